@@ -1,0 +1,1 @@
+"""Browse, label and steer the features of finished runs."""

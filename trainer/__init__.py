@@ -1,0 +1,1 @@
+"""Train a crosscoder over two or more language models and measure what it found."""

