@@ -1,0 +1,257 @@
+"""Activation store: aligned activations of all sources on disk, in shards.
+
+The format is public, so that other programs can write one: `manifest.json`, safetensors shards with one
+tensor per source, and optionally `documents.parquet` with the text. It is checked on opening.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trainer.errors import StoreError
+from trainer.run_folder import discard, published, write_json
+
+FORMAT, VERSION = "crossdiff.activations", 1
+PLACES = ("document", "position", "byte_end")
+"""Tensors that say where in the text a row lies; absent in stores without documents."""
+DTYPES = ("bfloat16", "float16", "float32")
+
+Rows = dict[str, Tensor]
+"""Activations by source name, each [rows, width of the source]."""
+Split = Literal["train", "held_out"]
+
+
+@dataclass(frozen=True)
+class StoredSource:
+    """A source as the manifest describes it."""
+
+    name: str
+    width: int
+    dtype: str = "bfloat16"
+    model: str = ""
+    revision: str | None = None
+    hookpoint: str = ""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of rows."""
+
+    file: str
+    rows: int
+    sha256: str
+    split: Split = "train"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the store holds."""
+
+    sources: tuple[StoredSource, ...]
+    shards: tuple[Shard, ...]
+    documents: str | None = None
+    statistics: dict[str, Any] = field(default_factory=dict)
+    """Counts of the harvest: coverage per corpus part and source, rows dropped and why."""
+
+    @property
+    def rows(self) -> int:
+        """Rows in all shards."""
+        return sum(shard.rows for shard in self.shards)
+
+
+class Block(NamedTuple):
+    """Consecutive rows as they are stored."""
+
+    rows: Rows
+    document: Tensor | None
+    position: Tensor | None
+    byte_end: Tensor | None
+
+
+class ActivationStore:
+    """An opened store, read only."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+
+    @classmethod
+    def open(cls, path: Path) -> "ActivationStore":
+        """Read the manifest and check that every shard is there and has the shapes it says.
+
+        Raises StoreError naming what is missing or wrong. Checksums and values are checked by `verify`.
+        """
+        store = cls(path, _read_manifest(path / "manifest.json"))
+        for shard in store.manifest.shards:
+            store._check_shapes(shard)
+        documents = store.manifest.documents
+        if documents is not None and not (path / documents).is_file():
+            raise StoreError(f"{path}: {documents} is missing. Copy it beside the manifest, or set documents to null.")
+        return store
+
+    @property
+    def sources(self) -> tuple[StoredSource, ...]:
+        """The sources in order."""
+        return self.manifest.sources
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Width of each source by name."""
+        return {source.name: source.width for source in self.sources}
+
+    def count(self, split: Split) -> int:
+        """Rows of a split."""
+        return sum(shard.rows for shard in self.shards(split))
+
+    def shards(self, split: Split | None) -> tuple[Shard, ...]:
+        """Shards of a split, or all."""
+        return tuple(shard for shard in self.manifest.shards if split in (None, shard.split))
+
+    def read(self, shard: Shard) -> Block:
+        """One shard, mapped into memory."""
+        with safe_open(self.path / shard.file, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        rows = {source.name: tensors[source.name] for source in self.sources}
+        return Block(rows, *(tensors.get(name) for name in PLACES))
+
+    def blocks(self, split: Split | None = None, *, rows: int = 8192) -> Iterator[Block]:
+        """All rows of a split in stored order, at most `rows` at a time and never across shards."""
+        for shard in self.shards(split):
+            whole = self.read(shard)
+            for first in range(0, shard.rows, rows):
+                part = slice(first, min(first + rows, shard.rows))
+                places = (None if place is None else place[part] for place in whole[1:])
+                yield Block({name: tensor[part] for name, tensor in whole.rows.items()}, *places)
+
+    def documents(self) -> pa.Table | None:
+        """The sequences' texts and tokens, or None."""
+        return None if self.manifest.documents is None else pq.read_table(self.path / self.manifest.documents)
+
+    def verify(self) -> None:
+        """Read everything once: checksums match and no value is NaN or infinite. Raises StoreError."""
+        for shard in self.manifest.shards:
+            if sha256_of(self.path / shard.file) != shard.sha256:
+                raise StoreError(f"{self.path / shard.file}: checksum differs from the manifest. Copy the file again.")
+            for name, tensor in self.read(shard).rows.items():
+                bad = int((~torch.isfinite(tensor)).any(dim=1).sum())
+                if bad:
+                    raise StoreError(
+                        f"{self.path / shard.file}: {bad} of {shard.rows} rows of {name!r} are NaN or infinite. "
+                        "Harvest them again in bfloat16 or float32 (float16 overflows in some models)."
+                    )
+
+    def _check_shapes(self, shard: Shard) -> None:
+        path = self.path / shard.file
+        if not path.is_file():
+            raise StoreError(f"{path} is missing, but the manifest lists it. Copy it there or harvest again.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        except (SafetensorError, OSError) as error:
+            raise StoreError(f"{path} is no complete safetensors file ({error}). Copy or harvest it again.") from None
+        for source in self.sources:
+            wanted = (shard.rows, source.width)
+            if source.name not in shapes:
+                raise StoreError(f"{path} has no tensor {source.name!r}; it holds {', '.join(sorted(shapes))}.")
+            if shapes[source.name] != wanted:
+                raise StoreError(f"{path}: {source.name!r} has shape {shapes[source.name]}, expected {wanted}.")
+
+
+class StoreWriter:
+    """Writes a store shard by shard; the manifest comes last, so a store without one is not finished."""
+
+    def __init__(self, path: Path, sources: tuple[StoredSource, ...], *, shard_rows: int = 65536) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        self._path, self._sources, self._shard_rows = path, sources, shard_rows
+        self._shards: list[Shard] = []
+        self._waiting: dict[Split, list[dict[str, Tensor]]] = {"train": [], "held_out": []}
+
+    def rows(self, split: Split) -> int:
+        """Rows added so far."""
+        done = sum(shard.rows for shard in self._shards if shard.split == split)
+        return done + sum(len(part["position"]) for part in self._waiting[split])
+
+    def add(self, rows: Rows, places: dict[str, Tensor], split: Split) -> None:
+        """Append rows, with document, position and byte_end int32 [rows]."""
+        waiting = self._waiting[split]
+        waiting.append({**rows, **places})
+        while sum(len(part["position"]) for part in waiting) >= self._shard_rows:
+            whole = _joined(waiting)
+            self._write({name: tensor[: self._shard_rows] for name, tensor in whole.items()}, split)
+            waiting[:] = [{name: tensor[self._shard_rows :] for name, tensor in whole.items()}]
+
+    def finish(self, documents: pa.Table | None, statistics: dict[str, Any]) -> Manifest:
+        """Write what waits, the documents and the manifest."""
+        for split, waiting in self._waiting.items():
+            if waiting and len(waiting[0]["position"]):
+                self._write(_joined(waiting), split)
+        if documents is not None:
+            with published(self._path / "documents.parquet") as draft:
+                pq.write_table(documents, draft, compression="zstd")
+        name = None if documents is None else "documents.parquet"
+        manifest = Manifest(self._sources, tuple(self._shards), name, statistics)
+        write_json(self._path / "manifest.json", _to_json(manifest))
+        return manifest
+
+    def _write(self, tensors: dict[str, Tensor], split: Split) -> None:
+        file = f"shard-{len(self._shards):05d}.safetensors"
+        with published(self._path / file) as draft:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft)
+        rows = len(next(iter(tensors.values())))
+        self._shards.append(Shard(file, rows, sha256_of(self._path / file), split))
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _to_json(manifest: Manifest) -> dict[str, Any]:
+    return {"format": FORMAT, "version": VERSION, "rows": manifest.rows, **asdict(manifest)}
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"No activation store at {path.parent}: {path.name} is missing. Harvest it first.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise StoreError(f"{path} is not readable JSON ({error}). Copy or harvest the store again.") from None
+    if data.get("format") != FORMAT or data.get("version") != VERSION:
+        found = f"{data.get('format')!r} version {data.get('version')!r}"
+        raise StoreError(f"{path} is {found}; this Crossdiff reads {FORMAT!r} version {VERSION}.")
+    try:
+        sources = tuple(StoredSource(**_known(StoredSource, source)) for source in data["sources"])
+        shards = tuple(Shard(**_known(Shard, shard)) for shard in data["shards"])
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"{path} lacks something: {error}. The format is described in docs/formats.md.") from None
+    for source in sources:
+        if source.dtype not in DTYPES:
+            raise StoreError(f"{path}: {source.name!r} has dtype {source.dtype!r}; known are {', '.join(DTYPES)}.")
+    if not sources or not shards:
+        raise StoreError(f"{path} lists {len(sources)} sources and {len(shards)} shards; it needs at least one of each.")
+    return Manifest(sources, shards, data.get("documents"), data.get("statistics", {}))
+
+
+def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The entries a dataclass knows, so that other programs may add their own."""
+    return {key: value for key, value in values.items() if key in cls.__dataclass_fields__}  # type: ignore[attr-defined]
+
+
+def discard_store(path: Path) -> None:
+    """Remove a store, for example one that was not finished."""
+    discard(path)

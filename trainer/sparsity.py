@@ -1,0 +1,90 @@
+"""Sparsity: which features stay active. BatchTopK keeps the k strongest per row on average over a batch.
+
+Scores are activation times decoder norm, so that scaling a feature's encoder up and its decoder down changes nothing.
+Selection is exact, without sorting rows x features: candidates above a running threshold are few, and the k-th
+largest is found among them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trainer.recipe import SparsityRecipe
+
+SAFETY = 0.9
+"""Candidates are scores above this share of the last threshold; too few of them, and it is lowered."""
+
+
+class Selected(NamedTuple):
+    """What BatchTopK keeps of several score matrices."""
+
+    kept: list[Tensor]
+    """Per matrix, flat indices of kept entries in increasing order, int64."""
+    threshold: float
+    """The smallest score kept; 0 when nothing was."""
+
+
+def batch_topk(scores: Sequence[Tensor], keep: int, guess: float = 0.0) -> Selected:
+    """Keep the `keep` largest positive scores over all matrices [rows, features] together.
+
+    `guess` is about the threshold expected; a bad one costs time, never exactness.
+    """
+    flat = [score.reshape(-1) for score in scores]
+    bound = max(guess, 0.0) * SAFETY
+    while True:
+        candidates = [torch.nonzero(score > bound).squeeze(1) for score in flat]
+        if sum(map(len, candidates)) >= keep or bound == 0.0:
+            break
+        bound = bound * 0.7 if bound > guess * 0.2 else 0.0
+    values = torch.cat([score[at] for score, at in zip(flat, candidates, strict=True)])
+    if len(values) > keep:
+        values, chosen = torch.topk(values, keep, sorted=False)
+        mask = torch.zeros(sum(map(len, candidates)), dtype=torch.bool, device=chosen.device)
+        mask[chosen] = True
+        parts = mask.split([len(at) for at in candidates])
+        candidates = [at[part] for at, part in zip(candidates, parts, strict=True)]
+    return Selected(candidates, float(values.min()) if len(values) else 0.0)
+
+
+def ranking_norm(norms: Sequence[Tensor], rank_by: str) -> Tensor:
+    """What an activation is multiplied with to compete for the budget [features].
+
+    `norms` are a group's decoder norms in each source it writes. With the sum, as in the literature, a
+    feature that writes one source competes at half weight against one that writes two.
+    """
+    stacked = torch.stack(list(norms))
+    match rank_by:
+        case "largest_norm":
+            return stacked.amax(dim=0)
+        case "sum_of_norms":
+            return stacked.sum(dim=0)
+        case "root_sum_of_squares":
+            return stacked.square().sum(dim=0).sqrt()
+        case _:
+            return torch.ones_like(stacked[0])
+
+
+def annealed_k(recipe: SparsityRecipe, step: int, steps: int) -> int:
+    """k at a step: from `k_start` linearly down to `k` over the first share of the steps."""
+    start = recipe.k_start or 4 * recipe.k
+    over = recipe.anneal_share * steps
+    if step >= over:
+        return recipe.k
+    return round(start + (recipe.k - start) * step / over)
+
+
+@dataclass
+class RunningThreshold:
+    """Moving average of the smallest score kept: the threshold at inference."""
+
+    decay: float
+    value: float = 0.0
+    steps: int = 0
+
+    def update(self, smallest: float) -> None:
+        """Count one batch in; the first sets it."""
+        self.value = smallest if self.steps == 0 else self.decay * self.value + (1 - self.decay) * smallest
+        self.steps += 1
