@@ -1,0 +1,33 @@
+"""Runs migrations on a connection that the server hands over, or on the database of the environment."""
+
+from alembic import context
+from sqlalchemy import Connection
+
+from app.labels.database import database_url, open_database
+from app.labels.tables import Base
+
+
+def migrate(connection: Connection) -> None:
+    """Run what was asked for on this connection."""
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        render_as_batch=True,  # SQLite cannot alter a table: it is copied
+        compare_type=True,
+        compare_server_default=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+given = context.config.attributes.get("connection")
+if context.is_offline_mode():
+    context.configure(url=database_url(), target_metadata=Base.metadata, literal_binds=True, render_as_batch=True)
+    with context.begin_transaction():
+        context.run_migrations()
+elif given is not None:
+    migrate(given)
+else:
+    with open_database(database_url()).connect() as connection:
+        migrate(connection)
+        connection.commit()

@@ -1,0 +1,145 @@
+"""Database: opens the labels database, brings its schema up to date and hands out transactions."""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Connection, Engine, event, make_url
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from app.errors import ReaderError
+from app.settings import REPOSITORY, Settings
+
+PATIENCE = 15.0
+"""Seconds a writer waits for another writer of the same SQLite file."""
+ADDRESSES = "Set CROSSDIFF_DATABASE_URL to postgresql://user:password@host/name, or unset it to use a file."
+MIGRATION_KEY = 7_203_941
+"""Number of the PostgreSQL advisory lock under which servers migrate one after another."""
+
+
+class LabelsUnusable(ReaderError):
+    """The labels database cannot be opened or brought up to date."""
+
+    status = 503
+    title = "The labels cannot be read"
+
+    def __init__(self, fact: str, *, remedy: str) -> None:
+        super().__init__(f"The labels database cannot be used: {fact}", remedy=remedy)
+
+
+def database_url(settings: Settings | None = None) -> str:
+    """The labels database that the settings ask for: `labels.db` in the home folder unless they name another."""
+    settings = settings or Settings.from_environment()
+    return settings.database_url or f"sqlite:///{settings.home / 'labels.db'}"
+
+
+def open_database(url: str, *, foreign_keys: bool = True) -> Engine:
+    """An engine on a labels database, SQLite or PostgreSQL; nothing is connected yet.
+
+    `foreign_keys` is off for migrations alone, because SQLite changes a table by replacing it.
+    Raises LabelsUnusable for an address that is neither.
+    """
+    try:
+        address = make_url(url)
+    except sa.exc.ArgumentError:
+        raise LabelsUnusable("its address is not a database's.", remedy=ADDRESSES) from None
+    if address.drivername in ("postgres", "postgresql"):
+        address = address.set(drivername="postgresql+psycopg")
+    if address.get_backend_name() == "postgresql":
+        return sa.create_engine(address, pool_pre_ping=True)
+    if address.get_backend_name() != "sqlite":
+        raise LabelsUnusable(f"labels cannot be kept in {address.get_backend_name()}.", remedy=ADDRESSES)
+    engine = sa.create_engine(address, connect_args={"timeout": PATIENCE})
+    event.listen(engine, "connect", _prepare_with_keys if foreign_keys else _prepare)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def migrate(url: str) -> None:
+    """Bring the schema up to date, one process at a time; all of it or nothing.
+
+    Raises LabelsUnusable when the database cannot be opened, is damaged, or is newer than this program.
+    """
+    engine = open_database(url, foreign_keys=False)
+    try:
+        with _alone(engine), engine.connect().execution_options(writing=True) as connection, connection.begin():
+            if engine.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_KEY)))
+            command.upgrade(alembic_config(connection), "head")
+    except CommandError as error:
+        remedy = "Start the newer Crossdiff, or name another database with CROSSDIFF_DATABASE_URL."
+        raise LabelsUnusable(f"its schema is newer than this program knows ({error}).", remedy=remedy) from error
+    except (sa.exc.DBAPIError, OSError) as error:
+        cause = str(getattr(error, "orig", None) or error).strip().rstrip(".")
+        remedy = "Check that the server runs and the file can be written, or restore a backup."
+        raise LabelsUnusable(f"{cause}.", remedy=remedy) from error
+    finally:
+        engine.dispose()
+
+
+def alembic_config(connection: Connection | None = None) -> Config:
+    """Alembic's settings; with a connection its commands run inside the transaction begun there."""
+    config = Config(REPOSITORY / "alembic.ini")
+    config.attributes["connection"] = connection
+    return config
+
+
+def head() -> str:
+    """The newest revision of the schema that this program knows."""
+    newest = ScriptDirectory.from_config(alembic_config()).get_current_head()
+    assert newest is not None, "there is no migration at all"
+    return newest
+
+
+@contextlib.contextmanager
+def transaction(engine: Engine, *, writing: bool = False) -> Iterator[Session]:
+    """One transaction: committed when the body ends, rolled back when it raises.
+
+    A transaction that will write says so at once: SQLite then waits for its turn at the beginning, because one
+    that has read before it writes is refused without waiting when somebody else wrote in between.
+    """
+    bound = engine.execution_options(writing=True) if writing else engine
+    with Session(bound, expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+@contextlib.contextmanager
+def _alone(engine: Engine) -> Iterator[None]:
+    """For a SQLite file, hold a lock file beside it; its folder is made when it is missing."""
+    if engine.dialect.name != "sqlite" or engine.url.database in (None, "", ":memory:"):
+        yield
+        return
+    path = Path(str(engine.url.database))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path.with_name(path.name + ".lock")):
+        yield
+
+
+def _prepare(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
+    """A new SQLite connection: readers and one writer at once, and what is committed survives a power cut."""
+    connection.isolation_level = None  # transactions begin where SQLAlchemy says so, in `_begin`
+    cursor = connection.cursor()
+    cursor.execute("pragma journal_mode=wal")
+    cursor.execute("pragma synchronous=full")
+    cursor.close()
+
+
+def _prepare_with_keys(connection: sqlite3.Connection, entry: ConnectionPoolEntry) -> None:
+    """The same, and rows may not point at nothing."""
+    _prepare(connection, entry)
+    connection.execute("pragma foreign_keys=on").close()
+
+
+def _begin(connection: Connection) -> None:
+    """Begin a SQLite transaction; one that will write takes its turn now."""
+    options: dict[str, Any] = dict(connection.get_execution_options())
+    connection.exec_driver_sql("begin immediate" if options.get("writing") else "begin")
