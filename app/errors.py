@@ -1,0 +1,68 @@
+"""Errors a reader may see: each has a status code, says what is so, and what to do about it."""
+
+import difflib
+
+
+class ReaderError(Exception):
+    """Something a reader can cause or can mend; shown as a page, a fragment or JSON with its status."""
+
+    status = 400
+    title = "This cannot be done"
+
+    def __init__(self, fact: str, *, remedy: str) -> None:
+        super().__init__(f"{fact} {remedy}")
+        self.fact = fact
+        self.remedy = remedy
+
+
+class BadQuery(ReaderError):
+    """A filter, sort or page in the address that makes no sense."""
+
+    status = 422
+    title = "The address asks for something impossible"
+
+
+class NotFound(ReaderError):
+    """The address names something that is not there."""
+
+    status = 404
+    title = "Not found"
+
+
+class RunNotFound(NotFound):
+    """The address names a run that is not on this machine."""
+
+    title = "No such run"
+
+    def __init__(self, run: str, *, known: list[str]) -> None:
+        near = difflib.get_close_matches(run, known, n=1, cutoff=0.5)
+        listing = ", ".join(known[:8]) + (", …" if len(known) > 8 else "")
+        remedy = f"Did you mean {near[0]!r}?" if near else ""
+        if not remedy:
+            remedy = f"Runs here: {listing}." if known else "There is no run yet; make one with `make demo`."
+        super().__init__(f"No run named {run!r} is on this machine.", remedy=remedy)
+
+
+class FeatureNotFound(NotFound):
+    """The address names a feature that the run does not have."""
+
+    title = "No such feature"
+
+    def __init__(self, run: str, feature: int, *, count: int) -> None:
+        super().__init__(
+            f"Run {run!r} has no feature {feature}.", remedy=f"Its features are numbered 0 to {count - 1:,}."
+        )
+
+
+class ResultsMissing(ReaderError):
+    """The run is there but has published no results yet."""
+
+    status = 404
+    title = "No results yet"
+
+
+class ResultsUnreadable(ReaderError):
+    """The run's results are there but cannot be used."""
+
+    status = 503
+    title = "The results cannot be read"

@@ -1,0 +1,164 @@
+"""The explorer: `create_app(settings)` puts pages, API, static files and error pages together."""
+
+import importlib.util
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import duckdb
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
+
+from app.errors import BadQuery, NotFound, ReaderError, ResultsUnreadable
+from app.pages import home
+from app.results.connection import Library
+from app.security import SameOriginWrites, SecurityHeaders
+from app.settings import Settings
+from app.templates import VENDOR, make_environment, missing_assets, render, wants_fragment
+
+log = logging.getLogger("crossdiff.explorer")
+
+
+@dataclass(frozen=True)
+class ErrorPage:
+    """What went wrong, and what to do about it."""
+
+    template: ClassVar[str] = "error.html"
+    fragments: ClassVar[dict[str, str]] = {}
+
+    status: int
+    title: str
+    fact: str
+    remedy: str
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The explorer as an ASGI application; nothing is opened before the first request."""
+    settings = settings or Settings.from_environment()
+    app = FastAPI(
+        title="Crossdiff",
+        summary="What is different inside two language models.",
+        version="1",
+        root_path=settings.root_path,
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/api/openapi.json",
+    )
+    app.state.settings = settings
+    app.state.library = Library(settings.runs)
+    app.state.environment = make_environment(settings.frontend, settings.root_path)
+    app.add_middleware(SameOriginWrites)
+    app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
+    app.add_middleware(SecurityHeaders)
+    _add_errors(app)
+    _add_files(app, settings)
+    app.include_router(home.router)
+    _include_others(app)
+    return app
+
+
+def _include_others(app: FastAPI) -> None:
+    """Pages that are built apart from these: each module has `router`; labels also `open_labels(app)`."""
+    for name in ("labels", "steer", "generations"):
+        if importlib.util.find_spec(f"app.pages.{name}") is not None:
+            app.include_router(importlib.import_module(f"app.pages.{name}").router)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    missing = missing_assets(app.state.settings.frontend)
+    if missing:
+        log.error("Scripts and styles are not installed (%s); pages look bare. Run `make setup`.", ", ".join(missing))
+    yield
+    app.state.library.close()
+
+
+def _add_files(app: FastAPI, settings: Settings) -> None:
+    """Own static files at /static, third-party files at /vendor; both carry a version, so browsers may keep them."""
+
+    def send(request: Request, root: str, path: str) -> Response:
+        folder = (settings.frontend / root).resolve()
+        file = (folder / path).resolve()
+        if not file.is_relative_to(folder) or not file.is_file():
+            raise NotFound(f"There is no file {path!r}.", remedy="Reload the page; run `make setup` if it stays away.")
+        forever = "public, max-age=31536000, immutable" if "v" in request.query_params else "no-cache"
+        return FileResponse(file, headers={"Cache-Control": forever})
+
+    @app.get("/static/{path:path}", include_in_schema=False)
+    def static_file(request: Request, path: str) -> Response:
+        return send(request, "static", path)
+
+    @app.get("/vendor/{name}", include_in_schema=False)
+    def vendor_file(request: Request, name: str) -> Response:
+        return send(request, "node_modules", VENDOR.get(name, "-"))
+
+
+def _add_errors(app: FastAPI) -> None:
+    """One answer for every error: a page, a fragment for HTMX, or JSON."""
+    answers: list[tuple[type[Exception] | int, Callable[[Request, Exception], Response]]] = [
+        (ReaderError, _answer),
+        (HTTPException, _from_http),
+        (RequestValidationError, _from_validation),
+        (duckdb.Error, _from_duckdb),
+        (500, _from_bug),
+    ]
+    for kind, handler in answers:
+        app.add_exception_handler(kind, handler)
+
+
+def _answer(request: Request, error: Exception) -> Response:
+    """The error in the shape the client reads."""
+    assert isinstance(error, ReaderError)
+    page = ErrorPage(error.status, error.title, error.fact, error.remedy)
+    if request.url.path.startswith(f"{request.app.state.settings.root_path}/api/"):
+        body = {"status": page.status, "title": page.title, "message": page.fact, "remedy": page.remedy}
+        return JSONResponse({"error": body}, page.status)
+    if wants_fragment(request):
+        template = request.app.state.environment.get_template("_error.html")
+        return Response(template.render(**page.__dict__), page.status, media_type="text/html")
+    return render(request, page, page.status)
+
+
+def _from_http(request: Request, error: Exception) -> Response:
+    """Routes that do not exist and methods that are not allowed."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        fact = f"There is no page at {request.url.path}."
+        return _answer(request, NotFound(fact, remedy="Start from the home page."))
+    refusal = ReaderError(f"{error.detail}.", remedy="Go back and use the page's own links and forms.")
+    refusal.status = error.status_code
+    return _answer(request, refusal)
+
+
+def _from_validation(request: Request, error: Exception) -> Response:
+    """Parameters of the wrong kind, each named."""
+    assert isinstance(error, RequestValidationError)
+    parts = [f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()]
+    remedy = "Correct the address, or start again from the list without filters."
+    return _answer(request, BadQuery(f"{'; '.join(parts)}.", remedy=remedy))
+
+
+def _from_duckdb(request: Request, error: Exception) -> Response:
+    """A results file that opened but breaks while it is read."""
+    run = str(request.path_params.get("run", ""))
+    log.error("reading the results of %s failed", run, exc_info=error)
+    request.app.state.library.forget(run)
+    first = str(error).strip().splitlines()[0]
+    fact = f"Reading the results of {run!r} failed: {first}"
+    return _answer(request, ResultsUnreadable(fact, remedy="Publish them again with `crossdiff analyse RECIPE`."))
+
+
+def _from_bug(request: Request, error: Exception) -> Response:
+    """Whatever is our own fault; the server writes the traceback to its log."""
+    problem = ReaderError(
+        f"The explorer made a mistake ({type(error).__name__}).",
+        remedy="Other pages still work. The log of `crossdiff serve` has the details; please report them.",
+    )
+    problem.status, problem.title = 500, "Something broke"
+    return _answer(request, problem)

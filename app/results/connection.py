@@ -1,0 +1,173 @@
+"""Open results files read-only; hand each request its own cursor.
+
+DuckDB keeps a file that was opened once alive inside the process, so a results file never changes under
+its name: `current.json` points at the newest, and a new name is a new connection.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import duckdb
+
+from app.errors import ResultsMissing, ResultsUnreadable, RunNotFound
+from app.results.folders import results_pointer, run_names
+
+SCHEMA_VERSION = 1
+"""Newest schema of results files that this explorer reads."""
+
+OPEN_FILES = 16
+"""Results files kept open at most."""
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One stream of activations that was compared."""
+
+    source: int
+    name: str
+    model: str
+    revision: str | None
+    hookpoint: str
+    layer: int | None
+    width: int
+    scale: float
+
+
+@dataclass(frozen=True)
+class Results:
+    """One run's results, as one request sees them: a cursor of its own and what every page needs."""
+
+    run: str
+    cursor: duckdb.DuckDBPyConnection
+    sources: tuple[Source, ...]
+    features: int
+    """Size of the dictionary."""
+    file: str
+    """Name of the results file; it changes whenever anything in it does."""
+
+    def rows(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        """All rows of a query with named parameters."""
+        return self.cursor.execute(sql, parameters or None).fetchall()
+
+    def row(self, sql: str, **parameters: Any) -> tuple[Any, ...] | None:
+        """The first row of a query with named parameters."""
+        return self.cursor.execute(sql, parameters or None).fetchone()
+
+
+@dataclass
+class _Open:
+    path: Path
+    connection: duckdb.DuckDBPyConnection
+    sources: tuple[Source, ...]
+    features: int
+    remembered: dict[str, Any]
+
+
+class Library:
+    """The runs on this machine; knows which results files are open. Safe to share between threads."""
+
+    def __init__(self, runs: Path) -> None:
+        self.runs = runs
+        self._open: OrderedDict[Path, _Open] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def folder(self, run: str) -> Path:
+        """The folder of a run. Raises RunNotFound."""
+        known = run_names(self.runs)
+        if run not in known:
+            raise RunNotFound(run, known=known)
+        return self.runs / run
+
+    def results(self, run: str) -> Results:
+        """A cursor into the run's published results. Raises RunNotFound, ResultsMissing or ResultsUnreadable."""
+        held = self._hold(run)
+        return Results(run, held.connection.cursor(), held.sources, held.features, held.path.name)
+
+    def remember(self, run: str, name: str, make: Callable[[Results], Value]) -> Value:
+        """A value worked out once per results file, which never changes under its name."""
+        held = self._hold(run)
+        if name not in held.remembered:
+            results = self.results(run)
+            held.remembered[name] = make(results)
+            results.cursor.close()
+        return held.remembered[name]  # type: ignore[no-any-return]
+
+    def forget(self, run: str) -> None:
+        """Drop open files of a run, so that the next request opens its results anew."""
+        with self._lock:
+            for path in [path for path in self._open if path.parent.name == run]:
+                del self._open[path]
+
+    def close(self) -> None:
+        """Close every file."""
+        with self._lock:
+            while self._open:
+                self._open.popitem()[1].connection.close()
+
+    def _hold(self, run: str) -> _Open:
+        path = self._published(run)
+        with self._lock:
+            if path in self._open:
+                self._open.move_to_end(path)
+                return self._open[path]
+            held = _open(path, run)
+            # Cursors of requests under way keep an older file alive until they are done.
+            for other in [other for other in self._open if other.parent == path.parent]:
+                del self._open[other]
+            self._open[path] = held
+            if len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)
+            return held
+
+    def _published(self, run: str) -> Path:
+        folder = self.folder(run)
+        try:
+            name = results_pointer(folder)
+        except ValueError as error:
+            raise ResultsUnreadable(
+                f"Run {run!r}: current.json cannot be read ({error}).", remedy=f"Publish again: {_again(folder)}."
+            ) from None
+        if name is None:
+            raise ResultsMissing(
+                f"Run {run!r} has not published results yet.",
+                remedy="The home page shows how far it is; start it again with the command that made it if it stopped.",
+            )
+        if not (folder / name).is_file():
+            raise ResultsUnreadable(
+                f"Run {run!r} points at {name}, which is not in its folder.", remedy=f"Publish again: {_again(folder)}."
+            )
+        return folder / name
+
+
+def _open(path: Path, run: str) -> _Open:
+    """Open and check one results file. Raises ResultsUnreadable."""
+    try:
+        connection = duckdb.connect(str(path), read_only=True, config={"threads": 2, "memory_limit": "2GB"})
+        (version,) = connection.execute("select max(schema_version) from run").fetchone() or (None,)
+        if version is None or version > SCHEMA_VERSION:
+            raise ResultsUnreadable(
+                f"{path.name} of run {run!r} has schema {version}; this explorer reads up to {SCHEMA_VERSION}.",
+                remedy="Update Crossdiff (`git pull`, then `make setup`) and start the explorer again.",
+            )
+        sources = connection.execute(
+            "select source, name, model, revision, hookpoint, layer, width, scale from source order by source"
+        ).fetchall()
+        (features,) = connection.execute("select count(*) from feature").fetchone() or (0,)
+    except duckdb.Error as error:
+        first = str(error).strip().splitlines()[0]
+        raise ResultsUnreadable(
+            f"The results of {run!r} ({path.name}) are damaged or not results at all: {first}",
+            remedy=f"Publish them again: {_again(path.parent)}.",
+        ) from error
+    return _Open(path, connection, tuple(Source(*row) for row in sources), features, {})
+
+
+def _again(folder: Path) -> str:
+    """The command that publishes a run's results again."""
+    return f"`crossdiff analyse {folder / 'recipe.yaml'}`"

@@ -1,0 +1,142 @@
+"""Runs and their headline measures."""
+
+import datetime
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from app.errors import ReaderError
+from app.results.connection import Library, Results, Source
+from app.results.folders import Plan, Progress, plan_of, read_plan, read_progress, run_names
+
+
+@dataclass(frozen=True)
+class OwnerCount:
+    """How many living features belong to one owner."""
+
+    owner: str
+    alive: int
+    features: int
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A finished run in a few figures."""
+
+    created_at: datetime.datetime
+    sources: tuple[Source, ...]
+    variance_explained: tuple[float | None, ...]
+    """Per source, on held-out rows, 1 is perfect."""
+    l0: float | None
+    """Active features per row, on average."""
+    dead_share: float
+    """Features that never fired, 0 to 1."""
+    owners: tuple[OwnerCount, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder: what it compares, what it is doing, what it found."""
+
+    run: str
+    status: str
+    """running, finished, failed, stopped or unreadable."""
+    plan: Plan | None
+    progress: Progress | None
+    headline: Headline | None
+    problem: str | None
+    """Why the run, or its results, cannot be used, with the remedy."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs that compare the same sources."""
+
+    sources: tuple[str, ...]
+    models: tuple[str, ...]
+    runs: tuple[Run, ...]
+
+
+def all_runs(library: Library) -> list[Run]:
+    """Every run on this machine, the one last worked on first."""
+    return [one_run(library, run) for run in run_names(library.runs)]
+
+
+def one_run(library: Library, run: str) -> Run:
+    """A run's state; a damaged results file is a fact about the run, not an error. Raises RunNotFound."""
+    folder = library.folder(run)
+    progress = read_progress(folder)
+    plan, headline, problem = None, None, progress.error if progress else None
+    if (folder / "current.json").exists():
+        try:
+            headline = library.remember(run, "headline", headline_of)
+            plan = library.remember(run, "plan", recorded_plan)
+        except ReaderError as error:
+            problem = str(error)
+    plan = plan or read_plan(folder)
+    status = _status(progress, headline, problem)
+    return Run(run, status, plan, progress, headline, problem if status != "running" else None)
+
+
+def comparisons(runs: list[Run]) -> list[Comparison]:
+    """Runs gathered by the sources they compare, in the order they came."""
+    gathered: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Run]] = {}
+    for run in runs:
+        key = (run.plan.sources, run.plan.models) if run.plan else ((), ())
+        gathered.setdefault(key, []).append(run)
+    return [Comparison(sources, models, tuple(members)) for (sources, models), members in gathered.items()]
+
+
+def headline_of(results: Results) -> Headline:
+    """The few figures that the home page shows of a finished run."""
+    (created_at,) = results.row("select created_at from run") or (None,)
+    measures = {
+        (source, measure): value
+        for source, measure, value in results.rows(
+            "select source, measure, value from evaluation where measure in ('variance_explained', 'l0')"
+        )
+    }
+    owners = results.rows(
+        """
+        select owner, count(*) filter (where firings > 0), count(*)
+        from feature group by owner order by 2 desc, owner
+        """
+    )
+    counts = tuple(OwnerCount(*row) for row in owners)
+    return Headline(
+        created_at=created_at,
+        sources=results.sources,
+        variance_explained=tuple(measures.get((source.source, "variance_explained")) for source in results.sources),
+        l0=measures.get((None, "l0")),
+        dead_share=1 - sum(count.alive for count in counts) / max(results.features, 1),
+        owners=counts,
+    )
+
+
+def recipe_of(results: Results) -> dict[str, Any]:
+    """The resolved recipe that made the results."""
+    (text,) = results.row("select recipe_json from run") or ("{}",)
+    recipe = json.loads(text)
+    return recipe if isinstance(recipe, dict) else {}
+
+
+def recorded_plan(results: Results) -> Plan:
+    """What the recipe inside the results says; sources come from the results themselves."""
+    plan = plan_of(recipe_of(results))
+    return Plan(
+        name=plan.name,
+        sources=tuple(source.name for source in results.sources),
+        models=tuple(source.model for source in results.sources),
+        variant=plan.variant,
+        features=results.features,
+        seed=plan.seed,
+    )
+
+
+def _status(progress: Progress | None, headline: Headline | None, problem: str | None) -> str:
+    if progress is not None and progress.status != "finished":
+        # A run that was started again after it had published keeps its results meanwhile.
+        return "finished" if headline and progress.status == "stopped" else progress.status
+    if headline is not None:
+        return "finished"
+    return "unreadable" if problem else "stopped"

@@ -1,0 +1,44 @@
+"""Settings: what the explorer reads from its environment, once, when it starts."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+"""The checkout that the app runs from; templates and static files lie beside the packages."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where data lies and where the explorer answers."""
+
+    home: Path = field(default_factory=lambda: Path("data").absolute())
+    """Folder with runs, models and the labels database."""
+    database_url: str | None = None
+    """Labels database; SQLite in the home folder when absent."""
+    worker_url: str | None = None
+    """Inference worker; a local one is started when absent."""
+    host: str = "127.0.0.1"
+    port: int = 8000
+    root_path: str = ""
+    """Prefix that a reverse proxy strips from addresses, such as `/crossdiff`; no slash at its end."""
+    frontend: Path = REPOSITORY / "frontend"
+    """Folder with templates, static files and node_modules."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
+        """Settings from CROSSDIFF_* variables, with defaults for those that are absent or empty."""
+        return cls(
+            home=Path(environment.get("CROSSDIFF_HOME") or "data").absolute(),
+            database_url=environment.get("CROSSDIFF_DATABASE_URL") or None,
+            worker_url=environment.get("CROSSDIFF_WORKER_URL") or None,
+            host=environment.get("CROSSDIFF_HOST") or "127.0.0.1",
+            port=int(environment.get("CROSSDIFF_PORT") or 8000),
+            root_path=(environment.get("CROSSDIFF_ROOT_PATH") or "").rstrip("/"),
+        )
+
+    @property
+    def runs(self) -> Path:
+        """Folder with one folder per run."""
+        return self.home / "runs"
