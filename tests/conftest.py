@@ -6,7 +6,6 @@ import random
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,10 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# The developer's own settings are none of a test's business.
+for name in [name for name in os.environ if name.startswith("CROSSDIFF_") and not name.startswith("CROSSDIFF_TEST_")]:
+    del os.environ[name]
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
@@ -56,9 +59,7 @@ def chromium_path() -> str:
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty CROSSDIFF_HOME for every test, and none of the developer's own settings."""
-    for name in [name for name in os.environ if name.startswith("CROSSDIFF_") and name != "CROSSDIFF_TEST_NETWORK"]:
-        monkeypatch.delenv(name)
+    """An empty CROSSDIFF_HOME for every test."""
     home = tmp_path / "crossdiff-home"
     monkeypatch.setenv("CROSSDIFF_HOME", str(home))
     return home
@@ -75,18 +76,18 @@ def fixed_seeds() -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refuse connections beyond this machine, except in tests marked `network`."""
-    if request.node.get_closest_marker("network") is None:
-        connect = socket.socket.connect
+    if request.node.get_closest_marker("network") is not None:
+        return
+    connect = socket.socket.connect
 
-        def connect_here(self: socket.socket, address: Any) -> None:
-            if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in LOOPBACK:
-                pytest.fail(f"A test tried to reach {address[0]}; mark it with pytest.mark.network if it must.")
-            connect(self, address)
+    def connect_here(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in LOOPBACK:
+            pytest.fail(f"A test tried to reach {address[0]}; mark it with pytest.mark.network if it must.")
+        connect(self, address)
 
-        monkeypatch.setattr(socket.socket, "connect", connect_here)
-    yield
+    monkeypatch.setattr(socket.socket, "connect", connect_here)
 
 
 def _models_folder() -> Path:

