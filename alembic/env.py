@@ -28,6 +28,7 @@ if context.is_offline_mode():
 elif given is not None:
     migrate(given)
 else:
-    with open_database(database_url()).connect() as connection:
+    engine = open_database(database_url(), foreign_keys=False)
+    with engine.begin() as connection:
         migrate(connection)
-        connection.commit()
+    engine.dispose()
