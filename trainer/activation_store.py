@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.errors import StoreError
-from trainer.run_folder import discard, published, write_json
+from trainer.run_folder import published, write_json
 
 FORMAT, VERSION = "crossdiff.activations", 1
 PLACES = ("document", "position", "byte_end")
@@ -169,55 +169,43 @@ class ActivationStore:
 class StoreWriter:
     """Writes a store shard by shard; the manifest comes last, so a store without one is not finished."""
 
-    def __init__(self, path: Path, sources: tuple[StoredSource, ...], *, shard_rows: int = 65536) -> None:
+    def __init__(self, path: Path, sources: tuple[StoredSource, ...], shards: tuple[Shard, ...] = ()) -> None:
+        """Begin a store, or go on after `shards` that an interrupted run has written."""
         path.mkdir(parents=True, exist_ok=True)
-        self._path, self._sources, self._shard_rows = path, sources, shard_rows
-        self._shards: list[Shard] = []
-        self._waiting: dict[Split, list[dict[str, Tensor]]] = {"train": [], "held_out": []}
+        self._path, self._sources = path, sources
+        self.shards = list(shards)
 
     def rows(self, split: Split) -> int:
-        """Rows added so far."""
-        done = sum(shard.rows for shard in self._shards if shard.split == split)
-        return done + sum(len(part["position"]) for part in self._waiting[split])
+        """Rows written so far."""
+        return sum(shard.rows for shard in self.shards if shard.split == split)
 
-    def add(self, rows: Rows, places: dict[str, Tensor], split: Split) -> None:
-        """Append rows, with document, position and byte_end int32 [rows]."""
-        waiting = self._waiting[split]
-        waiting.append({**rows, **places})
-        while sum(len(part["position"]) for part in waiting) >= self._shard_rows:
-            whole = _joined(waiting)
-            self._write({name: tensor[: self._shard_rows] for name, tensor in whole.items()}, split)
-            waiting[:] = [{name: tensor[self._shard_rows :] for name, tensor in whole.items()}]
+    def add(self, rows: Rows, places: dict[str, Tensor], split: Split) -> Shard | None:
+        """Write one shard: activations per source, and places (int32 [rows]) where there are documents."""
+        count = len(next(iter(rows.values())))
+        if not count:
+            return None
+        file = f"shard-{len(self.shards):05d}.safetensors"
+        with published(self._path / file) as draft:
+            save_file({name: tensor.contiguous() for name, tensor in (rows | places).items()}, draft)
+        shard = Shard(file, count, sha256_of(self._path / file), split)
+        self.shards.append(shard)
+        return shard
 
     def finish(self, documents: pa.Table | None, statistics: dict[str, Any]) -> Manifest:
-        """Write what waits, the documents and the manifest."""
-        for split, waiting in self._waiting.items():
-            if waiting and len(waiting[0]["position"]):
-                self._write(_joined(waiting), split)
+        """Write the documents and the manifest."""
         if documents is not None:
             with published(self._path / "documents.parquet") as draft:
                 pq.write_table(documents, draft, compression="zstd")
         name = None if documents is None else "documents.parquet"
-        manifest = Manifest(self._sources, tuple(self._shards), name, statistics)
+        manifest = Manifest(self._sources, tuple(self.shards), name, statistics)
         write_json(self._path / "manifest.json", _to_json(manifest))
         return manifest
-
-    def _write(self, tensors: dict[str, Tensor], split: Split) -> None:
-        file = f"shard-{len(self._shards):05d}.safetensors"
-        with published(self._path / file) as draft:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft)
-        rows = len(next(iter(tensors.values())))
-        self._shards.append(Shard(file, rows, sha256_of(self._path / file), split))
 
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _to_json(manifest: Manifest) -> dict[str, Any]:
@@ -251,7 +239,3 @@ def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:
     """The entries a dataclass knows, so that other programs may add their own."""
     return {key: value for key, value in values.items() if key in cls.__dataclass_fields__}  # type: ignore[attr-defined]
 
-
-def discard_store(path: Path) -> None:
-    """Remove a store, for example one that was not finished."""
-    discard(path)

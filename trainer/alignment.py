@@ -6,8 +6,8 @@ anchors are an intersection of sets, alignment resynchronises by itself after an
 """
 
 from collections.abc import Sequence
-from functools import cache, reduce
-from typing import NamedTuple, Protocol
+from functools import reduce
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,22 +30,34 @@ class Encoded(NamedTuple):
 class FastTokenizer(Protocol):
     """What alignment needs of a transformers fast tokenizer."""
 
-    is_fast: bool
+    backend_tokenizer: Any
 
-    def __call__(self, text: str, **options: object) -> object: ...
+    def __call__(self, text: list[str], **options: object) -> Any: ...
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]: ...
 
 
-def encode(tokenizer: FastTokenizer, text: str) -> Encoded:
-    """Tokens of a text without added special tokens, and the byte where each ends.
+def encode_all(tokenizer: FastTokenizer, texts: Sequence[str]) -> list[Encoded]:
+    """Tokens of each text without added special tokens, and the byte where each ends.
 
     Offsets of fast tokenizers count characters of the original text, whatever the normaliser did to it. Tokens
     that share a character (byte fallback, byte-level BPE) get the ends of their own bytes.
     """
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
-    ids = np.asarray(encoding["input_ids"], dtype=np.int64)  # type: ignore[index]
-    spans = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)  # type: ignore[index]
+    batch = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
+    return [
+        _encoded(tokenizer, text, ids, offsets)
+        for text, ids, offsets in zip(texts, batch["input_ids"], batch["offset_mapping"], strict=True)
+    ]
+
+
+def encode(tokenizer: FastTokenizer, text: str) -> Encoded:
+    """Tokens of one text; see `encode_all`."""
+    return encode_all(tokenizer, [text])[0]
+
+
+def _encoded(tokenizer: FastTokenizer, text: str, token_ids: list[int], offsets: list[tuple[int, int]]) -> Encoded:
+    ids = np.asarray(token_ids, dtype=np.int64)
+    spans = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
     byte_of = byte_offsets(text)
     starts, ends = byte_of[spans[:, 0]], byte_of[spans[:, 1]]
     _split_shared_spans(tokenizer, ids, starts, ends)
@@ -91,6 +103,7 @@ def _split_shared_spans(tokenizer: FastTokenizer, ids: NDArray[np.int64], starts
     """
     overlaps = np.flatnonzero((starts[1:] < ends[:-1]) & (ends[1:] > starts[1:]))
     done = -1
+    byte_level = bool(len(overlaps)) and _is_byte_level(tokenizer)
     for first in overlaps.tolist():
         if first <= done:
             continue
@@ -99,7 +112,7 @@ def _split_shared_spans(tokenizer: FastTokenizer, ids: NDArray[np.int64], starts
             last += 1
         done = last
         tokens = tokenizer.convert_ids_to_tokens(ids[first : last + 1].tolist())
-        own = starts[first] + np.cumsum([_byte_length(token) for token in tokens])
+        own = starts[first] + np.cumsum([_byte_length(token, byte_level) for token in tokens])
         begin, end = starts[first], ends[last]
         leading = own[-1] - end  # a word-boundary mark that is not in the text
         if own[-1] != end and leading in (1, 3) and tokens[0].startswith(("▁", "Ġ")):
@@ -110,17 +123,15 @@ def _split_shared_spans(tokenizer: FastTokenizer, ids: NDArray[np.int64], starts
             ends[first:last] = NO_END
 
 
-def _byte_length(token: str) -> int:
-    """Bytes of text that a token's string stands for, read as byte fallback, byte-level BPE or plain text."""
+def _is_byte_level(tokenizer: FastTokenizer) -> bool:
+    """Whether the tokens' strings spell bytes, as in GPT-2."""
+    return "ByteLevel" in repr(tokenizer.backend_tokenizer.decoder)
+
+
+def _byte_length(token: str, byte_level: bool) -> int:
+    """Bytes of text that a token's string stands for, read as byte-level BPE, byte fallback or plain text."""
+    if byte_level:
+        return len(token)
     if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
         return 1
-    if all(character in _byte_level_alphabet() for character in token):
-        return len(token)
     return len(token.replace("▁", " ").encode("utf-8", "surrogatepass"))
-
-
-@cache
-def _byte_level_alphabet() -> frozenset[str]:
-    """The 256 characters that stand for bytes in byte-level BPE (GPT-2): printable ones for themselves."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return frozenset(map(chr, printable)) | frozenset(chr(0x100 + n) for n in range(256 - len(printable)))

@@ -1,0 +1,31 @@
+"""Device: where tensors live and which precision products run in."""
+
+import torch
+
+from trainer.errors import UsageError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA when present, else MPS, else the CPU; anything else is taken as torch understands it.
+
+    Raises UsageError for a device that is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"Device {name!r} cannot be used here ({str(error).splitlines()[0]}). Use `auto`.") from None
+    return device
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it fast, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device.type == "cpu":
+        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    return torch.float32

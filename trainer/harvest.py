@@ -1,0 +1,274 @@
+"""Stage 1: run the corpus through every source and store the aligned activations.
+
+Work goes in pools of documents. A pool becomes at most two shards (training and held-out rows) and a part of the
+documents table, and is then on record: an interrupted harvest goes on after the last recorded pool.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from trainer.activation_store import ActivationStore, Rows, Shard, Split, StoredSource, StoreWriter
+from trainer.alignment import NO_END, possible_anchors
+from trainer.corpus import Document, documents
+from trainer.errors import CorpusError, StoreError
+from trainer.hookpoint import locate, read
+from trainer.progress import Progress
+from trainer.readings import Reader, read_all
+from trainer.recipe import HarvestRecipe, Recipe
+from trainer.run_folder import discard, published, write_json
+from trainer.sequences import Sequence, Text, cut
+from trainer.sources import Source
+from trainer.tokens import table_of
+
+POOL_ROWS = 32_768
+"""Anchors collected before the models run."""
+ENOUGH = 0.8
+"""A document counts as well covered when this share of its possible anchors is there."""
+
+
+@dataclass
+class Record:
+    """What an unfinished harvest has done; kept beside the shards."""
+
+    fingerprint: str
+    documents: int = 0
+    """Documents taken from the corpus."""
+    sequences: int = 0
+    parts: int = 0
+    """Parts of the documents table written."""
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    medians: dict[str, float] = field(default_factory=dict)
+    """Median norm per source in the first pool; outliers are counted in it."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """`<corpus>/<source or empty>/<measure>` to count."""
+
+
+class Harvest:
+    """A harvest in progress."""
+
+    def __init__(self, recipe: Recipe, sources: list[Source], path: Path, fingerprint: str) -> None:
+        """Go on with what is at `path` if it was begun for the same fingerprint, else begin anew."""
+        assert recipe.corpus is not None, "a harvest needs a corpus"
+        self.recipe, self.corpus, self.sources, self.path = recipe, recipe.corpus, sources, path
+        self.record = _read_record(path / "harvest.json", fingerprint)
+        if not self.record.documents:
+            discard(path)
+        shards = tuple(Shard(**shard) for shard in self.record.shards)
+        self.writer = StoreWriter(path, tuple(map(_described, sources)), shards)
+        self.hookpoints = [locate(s, s.recipe.hookpoint, s.recipe.layer) for s in sources]
+        self.counts: Counter[str] = Counter(self.record.counts)
+
+    def run(self, progress: Progress) -> ActivationStore:
+        """Harvest until there are enough training rows. Raises CorpusError when the corpus ends with none."""
+        wanted = self.recipe.harvest.rows
+        stream = iter(documents(self.corpus))
+        next(islice(stream, self.record.documents, self.record.documents), None)
+        with progress.task("harvest", total=wanted) as task:
+            task.advance(min(self.writer.rows("train"), wanted))
+            while (before := self.writer.rows("train")) < wanted:
+                texts = self._pool(stream)
+                if not texts:
+                    progress.say(f"harvest: the corpus ended after {before:,} of {wanted:,} rows")
+                    break
+                self._harvest(texts, wanted - before)
+                task.advance(self.writer.rows("train") - before)
+        if not self.writer.rows("train"):
+            raise CorpusError("The corpus gave no aligned rows. Check `corpus.mix`, and `language` in it.")
+        return self._finish()
+
+    def _pool(self, stream: Iterator[Document]) -> list[Text]:
+        """Documents with about POOL_ROWS anchors between them."""
+        limit = self.corpus.context * self.corpus.sequences_per_document
+        texts, anchors = [], 0
+        while anchors < POOL_ROWS:
+            some = list(islice(stream, 64))
+            if not some:
+                break
+            for text in read_all(some, [_reader(source) for source in self.sources], tokens=limit):
+                texts.append(text)
+                anchors += min(possible_anchors([encoded.ends for encoded in text.encoded]), limit)
+        return texts
+
+    def _harvest(self, texts: list[Text], wanted: int) -> None:
+        """Run one pool through every source, write its shards and put it on record."""
+        sequences = [sequence for text in texts for sequence in self._cut(text)]
+        sequences = _enough(sequences, wanted)
+        rows = {source.name: self._activations(index, sequences) for index, source in enumerate(self.sources)}
+        places = _places(sequences, first=self.record.sequences)
+        keep = self._kept(rows, sequences)
+        held_out = torch.from_numpy(np.repeat([s.held_out for s in sequences], [len(s.anchors) for s in sequences]))
+        splits: tuple[tuple[Split, Tensor], ...] = (("train", keep & ~held_out), ("held_out", keep & held_out))
+        for split, mask in splits:
+            here = torch.nonzero(mask).squeeze(1)
+            self.writer.add({k: x[here] for k, x in rows.items()}, {k: x[here] for k, x in places.items()}, split)
+        self._count(sequences, keep)
+        self._write_part(sequences)
+        self._put_on_record(len(texts), len(sequences))
+
+    def _cut(self, text: Text) -> list[Sequence]:
+        bos = [source.bos_id for source in self.sources]
+        return cut(text, context=self.corpus.context, bos=bos, most=self.corpus.sequences_per_document)
+
+    def _activations(self, index: int, sequences: list[Sequence]) -> Tensor:
+        """Activations of one source at the anchors of all sequences, in order [rows, width]."""
+        source, hookpoint = self.sources[index], self.hookpoints[index]
+        begins = np.cumsum([0, *(len(sequence.anchors) for sequence in sequences)])
+        out = torch.empty(int(begins[-1]), source.width, dtype=torch.bfloat16)
+        for batch in batches_by_length([len(s.ids[index]) for s in sequences], self.recipe.harvest.batch_tokens):
+            ids = _padded([sequences[n].ids[index] for n in batch], source.tokenizer.pad_token_id or 0)
+            found = read(source, hookpoint, ids.to(source.device), _mask(sequences, batch, index, source.device))
+            for row, n in enumerate(batch):
+                at = torch.from_numpy(sequences[n].positions(index)).to(found.device)
+                out[begins[n] : begins[n + 1]] = found[row, at].to(torch.bfloat16).cpu()
+        return out
+
+    def _kept(self, rows: Rows, sequences: list[Sequence]) -> Tensor:
+        """Which rows stay: finite, no special token in any source, no outlier norm in any source [rows]."""
+        keep = torch.ones(len(next(iter(rows.values()))), dtype=torch.bool)
+        for index, source in enumerate(self.sources):
+            norms = torch.linalg.vector_norm(rows[source.name].float(), dim=1)
+            median = self.record.medians.setdefault(source.name, float(norms.median()))
+            ids = np.concatenate([s.ids[index][s.positions(index)] for s in sequences])
+            special = torch.from_numpy(np.isin(ids, source.tokenizer.all_special_ids))
+            outlier = ~torch.isfinite(norms) | (norms > self.recipe.harvest.outlier_norm * median)
+            corpora = np.repeat([s.corpus for s in sequences], [len(s.anchors) for s in sequences])
+            for corpus, is_special, is_outlier in zip(corpora, special.tolist(), outlier.tolist(), strict=True):
+                self.counts[f"{corpus}/{index}/special"] += is_special
+                self.counts[f"{corpus}/{index}/outliers"] += is_outlier
+            keep &= ~special & ~outlier
+        return keep
+
+    def _count(self, sequences: list[Sequence], keep: Tensor) -> None:
+        """Coverage per corpus part."""
+        by_document: dict[int, list[Sequence]] = {}
+        for sequence in sequences:
+            by_document.setdefault(sequence.origin, []).append(sequence)
+        for pieces in by_document.values():
+            corpus = pieces[0].corpus
+            anchors, possible = sum(len(s.anchors) for s in pieces), sum(s.possible for s in pieces)
+            counted = {"documents": 1, "sequences": len(pieces), "anchors": anchors, "possible": possible}
+            counted["documents_over_80"] = int(anchors >= ENOUGH * possible)
+            for measure, count in counted.items():
+                self.counts[f"{corpus}//{measure}"] += count
+            for index in range(len(self.sources)):
+                self.counts[f"{corpus}/{index}/tokens"] += sum(int((s.ends[index] != NO_END).sum()) for s in pieces)
+        first = 0
+        for sequence in sequences:
+            self.counts[f"{sequence.corpus}//kept"] += int(keep[first : first + len(sequence.anchors)].sum())
+            first += len(sequence.anchors)
+
+    def _write_part(self, sequences: list[Sequence]) -> None:
+        tokenizers = [source.tokenizer for source in self.sources]
+        with published(self.path / f"documents-{self.record.parts:05d}.parquet") as draft:
+            pq.write_table(table_of(sequences, tokenizers, first=self.record.sequences), draft)
+
+    def _put_on_record(self, taken: int, sequences: int) -> None:
+        record = self.record
+        record.documents += taken
+        record.sequences += sequences
+        record.parts += 1
+        record.shards = [asdict(shard) for shard in self.writer.shards]
+        record.counts = dict(self.counts)
+        write_json(self.path / "harvest.json", asdict(record))
+        _check_coverage(self.counts, self.recipe.harvest)
+
+    def _finish(self) -> ActivationStore:
+        parts = [self.path / f"documents-{part:05d}.parquet" for part in range(self.record.parts)]
+        table = pa.concat_tables([pq.read_table(part) for part in parts])
+        self.writer.finish(table, {"counts": dict(self.counts), "medians": self.record.medians})
+        for part in [*parts, self.path / "harvest.json"]:
+            part.unlink(missing_ok=True)
+        return ActivationStore.open(self.path)
+
+
+def batches_by_length(lengths: list[int], tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of like lengths, longest first; padding included, a batch has at most `tokens` tokens."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    batch: list[int] = []
+    for index in order:
+        if batch and lengths[batch[0]] * (len(batch) + 1) > tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def coverage_rows(statistics: dict[str, Any]) -> list[tuple[str, int | None, str, float]]:
+    """Counts of a harvest as rows of the results' coverage table: corpus, source, measure, value."""
+    rows = []
+    for key, count in statistics.get("counts", {}).items():
+        corpus, source, measure = key.rsplit("/", 2)
+        rows.append((corpus, int(source) if source else None, measure, float(count)))
+    return rows
+
+
+def _reader(source: Source) -> Reader:
+    return Reader(source.tokenizer, source.bos_id, source.has_chat_template)
+
+
+def _described(source: Source) -> StoredSource:
+    hookpoint = f"{source.recipe.hookpoint}.{source.recipe.layer}"
+    return StoredSource(source.name, source.width, "bfloat16", source.recipe.model, source.revision, hookpoint)
+
+
+def _enough(sequences: list[Sequence], wanted: int) -> list[Sequence]:
+    """Sequences up to about the rows still wanted; a few more, because some rows will be dropped."""
+    rows, kept = 0, []
+    for sequence in sequences:
+        if rows >= wanted * 1.02:
+            break
+        kept.append(sequence)
+        rows += 0 if sequence.held_out else len(sequence.anchors)
+    return kept
+
+
+def _places(sequences: list[Sequence], *, first: int) -> dict[str, Tensor]:
+    lengths = [len(sequence.anchors) for sequence in sequences]
+    document = np.repeat(np.arange(first, first + len(sequences)), lengths)
+    position = np.concatenate([sequence.positions(0) for sequence in sequences])
+    byte_end = np.concatenate([sequence.anchors for sequence in sequences])
+    columns = {"document": document, "position": position, "byte_end": byte_end}
+    return {name: torch.from_numpy(column.astype(np.int32)) for name, column in columns.items()}
+
+
+def _padded(ids: list[np.ndarray[Any, Any]], pad: int) -> Tensor:
+    out = np.full((len(ids), max(map(len, ids))), pad, dtype=np.int64)
+    for row, some in enumerate(ids):
+        out[row, : len(some)] = some
+    return torch.from_numpy(out)
+
+
+def _mask(sequences: list[Sequence], batch: list[int], index: int, device: torch.device) -> Tensor:
+    lengths = torch.tensor([len(sequences[n].ids[index]) for n in batch], device=device)
+    return (torch.arange(int(lengths.max()), device=device) < lengths[:, None]).long()
+
+
+def _check_coverage(counts: Counter[str], recipe: HarvestRecipe) -> None:
+    possible = sum(count for key, count in counts.items() if key.endswith("//possible"))
+    anchors = sum(count for key, count in counts.items() if key.endswith("//anchors"))
+    if anchors < recipe.minimum_coverage * possible:
+        raise StoreError(
+            f"Only {anchors / possible:.0%} of the possible anchors are common to all tokenizers, less than "
+            f"harvest.minimum_coverage ({recipe.minimum_coverage:.0%}). Lower it if that is what you expect."
+        )
+
+
+def _read_record(path: Path, fingerprint: str) -> Record:
+    """The record of an unfinished harvest of the same fingerprint, or a fresh one."""
+    try:
+        record = Record(**json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        return Record(fingerprint)
+    return record if record.fingerprint == fingerprint else Record(fingerprint)
