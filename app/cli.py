@@ -13,7 +13,15 @@ from trainer.errors import CrossdiffError
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells count it."""
 DEMO = Path(__file__).resolve().parents[1] / "trainer" / "recipes" / "demo.yaml"
-STAGES = ("prepare", "harvest", "train", "evaluate", "analyse")
+STAGES = ("harvest", "train", "evaluate", "analyse")
+
+
+class Failure(click.ClickException):
+    """One sentence on standard error, and the exit code it calls for."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # click reads the instance
 
 
 class Commands(click.Group):
@@ -31,14 +39,14 @@ class Commands(click.Group):
             click.echo("\nStopped. The same command goes on from here.", err=True)
             ctx.exit(INTERRUPTED)
         except CrossdiffError as error:
-            raise _failure(str(error), error.exit_code) from error
+            raise Failure(str(error), error.exit_code) from error
         except ReaderError as error:
-            raise _failure(str(error), 1) from error
+            raise Failure(str(error), 1) from error
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
             where = f" while writing {error.filename}" if error.filename else ""
-            raise _failure(f"The disk is full{where}. Free some room and run the same command again.", 1) from error
+            raise Failure(f"The disk is full{where}. Free some room and run the same command again.", 1) from error
 
 
 EXAMPLES = """\b
@@ -124,7 +132,7 @@ def run(
 @recipe_options
 def harvest(recipe: Path, overrides: tuple[str, ...], force: bool) -> None:
     """Run the models on the text and store their activations."""
-    _run(recipe, overrides, force=force, stages=("prepare", "harvest"))
+    _run(recipe, overrides, force=force, stages=("harvest",))
 
 
 @main.command()
@@ -206,12 +214,6 @@ def _headline(one: Any) -> str:
     )
     owners = ", ".join(f"{count.alive:,} {count.owner}" for count in one.headline.owners)
     return f"{owners} (variance explained: {explained})"
-
-
-def _failure(message: str, exit_code: int) -> click.ClickException:
-    failure = click.ClickException(message)
-    failure.exit_code = exit_code
-    return failure
 
 
 if __name__ == "__main__":
