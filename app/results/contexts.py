@@ -1,0 +1,153 @@
+"""Contexts: the text around a feature's firings, as rows of tokens with activations."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from app.errors import NotFound
+from app.results.connection import Results
+from app.results.tokens import Row, rows_of
+
+BUCKETS = ("top", "q5", "q4", "q3", "q2", "q1", "random")
+"""Kinds of kept firings, in the order pages show them."""
+
+SAME_WITHIN = 5
+"""Rows on either side of the peak that must be equal for two contexts to count as repeated."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """One kept firing with the text around it."""
+
+    context: int
+    rank: int
+    corpus: str
+    peak: float
+    """Activation at its strongest row, unscaled."""
+    rows: list[Row]
+    repeats: "tuple[Window, ...]"
+    """Further firings on the same words."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """How many firings of one kind are kept."""
+
+    bucket: str
+    count: int
+
+
+@dataclass(frozen=True)
+class WholeContext:
+    """A whole sequence, with what is known of one feature on it."""
+
+    context: int
+    document: int
+    corpus: str
+    held_out: bool
+    rows: list[Row]
+    windows: int
+    """Kept firings of the feature in it."""
+
+
+def buckets_of(results: Results, feature: int, corpus: str) -> list[Bucket]:
+    """Kinds of firings that are kept of a feature, strongest first; `corpus` restricts unless it is empty."""
+    counts = dict(
+        results.rows(
+            """
+            select bucket, count(*) from firing
+            where feature = $feature and ($corpus = '' or corpus = $corpus) group by bucket
+            """,
+            feature=feature,
+            corpus=corpus,
+        )
+    )
+    return [Bucket(bucket, counts[bucket]) for bucket in BUCKETS if bucket in counts]
+
+
+def corpora_of(results: Results, feature: int) -> list[str]:
+    """Corpus parts in which firings of the feature are kept."""
+    rows = results.rows("select distinct corpus from firing where feature = $feature order by 1", feature=feature)
+    return [corpus for (corpus,) in rows]
+
+
+def windows_of(results: Results, feature: int, bucket: str, corpus: str, *, scale: float) -> list[Window]:
+    """Kept firings of one kind, strongest first, those on the same words folded into the first of them."""
+    rows = results.rows(
+        """
+        select context, rank, corpus, peak, peak_byte_end, byte_start, "text", tokens, activations
+        from firing
+        where feature = $feature and bucket = $bucket and ($corpus = '' or corpus = $corpus)
+        order by rank
+        """,
+        feature=feature,
+        bucket=bucket,
+        corpus=corpus,
+    )
+    return _folded([_window(row, scale) for row in rows])
+
+
+def strongest_windows(results: Results, features: list[int], source: int) -> dict[int, Window]:
+    """The strongest kept firing of each of these features, with the tokens of one source."""
+    rows = results.rows(
+        """
+        select feature, context, rank, corpus, peak, peak_byte_end, byte_start, "text",
+            [tokens[$source + 1]], activations
+        from firing
+        where list_contains($features, feature) and feature >= $first and feature <= $last
+            and bucket = 'top' and rank = 0
+        """,
+        features=features,
+        first=min(features, default=0),
+        last=max(features, default=-1),
+        source=source,
+    )
+    return {feature: _window(tuple(row), row[3]) for feature, *row in rows}
+
+
+def whole_context(results: Results, context: int, feature: int, *, scale: float) -> WholeContext:
+    """A sequence with everything that was kept of a feature on it. Raises NotFound."""
+    found = results.row(
+        """select document, corpus, held_out, "text", tokens from context where context = $context""", context=context
+    )
+    if found is None:
+        raise NotFound(
+            f"Run {results.run!r} keeps no context {context}.", remedy="Open one from the page of a feature."
+        )
+    document, corpus, held_out, text, tokens = found
+    windows = results.rows(
+        """
+        select byte_start, strlen("text"), activations from firing where feature = $feature and context = $context
+        """,
+        feature=feature,
+        context=context,
+    )
+    activations = {row["byte_end"]: row["activation"] for *_, kept in windows for row in kept}
+    known = [(start, start + size) for start, size, _ in windows]
+    peak = max(activations, key=lambda end: activations[end], default=None)
+    rows = rows_of(tokens, activations, scale=scale, peak=peak, text=text.encode(), known=known)
+    return WholeContext(context, document, corpus, held_out, rows, len(windows))
+
+
+def _window(row: tuple[Any, ...], scale: float) -> Window:
+    context, rank, corpus, peak, peak_end, start, text, tokens, activations = row
+    values = {entry["byte_end"]: entry["activation"] for entry in activations}
+    rows = rows_of(tokens, values, scale=scale, peak=peak_end, text=text.encode(), start=start)
+    return Window(context, rank, corpus, peak, rows, ())
+
+
+def _folded(windows: list[Window]) -> list[Window]:
+    """Windows whose words around the peak are the same, gathered under the strongest."""
+    gathered: dict[tuple[str, ...], list[Window]] = {}
+    for window in windows:
+        gathered.setdefault(_around_peak(window), []).append(window)
+    return [
+        Window(first.context, first.rank, first.corpus, first.peak, first.rows, tuple(others))
+        for first, *others in gathered.values()
+    ]
+
+
+def _around_peak(window: Window) -> tuple[str, ...]:
+    """The words near the peak, case and spaces aside."""
+    place = next((place for place, row in enumerate(window.rows) if row.peak), 0)
+    near = window.rows[max(0, place - SAME_WITHIN) : place + SAME_WITHIN + 1]
+    return tuple("".join(token.text for token in row.tokens[0]).strip().lower() for row in near)

@@ -1,0 +1,159 @@
+"""One feature: its measures, what it is in each source, its histogram, logits and neighbours."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.errors import FeatureNotFound
+from app.results.connection import Results
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What is known of a feature over all sources."""
+
+    feature: int
+    group: str
+    content_hash: str
+    """Of the decoder directions; survives re-indexing."""
+    owner: str
+    firings: int
+    density: float
+    """Firings per row analysed, 0 to 1."""
+    max_activation: float
+    """Unscaled; steering strength is counted in it."""
+    mean_activation: float | None
+    template_share: float | None
+    first_token_share: float | None
+    documents: int | None
+    corpus: str | None
+    """The corpus part that holds most of its firings."""
+    corpus_share: float | None
+    verdict: str
+    q_value: float | None
+    score: float | None
+
+
+@dataclass(frozen=True)
+class InSource:
+    """What a feature is in one source."""
+
+    source: int
+    name: str
+    decoder_norm: float
+    encoder_norm: float
+    norm_share: float
+    relative_norm: float | None
+    nu_reconstruction: float | None
+    nu_error: float | None
+    readout: float | None
+
+    @property
+    def writes(self) -> bool:
+        """Whether the feature can write to this source at all."""
+        return self.decoder_norm > 0
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bin of the activation histogram."""
+
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Logit:
+    """A token that the feature promotes or suppresses in one source."""
+
+    token: str
+    effect: float
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Logit effects of a feature in one source, strongest first on both sides."""
+
+    source: int
+    promoted: tuple[Logit, ...]
+    suppressed: tuple[Logit, ...]
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A feature alike, as a candidate for one meaning split in two."""
+
+    feature: int
+    kind: str
+    """twin, similar or coactive."""
+    owner: str
+    density: float
+    cosine: float | None
+    correlation: float | None
+
+
+def one_feature(results: Results, feature: int) -> Feature:
+    """The feature's measures. Raises FeatureNotFound."""
+    row = results.row(
+        """
+        select feature, group_name, content_hash, owner, firings, density, max_activation, mean_activation,
+            template_share, first_token_share, documents, main_corpus, main_corpus_share, verdict, q_value, score
+        from feature where feature = $feature
+        """,
+        feature=feature,
+    )
+    if row is None:
+        raise FeatureNotFound(results.run, feature, count=results.features)
+    return Feature(*row)
+
+
+def in_sources(results: Results, feature: int) -> list[InSource]:
+    """What the feature is in each source, in order of the sources."""
+    names = {source.source: source.name for source in results.sources}
+    rows = results.rows(
+        """
+        select source, decoder_norm, encoder_norm, norm_share, relative_norm, nu_reconstruction, nu_error, readout
+        from feature_source where feature = $feature order by source
+        """,
+        feature=feature,
+    )
+    return [InSource(source, names[source], *rest) for source, *rest in rows]
+
+
+def histogram_of(results: Results, feature: int) -> list[Bar]:
+    """Bins of the feature's activations, weakest first; empty bins are left out."""
+    rows = results.rows("select low, high, count from histogram where feature = $feature order by low", feature=feature)
+    return [Bar(*row) for row in rows]
+
+
+def logits_of(results: Results, feature: int) -> list[Logits]:
+    """Tokens promoted and suppressed in every source that the feature writes to and that has logits."""
+    rows = results.rows(
+        "select source, rank, token, effect from logit where feature = $feature order by source, abs(rank)",
+        feature=feature,
+    )
+    found: dict[int, tuple[list[Logit], list[Logit]]] = {}
+    for source, rank, token, effect in rows:
+        promoted, suppressed = found.setdefault(source, ([], []))
+        (promoted if rank > 0 else suppressed).append(Logit(token, effect))
+    return [Logits(source, tuple(up), tuple(down)) for source, (up, down) in found.items()]
+
+
+def neighbours_of(results: Results, feature: int) -> list[Neighbour]:
+    """Features alike: twins first, each kind by correlation."""
+    rows = results.rows(
+        """
+        select n.other, n.kind, f.owner, f.density, n.cosine, n.correlation
+        from neighbour n join feature f on f.feature = n.other
+        where n.feature = $feature
+        order by case n.kind when 'twin' then 0 when 'similar' then 1 else 2 end,
+            n.correlation desc nulls last, n.cosine desc nulls last, n.other
+        """,
+        feature=feature,
+    )
+    return [Neighbour(*row) for row in rows]
+
+
+def strongest(logits: Sequence[Logits]) -> float:
+    """The largest effect on either side in any source, for a common scale; 0 when there is none."""
+    return max((abs(one.effect) for each in logits for one in (*each.promoted, *each.suppressed)), default=0.0)

@@ -1,0 +1,176 @@
+"""Listing: the state of the feature list, as it stands in the address, and the SQL it means."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from app.errors import BadQuery
+from app.results.connection import Results
+
+PER_PAGE = 50
+"""Features on one page of the list."""
+
+
+def _none_if_blank(value: object) -> object:
+    """Forms send empty fields as empty strings."""
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+def _without_blanks(value: object) -> object:
+    values = value if isinstance(value, list | tuple) else [value]
+    return tuple(item for item in values if item not in (None, ""))
+
+
+Bound = Annotated[float | None, BeforeValidator(_none_if_blank)]
+Choices = Annotated[tuple[str, ...], BeforeValidator(_without_blanks)]
+
+SORTS = {
+    "score": "f.score",
+    "feature": "f.feature",
+    "owner": "f.owner",
+    "density": "f.density",
+    "max_activation": "f.max_activation",
+    "norm_share": "s.norm_share",
+    "template_share": "f.template_share",
+    "documents": "f.documents",
+    "corpus": "f.main_corpus",
+    "verdict": "f.verdict",
+    "q_value": "f.q_value",
+}
+"""What the list can be sorted by."""
+
+FACETS = {"owner": "f.owner", "verdict": "f.verdict", "group": "f.group_name", "corpus": "f.main_corpus"}
+"""What the list can be narrowed to, by the values that occur."""
+
+RANGES = {
+    "density": "f.density",
+    "share": "s.norm_share",
+    "activation": "f.max_activation",
+    "template": "f.template_share",
+}
+"""What the list can be narrowed to by bounds."""
+
+
+class Listing(BaseModel):
+    """Filters, order and page of the feature list; absent values do not restrict."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    owner: Choices = ()
+    verdict: Choices = ()
+    """`none` stands for features that make no claim."""
+    group: Choices = ()
+    corpus: Choices = ()
+    life: str = Field(default="", pattern="^(|alive|dead)$")
+    q: str = Field(default="", max_length=200)
+    """Text to look for; digits alone are a feature's index."""
+    within: str = Field(default="", pattern="^(|labels|contexts|peaks)$")
+    """Where to look for it; everywhere when empty."""
+    share_of: str = ""
+    """The source whose norm share is meant; the last one when empty."""
+    density_min: Bound = None
+    density_max: Bound = None
+    share_min: Bound = None
+    share_max: Bound = None
+    activation_min: Bound = None
+    activation_max: Bound = None
+    template_min: Bound = None
+    template_max: Bound = None
+    sort: str = "-score"
+    page: int = Field(default=1, ge=1, le=100_000)
+
+    def pairs(self, **changes: Any) -> list[tuple[str, str]]:
+        """The state as query pairs, defaults left out; changes replace fields."""
+        state = self.model_copy(update=changes)
+        pairs: list[tuple[str, str]] = []
+        for name, field in Listing.model_fields.items():
+            value = getattr(state, name)
+            if value in (field.default, None, ""):
+                continue
+            values = value if isinstance(value, tuple) else (value,)
+            pairs += [(name, f"{item:g}" if isinstance(item, float) else str(item)) for item in values]
+        return pairs
+
+    def toggled(self, facet: str, value: str) -> list[tuple[str, str]]:
+        """The state with one value of a facet added or taken away, on the first page."""
+        chosen: tuple[str, ...] = getattr(self, facet)
+        now = tuple(item for item in chosen if item != value) if value in chosen else (*chosen, value)
+        return self.pairs(**{facet: now, "page": 1})
+
+    def sorted_by(self, column: str) -> list[tuple[str, str]]:
+        """The state sorted by a column; asking again turns the order round."""
+        first = column if column in ("feature", "owner", "corpus", "verdict", "q_value") else f"-{column}"
+        second = column if first.startswith("-") else f"-{column}"
+        return self.pairs(sort=second if self.sort == first else first, page=1)
+
+    @property
+    def order(self) -> str:
+        """The ORDER BY that the state means; ties are broken by index, so that paging is stable. Raises BadQuery."""
+        column = self.sort.removeprefix("-")
+        if column not in SORTS:
+            raise BadQuery(f"The list cannot be sorted by {column!r}.", remedy=f"Sort by one of: {', '.join(SORTS)}.")
+        direction = "desc" if self.sort.startswith("-") else "asc"
+        return f"{SORTS[column]} {direction} nulls last, f.feature"
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether anything but order and page is set."""
+        return bool({name for name, _ in self.pairs()} - {"sort", "page", "share_of"})
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A WHERE clause with its parameters; `f` is the feature, `s` what it is in the chosen source."""
+
+    conditions: tuple[str, ...]
+    parameters: dict[str, Any]
+
+    @property
+    def where(self) -> str:
+        """The clause, empty when nothing restricts."""
+        return f"where {' and '.join(self.conditions)}" if self.conditions else ""
+
+
+FROM = "from feature f left join feature_source s on s.feature = f.feature and s.source = $share_source"
+"""What conditions of a selection are about."""
+
+
+def select(listing: Listing, results: Results, *, found: set[int] | None, without: str | None = None) -> Selection:
+    """What the listing restricts to; `found` are features that its text matches, None when it has no text.
+
+    `without` leaves one facet's own restriction out, for counting its other values. Raises BadQuery.
+    """
+    conditions: list[str] = []
+    parameters: dict[str, Any] = {"share_source": share_source(listing, results)}
+    for facet, column in FACETS.items():
+        chosen = getattr(listing, facet)
+        if chosen and facet != without:
+            values = ["" if facet == "verdict" and item == "none" else item for item in chosen]
+            conditions.append(f"list_contains($in_{facet}, {column})")
+            parameters[f"in_{facet}"] = values
+    if listing.life and without != "life":
+        conditions.append("f.firings > 0" if listing.life == "alive" else "f.firings = 0")
+    for name, column in RANGES.items():
+        for end, sign in (("min", ">="), ("max", "<=")):
+            bound = getattr(listing, f"{name}_{end}")
+            if bound is not None:
+                conditions.append(f"{column} {sign} ${name}_{end}")
+                parameters[f"{name}_{end}"] = bound
+    if found is not None:
+        conditions.append(
+            "list_contains($found, f.feature)" if len(found) < 50 else "f.feature in (select unnest($found::integer[]))"
+        )
+        parameters["found"] = sorted(found)
+    return Selection(tuple(conditions), parameters)
+
+
+def share_source(listing: Listing, results: Results) -> int:
+    """Index of the source whose norm share the listing shows. Raises BadQuery."""
+    if not listing.share_of:
+        return results.sources[-1].source
+    for source in results.sources:
+        if source.name == listing.share_of:
+            return source.source
+    known = ", ".join(source.name for source in results.sources)
+    raise BadQuery(f"The run has no source named {listing.share_of!r}.", remedy=f"Its sources are {known}.")

@@ -1,0 +1,45 @@
+"""Search: which features some text stands for, in the text around their firings or in the tokens they peak on."""
+
+from collections import defaultdict
+
+from app.results.connection import Library, Results
+
+
+def features_with_text(results: Results, text: str) -> set[int]:
+    """Features that have the text, in any case, in a kept window."""
+    rows = results.rows(
+        """select distinct feature from firing where contains(lower("text"), lower($wanted))""", wanted=text
+    )
+    return {feature for (feature,) in rows}
+
+
+def features_peaking_on(library: Library, run: str, text: str) -> set[int]:
+    """Features with a kept firing whose strongest token holds the text, in any case and in any source."""
+    wanted = text.lower().strip()
+    table = library.remember(run, "peaks", peak_tokens)
+    return {feature for token, features in table.items() if wanted in token for feature in features}
+
+
+def peak_tokens(results: Results) -> dict[str, set[int]]:
+    """Features by the lower-case tokens that end where their kept firings peak: an inverted table."""
+    rows = results.rows(
+        """
+        select distinct feature, lower(token."text")
+        from (
+            select feature, peak_byte_end, unnest(flatten(tokens)) as token from firing
+        )
+        where token.byte_end = peak_byte_end
+        """
+    )
+    table: defaultdict[str, set[int]] = defaultdict(set)
+    for feature, token in rows:
+        table[token].add(feature)
+    return dict(table)
+
+
+def index_in(results: Results, text: str) -> set[int]:
+    """The feature whose index the text is, such as `123` or `#123`, if the run has it."""
+    digits = text.strip().removeprefix("#")
+    if digits.isascii() and digits.isdigit() and int(digits) < results.features:
+        return {int(digits)}
+    return set()
