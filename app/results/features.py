@@ -108,7 +108,7 @@ def neighbours(results: Results, listing: Listing, found: set[int] | None, featu
         window wanted as (order by {listing.order})
     """
     row = results.row(
-        f"select place, total, previous, next from ({numbered}) where feature = $feature",
+        f"select place, total, previous, next from ({numbered}) where feature = $feature",  # noqa: S608 - our own parts
         **chosen.parameters,
         feature=feature,
     )

@@ -1,0 +1,181 @@
+"""Overview: a run as a whole, binned and counted in the database so that any number of features stays smooth."""
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from app.results.connection import Results
+
+SHARE_BINS = 50
+DENSITY_BINS_PER_DECADE = 4
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One bin of a histogram over features, for one owner."""
+
+    low: float
+    high: float
+    owner: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Count:
+    """Living features of one owner with one verdict."""
+
+    owner: str
+    verdict: str
+    """Empty where the feature makes no claim."""
+    count: int
+
+
+@dataclass(frozen=True)
+class GroupCount:
+    """A group of the dictionary and how much of it lives."""
+
+    group: str
+    features: int
+    alive: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A measure over training."""
+
+    measure: str
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A measure on held-out rows."""
+
+    measure: str
+    whole: float | None
+    sources: tuple[float | None, ...]
+    """Per source, in order."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What survived alignment of one corpus part."""
+
+    corpus: str
+    measures: dict[str, float]
+    """Over all sources."""
+    tokens: tuple[float | None, ...]
+    """Tokens read per source, in order."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A measure from null runs or spike-ins."""
+
+    kind: str
+    measure: str
+    value: float
+
+
+def norm_histogram(results: Results) -> list[Bin]:
+    """Living features by where their decoder norm lies, 0 to 1, per owner.
+
+    For two sources the relative norm of the second one; otherwise the norm share of the last source.
+    """
+    column = "relative_norm" if len(results.sources) == 2 else "norm_share"
+    rows = results.rows(
+        f"""
+        select least(floor(s.{column} * $bins), $bins - 1)::integer, f.owner, count(*)
+        from feature f join feature_source s on s.feature = f.feature and s.source = $last
+        where f.firings > 0 and s.{column} is not null group by all order by all
+        """,  # noqa: S608 - one of our two columns
+        bins=SHARE_BINS,
+        last=results.sources[-1].source,
+    )
+    return [Bin(place / SHARE_BINS, (place + 1) / SHARE_BINS, owner, count) for place, owner, count in rows]
+
+
+def density_histogram(results: Results) -> list[Bin]:
+    """Living features by the decimal logarithm of their density, per owner."""
+    rows = results.rows(
+        """
+        select floor(log10(density) * $bins)::integer, owner, count(*)
+        from feature where density > 0 group by all order by all
+        """,
+        bins=DENSITY_BINS_PER_DECADE,
+    )
+    width = DENSITY_BINS_PER_DECADE
+    return [Bin(place / width, (place + 1) / width, owner, count) for place, owner, count in rows]
+
+
+def counts(results: Results) -> list[Count]:
+    """Living features per owner and verdict."""
+    rows = results.rows("select owner, verdict, count(*) from feature where firings > 0 group by all order by all")
+    return [Count(*row) for row in rows]
+
+
+def groups(results: Results) -> list[GroupCount]:
+    """The groups of the dictionary, in order of their features."""
+    rows = results.rows(
+        """
+        select group_name, count(*), count(*) filter (where firings > 0)
+        from feature group by 1 order by min(feature)
+        """
+    )
+    return [GroupCount(*row) for row in rows]
+
+
+def evaluation(results: Results) -> list[Evaluation]:
+    """Every measure on held-out rows, the best known first."""
+    found: defaultdict[str, dict[int | None, float]] = defaultdict(dict)
+    for source, measure, value in results.rows("select source, measure, value from evaluation"):
+        found[measure][source] = value
+    first = {"variance_explained": 0, "l0": 1, "dead_share": 2}
+    ordered = sorted(found, key=lambda measure: (first.get(measure, 9), measure))
+    return [
+        Evaluation(measure, found[measure].get(None), tuple(found[measure].get(s.source) for s in results.sources))
+        for measure in ordered
+    ]
+
+
+def training_curves(results: Results) -> list[Curve]:
+    """Everything watched during training, as curves by name."""
+    found: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
+    for step, measure, value in results.rows("select step, measure, value from training_metric order by measure, step"):
+        found[measure].append((step, value))
+    return [
+        Curve(measure, tuple(step for step, _ in points), tuple(value for _, value in points))
+        for measure, points in found.items()
+    ]
+
+
+def coverage(results: Results) -> list[Coverage]:
+    """What survived alignment, per corpus part."""
+    found: defaultdict[str, dict[tuple[int | None, str], float]] = defaultdict(dict)
+    for corpus, source, measure, value in results.rows(
+        "select corpus, source, measure, value from coverage order by 1"
+    ):
+        found[corpus][source, measure] = value
+    return [
+        Coverage(
+            corpus,
+            {measure: value for (source, measure), value in values.items() if source is None},
+            tuple(values.get((source.source, "tokens")) for source in results.sources),
+        )
+        for corpus, values in found.items()
+    ]
+
+
+def calibration(results: Results) -> list[Calibration]:
+    """What null runs and spike-ins showed; empty until the run is calibrated."""
+    rows = results.rows("select kind, measure, value from calibration order by kind, measure")
+    return [Calibration(*row) for row in rows]
+
+
+def versions(results: Results) -> dict[str, Any]:
+    """Versions of what made the results."""
+    (text,) = results.row("select versions_json from run") or ("{}",)
+    found = json.loads(text)
+    return found if isinstance(found, dict) else {}
