@@ -1,12 +1,25 @@
-"""What a page may ask for: the settings, the runs on this machine, and the results of the run in its address."""
+"""What a page may ask for: the settings, the runs on this machine, the results of a run, and the labels."""
 
-from collections.abc import Iterator
-from typing import Annotated
+import logging
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
 
-from fastapi import Depends, Request
+from fastapi import Depends, Query, Request
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
+from app.errors import ReaderError
+from app.labels.database import transaction
+from app.labels.store import features_matching, labels_of
 from app.results.connection import Library, Results
+from app.results.listing import Listing
 from app.settings import Settings
+
+log = logging.getLogger("crossdiff.explorer")
+
+Found = TypeVar("Found")
 
 
 def _settings(request: Request) -> Settings:
@@ -33,3 +46,57 @@ def _run_results(run: str, library: Runs) -> Iterator[Results]:
 
 RunResults = Annotated[Results, Depends(_run_results)]
 """The results of `{run}` in the address, with a cursor of this request's own."""
+
+ListState = Annotated[Listing, Query()]
+"""Filters, order and page of the feature list, from the address."""
+
+
+@dataclass(frozen=True)
+class LabelGlance:
+    """Labels as the lists show them; a labels database that cannot be read never keeps results from being read."""
+
+    engine: Engine
+
+    def matching(self, run: str, text: str) -> set[int]:
+        """Features with a current label that holds every word of the text."""
+        return self._ask(lambda session: features_matching(session, run, text), set())
+
+    def of(self, run: str, features: Collection[int]) -> dict[int, str]:
+        """The newest current label of each of these features that has one."""
+        return self._ask(lambda session: labels_of(session, run, features), {})
+
+    def _ask(self, question: Callable[[Session], Found], otherwise: Found) -> Found:
+        try:
+            with transaction(self.engine) as session:
+                return question(session)
+        except (SQLAlchemyError, ReaderError, OSError) as error:
+            log.warning("labels cannot be read: %s", error)
+            return otherwise
+
+
+def _label_glance(request: Request) -> LabelGlance:
+    return LabelGlance(_labels_engine(request))
+
+
+def _labels_engine(request: Request) -> Engine:
+    engine: Engine = request.app.state.labels
+    return engine
+
+
+LabelsAtAGlance = Annotated[LabelGlance, Depends(_label_glance)]
+
+
+def _reading(request: Request) -> Iterator[Session]:
+    with transaction(_labels_engine(request)) as session:
+        yield session
+
+
+def _writing(request: Request) -> Iterator[Session]:
+    with transaction(_labels_engine(request), writing=True) as session:
+        yield session
+
+
+LabelsToRead = Annotated[Session, Depends(_reading, scope="function")]
+"""One transaction that only reads."""
+LabelsToWrite = Annotated[Session, Depends(_writing, scope="function")]
+"""One transaction, committed before the answer leaves."""

@@ -1,5 +1,6 @@
 """The explorer: `create_app(settings)` puts pages, API, static files and error pages together."""
 
+import asyncio
 import importlib.util
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 
 from app.errors import BadQuery, NotFound, ReaderError, ResultsUnreadable
+from app.labels.database import LabelsUnusable, database_url, migrate, open_database
 from app.pages import home
 from app.results.connection import Library
 from app.security import SameOriginWrites, SecurityHeaders
@@ -52,6 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.library = Library(settings.runs)
+    app.state.labels = open_database(database_url(settings))
     app.state.environment = make_environment(settings.frontend, settings.root_path)
     app.add_middleware(SameOriginWrites)
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
@@ -75,7 +78,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     missing = missing_assets(app.state.settings.frontend)
     if missing:
         log.error("Scripts and styles are not installed (%s); pages look bare. Run `make setup`.", ", ".join(missing))
+    try:
+        await asyncio.to_thread(migrate, database_url(app.state.settings))
+    except LabelsUnusable as error:
+        # Results can be read without labels; pages that need them say what is wrong.
+        log.error("%s", error)
     yield
+    app.state.labels.dispose()
     app.state.library.close()
 
 
