@@ -1,0 +1,128 @@
+"""Supervisor: starts the inference worker when it is first needed, and again whenever it ends."""
+
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from app.inference.client import Address, WorkerUnreachable
+
+log = logging.getLogger("crossdiff.supervisor")
+
+SOCKET_PATH_LIMIT = 100
+"""Bytes; Unix sockets allow 107 on Linux and 103 on macOS."""
+START_LIMIT = 60.0
+"""Seconds a worker may take to answer for the first time."""
+PAUSES = (0.2, 1.0, 5.0, 15.0)
+"""Seconds before a worker that keeps ending is started again, longer each time."""
+STEADY = 60.0
+"""Seconds after which a worker counts as steady, and the next pause is short again."""
+
+
+class Supervisor:
+    """One local worker on a private socket; ends with this process, however that ends."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._folder: Path | None = None
+        self._worker: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+
+    def address(self) -> Address:
+        """Where the worker answers; starts it if it was never started. Raises WorkerUnreachable when it cannot."""
+        with self._lock:
+            if self._folder is None and not self._stopping.is_set():
+                self._folder = _private_folder()
+                self._start()
+                threading.Thread(target=self._watch, name="worker supervisor", daemon=True).start()
+        deadline = time.monotonic() + START_LIMIT
+        while (known := self.known()) is None:
+            if self._stopping.is_set() or time.monotonic() > deadline:
+                fact = "The inference worker does not start."
+                raise WorkerUnreachable(fact, remedy="The log of `crossdiff serve` says why; try again.")
+            time.sleep(0.02)
+        return known
+
+    def known(self) -> Address | None:
+        """Where the worker answers; None while it does not run."""
+        if self.process() is None or not self._socket.exists():
+            return None
+        return Address(socket=str(self._socket))
+
+    def process(self) -> int | None:
+        """Process id of the worker that runs now."""
+        return self._worker.pid if self._worker is not None and self._worker.poll() is None else None
+
+    def stop(self) -> None:
+        """End the worker and remove its socket."""
+        self._stopping.set()
+        with self._lock:
+            if self._worker is not None:
+                _end(self._worker)
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def _socket(self) -> Path:
+        assert self._folder is not None, "the worker was never started"
+        return self._folder / "worker.sock"
+
+    def _start(self) -> None:
+        self._socket.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "app.inference.worker", "--home", str(self._home)]
+        command += ["--socket", str(self._socket), "--until-input-ends"]
+        # The worker ends when the other end of this pipe is gone. A session of its own keeps Ctrl-C from it.
+        self._worker = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=_root(), start_new_session=True)
+
+    def _watch(self) -> None:
+        """Start the worker again whenever it ends."""
+        failures = 0
+        while not self._stopping.is_set():
+            worker, began = self._worker, time.monotonic()
+            assert worker is not None, "the first worker is started before it is watched"
+            code = worker.wait()
+            if self._stopping.is_set():
+                return
+            failures = 0 if time.monotonic() - began > STEADY else failures + 1
+            pause = PAUSES[min(failures, len(PAUSES)) - 1] if failures else 0.0
+            log.error("The inference worker ended with code %s; it is started again in %.1f s.", code, pause)
+            if self._stopping.wait(pause):
+                return
+            with self._lock:
+                if not self._stopping.is_set():
+                    _close_input(worker)
+                    self._start()
+
+
+def _private_folder() -> Path:
+    """A new folder that only this user may enter, with a path short enough for a socket."""
+    folder = Path(tempfile.mkdtemp(prefix="crossdiff-"))
+    if len(str(folder / "worker.sock").encode()) <= SOCKET_PATH_LIMIT:
+        return folder
+    folder.rmdir()
+    return Path(tempfile.mkdtemp(prefix="crossdiff-", dir="/tmp"))
+
+
+def _root() -> Path:
+    """Where `app` is importable from."""
+    return Path(__file__).resolve().parents[2]
+
+
+def _end(worker: "subprocess.Popen[bytes]") -> None:
+    worker.terminate()
+    try:
+        worker.wait(5)
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        worker.wait()
+    _close_input(worker)
+
+
+def _close_input(worker: "subprocess.Popen[bytes]") -> None:
+    if worker.stdin is not None:
+        worker.stdin.close()
