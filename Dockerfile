@@ -5,7 +5,8 @@ WORKDIR /srv/crossdiff/frontend
 COPY frontend/package.json frontend/package-lock.json ./
 RUN npm ci --omit=dev --ignore-scripts --no-audit --no-fund
 
-FROM python:3.12-slim AS crossdiff
+# The Python that the tests run on.
+FROM python:3.11-slim AS crossdiff
 ENV PYTHONUNBUFFERED=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -25,7 +26,7 @@ COPY trainer trainer
 COPY app app
 
 RUN useradd --create-home --uid 1000 crossdiff && install -d -o crossdiff /data
-USER crossdiff
+USER 1000
 ENV CROSSDIFF_HOME=/data \
     CROSSDIFF_HOST=0.0.0.0
 VOLUME /data

@@ -1,7 +1,8 @@
 # Everything a developer needs; `make` alone lists it. Settings: PYTHON=python3.12, ARGS="…" for the tool that is run.
 
 RECENT = import sys; sys.exit(sys.version_info < (3, 11))
-PYTHON ?= $(or $(shell for python in python3 python3.13 python3.12 python3.11; do "$$python" -c '$(RECENT)' 2>/dev/null && echo "$$python" && break; done),python3)
+TESTED = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(or $(shell for python in python3 python3.13 python3.12 python3.11; do "$$python" -c '$(TESTED)' 2>/dev/null && echo "$$python" && break; done),python3)
 ARGS ?=
 BIN := .venv/bin
 PIP_QUIET := $(if $(MAKE_TERMOUT),,--quiet)
