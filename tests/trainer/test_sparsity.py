@@ -1,0 +1,64 @@
+"""BatchTopK is exact whatever the guess, and ranks as the recipe says."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.recipe import SparsityRecipe
+from trainer.sparsity import RunningThreshold, annealed_k, batch_topk, ranking_norm
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    keep=st.integers(1, 60),
+    guess=st.floats(0, 5),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_the_largest_scores_over_all_groups_are_kept_whatever_the_guess(seed, keep, guess, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    scores = [torch.randn(4, 9, generator=generator).to(dtype), torch.randn(4, 3, generator=generator).to(dtype)]
+
+    kept = batch_topk(scores, keep, guess).kept
+
+    everything = torch.cat([score.flatten() for score in scores])
+    chosen = torch.cat([score.flatten()[index] for score, index in zip(scores, kept, strict=True)])
+    expected = torch.sort(everything[everything > 0], descending=True).values[:keep]
+    assert torch.equal(torch.sort(chosen, descending=True).values, expected)
+    assert all(bool((index.diff() > 0).all()) for index in kept)
+
+
+def test_the_threshold_is_the_smallest_score_kept():
+    selected = batch_topk([torch.tensor([[3.0, 1.0], [2.0, -5.0]])], keep=2)
+
+    assert selected.kept[0].tolist() == [0, 2]
+    assert selected.threshold == 2.0
+
+
+def test_negative_scores_are_never_kept_even_when_the_budget_is_not_used_up():
+    assert batch_topk([torch.tensor([[-1.0, 0.0, 0.5]])], keep=3).kept[0].tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("rank_by", "expected"),
+    [("largest_norm", [4.0, 5.0]), ("sum_of_norms", [7.0, 5.0]), ("root_sum_of_squares", [5.0, 5.0]), ("activation", [1.0, 1.0])],
+)
+def test_a_feature_of_one_source_competes_at_full_weight_only_by_its_largest_norm(rank_by, expected):
+    both, one = [3.0, 4.0], [0.0, 5.0]
+    norms = [torch.tensor([both[0], one[0]]), torch.tensor([both[1], one[1]])]
+
+    assert ranking_norm(norms, rank_by).tolist() == expected
+
+
+def test_k_falls_linearly_from_its_start_and_then_stays():
+    recipe = SparsityRecipe(k=10, k_start=50, anneal_share=0.5)
+
+    assert [annealed_k(recipe, step, steps=8) for step in range(6)] == [50, 40, 30, 20, 10, 10]
+
+
+def test_the_running_threshold_begins_at_the_first_value_it_sees():
+    running = RunningThreshold(decay=0.9)
+    running.update(2.0)
+    running.update(3.0)
+
+    assert running.value == pytest.approx(2.1)
