@@ -5,7 +5,6 @@ its own template sees other text around the same contents; `rendering` says whic
 """
 
 import hashlib
-import re
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -16,8 +15,6 @@ HEADERS: dict[Role, str] = {"system": "System: ", "user": "User: ", "assistant":
 BETWEEN_MESSAGES = "\n\n"
 SPLIT_CHARACTERS = 1_000
 """Characters whose hash decides whether a document is held out; texts that begin alike stay on one side."""
-
-_NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -57,10 +54,13 @@ class Document:
 
 def clean(text: str) -> str:
     """The text with U+FFFD for what UTF-8 or a page cannot hold: lone surrogates and NUL."""
-    # Python keeps an escaped surrogate pair apart when only one half was read; two halves make a character.
-    if any("\ud800" <= character <= "\udbff" for character in _NOT_TEXT.findall(text)):
-        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return _NOT_TEXT.sub("\ufffd", text)
+    text = text.replace("\x00", "\ufffd")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Two halves that were written apart make their character again.
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
 
 
 def plain_text(messages: tuple[Message, ...]) -> str:

@@ -10,14 +10,15 @@ OPENING = "<mediawiki"
 PAGE_CHARACTERS = 2_000_000
 """Longer pages are cut; no encyclopaedia has one."""
 
-_NAMESPACE = re.compile(r'<namespace key="(?!0")-?\d+"[^>]*>([^<]+)</namespace>')
-_TITLE = re.compile(r"<title>(.*?)</title>")
+_NAMESPACE = re.compile(r'<namespace key="(?!0")-?\d+"[^<>]*>([^<]+)</namespace>')
+_TITLE = re.compile(r"<title>([^<]*)</title>")
 _REDIRECT = re.compile(r"\s*#\s*redirect", re.IGNORECASE)
-_TEXT = re.compile(r"<text\b[^>]*>")
+_TEXT = re.compile(r"<text\b[^<>]*>")
 
 
-def pages(lines: TextIO) -> Iterator[str]:
+def pages(stream: TextIO) -> Iterator[str]:
     """Markup of every article; redirects and pages about the wiki itself are left out."""
+    lines = iter(lambda: stream.readline(PAGE_CHARACTERS), "")
     namespaces: set[str] = set()
     title = ""
     for line in lines:
@@ -32,7 +33,7 @@ def pages(lines: TextIO) -> Iterator[str]:
                 yield html.unescape(markup)
 
 
-def _until_closed(first: str, lines: TextIO) -> str | None:
+def _until_closed(first: str, lines: Iterator[str]) -> str | None:
     """The text up to its closing tag; None when the file ends before."""
     kept: list[str] = []
     size = 0

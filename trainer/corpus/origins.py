@@ -123,12 +123,12 @@ def _files(path: str) -> list[Path]:
             raise CorpusError(f"{path} holds no file that ends in {', '.join(ENDINGS)} (or these with .gz).")
         return found
     if _WILD & set(path):
-        fixed = [step for step in place.parts[:-1] if not _WILD & set(step)]
-        root = Path(*place.parts[: next((i for i, s in enumerate(place.parts) if _WILD & set(s)), len(fixed))])
-        found = sorted(file for file in root.glob(str(place.relative_to(root))) if file.is_file())
+        fixed = next(index for index, step in enumerate(place.parts) if _WILD & set(step))
+        folder = Path(*place.parts[:fixed])
+        found = sorted(file for file in folder.glob(str(Path(*place.parts[fixed:]))) if file.is_file())
         if found:
             return found
-        raise CorpusError(f"No file matches {path}. Look into {root.absolute()}.")
+        raise CorpusError(f"No file matches {path}. Look into {folder.absolute()}.")
     raise CorpusError(f"No file or folder at {path}. {_nearest(place)}")
 
 

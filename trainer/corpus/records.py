@@ -1,6 +1,7 @@
 """Records: what a file of text holds, one by one, in bounded memory."""
 
 import bz2
+import contextlib
 import gzip
 import json
 import lzma
@@ -136,16 +137,16 @@ def _json_values(stream: TextIO, path: Path, tally: PartTally) -> Iterator[Any]:
     while True:
         while at < len(buffer) and buffer[at] in " \t\r\n,":
             at += 1
-        try:
+        end = None
+        with contextlib.suppress(ValueError, RecursionError):
             value, end = decoder.raw_decode(buffer, at)
-        except (ValueError, RecursionError):
-            end = len(buffer)
-        if end < len(buffer) or (ended and at < end and _whole(buffer, at)):
+        # A value that reaches the end of the buffer may go on in the file.
+        if end is not None and (ended or end < len(buffer)):
             yield value
             count += 1
             at = end
             continue
-        if ended or len(buffer) - at > RECORD_CHARACTERS or buffer[at : at + 1] == "]":
+        if ended or len(buffer) - at > RECORD_CHARACTERS or buffer.startswith("]", at):
             break
         # Twice as much each time: a record of any size is tried few times.
         more = stream.read(max(CHUNK, len(buffer) - at))
@@ -154,17 +155,8 @@ def _json_values(stream: TextIO, path: Path, tally: PartTally) -> Iterator[Any]:
     _say_how_it_ended(buffer[at:], count, path, tally)
 
 
-def _whole(buffer: str, at: int) -> bool:
-    """Whether the rest of a file is one JSON value."""
-    try:
-        json.loads(buffer[at:])
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
 def _say_how_it_ended(rest: str, count: int, path: Path, tally: PartTally) -> None:
-    if rest.strip() in {"", "]"} or rest.startswith("]"):
+    if not rest or rest.startswith("]"):
         return
     if not count:
         raise CorpusError(f"{path} is not JSON: its first value cannot be read. Check the file.")

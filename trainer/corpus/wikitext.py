@@ -24,24 +24,31 @@ SILENT_TAGS = {
     *("ref", "references", "math", "chem", "table", "tr", "td", "th", "gallery", "timeline", "imagemap"),
     *("source", "syntaxhighlight", "score", "hiero", "style", "script", "hr"),
 }
+MOST_UNCLOSED = 300
+"""A page that opens so many more tags, tables or templates than it closes costs the parser minutes; it is no page."""
 BREAKING_TAGS = {"br", "p", "div", "center", "blockquote"}
 
 _BULLETS = {"*": "- ", "#": "- ", ":": "", ";": ""}
 _PREFIX = re.compile(r"^\s*:?([^\[\]|:]{2,40}):")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[a-z]{2,12})*|simple")
+_PAIRS = [
+    (re.compile(r"<(?!br\b)[a-zA-Z]"), re.compile(r"</|/>")),
+    (re.compile(r"\{\|"), re.compile(r"\|\}")),
+    (re.compile(r"\{\{"), re.compile(r"\}\}")),
+    (re.compile(r"\[\[?"), re.compile(r"\]\]?")),
+]
 _HATNOTE = (
     r"^(?:- )?(?:Main articles?:|See also:|This article is about|For [^\n]{1,120}\bsee\b|Alternat(?:e|ive) meanings?:)"
     r"[^\n]{0,200}$"
 )
 _LEFT_OVER = [
-    (re.compile(r"\{\|.*?^\s*\|\}", re.DOTALL | re.MULTILINE), ""),
     (re.compile(r"^\s*(?:\{\||\|\}|\|-|!|\|).*$", re.MULTILINE), ""),
     (re.compile(r"__[A-Z]{3,20}__"), ""),
     (re.compile(r"'{2,5}"), ""),
     (re.compile(r"\[\[|\]\]|\{\{|\}\}"), ""),
     (re.compile(r"</?[a-zA-Z][^<>\n]{0,200}>"), ""),
-    (re.compile(r"\(\s*[,;:]*\s*\)|\[\s*\]"), ""),
     (re.compile(r"[ \t\xa0]+"), " "),
+    (re.compile(r"\([ ,;:]*\)|\[ ?\]"), ""),
     (re.compile(r" +([,.;:)])(?=\s|$)"), r"\1"),
     (re.compile(r",{2,}"), ","),
     (re.compile(r"^(?:- ?){2,}", re.MULTILINE), "- "),
@@ -57,9 +64,12 @@ def strip_wikitext(markup: str) -> str:
     """Plain text of a page: without templates, tables, references, files, categories and link lists.
 
     Links, emphasis and headings leave their text; a bullet leaves `- `. About 3 MB of markup a second.
+    Nothing is left of markup that is hopelessly broken.
     """
     import mwparserfromhell
 
+    if any(len(opening.findall(markup)) - len(closing.findall(markup)) > MOST_UNCLOSED for opening, closing in _PAIRS):
+        return ""
     text = _plain(mwparserfromhell.parse(_without_link_lists(markup), skip_style_tags=True))
     for pattern, replacement in _LEFT_OVER:
         text = pattern.sub(replacement, text)
