@@ -1,6 +1,7 @@
 """Command line `crossdiff`: every command a person types; heavy imports wait inside the command that needs them."""
 
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,17 +67,20 @@ def main() -> None:
 Command = Callable[..., Any]
 
 
+overrides_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the recipe, such as training.epochs=4. May be given several times.",
+)
+
+
 def recipe_options(command: Command) -> Command:
     """What every command on a recipe takes."""
     options = (
         click.argument("recipe", type=click.Path(path_type=Path)),
-        click.option(
-            "--set",
-            "overrides",
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="Override a key of the recipe, such as training.epochs=4. May be given several times.",
-        ),
+        overrides_option,
         click.option("--force", is_flag=True, help="Do again what is already up to date."),
     )
     for option in reversed(options):
@@ -160,15 +164,15 @@ def analyse(recipe: Path, overrides: tuple[str, ...], force: bool) -> None:
 @main.command()
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1, or CROSSDIFF_HOST]")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [default: 8000, or CROSSDIFF_PORT]")
-@click.option("--until-parent-ends", is_flag=True, hidden=True)
-def serve(host: str | None, port: int | None, until_parent_ends: bool) -> None:
+@click.option("--until-input-ends", is_flag=True, hidden=True)
+def serve(host: str | None, port: int | None, until_input_ends: bool) -> None:
     """Open the explorer on the runs of this machine.
 
     Without CROSSDIFF_WORKER_URL it starts an inference worker of its own when somebody steers.
     """
     from app.server import listening_settings, serve_pages
 
-    serve_pages(listening_settings(host, port), until_parent_ends=until_parent_ends)
+    serve_pages(listening_settings(host, port), until_input_ends=until_input_ends)
 
 
 @main.command()
@@ -185,6 +189,43 @@ def runs() -> None:
     width = max((len(one.run) for one in found), default=0)
     for one in found:
         click.echo(f"{one.run:<{width}}  {one.status:<10}  {_headline(one)}".rstrip())
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8001, show_default=True, help="Port to listen on.")
+def worker(host: str, port: int) -> None:
+    """Start an inference worker by itself, for an explorer elsewhere.
+
+    The explorer finds it by CROSSDIFF_WORKER_URL; both need the same secret in CROSSDIFF_WORKER_TOKEN.
+    """
+    from app.inference.worker import serve_worker
+    from app.settings import Settings
+
+    token = os.environ.get("CROSSDIFF_WORKER_TOKEN")
+    if not token:
+        raise click.UsageError(
+            "The worker needs a secret that the explorer knows too: set CROSSDIFF_WORKER_TOKEN for both."
+        )
+    serve_worker(Settings.from_environment().home, socket=None, host=host, port=port, token=token)
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(path_type=Path), required=False)
+@overrides_option
+@click.pass_context
+def doctor(ctx: click.Context, recipe: Path | None, overrides: tuple[str, ...]) -> None:
+    """Say whether this machine has what Crossdiff, or a recipe, needs."""
+    from app.doctor import explorer as look_at_explorer
+    from app.doctor import table
+    from app.settings import Settings
+    from trainer.doctor import State, machine
+    from trainer.doctor import recipe as look_at_recipe
+
+    findings = [*machine(), *look_at_explorer(Settings.from_environment())]
+    findings += look_at_recipe(recipe, overrides) if recipe else []
+    click.echo(table(findings))
+    ctx.exit(1 if any(finding.state == State.BROKEN for finding in findings) else 0)
 
 
 def _run(

