@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from trainer.errors import SourceError
 from trainer.run_folder import discard, home, published, write_json
@@ -46,11 +47,11 @@ def unpacked(gguf: Path) -> Path:
     tqdm.write(
         f"Unpacking {gguf.name} into a bf16 model. This is done once and takes up to a minute …", file=sys.stderr
     )
-    with _quiet():
+    with quiet():
         model = _model(gguf)
         tokenizer = _tokenizer(gguf, model)
     discard(folder)
-    with published(folder) as draft:
+    with published(folder) as draft, quiet():
         draft.mkdir()
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
@@ -70,6 +71,19 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hide what the libraries say while loading: advice, and progress bars where there is no terminal."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    bars = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
+    try:
+        with bars:
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _is_current(folder: Path) -> bool:
@@ -134,13 +148,3 @@ def _pre_tokenization(gguf: Path) -> str:
 
     _, described, _ = get_gguf_tokenizer(str(gguf))
     return str(described.get("pre_tokenizer_type", "")) if described.get("tokenizer_type") == "gpt2" else ""
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the progress bars of the libraries where there is no terminal to draw them on."""
-    if sys.stderr.isatty():
-        yield
-    else:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield

@@ -101,9 +101,8 @@ def read(
         if stop:
             raise _Reached
 
-    with torch.inference_mode(), _hooked(hookpoint, keep):
-        with suppress(_Reached):
-            source.body(input_ids=input_ids, attention_mask=_needed(source, attention_mask), use_cache=False)
+    with torch.inference_mode(), _hooked(hookpoint, keep), suppress(_Reached):
+        source.body(input_ids=input_ids, attention_mask=_needed(source, attention_mask), use_cache=False)
     assert len(found) == 1, "a block runs exactly once in a forward pass"
     return found[0]
 

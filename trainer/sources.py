@@ -17,13 +17,13 @@ from transformers import (
 )
 
 from trainer import hookpoint
+from trainer.device import compute_dtype, pick_device
 from trainer.errors import SourceError
+from trainer.gguf import quiet
 from trainer.model_files import ModelFiles, find_adapter, find_model
 from trainer.model_memory import check_room
 from trainer.recipe import SourceRecipe
 
-FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
-"""CPU features that multiply bf16 matrices in hardware, on x86 and ARM."""
 FINAL_NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f", "norm_f", "embedding_norm")
 
 
@@ -84,9 +84,9 @@ def load_source(recipe: SourceRecipe) -> Source:
     """Load a model as its recipe says, with its adapter merged, ready for its hookpoint.
 
     Raises SourceError for a model that cannot be found, loaded or held in memory, and for a hookpoint
-    that it does not have; PackageError; DiskFull.
+    that it does not have; UsageError for a device; PackageError; DiskFull.
     """
-    device = _device(recipe)
+    device = pick_device(recipe.device)
     files = find_model(recipe.name, recipe.model, recipe.revision)
     config = _config(recipe, files)
     dtype = _dtype(recipe, str(config.model_type), device)
@@ -168,22 +168,6 @@ def _uses_chat_template(recipe: SourceRecipe, tokenizer: PreTrainedTokenizerFast
     return recipe.chat != "plain" and bool(tokenizer.chat_template)
 
 
-def _device(recipe: SourceRecipe) -> torch.device:
-    """The device asked for, or the best there is."""
-    if recipe.device == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(kind)
-    try:
-        device = torch.device(recipe.device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SourceError(
-            f"{recipe.name}: this machine has no device {recipe.device!r} ({_first(error)}). "
-            "Use `device: auto`, cpu, cuda, cuda:1 or mps."
-        ) from None
-    return device
-
-
 def _dtype(recipe: SourceRecipe, family: str, device: torch.device) -> torch.dtype:
     """The dtype asked for, or bf16 where the device computes it fast."""
     if recipe.dtype == "float16" and family.startswith("gemma"):
@@ -192,14 +176,7 @@ def _dtype(recipe: SourceRecipe, family: str, device: torch.device) -> torch.dty
     if recipe.dtype != "auto":
         chosen: torch.dtype = getattr(torch, recipe.dtype)
         return chosen
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device.type == "cpu":
-        able = torch.cpu.get_capabilities()
-        fast = any(able.get(feature, False) for feature in FAST_BFLOAT16)
-    else:
-        fast = True
-    return torch.bfloat16 if fast else torch.float32
+    return compute_dtype(device)
 
 
 def _model(recipe: SourceRecipe, files: ModelFiles, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
@@ -207,15 +184,22 @@ def _model(recipe: SourceRecipe, files: ModelFiles, device: torch.device, dtype:
     if recipe.quantization is not None:
         options |= {"quantization_config": _quantization(recipe, device, dtype), "device_map": {"": device}}
     try:
+        model = _from_folder(files, options)
+    except (ValueError, OSError, KeyError, ImportError, RuntimeError) as error:
+        raise SourceError(f"{recipe.name}: {recipe.model} cannot be loaded: {_first(error)}. Get it again.") from error
+    return model if recipe.quantization is not None else model.to(device)
+
+
+def _from_folder(files: ModelFiles, options: dict[str, Any]) -> PreTrainedModel:
+    """The model with torch's own attention, or the plain one in families that do not have it."""
+    with quiet():
         try:
             model = AutoModelForCausalLM.from_pretrained(files.folder, attn_implementation="sdpa", **options)
         except ValueError as error:
             if "scaled_dot_product" not in str(error):
                 raise
             model = AutoModelForCausalLM.from_pretrained(files.folder, **options)
-    except (ValueError, OSError, KeyError, ImportError, RuntimeError) as error:
-        raise SourceError(f"{recipe.name}: {recipe.model} cannot be loaded: {_first(error)}. Get it again.") from error
-    return model if recipe.quantization is not None else model.to(device)
+    return model
 
 
 def _quantization(recipe: SourceRecipe, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:
