@@ -1,0 +1,117 @@
+"""Labels: what people call a feature; write, withdraw and restore one's own, read everybody's and their history."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+from urllib.parse import quote, unquote
+
+from fastapi import APIRouter, Cookie, Depends, Form, Path, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+
+from app.dependencies import LabelsToRead, LabelsToWrite, RunResults
+from app.labels.panel import LabelsPanel, labels_panel, with_problem
+from app.labels.store import LabelConflict, Place, restore_label, save_label, withdraw_label
+from app.labels.wording import WordingRefused, author_name
+from app.results.feature import one_feature
+from app.templates import address, render, wants_fragment
+
+router = APIRouter(include_in_schema=False)
+
+Index = Annotated[int, Path(ge=0, le=2**31 - 1)]
+NAME_COOKIE = "crossdiff_name"
+A_YEAR = 365 * 24 * 3600
+SavedName = Annotated[str, Cookie(alias=NAME_COOKIE, max_length=600)]
+
+
+@dataclass(frozen=True)
+class LabelsPage:
+    """A feature's labels by themselves; HTMX asks for the panel alone."""
+
+    template: ClassVar[str] = "labels.html"
+    fragments: ClassVar[dict[str, str]] = {"labels": "_labels.html"}
+
+    run: str
+    feature: int
+    labels_panel: LabelsPanel
+
+
+@dataclass(frozen=True)
+class LabelForm:
+    """What the form sends; limits are checked where the label is stored, so that its text can be given back."""
+
+    author: str = ""
+    text: str = ""
+    note: str = ""
+    revision: int = 0
+    """The revision that the person saw; 0 for none."""
+    action: Literal["save", "withdraw", "restore"] = "save"
+    restore: int = 0
+    """The revision to bring back."""
+
+
+def _place(run: str, feature: Index, results: RunResults) -> Place:
+    """The feature in the address. Raises RunNotFound, FeatureNotFound and what else results may."""
+    return Place(run, feature, one_feature(results, feature).content_hash)
+
+
+Labelled = Annotated[Place, Depends(_place)]
+
+
+def name_of(cookie: str) -> str:
+    """The name in a visitor's cookie; empty when there is none that can sign."""
+    try:
+        return author_name(unquote(cookie))
+    except WordingRefused:
+        return ""
+
+
+@router.get("/runs/{run}/features/{feature}/labels")
+def show_labels(request: Request, place: Labelled, session: LabelsToRead, name: SavedName = "") -> HTMLResponse:
+    """Everybody's labels of a feature."""
+    return render(request, LabelsPage(place.run, place.feature, labels_panel(session, place, name_of(name))))
+
+
+@router.post("/runs/{run}/features/{feature}/labels")
+def write_label(
+    request: Request, place: Labelled, session: LabelsToWrite, form: Annotated[LabelForm, Form()]
+) -> Response:
+    """Save, withdraw or restore one's own label; what cannot be done leaves the form as it was typed."""
+    try:
+        author = author_name(form.author)
+        news = _write(session, place, author, form)
+    except (WordingRefused, LabelConflict) as error:
+        panel = labels_panel(session, place, form.author)
+        panel = with_problem(panel, error, text=form.text, note=form.note, author=form.author)
+        return render(request, LabelsPage(place.run, place.feature, panel), error.status)
+    if wants_fragment(request):
+        panel = labels_panel(session, place, author, news=news)
+        answer: Response = render(request, LabelsPage(place.run, place.feature, panel))
+    else:
+        root_path = request.app.state.settings.root_path
+        answer = RedirectResponse(address(root_path, f"/runs/{place.run}/features/{place.feature}") + "#labels", 303)
+    _remember_name(request, answer, author)
+    return answer
+
+
+def _write(session: LabelsToWrite, place: Place, author: str, form: LabelForm) -> str:
+    """Do what the form asks and say what was done."""
+    if form.action == "withdraw":
+        withdraw_label(session, place, author, based_on=form.revision)
+        return "Your label is withdrawn; the history keeps it."
+    if form.action == "restore":
+        restored = restore_label(session, place, author, revision=form.restore, based_on=form.revision)
+        return f"Revision {restored.restores} is your label again."
+    save_label(session, place, author, text=form.text, note=form.note, based_on=form.revision)
+    return "Saved."
+
+
+def _remember_name(request: Request, answer: Response, author: str) -> None:
+    """Keep the name for next time, out of reach of scripts."""
+    answer.set_cookie(
+        NAME_COOKIE,
+        quote(author),
+        max_age=A_YEAR,
+        httponly=True,
+        samesite="lax",
+        secure=request.url.scheme == "https",
+        path=f"{request.app.state.settings.root_path}/",
+    )
