@@ -70,8 +70,7 @@ def _worker(settings: Settings) -> Finding:
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         remedy = "Start it with `crossdiff worker`, or correct CROSSDIFF_WORKER_URL."
         return Finding("worker", f"{settings.worker_url} does not answer ({error})", State.BROKEN, remedy)
-    # A worker that wants its token answers 401, and then it is there.
-    if answer.status_code not in (200, 401):
+    if answer.status_code != 200:
         fact = f"{settings.worker_url} answers {answer.status_code}"
         return Finding("worker", fact, State.BROKEN, "Check that CROSSDIFF_WORKER_URL leads to a worker.")
     return Finding("worker", f"{settings.worker_url} answers")

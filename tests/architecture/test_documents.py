@@ -30,7 +30,8 @@ def test_every_table_and_column_of_a_results_file_has_a_comment():
     with duckdb.connect() as database:
         database.execute((ROOT / "trainer" / "results.sql").read_text(encoding="utf-8"))
         silent = database.execute(
-            "select table_name, column_name from duckdb_columns() where not internal and (comment is null or comment not like '%.') "
+            "select table_name, column_name from duckdb_columns() "
+            "where not internal and (comment is null or comment not like '%.') "
             "union all select table_name, null from duckdb_tables() where comment is null or comment not like '%.'"
         ).fetchall()
 
