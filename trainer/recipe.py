@@ -66,8 +66,6 @@ class CorpusPart(Part):
     """Keep only documents in English, or only those that are not."""
     share: float = Field(default=1.0, gt=0)
     """Part of all rows that come from here; shares are scaled to add up to one."""
-    sequences_per_document: int | None = Field(default=None, ge=1)
-    """As in the corpus, for this part alone: more where documents are few."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "CorpusPart":

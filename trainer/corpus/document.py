@@ -48,8 +48,6 @@ class Document:
     """The turns of a chat; None for text."""
     template_spans: tuple[Span, ...] = ()
     """Role headers of a chat, as `User: `, the space included; empty for text."""
-    sequences: int = 1
-    """At most this many sequences may be cut from it."""
 
 
 def clean(text: str) -> str:

@@ -18,7 +18,7 @@ class PartTally:
     characters: int = 0
     """In the canonical texts handed out."""
     rows: float = 0.0
-    """Rows these documents gave, or are expected to give until the harvest settles them."""
+    """Rows these documents are expected to give."""
     unreadable: int = 0
     """Damaged, without text, or with turns of unknown roles."""
     empty: int = 0
