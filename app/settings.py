@@ -19,6 +19,8 @@ class Settings:
     """Labels database; SQLite in the home folder when absent."""
     worker_url: str | None = None
     """Inference worker; a local one is started when absent."""
+    worker_token: str | None = field(default=None, repr=False)
+    """Secret shared with that worker."""
     host: str = "127.0.0.1"
     port: int = 8000
     root_path: str = ""
@@ -33,6 +35,7 @@ class Settings:
             home=Path(environment.get("CROSSDIFF_HOME") or "data").absolute(),
             database_url=environment.get("CROSSDIFF_DATABASE_URL") or None,
             worker_url=environment.get("CROSSDIFF_WORKER_URL") or None,
+            worker_token=environment.get("CROSSDIFF_WORKER_TOKEN") or None,
             host=environment.get("CROSSDIFF_HOST") or "127.0.0.1",
             port=int(environment.get("CROSSDIFF_PORT") or 8000),
             root_path=(environment.get("CROSSDIFF_ROOT_PATH") or "").rstrip("/"),

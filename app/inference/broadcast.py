@@ -11,11 +11,13 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
 from app.errors import ReaderError
-from app.inference.client import Client
+from app.inference.client import Client, WorkerBusy
 from app.inference.messages import Answer, GenerationRequest, LaneState
 
 log = logging.getLogger("crossdiff.broadcast")
 
+MOST = 9
+"""Generations under way at once, with those that wait for the worker."""
 KEEP_EVERY = 2.0
 """Seconds between two savings of a generation under way."""
 ENDED = ("done", "stopped", "failed")
@@ -85,6 +87,12 @@ class Broadcast:
         for live in lives:
             live.task.cancel()
         await asyncio.gather(*(live.task for live in lives), return_exceptions=True)
+
+    def require_room(self) -> None:
+        """Raise WorkerBusy when too many are under way already."""
+        if len(self._live) >= MOST:
+            fact = f"{len(self._live)} generations are under way or wait already."
+            raise WorkerBusy(fact, remedy="Try again in a moment; what you typed is kept.")
 
     def start(self, request: GenerationRequest) -> None:
         """Begin a generation whose row is stored already; may be called from any thread."""

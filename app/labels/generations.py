@@ -62,6 +62,14 @@ class StoredGeneration:
         """Whether nothing more will come."""
         return self.state not in UNFINISHED
 
+    @property
+    def by_source(self) -> dict[str, list[tuple[int, StoredLane]]]:
+        """Lanes of each source in order, each with its place."""
+        sources: dict[str, list[tuple[int, StoredLane]]] = {}
+        for place, lane in enumerate(self.lanes):
+            sources.setdefault(lane.source, []).append((place, lane))
+        return sources
+
 
 def fingerprint(run: str, feature: int, content_hash: str, parameters: dict[str, Any]) -> str:
     """Equal for requests that must give the same text: 64 hex digits."""
@@ -85,7 +93,7 @@ def new_generation(session: Session, asked: StoredGeneration) -> StoredGeneratio
         created_at=now,
         updated_at=now,
         lanes=[
-            Lane(lane=place, source=lane.source, strength=lane.strength, state="waiting")
+            Lane(lane=place, source=lane.source, strength=lane.strength, writes=lane.writes, state="waiting")
             for place, lane in enumerate(asked.lanes)
         ],
     )
@@ -128,7 +136,8 @@ def keep_generation(
     row = session.get_one(Generation, generation_id)
     row.state, row.reason, row.updated_at = state, reason, datetime.datetime.now(datetime.UTC)
     for kept, lane in zip(row.lanes, lanes, strict=True):
-        kept.state, kept.reason, kept.writes = lane.state, lane.reason, lane.writes
+        kept.state, kept.reason = lane.state, lane.reason
+        kept.writes = kept.writes if lane.writes is None else lane.writes
         kept.prompt, kept.text, kept.tokens, kept.seconds = lane.prompt, lane.text, lane.tokens, lane.seconds
 
 

@@ -1,9 +1,12 @@
 """Wording: what a name, a label and a note may hold."""
 
 import unicodedata
+from urllib.parse import quote, unquote
 
 from app.errors import ReaderError
 
+NAME_COOKIE = "crossdiff_name"
+"""Cookie with the name that a visitor signs with."""
 NAME_LIMIT = 60
 """Characters in an author's name."""
 TEXT_LIMIT = 300
@@ -36,6 +39,19 @@ def author_name(typed: str) -> str:
         )
     _within(name, NAME_LIMIT, "author", "The name")
     return name
+
+
+def name_in_cookie(value: str) -> str:
+    """The name that a visitor's cookie holds; empty when there is none that can sign."""
+    try:
+        return author_name(unquote(value))
+    except WordingRefused:
+        return ""
+
+
+def cookie_of_name(name: str) -> str:
+    """A name as a cookie can carry it, in any alphabet."""
+    return quote(name)
 
 
 def label_text(typed: str) -> str:

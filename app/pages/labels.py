@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
-from urllib.parse import quote, unquote
 
 from fastapi import APIRouter, Cookie, Depends, Form, Path, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
@@ -10,14 +9,13 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from app.dependencies import LabelsToRead, LabelsToWrite, RunResults
 from app.labels.panel import LabelsPanel, labels_panel, with_problem
 from app.labels.store import LabelConflict, Place, restore_label, save_label, withdraw_label
-from app.labels.wording import WordingRefused, author_name
+from app.labels.wording import NAME_COOKIE, WordingRefused, author_name, cookie_of_name, name_in_cookie
 from app.results.feature import one_feature
 from app.templates import address, render, wants_fragment
 
 router = APIRouter(include_in_schema=False)
 
 Index = Annotated[int, Path(ge=0, le=2**31 - 1)]
-NAME_COOKIE = "crossdiff_name"
 A_YEAR = 365 * 24 * 3600
 SavedName = Annotated[str, Cookie(alias=NAME_COOKIE, max_length=600)]
 
@@ -56,18 +54,10 @@ def _place(run: str, feature: Index, results: RunResults) -> Place:
 Labelled = Annotated[Place, Depends(_place)]
 
 
-def name_of(cookie: str) -> str:
-    """The name in a visitor's cookie; empty when there is none that can sign."""
-    try:
-        return author_name(unquote(cookie))
-    except WordingRefused:
-        return ""
-
-
 @router.get("/runs/{run}/features/{feature}/labels")
 def show_labels(request: Request, place: Labelled, session: LabelsToRead, name: SavedName = "") -> HTMLResponse:
     """Everybody's labels of a feature."""
-    return render(request, LabelsPage(place.run, place.feature, labels_panel(session, place, name_of(name))))
+    return render(request, LabelsPage(place.run, place.feature, labels_panel(session, place, name_in_cookie(name))))
 
 
 @router.post("/runs/{run}/features/{feature}/labels")
@@ -108,7 +98,7 @@ def _remember_name(request: Request, answer: Response, author: str) -> None:
     """Keep the name for next time, out of reach of scripts."""
     answer.set_cookie(
         NAME_COOKIE,
-        quote(author),
+        cookie_of_name(author),
         max_age=A_YEAR,
         httponly=True,
         samesite="lax",
