@@ -6,6 +6,7 @@ what is pinned here (or with what was seen the first time), and the one file tak
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
+import psutil
 from tqdm import tqdm
 
 from trainer.errors import PackageError
@@ -223,9 +225,10 @@ def _room() -> Iterator[Path]:
     """An empty folder for one archive, on the same disk as what comes out of it."""
     parent = home()
     parent.mkdir(parents=True, exist_ok=True)
-    for left_by_a_kill in parent.glob(".download-*"):
-        shutil.rmtree(left_by_a_kill, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=parent) as folder:
+    for other in parent.glob(".download-*"):
+        if not psutil.pid_exists(int(other.name.split("-")[1])):  # left by a kill
+            shutil.rmtree(other, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f".download-{os.getpid()}-", dir=parent) as folder:
         yield Path(folder)
 
 
