@@ -2,7 +2,7 @@
 
 Only the encoder product is dense. Decoding, the gradient of the activations and the gradients of both weights
 need just the (row, feature) pairs that are active: `rows * k` of `rows * features`. `Pattern` holds these
-pairs in row order and in feature order, so that every sum runs over contiguous entries.
+pairs in row order and in feature order, so that every sum runs over contiguous entries. These sums are in fp32: casting the weights would cost more than it saves.
 
 Axes: R rows, F features of one group, W width of one source, N active pairs.
 """
@@ -71,20 +71,15 @@ class _EncodeActive(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, pre: Tensor, pattern: Pattern, bias: Tensor, *inputs_and_weights: Tensor) -> Tensor:
-        half = len(inputs_and_weights) // 2
-        ctx.pattern, ctx.dtypes = pattern, [weight.dtype for weight in inputs_and_weights[half:]]
-        ctx.save_for_backward(*inputs_and_weights[:half])
-        return pre
+        ctx.pattern = pattern
+        ctx.save_for_backward(*inputs_and_weights[: len(inputs_and_weights) // 2])
+        return pre.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        pattern: Pattern = ctx.pattern
-        bias = grad.new_zeros(pattern.features).index_add_(0, pattern.feature, grad)
-        weights = [
-            sum_by_feature(pattern, grad, inputs).to(dtype)
-            for inputs, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        ]
+        bias = grad.new_zeros(ctx.pattern.features).index_add_(0, ctx.pattern.feature, grad)
+        weights = [sum_by_feature(ctx.pattern, grad, inputs) for inputs in ctx.saved_tensors]
         return (None, None, bias, *([None] * len(weights)), *weights)
 
 
@@ -92,7 +87,7 @@ def encode_active(pre: Tensor, pattern: Pattern, bias: Tensor, inputs: list[Tens
     """Attach gradients to pre-activations pre [N] already computed by the dense encoder product.
 
     pre = bias[feature] + sum over sources of inputs[row] . weights[feature]; inputs [R, W] carry no gradient,
-    weights [F, W] and bias [F] do.
+    weights [F, W] and bias [F] do. Inputs have the weights' dtype.
     """
     return _EncodeActive.apply(pre, pattern, bias, *inputs, *weights)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -101,22 +96,18 @@ class _DecodeActive(torch.autograd.Function):
     """Sum of active decoder directions per row; both gradients touch active pairs alone."""
 
     @staticmethod
-    def forward(ctx: Any, pattern: Pattern, value: Tensor, weight: Tensor, compute: torch.dtype) -> Tensor:
-        weight_low = weight.to(compute)
-        ctx.pattern, ctx.weight_dtype = pattern, weight.dtype
-        ctx.save_for_backward(value, weight_low)
-        return sum_by_row(pattern, value, weight_low)
+    def forward(ctx: Any, pattern: Pattern, value: Tensor, weight: Tensor) -> Tensor:
+        ctx.pattern = pattern
+        ctx.save_for_backward(value, weight)
+        return sum_by_row(pattern, value, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         value, weight = ctx.saved_tensors
-        grad = grad.to(weight.dtype)
-        value_grad = products(ctx.pattern, grad, weight).to(value.dtype)
-        weight_grad = sum_by_feature(ctx.pattern, value, grad).to(ctx.weight_dtype)
-        return None, value_grad, weight_grad, None
+        return None, products(ctx.pattern, grad, weight), sum_by_feature(ctx.pattern, value, grad)
 
 
-def decode_active(pattern: Pattern, value: Tensor, weight: Tensor, compute: torch.dtype) -> Tensor:
-    """Sum over active features of value [N] times weight [F, W]; gives [R, W] in the compute dtype."""
-    return _DecodeActive.apply(pattern, value, weight, compute)  # type: ignore[no-any-return, no-untyped-call]
+def decode_active(pattern: Pattern, value: Tensor, weight: Tensor) -> Tensor:
+    """Sum over active features of value [N] times weight [F, W]; gives [R, W]."""
+    return _DecodeActive.apply(pattern, value, weight)  # type: ignore[no-any-return, no-untyped-call]

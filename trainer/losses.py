@@ -19,7 +19,7 @@ class Forward:
     """One forward pass over a batch."""
 
     inputs: dict[str, Tensor]
-    """Per group, what it reads side by side [R, sum of W], in the compute dtype."""
+    """Per group, what it reads side by side [R, sum of W], in the compute dtype of `Encoders`."""
     patterns: dict[str, Pattern]
     values: dict[str, Tensor]
     errors: Rows
@@ -43,29 +43,59 @@ def forward(
     rows: Rows,
     budgets: list[tuple[tuple[Group, ...], int]],
     guess: dict[str, float],
-    compute: torch.dtype,
+    encoders: "Encoders",
 ) -> Forward:
     """Encode, select by BatchTopK and decode normalised rows [R, W].
 
-    Each budget is a set of groups that compete for a number of active pairs; guesses are the last thresholds.
+    Each budget is a set of groups that compete for a number of active pairs; guesses are the last thresholds. Only the
+    dense encoder product is in low precision.
     """
-    low = {source: x.to(compute) for source, x in rows.items()}
-    count = len(next(iter(rows.values())))
+    encoders.refresh()
+    low = {source: x.to(encoders.compute) for source, x in rows.items()}
     inputs = {group.name: _inputs(crosscoder, group, low) for group in crosscoder.groups}
+    count = len(next(iter(rows.values())))
     patterns, values, smallest = {}, {}, {}
     for groups, keep in budgets:
-        scale = {group.name: crosscoder.scale_of(group).detach().clamp_min(1e-6) for group in groups}
-        scores = [_scores(crosscoder, group, inputs[group.name], scale[group.name]) for group in groups]
-        selected = batch_topk(scores, keep, guess[groups[0].name])
-        for group, score, flat in zip(groups, scores, selected.kept, strict=True):
-            row, feature = flat // group.features, flat % group.features
-            pattern = Pattern(row, feature, rows=count, features=group.features)
-            pre = score.reshape(-1)[flat].float() / scale[group.name][feature]
+        scale = [crosscoder.scale_of(group).detach().clamp_min(1e-6) for group in groups]
+        pre = [encoders.dense(group, inputs[group.name]) for group in groups]
+        selected = batch_topk(pre, scale, keep, guess[groups[0].name])
+        for group, dense, flat in zip(groups, pre, selected.kept, strict=True):
+            pattern = Pattern(flat // group.features, flat % group.features, rows=count, features=group.features)
             patterns[group.name] = pattern
-            values[group.name] = _attach(crosscoder, group, pre, pattern, inputs[group.name])
+            values[group.name] = _attach(crosscoder, group, dense.reshape(-1)[flat].float(), pattern, rows)
             smallest[group.name] = selected.threshold
-    errors = _errors(crosscoder, rows, patterns, values, compute)
-    return Forward(inputs, patterns, values, errors, smallest)
+    return Forward(inputs, patterns, values, _errors(crosscoder, rows, patterns, values), smallest)
+
+
+class Encoders:
+    """Low-precision copies of the encoders, for the one dense product of a step."""
+
+    def __init__(self, crosscoder: Crosscoder, compute: torch.dtype) -> None:
+        """Room for the copies is taken once: fresh memory every step costs as much as the cast."""
+        self.compute, self._crosscoder = compute, crosscoder
+        self._weights = {
+            group.name: torch.empty(
+                group.features, sum(crosscoder.widths[s] for s in group.reads), dtype=compute, device=crosscoder.device
+            )
+            for group in crosscoder.groups
+        }
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the current weights."""
+        for group in self._crosscoder.groups:
+            first = 0
+            for source in group.reads:
+                width = self._crosscoder.widths[source]
+                weight = self._crosscoder.weights[f"encoder.{source}.{group.name}"]
+                self._weights[group.name][:, first : first + width].copy_(weight)
+                first += width
+
+    @torch.no_grad()
+    def dense(self, group: Group, inputs: Tensor) -> Tensor:
+        """Pre-activations of all features of a group [R, F], in the compute dtype."""
+        bias = self._crosscoder.weights[f"encoder_bias.{group.name}"].to(self.compute)
+        return torch.nn.functional.linear(inputs, self._weights[group.name], bias)
 
 
 def dead_features_loss(
@@ -102,30 +132,19 @@ def _inputs(crosscoder: Crosscoder, group: Group, low: Rows) -> Tensor:
     return joined if factor == 1.0 else joined * factor
 
 
-@torch.no_grad()
-def _scores(crosscoder: Crosscoder, group: Group, inputs: Tensor, scale: Tensor) -> Tensor:
-    """Activation times ranking norm of every feature of a group [R, F]: the one dense product of a step."""
-    weight = torch.cat([crosscoder.weights[f"encoder.{source}.{group.name}"] for source in group.reads], dim=1)
-    bias = crosscoder.weights[f"encoder_bias.{group.name}"]
-    return torch.nn.functional.linear(inputs, (weight * scale[:, None]).to(inputs.dtype), (bias * scale).to(inputs.dtype))
-
-
-def _attach(crosscoder: Crosscoder, group: Group, pre: Tensor, pattern: Pattern, inputs: Tensor) -> Tensor:
-    widths = [crosscoder.widths[source] for source in group.reads]
+def _attach(crosscoder: Crosscoder, group: Group, pre: Tensor, pattern: Pattern, rows: Rows) -> Tensor:
+    factor = crosscoder.read_factor(group)
+    inputs = [rows[source] if factor == 1.0 else rows[source] * factor for source in group.reads]
     weights = [crosscoder.weights[f"encoder.{source}.{group.name}"] for source in group.reads]
-    parts = [part.contiguous() for part in inputs.split(widths, dim=1)]
-    return encode_active(pre, pattern, crosscoder.weights[f"encoder_bias.{group.name}"], parts, weights)
+    return encode_active(pre, pattern, crosscoder.weights[f"encoder_bias.{group.name}"], inputs, weights)
 
 
-def _errors(
-    crosscoder: Crosscoder, rows: Rows, patterns: dict[str, Pattern], values: dict[str, Tensor], compute: torch.dtype
-) -> Rows:
+def _errors(crosscoder: Crosscoder, rows: Rows, patterns: dict[str, Pattern], values: dict[str, Tensor]) -> Rows:
     errors = {source: x - crosscoder.weights[f"decoder_bias.{source}"] for source, x in rows.items()}
     for group in crosscoder.groups:
         for source in group.writes:
             weight = crosscoder.weights[f"decoder.{source}.{group.name}"]
-            part = decode_active(patterns[group.name], values[group.name], weight, compute)
-            errors[source] = errors[source] - part.float()
+            errors[source] = errors[source] - decode_active(patterns[group.name], values[group.name], weight)
     return errors
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from trainer.errors import CrossdiffError
 from trainer.run_folder import RunFolder, write_json
 
-STAGES = ("prepare", "harvest", "train", "evaluate", "analyse")
+STAGES = ("harvest", "train", "evaluate", "analyse")
 """Stages of a run in order."""
 
 LINE_EVERY = 10.0

@@ -19,34 +19,33 @@ SAFETY = 0.9
 
 
 class Selected(NamedTuple):
-    """What BatchTopK keeps of several score matrices."""
+    """What BatchTopK keeps of several groups' scores."""
 
     kept: list[Tensor]
-    """Per matrix, flat indices of kept entries in increasing order, int64."""
+    """Per group, flat indices of kept entries in increasing order, int64."""
     threshold: float
     """The smallest score kept; 0 when nothing was."""
 
 
-def batch_topk(scores: Sequence[Tensor], keep: int, guess: float = 0.0) -> Selected:
-    """Keep the `keep` largest positive scores over all matrices [rows, features] together.
+def batch_topk(pre: Sequence[Tensor], scale: Sequence[Tensor], keep: int, guess: float = 0.0) -> Selected:
+    """Keep the `keep` largest positive scores over all groups together.
 
-    `guess` is about the threshold expected; a bad one costs time, never exactness.
+    Scores are pre-activations [rows, features] of a group times its scale [features]. `guess` is about the
+    threshold expected; a bad one costs time, never exactness.
     """
-    flat = [score.reshape(-1) for score in scores]
     bound = max(guess, 0.0) * SAFETY
     while True:
-        candidates = [torch.nonzero(score > bound).squeeze(1) for score in flat]
-        if sum(map(len, candidates)) >= keep or bound == 0.0:
+        at = [torch.nonzero((p > (bound / s).to(p.dtype)).reshape(-1)).squeeze(1) for p, s in zip(pre, scale, strict=True)]
+        if sum(map(len, at)) >= keep or bound == 0.0:
             break
         bound = bound * 0.7 if bound > guess * 0.2 else 0.0
-    values = torch.cat([score[at] for score, at in zip(flat, candidates, strict=True)])
-    if len(values) > keep:
-        values, chosen = torch.topk(values, keep, sorted=False)
-        mask = torch.zeros(sum(map(len, candidates)), dtype=torch.bool, device=chosen.device)
+    scores = torch.cat([p.reshape(-1)[i].float() * s[i % len(s)] for p, s, i in zip(pre, scale, at, strict=True)])
+    if len(scores) > keep:
+        scores, chosen = torch.topk(scores, keep, sorted=False)
+        mask = torch.zeros(sum(map(len, at)), dtype=torch.bool, device=chosen.device)
         mask[chosen] = True
-        parts = mask.split([len(at) for at in candidates])
-        candidates = [at[part] for at, part in zip(candidates, parts, strict=True)]
-    return Selected(candidates, float(values.min()) if len(values) else 0.0)
+        at = [i[part] for i, part in zip(at, mask.split([len(i) for i in at]), strict=True)]
+    return Selected(at, float(scores.min()) if len(scores) else 0.0)
 
 
 def ranking_norm(norms: Sequence[Tensor], rank_by: str) -> Tensor:

@@ -17,31 +17,38 @@ from trainer.sparsity import RunningThreshold, annealed_k, batch_topk, ranking_n
 )
 def test_the_largest_scores_over_all_groups_are_kept_whatever_the_guess(seed, keep, guess, dtype):
     generator = torch.Generator().manual_seed(seed)
-    scores = [torch.randn(4, 9, generator=generator).to(dtype), torch.randn(4, 3, generator=generator).to(dtype)]
+    pre = [torch.randn(4, size, generator=generator).to(dtype) for size in (9, 3)]
+    scale = [torch.rand(size, generator=generator) + 0.5 for size in (9, 3)]
 
-    kept = batch_topk(scores, keep, guess).kept
+    kept = batch_topk(pre, scale, keep, guess).kept
 
-    everything = torch.cat([score.flatten() for score in scores])
-    chosen = torch.cat([score.flatten()[index] for score, index in zip(scores, kept, strict=True)])
+    scores = [(p.float() * s).flatten() for p, s in zip(pre, scale, strict=True)]
+    everything = torch.cat(scores)
+    chosen = torch.cat([score[index] for score, index in zip(scores, kept, strict=True)])
     expected = torch.sort(everything[everything > 0], descending=True).values[:keep]
     assert torch.equal(torch.sort(chosen, descending=True).values, expected)
     assert all(bool((index.diff() > 0).all()) for index in kept)
 
 
 def test_the_threshold_is_the_smallest_score_kept():
-    selected = batch_topk([torch.tensor([[3.0, 1.0], [2.0, -5.0]])], keep=2)
+    selected = batch_topk([torch.tensor([[3.0, 1.0], [2.0, -5.0]])], [torch.tensor([1.0, 2.5])], keep=2)
 
-    assert selected.kept[0].tolist() == [0, 2]
-    assert selected.threshold == 2.0
+    assert selected.kept[0].tolist() == [0, 1]
+    assert selected.threshold == 2.5
 
 
 def test_negative_scores_are_never_kept_even_when_the_budget_is_not_used_up():
-    assert batch_topk([torch.tensor([[-1.0, 0.0, 0.5]])], keep=3).kept[0].tolist() == [2]
+    assert batch_topk([torch.tensor([[-1.0, 0.0, 0.5]])], [torch.ones(3)], keep=3).kept[0].tolist() == [2]
 
 
 @pytest.mark.parametrize(
     ("rank_by", "expected"),
-    [("largest_norm", [4.0, 5.0]), ("sum_of_norms", [7.0, 5.0]), ("root_sum_of_squares", [5.0, 5.0]), ("activation", [1.0, 1.0])],
+    [
+        ("largest_norm", [4.0, 5.0]),
+        ("sum_of_norms", [7.0, 5.0]),
+        ("root_sum_of_squares", [5.0, 5.0]),
+        ("activation", [1.0, 1.0]),
+    ],
 )
 def test_a_feature_of_one_source_competes_at_full_weight_only_by_its_largest_norm(rank_by, expected):
     both, one = [3.0, 4.0], [0.0, 5.0]

@@ -1,0 +1,184 @@
+"""Training learns, goes on exactly where it stopped, and does not repeat the defects known from other trainers."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.worlds.tiny_activations import tiny_activations, tiny_recipe
+from trainer.batches import Batches
+from trainer.checkpoint import latest
+from trainer.crosscoder import Crosscoder
+from trainer.errors import StoreError
+from trainer.evaluate import evaluate
+from trainer.losses import dead_features_loss, forward
+from trainer.progress import Progress
+from trainer.run_folder import RunFolder
+from trainer.train import Training, fingerprint_of, train
+
+
+def fit(store, recipe, path: Path) -> Crosscoder:
+    folder = RunFolder(path)
+    path.mkdir(parents=True, exist_ok=True)
+    return train(recipe, store, path, folder.checkpoints, folder.metrics, Progress(folder, recipe.name))
+
+
+def test_a_trained_crosscoder_explains_most_of_rows_it_has_never_seen(tmp_path):
+    store, recipe = tiny_activations(tmp_path / "store", rows=12_288), tiny_recipe(training={"epochs": 6})
+    fit(store, recipe, tmp_path / "run")
+
+    folder = RunFolder(tmp_path / "run")
+    measures = evaluate(store, Crosscoder.load(folder.path), Progress(folder, "tiny"))
+
+    explained = {m["source"]: m["value"] for m in measures if m["measure"] == "variance_explained"}
+    active = next(m["value"] for m in measures if m["measure"] == "l0")
+    assert explained["left"] > 0.7 and explained["right"] > 0.7
+    assert active == pytest.approx(3, abs=0.5)
+
+
+def test_training_killed_at_any_moment_ends_with_the_same_weights_to_the_bit(tmp_path):
+    store = tiny_activations(tmp_path / "store")
+    fit(store, tiny_recipe(), tmp_path / "whole")
+    expected = load_file(tmp_path / "whole" / "crosscoder.safetensors")
+    script = (
+        "from pathlib import Path; import sys; sys.path.insert(0, sys.argv[3])\n"
+        "from tests.trainer.test_train import fit\n"
+        "from tests.worlds.tiny_activations import tiny_recipe\n"
+        "from trainer.activation_store import ActivationStore\n"
+        "fit(ActivationStore.open(Path(sys.argv[1])), tiny_recipe(), Path(sys.argv[2]))\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "store"), str(tmp_path / "killed"), os.getcwd()]
+    chance, kills = random.Random(3), 0
+    for _ in range(10):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for_a_step(tmp_path / "killed" / "metrics.jsonl", process)
+        time.sleep(chance.uniform(0, 0.2))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    subprocess.run(command, check=True, capture_output=True)
+
+    assert kills > 0
+    found = load_file(tmp_path / "killed" / "crosscoder.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)), "metrics of steps that were run twice stand once"
+
+
+def wait_for_a_step(metrics: Path, process: "subprocess.Popen[bytes]") -> None:
+    """Until the process has written a line more than was there, or has ended."""
+    before = metrics.read_text() if metrics.is_file() else ""
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.is_file() and len(metrics.read_text()) > len(before):
+            return
+        time.sleep(0.01)
+
+
+def test_a_torn_checkpoint_is_passed_over_for_the_one_before_it(tmp_path):
+    store, recipe = tiny_activations(tmp_path / "store"), tiny_recipe()
+    fit(store, recipe, tmp_path / "run")
+    checkpoints = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    checkpoints[-1].write_bytes(checkpoints[-1].read_bytes()[:500])
+
+    found = latest(tmp_path / "run" / "checkpoints", fingerprint_of(recipe, store))
+
+    assert found is not None
+    assert found.step == int(checkpoints[0].stem.removeprefix("step-"))
+
+
+def test_a_checkpoint_of_another_recipe_is_not_used(tmp_path):
+    store = tiny_activations(tmp_path / "store")
+    fit(store, tiny_recipe(), tmp_path / "run")
+
+    assert latest(tmp_path / "run" / "checkpoints", fingerprint_of(tiny_recipe(training={"seed": 1}), store)) is None
+
+
+def test_dead_features_receive_gradient_through_encoder_and_decoder_and_the_living_do_not(tmp_path):
+    training = Training(tiny_recipe(), tiny_activations(tmp_path / "store"))
+    rows = training.crosscoder.normalise(next(iter(training.batches_left())))
+    done = forward(training.crosscoder, rows, [(training.crosscoder.groups, 64 * 3)], training.guess, training.encoders)
+    dead = {"shared": torch.tensor([4, 7]), "left": torch.tensor([1]), "right": torch.tensor([], dtype=torch.int64)}
+
+    loss = dead_features_loss(training.crosscoder, done, dead, k=4, compute=torch.float32)
+    assert loss is not None
+    loss.backward()
+
+    weights = training.crosscoder.weights
+    for kind in ("encoder", "decoder"):
+        touched = weights[f"{kind}.right.shared"].grad.abs().sum(dim=1).nonzero().flatten().tolist()
+        assert set(touched) <= {4, 7} and touched
+        assert weights[f"{kind}.left.left"].grad.abs().sum(dim=1).nonzero().flatten().tolist() == [1]
+        assert weights[f"{kind}.right.right"].grad is None or weights[f"{kind}.right.right"].grad.abs().sum() == 0
+    assert weights["decoder_bias.left"].grad is None, "the bias is in the error already and must not count twice"
+
+
+def test_the_loss_of_a_step_equals_the_dense_definition(tmp_path):
+    training = Training(tiny_recipe(), tiny_activations(tmp_path / "store"))
+    crosscoder = training.crosscoder
+    training.encoders.compute = torch.float32
+    training.encoders._weights = {name: copy.float() for name, copy in training.encoders._weights.items()}
+    rows = crosscoder.normalise(next(iter(training.batches_left())))
+
+    done = forward(crosscoder, rows, [(crosscoder.groups, 64 * 3)], training.guess, training.encoders)
+
+    pre = torch.cat([crosscoder.pre_activations(group, rows) for group in crosscoder.groups], dim=1)
+    scale = torch.cat([crosscoder.scale_of(group) for group in crosscoder.groups])
+    bound = (pre * scale).flatten().topk(64 * 3).values[-1]
+    active = pre * (pre * scale >= bound)
+    slow = [
+        (rows[s] - crosscoder.weights[f"decoder_bias.{s}"] - active @ crosscoder.decoder(s)).square().mean()
+        for s in crosscoder.sources
+    ]
+    torch.testing.assert_close(done.reconstruction, torch.stack(slow).mean())
+
+
+def test_batches_cover_every_row_once_per_epoch_in_another_order_each_time(tmp_path):
+    store = tiny_activations(tmp_path / "store", rows=1536, shards=4)
+    batches = Batches(store, batch=64, seed=1, window=800)
+
+    first = torch.cat([rows["left"] for rows in batches.epoch(0)])
+    second = torch.cat([rows["left"] for rows in batches.epoch(1)])
+
+    everything = torch.cat([block.rows["left"] for block in store.blocks("train")])
+    assert torch.equal(first.sort(dim=0).values, everything.sort(dim=0).values)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("skipped", [1, 9, 15])
+def test_batches_begun_in_the_middle_are_those_that_would_have_come(tmp_path, skipped):
+    batches = Batches(tiny_activations(tmp_path / "store", rows=1000, shards=3), batch=60, seed=1, window=500)
+
+    whole, late = list(batches.epoch(2)), list(batches.epoch(2, first=skipped))
+
+    assert len(whole) == 16 and len(late) == 16 - skipped
+    assert all(torch.equal(a["right"], b["right"]) for a, b in zip(whole[skipped:], late, strict=True))
+
+
+def test_sources_keep_their_rows_together_when_shuffled(tmp_path):
+    store = tiny_activations(tmp_path / "store")
+    pairs = {
+        tuple(a.tolist()): tuple(b.tolist())
+        for block in store.blocks("train")
+        for a, b in zip(block.rows["left"], block.rows["right"], strict=True)
+    }
+
+    for rows in Batches(store, batch=64, seed=1).epoch(0):
+        assert all(
+            pairs[tuple(a.tolist())] == tuple(b.tolist()) for a, b in zip(rows["left"], rows["right"], strict=True)
+        )
+
+
+def test_a_store_smaller_than_one_batch_is_refused_with_the_numbers(tmp_path):
+    with pytest.raises(StoreError, match=r"fewer than one batch of 4,096"):
+        Training(tiny_recipe(training={"batch": 4096}), tiny_activations(tmp_path / "store", rows=600))

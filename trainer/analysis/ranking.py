@@ -1,0 +1,79 @@
+"""Ranking: the default order of features, most defensible first, as long as nothing is calibrated.
+
+It weighs what is known of every feature without a null run, and says nothing about how often it is wrong.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer.analysis.decoder_norms import is_claim
+
+ENOUGH_FIRINGS = 300
+"""Firings from which more add nothing to a feature's standing."""
+ENOUGH_DOCUMENTS = 30
+"""Documents from which more add nothing."""
+TOO_DENSE = 0.05
+"""Density at which a feature's standing is halved: what fires everywhere means little."""
+PLAIN = 0.4
+"""Standing left to a feature whose contexts have nothing in common that we can count."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the ranking looks at, per feature [F]; NaN where not known."""
+
+    firings: np.ndarray
+    documents: np.ndarray
+    density: np.ndarray
+    on_templates: np.ndarray
+    """Excess of its firings on chat templates."""
+    on_openings: np.ndarray
+    """Excess of its firings on the first rows of sequences."""
+    strongest_twin: np.ndarray
+    """Largest correlation with a feature of another owner, 0 to 1."""
+    agreement: np.ndarray
+    """Share of the commonest peak token among the strongest contexts, 0 to 1."""
+    focus: np.ndarray
+    """Excess of its firings in its main corpus."""
+
+
+def excess(share: np.ndarray, usual: np.ndarray | float) -> np.ndarray:
+    """How far shares of firings exceed the share of all rows: 0 for no more than usual, 1 for all firings."""
+    beyond: np.ndarray = np.clip((share - usual) / np.maximum(1 - np.asarray(usual), 1e-9), 0, 1)
+    return beyond
+
+
+def scores(owner: list[str], evidence: Evidence) -> np.ndarray:
+    """Score of each feature [F]: a product of parts from 0 to 1, plus 1 for features that some source lacks.
+
+    The parts: enough firings; enough documents; not dense; not on chat templates or first rows more than usual; no
+    feature of another owner that fires on the same rows; contexts with something in common (a token or a corpus).
+    What is not known counts as good. NaN for features that never fired.
+    """
+    product = (
+        _enough(evidence.firings, ENOUGH_FIRINGS)
+        * _enough(evidence.documents, ENOUGH_DOCUMENTS)
+        / (1 + evidence.density / TOO_DENSE)
+        * (1 - _known(evidence.on_templates, 0))
+        * (1 - _known(evidence.on_openings, 0))
+        * (1 - _known(evidence.strongest_twin, 0))
+        * (PLAIN + (1 - PLAIN) * np.maximum(_known(evidence.agreement, 1), _known(evidence.focus, 0)))
+    )
+    claim = np.array([is_claim(name) for name in owner], float)
+    return np.where(evidence.firings > 0, product + claim, np.nan)
+
+
+def verdicts(owner: list[str]) -> list[str]:
+    """`untested` for every claim that only its owner has a feature; empty for the rest."""
+    return ["untested" if is_claim(name) else "" for name in owner]
+
+
+def _enough(count: np.ndarray, enough: int) -> np.ndarray:
+    """0 for none, 1 for enough, on a logarithmic scale between."""
+    part: np.ndarray = np.clip(np.log1p(_known(count.astype(float), enough)) / np.log1p(enough), 0, 1)
+    return part
+
+
+def _known(values: np.ndarray, otherwise: float) -> np.ndarray:
+    return np.where(np.isnan(values), otherwise, values)

@@ -1,0 +1,211 @@
+"""Stage: encode every row once, ask all questions of the codes, publish the answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from trainer.activation_store import ActivationStore
+from trainer.analysis.coactivation import Coactivation
+from trainer.analysis.codes import CodeSpool
+from trainer.analysis.contexts import agreement, keep
+from trainer.analysis.decoder_norms import content_hashes, decoder_norms, owners
+from trainer.analysis.firings import Ground, corpus_shares, measure, share_of_rows
+from trainer.analysis.histogram import histogram
+from trainer.analysis.logit_effects import Unembedding, columns, logit_effects
+from trainer.analysis.places import PlaceCollector
+from trainer.analysis.ranking import Evidence, excess, scores, verdicts
+from trainer.analysis.texts import check_places, read_texts
+from trainer.analysis.twins import Cosines, neighbours
+from trainer.analysis.windows import Windows, context_columns
+from trainer.crosscoder import Crosscoder
+from trainer.errors import CrosscoderError
+from trainer.progress import Progress
+from trainer.recipe import Recipe
+from trainer.results import ResultsDraft, SourceRow, publishing, read_coverage, read_evaluation, read_metrics
+from trainer.run_folder import RunFolder
+
+
+def analyse(
+    recipe: Recipe,
+    store: ActivationStore,
+    crosscoder: Crosscoder,
+    *,
+    folder: RunFolder,
+    progress: Progress,
+    readouts: Mapping[str, Unembedding] | None = None,
+) -> Path:
+    """Measure every feature over all rows of the store and publish the results of the run.
+
+    Contexts need a store with documents, logit effects the sources' unembeddings in `readouts`; without them those
+    tables stay empty. Training metrics and the evaluation are taken from the run folder, coverage from the store,
+    where they are. Memory does not grow with rows but for some
+    thirty bytes each. Returns the published file.
+    Raises StoreError for a store that does not fit together, CrosscoderError when it is not the crosscoder's.
+    """
+    _check_fit(store, crosscoder)
+    with CodeSpool(folder.path, crosscoder.features) as codes, publishing(folder) as draft:
+        analysis = _Analysis(recipe, crosscoder, codes, draft, progress)
+        ground = analysis.encode(store)
+        draft.add_run(recipe, folder.run)
+        draft.add_rows("source", _sources(store, crosscoder))
+        draft.add_rows("evaluation", read_evaluation(folder.evaluation, crosscoder.sources))
+        draft.add_rows("coverage", read_coverage(store.manifest.statistics))
+        draft.add_rows("training_metric", read_metrics(folder.metrics))
+        measures = analysis.one_by_one(ground)
+        analysis.together(measures, ground)
+        analysis.logits(readouts or {})
+    published = folder.results()
+    assert published is not None, "publishing leaves current.json behind"
+    return published
+
+
+@dataclass(frozen=True)
+class _Analysis:
+    """One analysis under way."""
+
+    recipe: Recipe
+    crosscoder: Crosscoder
+    codes: CodeSpool
+    draft: ResultsDraft
+    progress: Progress
+
+    def encode(self, store: ActivationStore) -> Ground:
+        """The one pass over activations."""
+        collector = PlaceCollector()
+        with self.progress.task("Encoding", total=store.manifest.rows):
+            for block in store.blocks():
+                found = self.crosscoder.encode(block.rows)
+                self.codes.append(found)
+                collector.add(block)
+                self.progress.advance(found.rows)
+        self.codes.flush()
+        places, table = collector.finish(), store.documents()
+        if places is None or table is None:
+            return Ground.of(self.codes.rows, places, None)
+        texts = read_texts(table, len(store.sources))
+        check_places(texts, places)
+        return Ground.of(self.codes.rows, places, texts)
+
+    def one_by_one(self, ground: Ground) -> dict[str, np.ndarray]:
+        """Everything that is asked of a feature alone; fills `histogram`, `firing` and `context`."""
+        parts: list[dict[str, np.ndarray]] = []
+        contexts = np.zeros(0, np.int64)
+        places, texts, rows = ground.places, ground.texts, self.recipe.analysis.contexts.window
+        windows = Windows(places, texts, rows) if places is not None and texts is not None else None
+        with self.progress.task("Reading features", total=self.codes.features, unit="features"):
+            for stored in self.codes.pieces():
+                piece = stored.placed(None if places is None else places.of_row)
+                self.draft.add("histogram", histogram(piece))
+                agreed = np.full(piece.features, np.nan)
+                if windows is not None:
+                    kept = keep(piece, windows.places, self.recipe.analysis.contexts)
+                    self.draft.add("firing", windows.columns(piece, kept))
+                    contexts = np.union1d(contexts, windows.places.sequence[kept.place])
+                    agreed = agreement(kept, piece.features, windows.places, windows.texts)
+                parts.append(measure(piece, ground) | {"agreement": agreed})
+                self.progress.advance(piece.features)
+        if windows is not None:
+            self.draft.add("context", context_columns(windows.texts, contexts))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def together(self, measures: dict[str, np.ndarray], ground: Ground) -> None:
+        """Everything that compares features; fills `feature_source`, `neighbour` and `feature`."""
+        norms = decoder_norms(self.crosscoder)
+        self.draft.add("feature_source", norms.columns())
+        owner = owners(norms.share, self.crosscoder.sources, self.recipe.analysis)
+        with self.progress.task("Comparing features", total=None, unit="features"):
+            count = self.recipe.analysis.neighbours
+            alike = neighbours(Coactivation(self.codes), Cosines(self.crosscoder), owner, count)
+        self.draft.add("neighbour", alike.columns())
+        score = scores(owner, _evidence(measures, alike.strongest_twin, ground))
+        corpora = np.array([*(ground.texts.corpora if ground.texts is not None else ()), None], object)
+        stored = {name: measures[name] for name in MEASURED} | {
+            "feature": np.arange(self.codes.features),
+            "group_name": [group.name for group in self.crosscoder.groups for _ in range(group.features)],
+            "content_hash": content_hashes(self.crosscoder),
+            "owner": owner,
+            "main_corpus": pa.array(corpora[measures["main_corpus"]], pa.string()),
+            "verdict": verdicts(owner),
+            "score": score,
+        }
+        self.draft.add("feature", stored)
+
+    def logits(self, readouts: Mapping[str, Unembedding]) -> None:
+        """What features that fire do to every source's logits; fills `logit`."""
+        tables = []
+        with self.progress.task("Reading directions", total=len(readouts), unit="sources"):
+            for source, unembedding in readouts.items():
+                direction = self.crosscoder.decoder(source)
+                writes = (direction != 0).any(dim=1).cpu().numpy()
+                some = np.flatnonzero(writes & (self.codes.counts > 0))
+                effects = logit_effects(direction[some], unembedding, self.recipe.analysis.logits)
+                tables.append(columns(some, self.crosscoder.sources.index(source), effects, unembedding.text))
+                self.progress.advance(1)
+        if tables:
+            whole = pa.concat_tables(tables)
+            order = np.argsort(whole["feature"].to_numpy(), kind="stable")
+            self.draft.add("logit", {name: whole[name].take(order) for name in whole.column_names})
+
+
+MEASURED = (
+    "firings",
+    "density",
+    "max_activation",
+    "mean_activation",
+    "template_share",
+    "first_token_share",
+    "documents",
+    "main_corpus_share",
+)
+"""Measures that go into the table `feature` as they are."""
+
+
+def _evidence(measures: Mapping[str, np.ndarray], strongest_twin: np.ndarray, ground: Ground) -> Evidence:
+    main, parts = measures["main_corpus"], corpus_shares(ground)
+    usual = np.where(main >= 0, parts[main], np.nan) if len(parts) else np.full(len(main), np.nan)
+    return Evidence(
+        firings=measures["firings"],
+        documents=measures["documents"],
+        density=measures["density"],
+        on_templates=excess(measures["template_share"], share_of_rows(ground.template)),
+        on_openings=excess(measures["first_token_share"], share_of_rows(ground.opening)),
+        strongest_twin=strongest_twin,
+        agreement=measures["agreement"],
+        focus=excess(measures["main_corpus_share"], usual),
+    )
+
+
+def _check_fit(store: ActivationStore, crosscoder: Crosscoder) -> None:
+    if store.widths != crosscoder.widths:
+        raise CrosscoderError(
+            f"The crosscoder reads {_described(crosscoder.widths)}, but the activation store {store.path} holds "
+            f"{_described(store.widths)}. Train on this store, or name the store it was trained on."
+        )
+
+
+def _described(widths: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} (width {width})" for name, width in widths.items())
+
+
+def _sources(store: ActivationStore, crosscoder: Crosscoder) -> list[SourceRow]:
+    """The sources as the store describes them."""
+    rows = []
+    for index, source in enumerate(store.sources):
+        hookpoint, _, layer = source.hookpoint.rpartition(".")
+        known = layer.isdecimal()
+        rows.append(
+            SourceRow(
+                source=index,
+                name=source.name,
+                model=source.model,
+                revision=source.revision,
+                hookpoint=hookpoint if known else source.hookpoint,
+                layer=int(layer) if known else None,
+                width=source.width,
+                scale=crosscoder.normaliser[source.name].scale,
+            )
+        )
+    return rows

@@ -1,0 +1,157 @@
+"""Commands: the stages of a run in order, each skipped when its inputs have not changed."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trainer.activation_store import ActivationStore, sha256_of
+from trainer.analysis import analyse
+from trainer.crosscoder import Crosscoder
+from trainer.errors import RecipeError, StoreError
+from trainer.evaluate import evaluate
+from trainer.harvest import Harvest
+from trainer.progress import Progress
+from trainer.recipe import Recipe, load_recipe
+from trainer.run_folder import RunFolder, home, published, write_json
+from trainer.sources import Source, cut, load_source
+from trainer.train import fingerprint_of, train
+
+
+class Run:
+    """One run of a recipe: knows its folder, its store and which stages are up to date."""
+
+    def __init__(self, recipe: Recipe, *, activations: Path | None = None, force: bool = False) -> None:
+        """With `activations` the rows come from a store that something else wrote, and no model is run."""
+        self.recipe, self.activations, self.force = recipe, activations, force
+        self.folder = RunFolder.of(recipe)
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        with published(self.folder.recipe) as draft:
+            draft.write_text(recipe.to_yaml(), encoding="utf-8")
+        self.progress = Progress(self.folder, recipe.name)
+        self._sources: list[Source] | None = None
+
+    def execute(self, stages: tuple[str, ...]) -> None:
+        """Run these stages in order; those before them must be up to date."""
+        work: dict[str, Callable[[], None]] = {
+            "harvest": self._harvest,
+            "train": self._train,
+            "evaluate": self._evaluate,
+            "analyse": self._analyse,
+        }
+        with self.progress.running():
+            for name, stage in work.items():
+                if name not in stages:
+                    continue
+                fingerprint = self._fingerprint(name)
+                if not self.force and self._finished(name, fingerprint):
+                    self.progress.skip(name)
+                    continue
+                with self.progress.stage(name):
+                    stage()
+                self._mark(name, self._fingerprint(name))
+
+    def store_path(self) -> Path:
+        """Where the activations lie: runs with the same sources, corpus and amount share a store."""
+        return self.activations or home() / "activations" / self._harvest_fingerprint()
+
+    def _harvest_fingerprint(self) -> str:
+        """Changes when the sources, the corpus or the amount to harvest change; not with what is fitted to it."""
+        parts = self.recipe.model_dump(mode="json", include={"sources", "corpus", "harvest"})
+        return _digest(parts)
+
+    def _fingerprint(self, stage: str) -> str:
+        """Changes when anything that a stage reads changes."""
+        if stage == "harvest":
+            return str(self.activations) if self.activations else self._harvest_fingerprint()
+        if stage == "train":
+            store = self._store_or_none()
+            return "" if store is None else fingerprint_of(self.recipe, store)
+        parts = [self.folder.weights, *([self.folder.evaluation] if stage == "analyse" else [])]
+        sums = [sha256_of(part) if part.is_file() else "" for part in parts]
+        return _digest([sums, self.recipe.analysis.model_dump(mode="json"), self._fingerprint("train")])
+
+    def _finished(self, stage: str, fingerprint: str) -> bool:
+        product = {
+            "harvest": self.store_path() / "manifest.json",
+            "train": self.folder.crosscoder,
+            "evaluate": self.folder.evaluation,
+            "analyse": self.folder.current,
+        }[stage]
+        return product.is_file() and self._stages().get(stage) == fingerprint != ""
+
+    def _stages(self) -> dict[str, str]:
+        try:
+            stages: dict[str, str] = json.loads(self.folder.stages.read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+        return stages
+
+    def _mark(self, stage: str, fingerprint: str) -> None:
+        write_json(self.folder.stages, self._stages() | {stage: fingerprint})
+
+    def _harvest(self) -> None:
+        path = self.store_path()
+        write_json(self.folder.store, {"path": str(path)})
+        if (path / "manifest.json").is_file():
+            ActivationStore.open(path)
+            return
+        if self.activations is not None:
+            raise StoreError(f"No activation store at {path}: manifest.json is missing. Give the folder that has it.")
+        for source in self._loaded():
+            cut(source, source.recipe.layer)
+        Harvest(self.recipe, self._loaded(), path, self._harvest_fingerprint()).run(self.progress)
+        self._sources = None  # the models are cut; analysis needs them whole
+
+    def _train(self) -> None:
+        store = ActivationStore.open(self.store_path())
+        if self.activations is not None:
+            store.verify()
+        train(self.recipe, store, self.folder.path, self.folder.checkpoints, self.folder.metrics, self.progress)
+
+    def _evaluate(self) -> None:
+        measures = evaluate(self._store(), Crosscoder.load(self.folder.path), self.progress)
+        write_json(self.folder.evaluation, measures)
+
+    def _analyse(self) -> None:
+        analyse(self.recipe, self._store(), Crosscoder.load(self.folder.path), self.folder, self.progress, self._loaded())
+
+    def _loaded(self) -> list[Source]:
+        """The models, loaded once; none when the recipe names no sources."""
+        if self._sources is None:
+            self._sources = [load_source(source) for source in self.recipe.sources]
+        return self._sources
+
+    def _store(self) -> ActivationStore:
+        return ActivationStore.open(self.store_path())
+
+    def _store_or_none(self) -> ActivationStore | None:
+        return self._store() if (self.store_path() / "manifest.json").is_file() else None
+
+
+def run(
+    recipe_path: Path,
+    overrides: tuple[str, ...] = (),
+    *,
+    stages: tuple[str, ...] | None = None,
+    activations: Path | None = None,
+    force: bool = False,
+) -> RunFolder:
+    """Run a recipe's stages (all by default) and return its folder.
+
+    Raises CrossdiffError for whatever a person can mend; the same command goes on where it stopped.
+    """
+    recipe = load_recipe(recipe_path, overrides)
+    if activations is None and (not recipe.sources or recipe.corpus is None):
+        raise RecipeError(
+            f"{recipe_path}: `sources` and `corpus` are needed to run models. "
+            "To train on activations you already have, add --activations DIR."
+        )
+    whole = Run(recipe, activations=activations, force=force)
+    whole.execute(stages or ("harvest", "train", "evaluate", "analyse"))
+    return whole.folder
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
