@@ -15,6 +15,8 @@ from app.labels.database import transaction
 from app.labels.store import features_matching, labels_of
 from app.results.connection import Library, Results
 from app.results.listing import Listing
+from app.results.owners import Owner, owners_of
+from app.results.search import features_peaking_on, features_with_text, index_in
 from app.settings import Settings
 
 log = logging.getLogger("crossdiff.explorer")
@@ -46,9 +48,6 @@ def _run_results(run: str, library: Runs) -> Iterator[Results]:
 
 RunResults = Annotated[Results, Depends(_run_results)]
 """The results of `{run}` in the address, with a cursor of this request's own."""
-
-ListState = Annotated[Listing, Query()]
-"""Filters, order and page of the feature list, from the address."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,45 @@ def _labels_engine(request: Request) -> Engine:
 
 
 LabelsAtAGlance = Annotated[LabelGlance, Depends(_label_glance)]
+
+
+@dataclass(frozen=True)
+class View:
+    """A run as one request looks at it: its results, the list the reader came from, and the labels."""
+
+    run: str
+    results: Results
+    library: Library
+    listing: Listing
+    labels: LabelGlance
+
+    @property
+    def owners(self) -> dict[str, Owner]:
+        """Every owner of features in the run."""
+        return self.library.remember(self.run, "owners", owners_of)
+
+    def matching(self) -> set[int] | None:
+        """Features that the list's text matches; None when it has no text."""
+        text = self.listing.q.strip()
+        if not text:
+            return None
+        places: dict[str, Callable[[], set[int]]] = {
+            "labels": lambda: self.labels.matching(self.run, text),
+            "contexts": lambda: features_with_text(self.results, text),
+            "peaks": lambda: features_peaking_on(self.library, self.run, text),
+        }
+        if self.listing.within:
+            return places[self.listing.within]()
+        return index_in(self.results, text).union(*(look() for look in places.values()))
+
+
+def _view(
+    run: str, results: RunResults, library: Runs, listing: Annotated[Listing, Query()], labels: LabelsAtAGlance
+) -> View:
+    return View(run, results, library, listing, labels)
+
+
+RunView = Annotated[View, Depends(_view)]
 
 
 def _reading(request: Request) -> Iterator[Session]:

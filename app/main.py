@@ -1,7 +1,6 @@
 """The explorer: `create_app(settings)` puts pages, API, static files and error pages together."""
 
 import asyncio
-import importlib.util
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,12 +14,15 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 
+from app.api import features as api_features
+from app.api import runs as api_runs
 from app.errors import BadQuery, NotFound, ReaderError, ResultsUnreadable
 from app.labels.database import LabelsUnusable, database_url, migrate, open_database
-from app.pages import home
+from app.pages import context, feature, features, generations, home, labels, run, steer
 from app.results.connection import Library
 from app.security import SameOriginWrites, SecurityHeaders
 from app.settings import Settings
+from app.steering import prepare_steering, steering_open
 from app.templates import VENDOR, make_environment, missing_assets, render, wants_fragment
 
 log = logging.getLogger("crossdiff.explorer")
@@ -55,22 +57,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.library = Library(settings.runs)
     app.state.labels = open_database(database_url(settings))
+    prepare_steering(app, settings, app.state.labels)
     app.state.environment = make_environment(settings.frontend, settings.root_path)
     app.add_middleware(SameOriginWrites)
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
     app.add_middleware(SecurityHeaders)
     _add_errors(app)
     _add_files(app, settings)
-    app.include_router(home.router)
-    _include_others(app)
+    for module in (home, run, features, feature, context, labels, steer, generations, api_runs, api_features):
+        app.include_router(module.router)
     return app
-
-
-def _include_others(app: FastAPI) -> None:
-    """Pages that are built apart from these: each module has `router`; labels also `open_labels(app)`."""
-    for name in ("labels", "steer", "generations"):
-        if importlib.util.find_spec(f"app.pages.{name}") is not None:
-            app.include_router(importlib.import_module(f"app.pages.{name}").router)
 
 
 @asynccontextmanager
@@ -83,7 +79,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     except LabelsUnusable as error:
         # Results can be read without labels; pages that need them say what is wrong.
         log.error("%s", error)
-    yield
+    async with steering_open(app):
+        yield
     app.state.labels.dispose()
     app.state.library.close()
 

@@ -44,6 +44,7 @@ def make_environment(frontend: Path, root_path: str) -> Environment:
     environment.filters.update(
         number=number, percent=percent, compact=compact, signed=signed, duration=duration, moment=moment, ago=ago
     )
+    environment.filters.update(log10=math.log10)
 
     def url(path: str, query: object = None) -> str:
         return address(root_path, path, query)

@@ -19,6 +19,14 @@ from app.results.folders import results_pointer, run_names
 SCHEMA_VERSION = 1
 """Newest schema of results files that this explorer reads."""
 
+OPTIONS: dict[str, str | bool | int | float | list[str]] = {
+    "threads": 2,
+    "memory_limit": "2GB",
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+}
+"""How DuckDB behaves inside the web process."""
+
 OPEN_FILES = 16
 """Results files kept open at most."""
 
@@ -87,7 +95,9 @@ class Library:
     def results(self, run: str) -> Results:
         """A cursor into the run's published results. Raises RunNotFound, ResultsMissing or ResultsUnreadable."""
         held = self._hold(run)
-        return Results(run, held.connection.cursor(), held.sources, held.features, held.path.name)
+        cursor = held.connection.cursor()
+        cursor.execute("set enable_progress_bar = false")  # it would draw on the server's terminal
+        return Results(run, cursor, held.sources, held.features, held.path.name)
 
     def remember(self, run: str, name: str, make: Callable[[Results], Value]) -> Value:
         """A value worked out once per results file, which never changes under its name."""
@@ -148,7 +158,7 @@ class Library:
 def _open(path: Path, run: str) -> _Open:
     """Open and check one results file. Raises ResultsUnreadable."""
     try:
-        connection = duckdb.connect(str(path), read_only=True, config={"threads": 2, "memory_limit": "2GB"})
+        connection = duckdb.connect(str(path), read_only=True, config=OPTIONS)
         (version,) = connection.execute("select max(schema_version) from run").fetchone() or (None,)
         if version is None or version > SCHEMA_VERSION:
             raise ResultsUnreadable(
@@ -160,9 +170,9 @@ def _open(path: Path, run: str) -> _Open:
         ).fetchall()
         (features,) = connection.execute("select count(*) from feature").fetchone() or (0,)
     except duckdb.Error as error:
-        first = str(error).strip().splitlines()[0]
+        first = str(error).strip().splitlines()[0].rstrip(".")
         raise ResultsUnreadable(
-            f"The results of {run!r} ({path.name}) are damaged or not results at all: {first}",
+            f"The results of {run!r} ({path.name}) are damaged or not results at all: {first}.",
             remedy=f"Publish them again: {_again(path.parent)}.",
         ) from error
     return _Open(path, connection, tuple(Source(*row) for row in sources), features, {})

@@ -1,10 +1,11 @@
 """Contexts: the text around a feature's firings, as rows of tokens with activations."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.errors import NotFound
-from app.results.connection import Results
+from app.errors import BadQuery, NotFound
+from app.results.connection import Results, Source
 from app.results.tokens import Row, rows_of
 
 BUCKETS = ("top", "q5", "q4", "q3", "q2", "q1", "random")
@@ -27,6 +28,11 @@ class Window:
     repeats: "tuple[Window, ...]"
     """Further firings on the same words."""
 
+    @property
+    def peak_place(self) -> int:
+        """Where the strongest row stands among the rows."""
+        return next((place for place, row in enumerate(self.rows) if row.peak), 0)
+
 
 @dataclass(frozen=True)
 class Bucket:
@@ -47,6 +53,13 @@ class WholeContext:
     rows: list[Row]
     windows: int
     """Kept firings of the feature in it."""
+
+
+def check_tokens(tokens: str, sources: Sequence[Source]) -> None:
+    """Raises BadQuery unless tokens of `both` or of one source are asked for."""
+    names = [source.name for source in sources]
+    if tokens != "both" and tokens not in names:
+        raise BadQuery(f"The run has no source named {tokens!r}.", remedy=f"Show tokens of: both, {', '.join(names)}.")
 
 
 def buckets_of(results: Results, feature: int, corpus: str) -> list[Bucket]:
@@ -148,6 +161,6 @@ def _folded(windows: list[Window]) -> list[Window]:
 
 def _around_peak(window: Window) -> tuple[str, ...]:
     """The words near the peak, case and spaces aside."""
-    place = next((place for place, row in enumerate(window.rows) if row.peak), 0)
+    place = window.peak_place
     near = window.rows[max(0, place - SAME_WITHIN) : place + SAME_WITHIN + 1]
     return tuple("".join(token.text for token in row.tokens[0]).strip().lower() for row in near)

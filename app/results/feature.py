@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from app.errors import FeatureNotFound
 from app.results.connection import Results
+from app.results.tokens import visible
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ class Logit:
 
     token: str
     effect: float
+
+    @property
+    def shown(self) -> str:
+        """The token with nothing invisible in it."""
+        return visible(self.token)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ import yaml
 SILENT_AFTER = 60.0
 """Seconds without news after which a run that says it is running is taken for dead."""
 
+STATUSES = ("running", "finished", "failed", "stopped")
+
 STAGES = ("prepare", "harvest", "train", "evaluate", "analyse")
 """Stages of a run in order."""
 
@@ -137,7 +139,7 @@ _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def _progress(state: dict[str, Any]) -> Progress:
     measures = state.get("measures")
     return Progress(
-        status=str(state.get("status", "stopped")),
+        status=status if (status := state.get("status")) in STATUSES else "stopped",
         stage=state.get("stage"),
         stages=_stages(state.get("stages")),
         message=str(state.get("message") or ""),

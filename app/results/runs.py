@@ -79,12 +79,13 @@ def one_run(library: Library, run: str) -> Run:
 
 
 def comparisons(runs: list[Run]) -> list[Comparison]:
-    """Runs gathered by the sources they compare, in the order they came."""
+    """Runs gathered by the sources they compare, in the order they came; those of unknown sources last."""
     gathered: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Run]] = {}
     for run in runs:
         key = (run.plan.sources, run.plan.models) if run.plan else ((), ())
         gathered.setdefault(key, []).append(run)
-    return [Comparison(sources, models, tuple(members)) for (sources, models), members in gathered.items()]
+    found = [Comparison(sources, models, tuple(members)) for (sources, models), members in gathered.items()]
+    return sorted(found, key=lambda comparison: not comparison.sources)
 
 
 def headline_of(results: Results) -> Headline:

@@ -1,0 +1,154 @@
+"""Features as JSON and CSV: the list with its filters, and one feature with everything its page shows."""
+
+import csv
+import io
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, fields
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query
+from fastapi.responses import StreamingResponse
+
+from app.dependencies import RunView, View
+from app.results.contexts import BUCKETS, Window, check_tokens, whole_context, windows_of
+from app.results.evidence import findings, verdict_in_words
+from app.results.feature import histogram_of, in_sources, logits_of, neighbours_of, one_feature
+from app.results.features import FeatureRow, every_feature, list_features
+from app.results.listing import PER_PAGE
+from app.results.tokens import Row
+from app.templates import as_json
+
+router = APIRouter(prefix="/api/v1/runs/{run}", tags=["features"])
+
+Index = Annotated[int, Path(ge=0, le=2**31 - 1)]
+
+CSV_COLUMNS = [field.name for field in fields(FeatureRow)]
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+
+
+@router.get("/features", summary="One page of the filtered, sorted list")
+def read_features(view: RunView) -> dict[str, Any]:
+    """The list of features, in pages of fifty; takes the same filters as the page."""
+    found = list_features(view.results, view.listing, view.matching())
+    labels = view.labels.of(view.run, [row.feature for row in found.rows])
+    return {
+        "run": view.run,
+        "total": found.total,
+        "page": view.listing.page,
+        "pages": found.pages,
+        "per_page": PER_PAGE,
+        "features": [{**asdict(row), "label": labels.get(row.feature)} for row in found.rows],
+        "facets": as_json(found.facets),
+    }
+
+
+@router.get("/features.json", summary="The whole filtered list as a file", response_class=StreamingResponse)
+def download_json(view: RunView) -> StreamingResponse:
+    """Exactly the features that pass the filters, in the list's order."""
+    rows = _with_labels(view)
+    parts = (f"{',' if place else '['}\n{json.dumps(row, ensure_ascii=False)}" for place, row in enumerate(rows))
+    return _file(view, _ended(parts, "[", "\n]\n"), "application/json", "json")
+
+
+@router.get("/features.csv", summary="The whole filtered list as CSV", response_class=StreamingResponse)
+def download_csv(view: RunView) -> StreamingResponse:
+    """Exactly the features that pass the filters, in the list's order; one line of column names."""
+    head = _csv_line([*CSV_COLUMNS, "label"])
+    lines = (_csv_line([_safe(value) for value in row.values()]) for row in _with_labels(view))
+    return _file(view, itertools.chain([head], lines), "text/csv; charset=utf-8", "csv")
+
+
+@router.get("/features/{feature}", summary="One feature: measures, evidence, logits, neighbours, contexts")
+def read_feature(
+    feature: Index, view: RunView, bucket: Annotated[str, Query(pattern=f"^({'|'.join(BUCKETS)})$")] = "top"
+) -> dict[str, Any]:
+    """Everything on a feature's page; contexts of one bucket."""
+    results = view.results
+    one = one_feature(results, feature)
+    inside, alike = in_sources(results, feature), neighbours_of(results, feature)
+    return {
+        "run": view.run,
+        "file": results.file,
+        **asdict(one),
+        "label": view.labels.of(view.run, [feature]).get(feature),
+        "verdict_in_words": verdict_in_words(one, results.sources),
+        "sources": as_json(inside),
+        "evidence": as_json(findings(one, inside, alike)),
+        "histogram": as_json(histogram_of(results, feature)),
+        "logits": as_json(logits_of(results, feature)),
+        "neighbours": as_json(alike),
+        "contexts": [
+            window
+            for first in windows_of(results, feature, bucket, "", scale=one.max_activation)
+            for window in (_window(first), *map(_window, first.repeats))
+        ],
+    }
+
+
+@router.get("/contexts/{context}", summary="A whole context as one feature sees it")
+def read_context(context: Index, view: RunView, feature: Annotated[int, Query(ge=0)]) -> dict[str, Any]:
+    """A whole sequence with the activations that are kept of a feature on it."""
+    check_tokens("both", view.results.sources)
+    one = one_feature(view.results, feature)
+    whole = whole_context(view.results, context, feature, scale=one.max_activation)
+    return {
+        "run": view.run,
+        "feature": feature,
+        "context": whole.context,
+        "document": whole.document,
+        "corpus": whole.corpus,
+        "held_out": whole.held_out,
+        "rows": [_row(row) for row in whole.rows],
+    }
+
+
+def _window(window: Window) -> dict[str, Any]:
+    return {
+        "context": window.context,
+        "rank": window.rank,
+        "corpus": window.corpus,
+        "peak": window.peak,
+        "rows": [_row(row) for row in window.rows],
+    }
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {
+        "byte_end": row.byte_end,
+        "activation": row.activation,
+        "known": row.known,
+        "tokens": [[token.text for token in tokens] for tokens in row.tokens],
+    }
+
+
+def _with_labels(view: View) -> Iterator[dict[str, Any]]:
+    rows = every_feature(view.results, view.listing, view.matching())
+    labels = view.labels.of(view.run, [row.feature for row in rows])
+    return ({**asdict(row), "label": labels.get(row.feature)} for row in rows)
+
+
+def _ended(parts: Iterable[str], empty: str, end: str) -> Iterator[str]:
+    """The parts, or what stands for none of them, and the end."""
+    first = True
+    for part in parts:
+        first = False
+        yield part
+    yield (empty if first else "") + end
+
+
+def _csv_line(values: list[Any]) -> str:
+    line = io.StringIO()
+    csv.writer(line).writerow(values)
+    return line.getvalue()
+
+
+def _safe(value: Any) -> Any:
+    """Text that a spreadsheet would take for a formula gets an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
+
+
+def _file(view: View, parts: Iterator[str], kind: str, ending: str) -> StreamingResponse:
+    name = f"{view.run}-features.{ending}"
+    return StreamingResponse(parts, media_type=kind, headers={"Content-Disposition": f'attachment; filename="{name}"'})

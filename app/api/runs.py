@@ -1,0 +1,134 @@
+"""Runs as JSON: what home and overview show, and the figures of the overview."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, Field
+
+from app.dependencies import RunResults, Runs, RunView, View
+from app.errors import NotFound
+from app.plots import curves, stacked_histogram
+from app.results import overview
+from app.results.runs import Headline, Run, all_runs, one_run, recipe_of
+from app.templates import address, as_json
+
+router = APIRouter(prefix="/api/v1", tags=["runs"])
+
+
+class RunSummary(BaseModel):
+    """One run, as the home page shows it."""
+
+    run: str
+    name: str
+    status: str = Field(description="running, finished, failed, stopped or unreadable.")
+    sources: list[str]
+    models: list[str]
+    variant: str | None
+    features: int | None
+    seed: int | None
+    progress: dict[str, Any] | None = Field(description="What it is doing: stage, stages, done, total, rate, measures.")
+    headline: dict[str, Any] | None = Field(description="Headline figures of published results.")
+    problem: str | None = Field(description="Why it, or its results, cannot be used, and the remedy.")
+
+
+class RunList(BaseModel):
+    """Every run on this machine, the one last worked on first."""
+
+    runs: list[RunSummary]
+
+
+@router.get("/runs", summary="Every run with its state")
+def read_runs(library: Runs) -> RunList:
+    """Every run on this machine; running ones with their live progress."""
+    return RunList(runs=[_summary(run) for run in all_runs(library)])
+
+
+@router.get("/runs/{run}", summary="One run: sources, counts, evaluation, recipe")
+def read_run(run: str, results: RunResults, library: Runs) -> dict[str, Any]:
+    """Everything on the overview of a run."""
+    return {
+        **_summary(one_run(library, run)).model_dump(),
+        "file": results.file,
+        "sources": as_json(results.sources),
+        "counts": as_json(overview.counts(results)),
+        "groups": as_json(overview.groups(results)),
+        "evaluation": as_json(overview.evaluation(results)),
+        "coverage": as_json(overview.coverage(results)),
+        "calibration": as_json(overview.calibration(results)),
+        "norms": as_json(overview.norm_histogram(results)),
+        "densities": as_json(overview.density_histogram(results)),
+        "training": as_json(overview.training_curves(results)),
+        "recipe": recipe_of(results),
+        "versions": overview.versions(results),
+    }
+
+
+@router.get("/runs/{run}/plots/{plot}", summary="A figure of the overview, for Plotly")
+def read_plot(
+    request: Request,
+    view: RunView,
+    plot: Literal["norms", "densities", "training"],
+    scale: Annotated[Literal["linear", "log"], Query()] = "linear",
+    measure: Annotated[str, Query(max_length=200)] = "loss",
+) -> dict[str, Any]:
+    """A figure; colours are named in `meta.colour` of its traces and filled in by the page."""
+    looks = {name: owner.look for name, owner in view.owners.items()}
+    if plot == "training":
+        return _training(view, measure, looks)
+    if plot == "norms":
+        bins = view.library.remember(view.run, "norms", overview.norm_histogram)
+        two = len(view.results.sources) == 2
+        title = "relative norm" if two else f"norm share of {view.results.sources[-1].name}"
+    else:
+        bins = view.library.remember(view.run, "densities", overview.density_histogram)
+        title = "log₁₀ of density"
+    path, prefix = f"/runs/{view.run}/features", request.app.state.settings.root_path
+    links = {(each.owner, each.low): address(prefix, path, _filter(plot, each)) for each in bins}
+    counted = [(each.low, each.high, each.owner, each.count) for each in bins]
+    return stacked_histogram(counted, looks, x_title=title, logarithmic=scale == "log", links=links)
+
+
+def _filter(plot: str, each: overview.Bin) -> dict[str, str]:
+    """The list's filter for the features of one bar; a relative norm is no column of the list, a density is."""
+    query = {"owner": each.owner, "life": "alive"}
+    if plot == "densities":
+        query |= {"density_min": f"{10**each.low:.6g}", "density_max": f"{10**each.high:.6g}"}
+    return query
+
+
+def _training(view: View, measure: str, looks: dict[str, str]) -> dict[str, Any]:
+    found = view.library.remember(view.run, "curves", overview.training_curves)
+    lines = [curve for curve in found if curve.measure.partition(".")[0] == measure]
+    if not lines:
+        known = ", ".join(sorted({curve.measure.partition(".")[0] for curve in found})) or "none"
+        raise NotFound(f"Training did not watch {measure!r}.", remedy=f"It watched: {known}.")
+    return curves([(line.measure, line.steps, line.values) for line in lines], looks, y_title=measure.replace("_", " "))
+
+
+def _summary(run: Run) -> RunSummary:
+    plan, headline = run.plan, run.headline
+    return RunSummary(
+        run=run.run,
+        name=plan.name if plan and plan.name else run.run,
+        status=run.status,
+        sources=list(plan.sources) if plan else [],
+        models=list(plan.models) if plan else [],
+        variant=(plan.variant or None) if plan else None,
+        features=plan.features if plan else None,
+        seed=plan.seed if plan else None,
+        progress=as_json(run.progress) if run.progress else None,
+        headline=_headline(headline) if headline else None,
+        problem=run.problem,
+    )
+
+
+def _headline(headline: Headline) -> dict[str, Any]:
+    return {
+        "created_at": headline.created_at,
+        "variance_explained": {
+            source.name: value for source, value in zip(headline.sources, headline.variance_explained, strict=True)
+        },
+        "l0": headline.l0,
+        "dead_share": headline.dead_share,
+        "owners": {count.owner: {"alive": count.alive, "features": count.features} for count in headline.owners},
+    }

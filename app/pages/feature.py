@@ -1,0 +1,129 @@
+"""One feature: whose it is and how well that is known, the text it fires on, and what it does."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi.responses import HTMLResponse
+
+from app.dependencies import RunView
+from app.errors import BadQuery
+from app.results.connection import Source
+from app.results.contexts import BUCKETS, Bucket, Window, buckets_of, check_tokens, corpora_of, windows_of
+from app.results.evidence import Finding, findings, verdict_in_words
+from app.results.feature import (
+    Bar,
+    Feature,
+    InSource,
+    Logits,
+    Neighbour,
+    histogram_of,
+    in_sources,
+    logits_of,
+    neighbours_of,
+    one_feature,
+    strongest,
+)
+from app.results.features import Neighbours, neighbours
+from app.results.listing import Listing
+from app.results.owners import Owner, owner_of
+from app.templates import render
+
+router = APIRouter(include_in_schema=False)
+
+Index = Annotated[int, Path(ge=0, le=2**31 - 1)]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the contexts are read: the part of the address that belongs to them."""
+
+    bucket: Annotated[str, Query(max_length=20)] = "top"
+    corpus_part: Annotated[str, Query(max_length=200)] = ""
+    """Show contexts of this part of the corpus alone."""
+    tokens: Annotated[str, Query(max_length=200)] = "both"
+    """A source's name, or `both` for all of them."""
+
+    def pairs(self, listing: Listing, **changes: str) -> list[tuple[str, str]]:
+        """The page's query with changes, defaults left out; the list's state goes along."""
+        changed = dataclasses.replace(self, **changes)
+        own = [(name, value) for name, value in changed.__dict__.items() if value != getattr(Reading, name)]
+        return own + listing.pairs()
+
+    def check(self, sources: Sequence[Source]) -> None:
+        """Raises BadQuery for contexts or tokens that the run does not have."""
+        if self.bucket not in BUCKETS:
+            raise BadQuery(f"There are no {self.bucket!r} contexts.", remedy=f"Kinds: {', '.join(BUCKETS)}.")
+        check_tokens(self.tokens, sources)
+
+
+@dataclass(frozen=True)
+class FeaturePage:
+    """One feature; HTMX asks for its contexts alone."""
+
+    template: ClassVar[str] = "feature.html"
+    fragments: ClassVar[dict[str, str]] = {"contexts": "_feature_contexts.html"}
+
+    run: str
+    file: str
+    sources: tuple[Source, ...]
+    owners: dict[str, Owner]
+    owner: Owner
+    feature: Feature
+    verdict: str
+    label: str | None
+    inside: list[InSource]
+    evidence: list[Finding]
+    bars: list[Bar]
+    logits: list[Logits]
+    strongest_logit: float
+    alike: list[Neighbour]
+    labels: dict[int, str]
+    """Labels of the features alike."""
+    reading: Reading
+    buckets: list[Bucket]
+    corpora: list[str]
+    windows: list[Window]
+    listing: Listing
+    place: Neighbours
+    """Where the feature stands in the list that the reader came from."""
+
+
+@router.get("/runs/{run}/features/{feature}")
+def show_feature(
+    request: Request, feature: Index, view: RunView, reading: Annotated[Reading, Depends()]
+) -> HTMLResponse:
+    """The page of a feature."""
+    results, run = view.results, view.run
+    reading.check(results.sources)
+    one = one_feature(results, feature)
+    alike = neighbours_of(results, feature)
+    inside = in_sources(results, feature)
+    logits = logits_of(results, feature)
+    names = view.labels.of(run, [feature, *(each.feature for each in alike)])
+    page = FeaturePage(
+        run=run,
+        file=results.file,
+        sources=results.sources,
+        owners=view.owners,
+        owner=owner_of(one.owner, results.sources),
+        feature=one,
+        verdict=verdict_in_words(one, results.sources),
+        label=names.get(feature),
+        inside=inside,
+        evidence=findings(one, inside, alike),
+        bars=histogram_of(results, feature),
+        logits=logits,
+        strongest_logit=strongest(logits),
+        alike=alike,
+        labels=names,
+        reading=reading,
+        buckets=buckets_of(results, feature, reading.corpus_part),
+        corpora=corpora_of(results, feature),
+        windows=windows_of(results, feature, reading.bucket, reading.corpus_part, scale=one.max_activation),
+        listing=view.listing,
+        place=neighbours(results, view.listing, view.matching(), feature),
+    )
+    return render(request, page)

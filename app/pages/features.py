@@ -1,0 +1,68 @@
+"""Features: the list, narrowed, sorted and searched; its whole state is in the address."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, RedirectResponse
+
+from app.dependencies import RunView
+from app.results.connection import Source
+from app.results.contexts import Window, strongest_windows
+from app.results.features import FeatureList, list_features, random_feature
+from app.results.listing import Listing, share_source
+from app.results.owners import Owner
+from app.templates import address, render
+
+router = APIRouter(include_in_schema=False)
+
+
+@dataclass(frozen=True)
+class FeaturesPage:
+    """One page of the list with its filters; HTMX asks for the part beside the page's head."""
+
+    template: ClassVar[str] = "features.html"
+    fragments: ClassVar[dict[str, str]] = {"browser": "_features_browser.html"}
+
+    run: str
+    sources: tuple[Source, ...]
+    owners: dict[str, Owner]
+    listing: Listing
+    share_of: Source
+    """The source whose norm share is shown."""
+    found: FeatureList
+    examples: dict[int, Window]
+    """The strongest kept context of every feature on this page that has one."""
+    labels: dict[int, str]
+
+
+@router.get("/runs/{run}/features")
+def show_features(request: Request, view: RunView) -> HTMLResponse:
+    """The list; an address with every filter at its default is the shortest."""
+    results, listing = view.results, view.listing
+    found = list_features(results, listing, view.matching())
+    shown = [row.feature for row in found.rows]
+    page = FeaturesPage(
+        run=view.run,
+        sources=results.sources,
+        owners=view.owners,
+        listing=listing,
+        share_of=next(source for source in results.sources if source.source == share_source(listing, results)),
+        found=found,
+        examples=strongest_windows(results, shown, 0) if shown else {},
+        labels=view.labels.of(view.run, shown),
+    )
+    response = render(request, page)
+    if request.headers.get("HX-Target", "").endswith("#browser"):
+        root_path = request.app.state.settings.root_path
+        response.headers["HX-Push-Url"] = address(root_path, f"/runs/{view.run}/features", listing.pairs())
+    return response
+
+
+@router.get("/runs/{run}/random")
+def show_random(request: Request, view: RunView) -> RedirectResponse:
+    """Some living feature of the filtered list; the list itself when it is empty."""
+    feature = random_feature(view.results, view.listing, view.matching())
+    path = f"/runs/{view.run}/features" + ("" if feature is None else f"/{feature}")
+    root_path = request.app.state.settings.root_path
+    return RedirectResponse(address(root_path, path, view.listing.pairs()), 303, {"Cache-Control": "no-store"})

@@ -1,0 +1,87 @@
+"""Overview of a run: whose features there are, how good the crosscoder is, and how it was made."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import yaml
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import HTMLResponse
+
+from app.dependencies import RunResults, Runs
+from app.results import overview
+from app.results.connection import Source
+from app.results.owners import Owner, owners_of
+from app.results.runs import Headline, Run, headline_of, one_run, recipe_of
+from app.templates import render
+
+router = APIRouter(include_in_schema=False)
+
+Scale = Literal["linear", "log"]
+
+
+@dataclass(frozen=True)
+class RunPage:
+    """A finished run as a whole."""
+
+    template: ClassVar[str] = "run.html"
+    fragments: ClassVar[dict[str, str]] = {}
+
+    run: str
+    file: str
+    """Name of the results file; its hash is the results' identity."""
+    sources: tuple[Source, ...]
+    owners: dict[str, Owner]
+    headline: Headline
+    state: Run
+    """What the run is doing now, if anything."""
+    recipe: dict[str, Any]
+    recipe_text: str
+    versions: dict[str, Any]
+    scale: Scale
+    norms: list[overview.Bin]
+    densities: list[overview.Bin]
+    counts: list[overview.Count]
+    groups: list[overview.GroupCount]
+    evaluation: list[overview.Evaluation]
+    curves: list[tuple[str, list[overview.Curve]]]
+    """Families of training curves: a measure and what it is split into."""
+    coverage: list[overview.Coverage]
+    calibration: list[overview.Calibration]
+
+
+@router.get("/runs/{run}")
+def show_run(
+    request: Request, run: str, results: RunResults, library: Runs, scale: Annotated[Scale, Query()] = "linear"
+) -> HTMLResponse:
+    """The overview; everything on it is binned and counted once per results file."""
+    recipe = recipe_of(results)
+    page = RunPage(
+        run=run,
+        file=results.file,
+        sources=results.sources,
+        owners=library.remember(run, "owners", owners_of),
+        headline=library.remember(run, "headline", headline_of),
+        state=one_run(library, run),
+        recipe=recipe,
+        recipe_text=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True),
+        versions=overview.versions(results),
+        scale=scale,
+        norms=library.remember(run, "norms", overview.norm_histogram),
+        densities=library.remember(run, "densities", overview.density_histogram),
+        counts=library.remember(run, "counts", overview.counts),
+        groups=library.remember(run, "groups", overview.groups),
+        evaluation=overview.evaluation(results),
+        curves=families(library.remember(run, "curves", overview.training_curves)),
+        coverage=overview.coverage(results),
+        calibration=overview.calibration(results),
+    )
+    return render(request, page)
+
+
+def families(curves: list[overview.Curve]) -> list[tuple[str, list[overview.Curve]]]:
+    """Curves gathered by the measure before the dot in their name, the telling ones first."""
+    gathered: dict[str, list[overview.Curve]] = {}
+    for curve in curves:
+        gathered.setdefault(curve.measure.partition(".")[0], []).append(curve)
+    order = {"variance_explained": 0, "loss": 1, "l0": 2, "dead": 3, "dead_share": 3, "learning_rate": 9}
+    return sorted(gathered.items(), key=lambda family: (order.get(family[0], 5), family[0]))

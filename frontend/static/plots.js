@@ -1,0 +1,64 @@
+// Draws the figures that the server sends as JSON, in the colours of the theme.
+(() => {
+  const probe = document.createElement("span");
+  probe.hidden = true;
+
+  /** The colour that a custom property has now, as Plotly can read it. */
+  function colour(name) {
+    document.body.append(probe);
+    probe.style.color = `var(${name})`;
+    const value = getComputedStyle(probe).color;
+    probe.remove();
+    return value;
+  }
+
+  function dressed(figure) {
+    const ink = colour("--ink");
+    const muted = colour("--muted");
+    const edge = colour("--edge");
+    const data = figure.data.map((trace) => {
+      const shade = colour(trace.meta?.colour ?? "--muted");
+      return { ...trace, marker: { ...trace.marker, color: shade }, line: { ...trace.line, color: shade, width: 1.6 } };
+    });
+    const axis = { gridcolor: edge, linecolor: muted, zerolinecolor: edge, tickfont: { color: muted, size: 11 }, automargin: true };
+    const titled = (given) => ({ ...axis, ...given, title: { ...given?.title, font: { color: muted, size: 12 } } });
+    const layout = {
+      ...figure.layout,
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      font: { color: ink, family: getComputedStyle(document.body).fontFamily },
+      xaxis: titled(figure.layout.xaxis),
+      yaxis: titled(figure.layout.yaxis),
+      hoverlabel: { ...figure.layout.hoverlabel, bgcolor: colour("--surface"), bordercolor: edge, font: { color: ink } },
+    };
+    for (const trace of data) if (trace.type !== "bar") delete trace.marker.line;
+    return { data, layout };
+  }
+
+  async function draw(place) {
+    if (!place.figure) {
+      const answer = await fetch(place.dataset.plot);
+      if (!answer.ok) {
+        place.textContent = "The chart could not be loaded; reload the page to try again.";
+        return;
+      }
+      place.figure = await answer.json();
+      place.textContent = "";
+    }
+    const { data, layout } = dressed(place.figure);
+    const calm = { displayModeBar: false, responsive: true };
+    await window.Plotly.react(place, data, layout, calm);
+    place.removeAllListeners?.("plotly_click");
+    place.on("plotly_click", ({ points }) => {
+      const address = points[0]?.customdata?.[0];
+      if (address) location.assign(address);
+    });
+  }
+
+  const drawAll = () => document.querySelectorAll("[data-plot]").forEach((place) => draw(place));
+
+  drawAll();
+  document.addEventListener("crossdiff:theme", drawAll);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  document.addEventListener("htmx:after:swap", drawAll);
+})();
