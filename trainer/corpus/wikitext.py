@@ -37,6 +37,8 @@ _PAIRS = [
     (re.compile(r"\{\{"), re.compile(r"\}\}")),
     (re.compile(r"\[\[?"), re.compile(r"\]\]?")),
 ]
+# In text that the parser took for text: an escaped tag is meant to be read, and is no text node.
+_TAG = re.compile(r"</?[a-zA-Z][^<>\n]{0,200}>")
 _HATNOTE = (
     r"^(?:- )?(?:Main articles?:|See also:|This article is about|For [^\n]{1,120}\bsee\b|Alternat(?:e|ive) meanings?:)"
     r"[^\n]{0,200}$"
@@ -46,9 +48,8 @@ _LEFT_OVER = [
     (re.compile(r"__[A-Z]{3,20}__"), ""),
     (re.compile(r"'{2,5}"), ""),
     (re.compile(r"\[\[|\]\]|\{\{|\}\}"), ""),
-    (re.compile(r"</?[a-zA-Z][^<>\n]{0,200}>"), ""),
     (re.compile(r"[ \t\xa0]+"), " "),
-    (re.compile(r"\([ ,;:]*\)|\[ ?\]"), ""),
+    (re.compile(r" ?(?:\([ ,;:]*\)|\[ ?\])"), ""),
     (re.compile(r" +([,.;:)])(?=\s|$)"), r"\1"),
     (re.compile(r",{2,}"), ","),
     (re.compile(r"^(?:- ?){2,}", re.MULTILINE), "- "),
@@ -97,7 +98,7 @@ def _node(node: Any) -> str:
     """Text of one node; templates, arguments and comments have none."""
     match type(node).__name__:
         case "Text":
-            text = str(node.value)
+            text = _TAG.sub("", str(node.value))
         case "HTMLEntity":
             text = str(node.normalize())
         case "Heading":
