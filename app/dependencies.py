@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session
 
 from app.errors import ReaderError
 from app.labels.database import transaction
-from app.labels.store import features_matching, labels_of
+from app.labels.panel import LabelsPanel, labels_panel
+from app.labels.store import Place, features_matching, labels_of
 from app.results.connection import Library, Results
 from app.results.listing import Listing
 from app.results.owners import Owner, owners_of
@@ -22,6 +23,7 @@ from app.settings import Settings
 log = logging.getLogger("crossdiff.explorer")
 
 Found = TypeVar("Found")
+Otherwise = TypeVar("Otherwise")
 
 
 def _settings(request: Request) -> Settings:
@@ -64,7 +66,15 @@ class LabelGlance:
         """The newest current label of each of these features that has one."""
         return self._ask(lambda session: labels_of(session, run, features), {})
 
-    def _ask(self, question: Callable[[Session], Found], otherwise: Found) -> Found:
+    def can_be_read(self) -> bool:
+        """Whether the labels database answers."""
+        return self._ask(lambda session: labels_of(session, "", [0]) is not None, False)
+
+    def panel(self, place: Place, name: str) -> LabelsPanel | None:
+        """The labels part of a feature's page as somebody of this name finds it; None when it cannot be read."""
+        return self._ask(lambda session: labels_panel(session, place, name), None)
+
+    def _ask(self, question: Callable[[Session], Found], otherwise: Otherwise) -> Found | Otherwise:
         try:
             with transaction(self.engine) as session:
                 return question(session)

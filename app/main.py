@@ -18,7 +18,8 @@ from app.api import features as api_features
 from app.api import runs as api_runs
 from app.errors import BadQuery, NotFound, ReaderError, ResultsUnreadable
 from app.labels.database import LabelsUnusable, database_url, migrate, open_database
-from app.pages import context, feature, features, generations, home, labels, run, steer
+from app.metrics import CountRequests, Metrics
+from app.pages import context, docs, feature, features, generations, health, home, labels, run, steer
 from app.results.connection import Library
 from app.security import SameOriginWrites, SecurityHeaders
 from app.settings import Settings
@@ -55,6 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         openapi_url="/api/openapi.json",
     )
     app.state.settings = settings
+    app.state.metrics = Metrics()
     app.state.library = Library(settings.runs)
     app.state.labels = open_database(database_url(settings))
     prepare_steering(app, settings, app.state.labels)
@@ -62,10 +64,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(SameOriginWrites)
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
     app.add_middleware(SecurityHeaders)
+    app.add_middleware(CountRequests, metrics=app.state.metrics)
     _add_errors(app)
     _add_files(app, settings)
-    for module in (home, run, features, feature, context, labels, steer, generations, api_runs, api_features):
+    for module in (home, run, features, feature, context, labels, steer, generations, docs, health):
         app.include_router(module.router)
+    for interface in (api_runs, api_features):
+        app.include_router(interface.router)
     return app
 
 

@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Cookie, Depends, Path, Query, Request
 from fastapi.responses import HTMLResponse
 
 from app.dependencies import RunView
 from app.errors import BadQuery
+from app.labels.panel import LabelsPanel
+from app.labels.store import Place
+from app.labels.wording import NAME_COOKIE, name_in_cookie
 from app.results.connection import Source
 from app.results.contexts import BUCKETS, Bucket, Window, buckets_of, check_tokens, corpora_of, windows_of
 from app.results.evidence import Finding, findings, verdict_in_words
@@ -29,11 +32,13 @@ from app.results.feature import (
 from app.results.features import Neighbours, neighbours
 from app.results.listing import Listing
 from app.results.owners import Owner, owner_of
+from app.steering import SteerForm, steer_form
 from app.templates import render
 
 router = APIRouter(include_in_schema=False)
 
 Index = Annotated[int, Path(ge=0, le=2**31 - 1)]
+SavedName = Annotated[str, Cookie(alias=NAME_COOKIE, max_length=600)]
 
 
 @dataclass(frozen=True)
@@ -89,11 +94,14 @@ class FeaturePage:
     listing: Listing
     place: Neighbours
     """Where the feature stands in the list that the reader came from."""
+    labels_panel: LabelsPanel | None
+    """None while labels cannot be read."""
+    steer_form: SteerForm
 
 
 @router.get("/runs/{run}/features/{feature}")
 def show_feature(
-    request: Request, feature: Index, view: RunView, reading: Annotated[Reading, Depends()]
+    request: Request, feature: Index, view: RunView, reading: Annotated[Reading, Depends()], name: SavedName = ""
 ) -> HTMLResponse:
     """The page of a feature."""
     results, run = view.results, view.run
@@ -125,5 +133,7 @@ def show_feature(
         windows=windows_of(results, feature, reading.bucket, reading.corpus_part, scale=one.max_activation),
         listing=view.listing,
         place=neighbours(results, view.listing, view.matching(), feature),
+        labels_panel=view.labels.panel(Place(run, feature, one.content_hash), name_in_cookie(name)),
+        steer_form=dataclasses.replace(steer_form(results, {"feature": str(feature)}), panel=True),
     )
     return render(request, page)

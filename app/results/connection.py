@@ -114,6 +114,11 @@ class Library:
             for path in [path for path in self._open if path.parent.name == run]:
                 del self._open[path]
 
+    @property
+    def open_files(self) -> int:
+        """Results files that are open."""
+        return len(self._open)
+
     def close(self) -> None:
         """Close every file."""
         with self._lock:

@@ -35,20 +35,26 @@
     return { data, layout };
   }
 
+  /** The figure from the server; asked for once. */
+  async function load(place) {
+    const answer = await fetch(place.dataset.plot);
+    if (!answer.ok) throw new Error(answer.statusText);
+    const figure = await answer.json();
+    place.textContent = "";
+    return figure;
+  }
+
   async function draw(place) {
-    if (!place.figure) {
-      const answer = await fetch(place.dataset.plot);
-      if (!answer.ok) {
-        place.textContent = "The chart could not be loaded; reload the page to try again.";
-        return;
-      }
-      place.figure = await answer.json();
-      place.textContent = "";
+    let figure;
+    try {
+      figure = await (place.figure ??= load(place));
+    } catch {
+      place.textContent = "The chart could not be loaded; reload the page to try again.";
+      return;
     }
-    const { data, layout } = dressed(place.figure);
-    const calm = { displayModeBar: false, responsive: true };
-    await window.Plotly.react(place, data, layout, calm);
-    place.removeAllListeners?.("plotly_click");
+    const { data, layout } = dressed(figure);
+    await window.Plotly.react(place, data, layout, { displayModeBar: false, responsive: true });
+    place.removeAllListeners("plotly_click");
     place.on("plotly_click", ({ points }) => {
       const address = points[0]?.customdata?.[0];
       if (address) location.assign(address);

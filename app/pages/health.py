@@ -1,0 +1,43 @@
+"""Health: what machines ask of the explorer: is it up, can it answer, what has it done."""
+
+from collections import Counter
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, PlainTextResponse
+
+from app.dependencies import AppSettings, LabelsAtAGlance, Runs
+from app.metrics import Metrics
+from app.results.runs import all_runs
+from app.templates import missing_assets
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/healthz")
+def is_up() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+def is_ready(settings: AppSettings, labels: LabelsAtAGlance) -> JSONResponse:
+    """Whether pages can be served whole: 503 with the reasons when not."""
+    problems = []
+    if missing := missing_assets(settings.frontend):
+        problems.append(f"Scripts and styles are not installed ({', '.join(missing)}). Run `make setup`.")
+    if not labels.can_be_read():
+        problems.append("The labels database cannot be read; the log of the explorer says why.")
+    body = {"status": "not ready" if problems else "ready", "problems": problems}
+    return JSONResponse(body, 503 if problems else 200)
+
+
+@router.get("/metrics")
+def show_metrics(request: Request, library: Runs) -> PlainTextResponse:
+    """Requests by route, and runs by state, for Prometheus."""
+    metrics: Metrics = request.app.state.metrics
+    states = Counter(run.status for run in all_runs(library))
+    gauges = {
+        "crossdiff_runs": {f'status="{status}"': float(count) for status, count in sorted(states.items())},
+        "crossdiff_open_results": {"": float(library.open_files)},
+    }
+    return PlainTextResponse(metrics.text(gauges), media_type="text/plain; version=0.0.4; charset=utf-8")
