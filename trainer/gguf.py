@@ -8,11 +8,13 @@ import contextlib
 import hashlib
 import io
 import json
+import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from tqdm import tqdm
@@ -24,6 +26,9 @@ from trainer.run_folder import discard, home, published, write_json
 
 CONVERSION = 1
 """Raised when the conversion below changes, so that folders it wrote before are written anew."""
+
+UNREADABLE = (ValueError, KeyError, IndexError, TypeError, RuntimeError, NotImplementedError, OSError, struct.error)
+"""What the readers of GGUF raise over a file that is damaged or that they do not know."""
 
 SINGLE_DIGITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
 """Styles of pre-tokenization (`tokenizer.ggml.pre`) that split every digit off before GPT-2's pattern."""
@@ -86,6 +91,16 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
 
 
+def check_room(gguf: Path) -> None:
+    """Raise SourceError when unpacking would not fit into memory: four bits become sixteen, twice for a while."""
+    needed, free = 8 * gguf.stat().st_size + 2**30, psutil.virtual_memory().available
+    if needed > free:
+        raise SourceError(
+            f"Unpacking {gguf.name} needs about {needed / 2**30:.1f} GiB of memory and only {free / 2**30:.1f} GiB are "
+            "free. Close other programs, choose a smaller model, or give the original as a folder or hub id."
+        )
+
+
 def _is_current(folder: Path) -> bool:
     """Whether a folder was written by this version of the conversion."""
     try:
@@ -98,11 +113,19 @@ def _model(gguf: Path) -> PreTrainedModel:
     """The model as if it had never been quantized, in bf16, with its embeddings tied if they were."""
     try:
         # bf16 at once: a model read as fp32 would need twice the memory for nothing.
-        read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
-    except (ValueError, KeyError, NotImplementedError) as error:
+        read, report = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, output_loading_info=True
+        )
+    except UNREADABLE as error:
         raise SourceError(
-            f"{gguf.name} cannot be read as a model: {error}. Give the original model as a folder or hub id instead."
+            f"{gguf.name} cannot be read as a model: {error}. Get the file again if it is damaged; "
+            "else give the original model as a folder or hub id."
         ) from error
+    if report["missing_keys"]:
+        raise SourceError(
+            f"{gguf.name} lacks weights of its model, such as {min(report['missing_keys'])}. Get the file again, "
+            "or give the original model as a folder or hub id."
+        )
     config = read.config
     config.name_or_path = ""
     if hasattr(config, "quantization_config"):
@@ -120,7 +143,12 @@ def _tokenizer(gguf: Path, model: PreTrainedModel) -> PreTrainedTokenizerFast:
     It is wrapped in the plain class, which reads tokenizer.json as it stands; the class of a model
     family would put its own pieces in place of those that the file describes.
     """
-    read = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    try:
+        read = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except UNREADABLE as error:
+        raise SourceError(
+            f"{gguf.name} has no tokenizer that can be read: {error}. Give the original model as a folder or hub id."
+        ) from error
     backend: Tokenizer = read.backend_tokenizer
     style = _pre_tokenization(gguf)
     if style in SINGLE_DIGITS:

@@ -1,10 +1,12 @@
 """Source: one model at a hookpoint, with its tokenizer, ready to be read or steered."""
 
+import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -185,21 +187,28 @@ def _model(recipe: SourceRecipe, files: ModelFiles, device: torch.device, dtype:
         options |= {"quantization_config": _quantization(recipe, device, dtype), "device_map": {"": device}}
     try:
         model = _from_folder(files, options)
-    except (ValueError, OSError, KeyError, ImportError, RuntimeError) as error:
+    except (ValueError, OSError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise SourceError(f"{recipe.name}: {recipe.model} cannot be loaded: {_first(error)}. Get it again.") from error
     return model if recipe.quantization is not None else model.to(device)
 
 
 def _from_folder(files: ModelFiles, options: dict[str, Any]) -> PreTrainedModel:
-    """The model with torch's own attention, or the plain one in families that do not have it."""
+    """The model with torch's own attention, or the plain one in families that do not have it.
+
+    Raises ValueError when the folder lacks weights, which transformers would make up.
+    """
+    options = {**options, "output_loading_info": True}
     with quiet():
         try:
-            model = AutoModelForCausalLM.from_pretrained(files.folder, attn_implementation="sdpa", **options)
+            model, report = AutoModelForCausalLM.from_pretrained(files.folder, attn_implementation="sdpa", **options)
         except ValueError as error:
             if "scaled_dot_product" not in str(error):
                 raise
-            model = AutoModelForCausalLM.from_pretrained(files.folder, **options)
-    return model
+            model, report = AutoModelForCausalLM.from_pretrained(files.folder, **options)
+    if report["missing_keys"]:
+        raise ValueError(f"its files lack {min(report['missing_keys'])}")
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def _quantization(recipe: SourceRecipe, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -218,7 +227,9 @@ def _merged(recipe: SourceRecipe, model: PreTrainedModel, adapter: ModelFiles) -
     from peft import PeftModel  # slow to import, and few recipes need it
 
     try:
-        merged: PreTrainedModel = PeftModel.from_pretrained(model, str(adapter.folder)).merge_and_unload()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers things by their old names
+            merged: PreTrainedModel = PeftModel.from_pretrained(model, str(adapter.folder)).merge_and_unload()
     except (ValueError, RuntimeError, KeyError, OSError) as error:
         raise SourceError(
             f"{recipe.name}: the adapter {recipe.adapter} does not fit {recipe.model}: {_first(error)}. "
