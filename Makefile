@@ -59,7 +59,7 @@ pins: ## take the newest releases that pyproject.toml allows into constraints.tx
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT \
 	&& $(PYTHON) -m venv "$$folder/venv" \
 	&& "$$folder/venv/bin/pip" install $(PIP_QUIET) -e '.[dev,assets]' \
-	&& { sed -n '/^#/p' constraints.txt; "$$folder/venv/bin/pip" freeze --exclude-editable \
+	&& { sed -n '/^#/p' constraints.txt; "$$folder/venv/bin/pip" freeze --all --exclude pip --exclude-editable \
 	     | sed 's/+[a-z0-9.]*$$//' | tr 'A-Z_' 'a-z-' | grep -v -E '^(nvidia-|cuda-|triton==)' | sort; } > "$$folder/pins" \
 	&& cp "$$folder/pins" constraints.txt
 
