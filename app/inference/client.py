@@ -1,8 +1,10 @@
 """Client: ask the worker for a generation and hear its answers; hanging up ends it."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import httpx
@@ -51,6 +53,11 @@ class Address:
 class Whereabouts(Protocol):
     """Knows where the worker is."""
 
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for it to answer: long where it is started again by itself."""
+        ...
+
     def address(self) -> Address:
         """Where it answers, after it was started if need be; may take seconds. Raises WorkerUnreachable."""
         ...
@@ -65,6 +72,7 @@ class Elsewhere:
     """A worker that somebody else starts."""
 
     at: Address
+    patience: float = 1.0
 
     def address(self) -> Address:
         """Where it was said to be."""
@@ -89,6 +97,8 @@ class Client:
         at = self._whereabouts.known()
         if at is None:
             return []
+        if at.socket and not Path(at.socket).exists():
+            raise _unreachable(httpx.ConnectError("no socket"))
         try:
             with httpx.Client(
                 transport=httpx.HTTPTransport(uds=at.socket), base_url=at.url, headers=_headers(at), timeout=GLANCE
@@ -104,9 +114,10 @@ class Client:
 
         Raises WorkerUnreachable when the worker is not there or ends in the middle, WorkerBusy, WorkerRefused.
         """
+        at = await self._awake()
         try:
             async with (
-                _connected(await asyncio.to_thread(self._whereabouts.address), PATIENCE) as http,
+                _connected(at, PATIENCE) as http,
                 http.stream("POST", "/generations", json=request.model_dump(mode="json")) as answer,
             ):
                 if answer.is_error:
@@ -132,9 +143,24 @@ class Client:
         except httpx.HTTPError as error:
             raise _unreachable(error) from error
 
+    async def _awake(self) -> Address:
+        """Where the worker answers, once it does: it may have ended a moment ago and be starting again."""
+        deadline = time.monotonic() + self._whereabouts.patience
+        while True:
+            at = await asyncio.to_thread(self._whereabouts.address)
+            try:
+                async with _connected(at, GLANCE) as http:
+                    await http.get("/healthz")
+            except httpx.HTTPError as error:
+                if time.monotonic() > deadline:
+                    raise _unreachable(error) from error
+                await asyncio.sleep(0.2)
+            else:
+                return at
+
 
 def _connected(at: Address, patience: httpx.Timeout) -> httpx.AsyncClient:
-    transport = httpx.AsyncHTTPTransport(uds=at.socket, retries=2)
+    transport = httpx.AsyncHTTPTransport(uds=at.socket)
     return httpx.AsyncClient(transport=transport, base_url=at.url, headers=_headers(at), timeout=patience)
 
 

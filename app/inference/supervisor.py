@@ -26,6 +26,8 @@ STEADY = 60.0
 class Supervisor:
     """One local worker on a private socket; ends with this process, however that ends."""
 
+    patience = 30.0
+
     def __init__(self, home: Path) -> None:
         self._home = home
         self._folder: Path | None = None

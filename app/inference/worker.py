@@ -21,11 +21,12 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.inference.desk import Desk, Full, Ticket
-from app.inference.messages import Answer, Finished, GenerationRequest, Loading, Queued, SourceState
+from app.inference.messages import Answer, Finished, GenerationRequest, Loading, Queued, SourceState, explain
 from app.inference.shelf import Shelf
 from trainer.errors import CrossdiffError
 from trainer.recipe import load_recipe
@@ -179,6 +180,11 @@ def create_worker(home: Path, *, token: str | None = None, shelf: Shelf | None =
     worker = Worker(home, shelf or Shelf(), Desk(running=RUNNING, waiting=WAITING))
     if token:
         app.add_middleware(Bearer, token=token)
+
+    @app.exception_handler(RequestValidationError)
+    def refuse(request: Request, error: RequestValidationError) -> Response:  # noqa: ARG001
+        # Without the values: they may be what JSON cannot hold.
+        return JSONResponse({"detail": " ".join(explain(problem) for problem in error.errors())}, 422)
 
     @app.get("/healthz")
     def health() -> dict[str, bool]:
