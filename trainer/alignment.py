@@ -43,7 +43,9 @@ def encode_all(tokenizer: FastTokenizer, texts: Sequence[str]) -> list[Encoded]:
     Offsets of fast tokenizers count characters of the original text, whatever the normaliser did to it. Tokens
     that share a character (byte fallback, byte-level BPE) get the ends of their own bytes.
     """
-    batch = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
+    # Not verbose: texts are longer than a model's context on purpose, they are cut afterwards.
+    options = {"return_offsets_mapping": True, "return_attention_mask": False, "verbose": False}
+    batch = tokenizer(list(texts), add_special_tokens=False, **options)
     return [
         _encoded(tokenizer, text, ids, offsets)
         for text, ids, offsets in zip(texts, batch["input_ids"], batch["offset_mapping"], strict=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.activation_store import ActivationStore, sha256_of
 from trainer.analysis import analyse
+from trainer.analysis.logit_effects import Unembedding
 from trainer.crosscoder import Crosscoder
 from trainer.errors import RecipeError, StoreError
 from trainer.evaluate import evaluate
@@ -30,7 +31,6 @@ class Run:
         with published(self.folder.recipe) as draft:
             draft.write_text(recipe.to_yaml(), encoding="utf-8")
         self.progress = Progress(self.folder, recipe.name)
-        self._sources: list[Source] | None = None
 
     def execute(self, stages: tuple[str, ...]) -> None:
         """Run these stages in order; those before them must be up to date."""
@@ -99,10 +99,8 @@ class Run:
             return
         if self.activations is not None:
             raise StoreError(f"No activation store at {path}: manifest.json is missing. Give the folder that has it.")
-        for source in self._loaded():
-            cut(source, source.recipe.layer)
-        Harvest(self.recipe, self._loaded(), path, self._harvest_fingerprint()).run(self.progress)
-        self._sources = None  # the models are cut; analysis needs them whole
+        sources = [cut(source, source.recipe.layer) for source in self._loaded()]
+        Harvest(self.recipe, sources, path, self._harvest_fingerprint()).run(self.progress)
 
     def _train(self) -> None:
         store = ActivationStore.open(self.store_path())
@@ -115,13 +113,15 @@ class Run:
         write_json(self.folder.evaluation, measures)
 
     def _analyse(self) -> None:
-        analyse(self.recipe, self._store(), Crosscoder.load(self.folder.path), self.folder, self.progress, self._loaded())
+        crosscoder = Crosscoder.load(self.folder.path)
+        readouts = {source.name: Unembedding.of_source(source) for source in self._loaded()}
+        analyse(
+            self.recipe, self._store(), crosscoder, folder=self.folder, progress=self.progress, readouts=readouts
+        )
 
     def _loaded(self) -> list[Source]:
-        """The models, loaded once; none when the recipe names no sources."""
-        if self._sources is None:
-            self._sources = [load_source(source) for source in self.recipe.sources]
-        return self._sources
+        """The whole models; none when the recipe has none."""
+        return [load_source(source) for source in self.recipe.sources]
 
     def _store(self) -> ActivationStore:
         return ActivationStore.open(self.store_path())

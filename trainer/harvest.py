@@ -72,7 +72,8 @@ class Harvest:
     def run(self, progress: Progress) -> ActivationStore:
         """Harvest until there are enough training rows. Raises CorpusError when the corpus ends with none."""
         wanted = self.recipe.harvest.rows
-        stream = iter(documents(self.corpus))
+        corpus = documents(self.corpus, notice=progress.say)
+        stream = iter(corpus)
         next(islice(stream, self.record.documents, self.record.documents), None)
         with progress.task("harvest", total=wanted) as task:
             task.advance(min(self.writer.rows("train"), wanted))
@@ -83,6 +84,8 @@ class Harvest:
                     break
                 self._harvest(texts, wanted - before)
                 task.advance(self.writer.rows("train") - before)
+        for tally in corpus.tallies:
+            progress.log(f"corpus: {tally.summary()}")
         if not self.writer.rows("train"):
             raise CorpusError("The corpus gave no aligned rows. Check `corpus.mix`, and `language` in it.")
         return self._finish()
@@ -104,6 +107,9 @@ class Harvest:
         """Run one pool through every source, write its shards and put it on record."""
         sequences = [sequence for text in texts for sequence in self._cut(text)]
         sequences = _enough(sequences, wanted)
+        if not sequences:  # a pool of texts too short for one
+            self._put_on_record(len(texts), 0)
+            return
         rows = {source.name: self._activations(index, sequences) for index, source in enumerate(self.sources)}
         places = _places(sequences, first=self.record.sequences)
         keep = self._kept(rows, sequences)
@@ -177,7 +183,7 @@ class Harvest:
         record = self.record
         record.documents += taken
         record.sequences += sequences
-        record.parts += 1
+        record.parts += bool(sequences)
         record.shards = [asdict(shard) for shard in self.writer.shards]
         record.counts = dict(self.counts)
         write_json(self.path / "harvest.json", asdict(record))

@@ -98,9 +98,7 @@ class Encoders:
         return torch.nn.functional.linear(inputs, self._weights[group.name], bias)
 
 
-def dead_features_loss(
-    crosscoder: Crosscoder, done: Forward, dead: dict[str, Tensor], k: int, compute: torch.dtype
-) -> Tensor | None:
+def dead_features_loss(crosscoder: Crosscoder, done: Forward, dead: dict[str, Tensor], k: int) -> Tensor | None:
     """AuxK (Gao et al. 2024): dead features reconstruct what the living ones left, through the same blocks.
 
     Returns the error left as a share of the target's, or None when no group has dead features. The target
@@ -115,8 +113,8 @@ def dead_features_loss(
         kept = torch.topk(pre, min(k, len(index)), dim=1, sorted=False)
         active = torch.zeros_like(pre).scatter(1, kept.indices, kept.values.relu())
         for source in group.writes:
-            weight = crosscoder.weights[f"decoder.{source}.{group.name}"].index_select(0, index).to(compute)
-            parts[source].append(active @ weight)
+            weight = crosscoder.weights[f"decoder.{source}.{group.name}"].index_select(0, index)
+            parts[source].append(active @ weight.to(active.dtype))
     losses = []
     for source, contributions in parts.items():
         if contributions:

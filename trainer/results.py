@@ -31,6 +31,8 @@ LIBRARIES = ("torch", "numpy", "scipy", "transformers", "tokenizers", "safetenso
 """Libraries that decide numbers."""
 MEMORY = "512MB"
 """What DuckDB may hold while it builds the file; beyond, it spills beside the draft."""
+ROW_GROUP = 16384
+"""Rows that are compressed and skipped together: small, because one row of `firing` holds a window of text."""
 
 Column = Sequence[Any] | np.ndarray | Any
 """Values of one column: a list, an array or an Arrow array. NaN in an array of numbers stands for null."""
@@ -83,9 +85,14 @@ class ResultsDraft:
 
     def __init__(self, path: Path) -> None:
         self._connection = duckdb.connect(
-            str(path), config={"memory_limit": MEMORY, "temp_directory": f"{path}.tmp", "threads": 2}
+            config={"memory_limit": MEMORY, "temp_directory": f"{path}.tmp", "threads": 2}
         )
+        name = str(path).replace("'", "''")
+        self._connection.execute(f"attach '{name}' as draft (row_group_size {ROW_GROUP})")
+        self._connection.execute("use draft")
         self._connection.execute(SCHEMA.read_text(encoding="utf-8"))
+        # One transaction: nothing is written twice, and the file becomes whole at the end anyway.
+        self._connection.execute("begin")
         self._last: dict[str, int] = {}
 
     def add(self, table: str, columns: Mapping[str, Column]) -> None:
@@ -130,6 +137,7 @@ class ResultsDraft:
         for fact, query in _MUST_BE_EMPTY.items():
             found = self._connection.execute(query).fetchall()
             assert not found, f"{fact}: {found[:3]}"
+        self._connection.execute("commit")
         self._connection.execute("checkpoint")
 
     def close(self) -> None:

@@ -75,7 +75,7 @@ class Training:
         loss = done.reconstruction
         dead = self._dead()
         if any(map(len, dead.values())):
-            auxiliary = dead_features_loss(crosscoder, done, dead, recipe.crosscoder.dead_features.k, self.encoders.compute)
+            auxiliary = dead_features_loss(crosscoder, done, dead, recipe.crosscoder.dead_features.k)
             if auxiliary is not None:
                 loss = loss + recipe.crosscoder.dead_features.weight * auxiliary
         self.optimiser.zero_grad(set_to_none=True)

@@ -12,7 +12,12 @@ from trainer.recipe import CrosscoderRecipe
 def test_dfc_has_a_shared_group_and_one_for_each_of_three_sources():
     groups = preset(CrosscoderRecipe(variant="dfc", features=100, exclusive_share=0.05), ("a", "b", "c"))
 
-    assert [(g.name, g.first, g.stop) for g in groups] == [("shared", 0, 85), ("a", 85, 90), ("b", 90, 95), ("c", 95, 100)]
+    assert [(g.name, g.first, g.stop) for g in groups] == [
+        ("shared", 0, 85),
+        ("a", 85, 90),
+        ("b", 90, 95),
+        ("c", 95, 100),
+    ]
     assert [g.reads for g in groups] == [("a", "b", "c"), ("a",), ("b",), ("c",)]
     assert all(g.reads == g.writes for g in groups)
 

@@ -77,7 +77,8 @@ class Cosines:
             )
             cosine[~(writes[feature] & writes[other])] = -torch.inf
             best = torch.maximum(best, cosine.cpu())
-        return np.where(np.isfinite(best), best, np.nan)
+        found = best.numpy()
+        return np.where(np.isfinite(found), found, np.nan)
 
 
 def neighbours(coactivation: Coactivation, cosines: Cosines, owner: list[str], count: int) -> Neighbours:

@@ -1,0 +1,91 @@
+"""A whole run on tiny models: every stage real, each skipped when nothing changed."""
+
+import json
+
+import duckdb
+import pytest
+
+from tests.worlds.tiny_activations import tiny_activations
+from tests.worlds.tiny_diff import tiny_diff
+from trainer.commands import run
+from trainer.errors import RecipeError, StoreError
+from trainer.progress import read_progress
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return tiny_diff(tmp_path / "world")
+
+
+def test_a_run_leaves_published_results_with_the_features_of_both_models(recipe):
+    folder = run(recipe)
+
+    state = read_progress(folder)
+    assert state["status"] == "finished"
+    assert [stage["state"] for stage in state["stages"]] == ["done"] * 4
+    with duckdb.connect(str(folder.results()), read_only=True) as results:
+        assert results.sql("select name from source order by source").fetchall() == [("left",), ("right",)]
+        assert results.sql("select count(*) from feature").fetchall() == [(48,)]
+        assert results.sql("select count(*) from firing where bucket = 'top'").fetchall()[0][0] > 20
+        assert results.sql("select distinct source from logit order by 1").fetchall() == [(0,), (1,)]
+        explained = results.sql("select value from evaluation where measure = 'variance_explained'").fetchall()
+        assert len(explained) == 2 and all(0 < value < 1 for (value,) in explained)
+        assert results.sql("select sum(value) from coverage where measure = 'anchors'").fetchall()[0][0] > 2500
+
+
+def test_a_second_run_does_nothing_and_a_change_redoes_only_what_depends_on_it(recipe):
+    folder = run(recipe)
+    weights, published = folder.weights.stat().st_mtime_ns, folder.results()
+
+    run(recipe)
+    assert [stage["state"] for stage in read_progress(folder)["stages"]] == ["skipped"] * 4
+    assert folder.weights.stat().st_mtime_ns == weights and folder.results() == published
+
+    other = run(recipe, ("training.seed=1",))
+    states = {stage["stage"]: stage["state"] for stage in read_progress(other)["stages"]}
+    assert other.path != folder.path
+    assert states == {"harvest": "done", "train": "done", "evaluate": "done", "analyse": "done"}
+    assert json.loads(other.store.read_text()) == json.loads(folder.store.read_text()), "the harvest is shared"
+
+
+def test_training_on_a_store_that_something_else_wrote_needs_no_models(tmp_path):
+    tiny_activations(tmp_path / "store")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: mine\ncrosscoder: {features: 40, exclusive_share: 0.1}\ntraining: {batch: 64}\n")
+
+    folder = run(recipe, activations=tmp_path / "store")
+
+    with duckdb.connect(str(folder.results()), read_only=True) as results:
+        assert results.sql("select name, width from source order by source").fetchall() == [("left", 12), ("right", 20)]
+        assert results.sql("select count(*) from context").fetchall() == [(0,)]
+
+
+def test_a_store_with_nan_is_refused_before_training(tmp_path):
+    store = tiny_activations(tmp_path / "store")
+    shard = store.path / store.manifest.shards[0].file
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(shard)
+    tensors["left"][3, 2] = float("nan")
+    save_file(tensors, shard)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: mine\n")
+    with pytest.raises(StoreError, match="checksum differs"):
+        run(recipe, activations=store.path)
+
+
+def test_a_recipe_without_sources_says_how_to_use_a_store(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: mine\n")
+    with pytest.raises(RecipeError, match="--activations DIR"):
+        run(recipe)
+
+
+def test_what_went_wrong_stands_in_the_progress_that_the_home_page_shows(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: mine\n")
+    with pytest.raises(StoreError):
+        run(recipe, activations=tmp_path / "nothing")
+
+    state = json.loads(next((tmp_path / "crossdiff-home" / "runs").glob("*/progress.json")).read_text())
+    assert state["status"] == "failed" and "No activation store at" in state["error"]

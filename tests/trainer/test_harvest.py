@@ -1,0 +1,148 @@
+"""Harvest stores, for every anchor, exactly what each model computes there, and goes on where it was killed."""
+
+import multiprocessing
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.worlds.tiny_diff import tiny_diff
+from trainer import harvest
+from trainer.activation_store import ActivationStore
+from trainer.errors import CorpusError, StoreError
+from trainer.harvest import Harvest, batches_by_length
+from trainer.hookpoint import locate, read
+from trainer.progress import Progress
+from trainer.recipe import load_recipe
+from trainer.run_folder import RunFolder
+from trainer.sources import load_source
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    path = tiny_diff(tmp_path_factory.mktemp("world"))
+    recipe = load_recipe(path)
+    return recipe, [load_source(source) for source in recipe.sources]
+
+
+def run(world, path: Path, **changes) -> ActivationStore:
+    recipe, sources = world
+    recipe = recipe.model_copy(update=changes)
+    return Harvest(recipe, sources, path, "fingerprint").run(Progress(RunFolder(path.parent / "run"), "tiny"))
+
+
+@pytest.fixture(scope="module")
+def store(world, tmp_path_factory):
+    return run(world, tmp_path_factory.mktemp("harvest") / "store")
+
+
+def test_a_stored_row_is_what_the_model_computes_at_the_token_that_ends_there(world, store):
+    documents = store.documents().to_pylist()
+    recipe, sources = world
+    chance = np.random.default_rng(0)
+    block = next(iter(store.blocks("train", rows=2000)))
+    for row in chance.choice(len(block.document), 25, replace=False):
+        document = documents[int(block.document[row])]
+        end = int(block.byte_end[row])
+        for index, source in enumerate(sources):
+            ends = [token["byte_end"] for token in document["tokens"][index]]
+            at = ends.index(end)
+            ids = torch.tensor([document["token_ids"][index]])
+            alone = read(source, locate(source, "resid_post", source.recipe.layer), ids)[0, at]
+            torch.testing.assert_close(block.rows[source.name][row].float(), alone, rtol=0.02, atol=0.02)
+        assert int(block.position[row]) == [t["byte_end"] for t in document["tokens"][0]].index(end)
+
+
+def test_every_row_ends_at_the_same_byte_of_the_same_text_in_both_sources(store):
+    documents = store.documents().to_pylist()
+    for block in store.blocks():
+        for number, end in zip(block.document.tolist(), block.byte_end.tolist(), strict=True):
+            text = documents[number]["text"].encode()
+            for tokens in documents[number]["tokens"]:
+                assert 0 < end <= len(text)
+                assert end in {token["byte_end"] for token in tokens}
+
+
+def test_sequences_begin_with_bos_and_fit_the_context(world, store):
+    recipe, sources = world
+    for document in store.documents().to_pylist():
+        for source, ids in zip(sources, document["token_ids"], strict=True):
+            assert ids[0] == source.bos_id
+            assert len(ids) <= recipe.corpus.context
+
+
+def test_chats_reach_each_model_through_its_own_rendering_of_the_same_contents(world, store):
+    chats = [document for document in store.documents().to_pylist() if document["is_chat"]]
+    templated = ["".join(token["text"] for token in chat["tokens"][0]) for chat in chats]
+    plain = ["".join(token["text"] for token in chat["tokens"][1]) for chat in chats]
+
+    assert any("<|im_start|>" in text for text in templated)
+    assert not any("<|im_start|>" in text for text in plain)
+    assert any(chat["template_spans"] for chat in chats)
+
+
+def test_held_out_rows_come_from_other_documents_than_training_rows(store):
+    documents = store.documents().to_pylist()
+    origins = {
+        split: {documents[n]["origin"] for block in store.blocks(split) for n in block.document.tolist()}
+        for split in ("train", "held_out")
+    }
+
+    assert origins["train"] and origins["held_out"]
+    assert not origins["train"] & origins["held_out"]
+
+
+def test_a_harvest_killed_in_the_middle_ends_with_the_same_store(world, store, tmp_path, monkeypatch):
+    monkeypatch.setattr(harvest, "POOL_ROWS", 400)
+    whole = run(world, tmp_path / "whole")
+    process = multiprocessing.get_context("fork").Process(target=run, args=(world, tmp_path / "killed"))
+    process.start()
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "killed" / "harvest.json").is_file() and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.join()
+    assert not (tmp_path / "killed" / "manifest.json").is_file(), "it was killed before the end"
+
+    again = run(world, tmp_path / "killed")
+
+    assert [shard.sha256 for shard in again.manifest.shards] == [shard.sha256 for shard in whole.manifest.shards]
+    assert again.documents().equals(whole.documents())
+
+
+def test_outliers_are_left_out_and_counted(world, tmp_path):
+    recipe, _ = world
+    strict = recipe.harvest.model_copy(update={"outlier_norm": 1.05})
+    store = run(world, tmp_path / "strict", harvest=strict)
+
+    counts = store.manifest.statistics["counts"]
+    medians = store.manifest.statistics["medians"]
+    assert sum(count for key, count in counts.items() if key.endswith("/outliers")) > 0
+    for block in store.blocks():
+        for name, rows in block.rows.items():
+            assert float(rows.float().norm(dim=1).max()) <= 1.06 * medians[name]
+
+
+def test_too_little_coverage_stops_with_the_setting_to_change(world, tmp_path):
+    recipe, _ = world
+    with pytest.raises(StoreError, match=r"harvest\.minimum_coverage"):
+        run(world, tmp_path / "store", harvest=recipe.harvest.model_copy(update={"minimum_coverage": 0.9999}))
+
+
+def test_a_corpus_without_usable_text_is_an_error_that_says_so(world, tmp_path):
+    recipe, _ = world
+    (tmp_path / "empty.jsonl").write_text('{"text": "x"}\n')
+    part = recipe.corpus.mix[0].model_copy(update={"path": str(tmp_path / "empty.jsonl"), "name": "empty"})
+    with pytest.raises(CorpusError):
+        run(world, tmp_path / "store", corpus=recipe.corpus.model_copy(update={"mix": (part,)}))
+
+
+def test_batches_hold_like_lengths_and_never_too_many_tokens():
+    lengths = [5, 1, 9, 4, 9, 2]
+    batches = list(batches_by_length(lengths, tokens=12))
+
+    assert sorted(index for batch in batches for index in batch) == list(range(6))
+    assert all(max(lengths[i] for i in batch) * len(batch) <= 12 for batch in batches)
+    assert batches[0] == [2]
