@@ -1,5 +1,6 @@
 """Run folder: where every artefact of a run lies; the only place that spells file names."""
 
+import errno
 import json
 import os
 import shutil
@@ -107,8 +108,8 @@ def published(path: Path) -> Iterator[Path]:
     try:
         yield draft
         draft.replace(path)
-    except OSError as error:
-        if error.errno != 28:  # ENOSPC
+    except Exception as error:
+        if not is_disk_full(error):
             raise
         raise DiskFull(
             f"The disk is full while writing {path.name} in {path.parent}. "
@@ -116,6 +117,11 @@ def published(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         discard(draft)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that no room is left; safetensors and DuckDB say so in their own exceptions' text."""
+    return getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
 
 
 def discard(path: Path) -> None:
