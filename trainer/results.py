@@ -31,9 +31,6 @@ LIBRARIES = ("torch", "numpy", "scipy", "transformers", "tokenizers", "safetenso
 """Libraries that decide numbers."""
 MEMORY = "512MB"
 """What DuckDB may hold while it builds the file; beyond, it spills beside the draft."""
-ROW_GROUP = 16384
-"""Rows that are compressed and skipped together: small, because one row of `firing` holds a window of text."""
-
 Column = Sequence[Any] | np.ndarray | Any
 """Values of one column: a list, an array or an Arrow array. NaN in an array of numbers stands for null."""
 
@@ -85,11 +82,8 @@ class ResultsDraft:
 
     def __init__(self, path: Path) -> None:
         self._connection = duckdb.connect(
-            config={"memory_limit": MEMORY, "temp_directory": f"{path}.tmp", "threads": 2}
+            str(path), config={"memory_limit": MEMORY, "temp_directory": f"{path}.tmp", "threads": 2}
         )
-        name = str(path).replace("'", "''")
-        self._connection.execute(f"attach '{name}' as draft (row_group_size {ROW_GROUP})")
-        self._connection.execute("use draft")
         self._connection.execute(SCHEMA.read_text(encoding="utf-8"))
         # One transaction: nothing is written twice, and the file becomes whole at the end anyway.
         self._connection.execute("begin")
@@ -108,9 +102,8 @@ class ResultsDraft:
             assert (np.diff(features) >= 0).all(), f"rows for {table} are not sorted by feature"
             assert features[0] >= self._last.get(table, -1), f"rows for {table} go back to an earlier feature"
             self._last[table] = int(features[-1])
-        self._connection.register("batch", batch)
+        # DuckDB finds `batch` by its name here; a registered view would keep it in memory until the commit.
         self._connection.execute(f"insert into {table} by name select * from batch")  # noqa: S608  (our own name)
-        self._connection.unregister("batch")
 
     def add_rows(self, table: str, rows: Sequence[SourceRow | EvaluationRow | MetricRow | CoverageRow]) -> None:
         """Append row objects of this module."""

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 
 from trainer.analysis.codes import CodeSpool
 
-MEMORY = 256 << 20
+MEMORY = 128 << 20
 """Bytes for sums of products at a time. More features than fit take more passes over the spooled codes."""
 WORKERS = 2
 
