@@ -119,7 +119,7 @@ class ActivationStore:
     def read(self, shard: Shard) -> Block:
         """One shard, mapped into memory."""
         with safe_open(self.path / shard.file, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
         rows = {source.name: tensors[source.name] for source in self.sources}
         return Block(rows, *(tensors.get(name) for name in PLACES))
 
@@ -155,7 +155,7 @@ class ActivationStore:
             raise StoreError(f"{path} is missing, but the manifest lists it. Copy it there or harvest again.")
         try:
             with safe_open(path, framework="pt") as file:
-                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict
         except (SafetensorError, OSError) as error:
             raise StoreError(f"{path} is no complete safetensors file ({error}). Copy or harvest it again.") from None
         for source in self.sources:
@@ -231,11 +231,12 @@ def _read_manifest(path: Path) -> Manifest:
         if source.dtype not in DTYPES:
             raise StoreError(f"{path}: {source.name!r} has dtype {source.dtype!r}; known are {', '.join(DTYPES)}.")
     if not sources or not shards:
-        raise StoreError(f"{path} lists {len(sources)} sources and {len(shards)} shards; it needs at least one of each.")
+        raise StoreError(
+            f"{path} lists {len(sources)} sources and {len(shards)} shards; it needs at least one of each."
+        )
     return Manifest(sources, shards, data.get("documents"), data.get("statistics", {}))
 
 
 def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:
     """The entries a dataclass knows, so that other programs may add their own."""
     return {key: value for key, value in values.items() if key in cls.__dataclass_fields__}  # type: ignore[attr-defined]
-

@@ -32,9 +32,13 @@ class FastTokenizer(Protocol):
 
     backend_tokenizer: Any
 
-    def __call__(self, text: list[str], **options: object) -> Any: ...
+    def __call__(self, text: list[str], **options: Any) -> Any:
+        """Tokenize texts; gives lists under `input_ids` and `offset_mapping`."""
+        ...
 
-    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]: ...
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        """Strings of the vocabulary."""
+        ...
 
 
 def encode_all(tokenizer: FastTokenizer, texts: Sequence[str]) -> list[Encoded]:

@@ -33,7 +33,9 @@ class Checkpoint:
         """Write it whole, then remove what is older than the last two."""
         metadata = {"step": str(self.step), "state": json.dumps(self.state)}
         with published(folder / f"step-{self.step:08d}.safetensors") as draft:
-            save_file({name: tensor.detach().contiguous().cpu() for name, tensor in self.tensors.items()}, draft, metadata)
+            save_file(
+                {name: tensor.detach().contiguous().cpu() for name, tensor in self.tensors.items()}, draft, metadata
+            )
         for old in sorted(folder.glob("step-*.safetensors"))[:-KEEP]:
             old.unlink()
 
@@ -46,7 +48,7 @@ def latest(folder: Path, fingerprint: str) -> Checkpoint | None:
                 metadata = file.metadata()
                 state = json.loads(metadata["state"])
                 if state["fingerprint"] == fingerprint:
-                    tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+                    tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no dict
                     return Checkpoint(int(metadata["step"]), tensors, state)
         except (SafetensorError, OSError, KeyError, json.JSONDecodeError):
             continue  # a damaged file; the one before it is still there

@@ -106,7 +106,7 @@ class Run:
         store = ActivationStore.open(self.store_path())
         if self.activations is not None:
             store.verify()
-        train(self.recipe, store, self.folder.path, self.folder.checkpoints, self.folder.metrics, self.progress)
+        train(self.recipe, store, self.folder, self.progress)
 
     def _evaluate(self) -> None:
         measures = evaluate(self._store(), Crosscoder.load(self.folder.path), self.progress)
@@ -115,9 +115,7 @@ class Run:
     def _analyse(self) -> None:
         crosscoder = Crosscoder.load(self.folder.path)
         readouts = {source.name: Unembedding.of_source(source) for source in self._loaded()}
-        analyse(
-            self.recipe, self._store(), crosscoder, folder=self.folder, progress=self.progress, readouts=readouts
-        )
+        analyse(self.recipe, self._store(), crosscoder, folder=self.folder, progress=self.progress, readouts=readouts)
 
     def _loaded(self) -> list[Source]:
         """The whole models; none when the recipe has none."""

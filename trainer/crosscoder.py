@@ -228,7 +228,9 @@ def from_file_layout(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dic
 
 def check_shapes(crosscoder: Crosscoder, origin: Path) -> None:
     """Every block that a group may use is there with its shape, and no other. Raises CrosscoderError."""
-    expected = {f"{k}.{s}.{g.name}": (g.features, crosscoder.widths[s]) for k, s, g in crosscoder.blocks()}
+    expected: dict[str, tuple[int, ...]] = {
+        f"{k}.{s}.{g.name}": (g.features, crosscoder.widths[s]) for k, s, g in crosscoder.blocks()
+    }
     expected |= {f"encoder_bias.{group.name}": (group.features,) for group in crosscoder.groups}
     expected |= {f"decoder_bias.{source}": (width,) for source, width in crosscoder.widths.items()}
     found = {name: tuple(tensor.shape) for name, tensor in crosscoder.weights.items()}
@@ -248,11 +250,15 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         description = json.loads((folder / "crosscoder.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "crosscoder.safetensors")
     except FileNotFoundError as error:
-        raise CrosscoderError(f"{folder} holds no trained crosscoder: {error.filename} is missing. Train it first.") from None
+        raise CrosscoderError(
+            f"{folder} holds no trained crosscoder: {error.filename} is missing. Train it first."
+        ) from None
     except (json.JSONDecodeError, SafetensorError) as error:
-        raise CrosscoderError(f"{folder}: the crosscoder's files are damaged ({error}). Train or copy it again.") from None
+        raise CrosscoderError(
+            f"{folder}: the crosscoder's files are damaged ({error}). Train or copy it again."
+        ) from None
     if description.get("format") != FORMAT or description.get("version") != VERSION:
-        raise CrosscoderError(f"{folder}/crosscoder.json is not {FORMAT!r} version {VERSION}. Use a matching Crossdiff.")
+        raise CrosscoderError(
+            f"{folder}/crosscoder.json is not {FORMAT!r} version {VERSION}. Use a matching Crossdiff."
+        )
     return description, tensors
-
-

@@ -4,6 +4,7 @@ Two definitions of explained variance stand side by side, because the literature
 and per row, averaged.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ class Tally:
             say(f"l0.{group.name}", float(mine.sum()))
             say(f"alive_share.{group.name}", float((mine > 0).double().mean()))
             say(f"features.{group.name}", group.features)
-        for low, high in zip(DENSITY_EDGES[:-1], DENSITY_EDGES[1:], strict=True):
+        for low, high in pairwise(DENSITY_EDGES):
             say(f"density_histogram.{low:g}", int(((density >= low) & (density < high)).sum()))
         return out
 
@@ -76,7 +77,7 @@ def evaluate(store: ActivationStore, crosscoder: Crosscoder, progress: Progress)
     total = store.count("held_out")
     if not total:
         raise StoreError(
-            f"{store.path} has no held-out rows to evaluate on. Mark a shard with \"split\": \"held_out\" in its manifest."
+            f'{store.path} has no held-out rows to evaluate on. Mark a shard with "split": "held_out" in its manifest.'
         )
     tally = Tally(crosscoder, _means(store))
     with progress.task("evaluate", total=total) as task:

@@ -2,7 +2,8 @@
 
 Only the encoder product is dense. Decoding, the gradient of the activations and the gradients of both weights
 need just the (row, feature) pairs that are active: `rows * k` of `rows * features`. `Pattern` holds these
-pairs in row order and in feature order, so that every sum runs over contiguous entries. These sums are in fp32: casting the weights would cost more than it saves.
+pairs in row order and in feature order, so that every sum runs over contiguous entries. These sums are in fp32: casting the weights would cost more than
+it saves.
 
 Axes: R rows, F features of one group, W width of one source, N active pairs.
 """
@@ -61,23 +62,24 @@ def products(pattern: Pattern, left: Tensor, right: Tensor) -> Tensor:
     """
     if not len(pattern):
         return left.new_zeros(0)
-    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+    found: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(  # noqa: SLF001
         left.contiguous(), right, pattern.feature, pattern.row_offsets[:-1], pattern.row, 0
     )
+    return found
 
 
 class _EncodeActive(torch.autograd.Function):
     """Pre-activations at active pairs, taken from the dense product; its gradients touch those pairs alone."""
 
     @staticmethod
-    def forward(ctx: Any, pre: Tensor, pattern: Pattern, bias: Tensor, *inputs_and_weights: Tensor) -> Tensor:
+    def forward(ctx: Any, pre: Tensor, pattern: Pattern, bias: Tensor, *inputs_and_weights: Tensor) -> Tensor:  # noqa: ARG004
         ctx.pattern = pattern
         ctx.save_for_backward(*inputs_and_weights[: len(inputs_and_weights) // 2])
         return pre.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         bias = grad.new_zeros(ctx.pattern.features).index_add_(0, ctx.pattern.feature, grad)
         weights = [sum_by_feature(ctx.pattern, grad, inputs) for inputs in ctx.saved_tensors]
         return (None, None, bias, *([None] * len(weights)), *weights)
@@ -103,7 +105,7 @@ class _DecodeActive(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         value, weight = ctx.saved_tensors
         return None, products(ctx.pattern, grad, weight), sum_by_feature(ctx.pattern, value, grad)
 

@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from trainer.errors import CrossdiffError
+from trainer.memory import forget_peak, peak_gigabytes
 from trainer.run_folder import RunFolder, write_json
 
 STAGES = ("harvest", "train", "evaluate", "analyse")
@@ -50,8 +51,7 @@ class Progress:
             "pid": os.getpid(),
         }
         self._bar: tqdm[Any] | None = None
-        self._stage_began = self._task_began = self._written = self._printed = time.monotonic()
-        self._last_rate: float | None = None
+        self._task_began = self._written = self._printed = time.monotonic()
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Progress"]:
@@ -75,11 +75,12 @@ class Progress:
         """Around one stage of a run."""
         entry = self._entry(name)
         entry["state"], self._state["stage"] = "running", name
-        self._stage_began = time.monotonic()
+        began = time.monotonic()
+        forget_peak()
         self.log(f"{name} began")
         yield self
-        entry["state"], entry["seconds"] = "done", round(time.monotonic() - self._stage_began, 1)
-        self.log(f"{name} took {entry['seconds']} s")
+        entry["state"], entry["seconds"] = "done", round(time.monotonic() - began, 1)
+        self.say(f"{name}: {entry['seconds']:,.0f} s, peak memory {peak_gigabytes():.1f} GB")
         self._write()
 
     def skip(self, name: str) -> None:

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from trainer.errors import DiskFull
 from trainer.recipe import Recipe
-from trainer.run_folder import RunFolder, discard, write_json
+from trainer.run_folder import RunFolder, discard, is_disk_full, write_json
 
 SCHEMA = Path(__file__).with_name("results.sql")
 SCHEMA_VERSION = 1
@@ -174,8 +174,8 @@ def publishing(folder: RunFolder) -> Iterator[ResultsDraft]:
         finally:
             draft.close()
         _publish(path, folder)
-    except (duckdb.Error, OSError) as error:
-        if not _is_full(error):
+    except Exception as error:
+        if not is_disk_full(error):
             raise
         raise DiskFull(
             f"The disk is full while writing the results in {folder.path}. "
@@ -266,7 +266,3 @@ def _publish(draft: Path, folder: RunFolder) -> None:
 def _discard_draft(path: Path) -> None:
     for name in (path.name, f"{path.name}.wal", f"{path.name}.tmp"):
         discard(path.with_name(name))
-
-
-def _is_full(error: Exception) -> bool:
-    return getattr(error, "errno", None) == 28 or "No space left" in str(error)  # 28 is ENOSPC

@@ -68,21 +68,23 @@ def cut(text: Text, *, context: int, bos: Many[int | None], most: int) -> list[S
     at = [positions(encoded.ends, common) for encoded in text.encoded]
     whole = _between_characters(text.text.encode(), common)
     room = [context - (first is not None) for first in bos]
-    pieces, begin = [], 0
+    pieces: list[Sequence] = []
+    begin = 0
     while begin < len(common) and len(pieces) < most:
         stop = _last_that_fits(at, begin, room)
         while stop > begin and not whole[stop - 1]:
             stop -= 1
         if stop > begin and stop - begin >= SHORTEST:
-            pieces.append(_piece(text, common, at, begin, stop, bos))
+            pieces.append(_piece(text, common, at, slice(begin, stop), bos))
         begin = max(stop, begin + 1)
     return pieces
 
 
 def _between_characters(text: bytes, at: Ends) -> NDArray[np.bool_]:
     """Whether each byte stands between two characters rather than inside one [anchors]."""
-    following = np.append(np.frombuffer(text, np.uint8), np.uint8(0))[at]
-    return (following & 0xC0) != 0x80
+    following: NDArray[np.uint8] = np.append(np.frombuffer(text, np.uint8), np.uint8(0))[at]
+    continues: NDArray[np.bool_] = (following & 0xC0) == 0x80
+    return ~continues
 
 
 def _last_that_fits(at: list[NDArray[np.int64]], begin: int, room: list[int]) -> int:
@@ -94,9 +96,9 @@ def _last_that_fits(at: list[NDArray[np.int64]], begin: int, room: list[int]) ->
     return min(stops)
 
 
-def _piece(
-    text: Text, common: Ends, at: list[NDArray[np.int64]], begin: int, stop: int, bos: Many[int | None]
-) -> Sequence:
+def _piece(text: Text, common: Ends, at: list[NDArray[np.int64]], span: slice, bos: Many[int | None]) -> Sequence:
+    """The sequence of a span of anchors."""
+    begin, stop = span.start, span.stop
     first_byte = 0 if begin == 0 else int(common[begin - 1])
     last_byte = int(common[stop - 1])
     ids, ends = [], []

@@ -35,7 +35,9 @@ def batch_topk(pre: Sequence[Tensor], scale: Sequence[Tensor], keep: int, guess:
     """
     bound = max(guess, 0.0) * SAFETY
     while True:
-        at = [torch.nonzero((p > (bound / s).to(p.dtype)).reshape(-1)).squeeze(1) for p, s in zip(pre, scale, strict=True)]
+        at = [
+            torch.nonzero((p > (bound / s).to(p.dtype)).reshape(-1)).squeeze(1) for p, s in zip(pre, scale, strict=True)
+        ]
         if sum(map(len, at)) >= keep or bound == 0.0:
             break
         bound = bound * 0.7 if bound > guess * 0.2 else 0.0
@@ -67,7 +69,7 @@ def ranking_norm(norms: Sequence[Tensor], rank_by: str) -> Tensor:
 
 
 def annealed_k(recipe: SparsityRecipe, step: int, steps: int) -> int:
-    """k at a step: from `k_start` linearly down to `k` over the first share of the steps."""
+    """The k of a step: from `k_start` linearly down to `k` over the first share of the steps."""
     start = recipe.k_start or 4 * recipe.k
     over = recipe.anneal_share * steps
     if step >= over:

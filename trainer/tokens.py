@@ -71,4 +71,5 @@ def _row(sequence: Sequence, tokenizers: Many[Any], number: int) -> dict[str, An
 
 def _names(tokenizer: Any, ids: np.ndarray[Any, Any], ends: Ends) -> list[str]:
     """Decoded text of tokens that end on no byte of the text; empty for the others."""
-    return [str(tokenizer.decode([token])) if end == NO_END else "" for token, end in zip(ids.tolist(), ends, strict=True)]
+    pairs = zip(ids.tolist(), ends, strict=True)
+    return [str(tokenizer.decode([token])) if end == NO_END else "" for token, end in pairs]

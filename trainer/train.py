@@ -1,5 +1,6 @@
 """Stage 2: fit the crosscoder to the stored activations, with checkpoints."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from trainer.losses import Encoders, Forward, dead_features_loss, forward
 from trainer.normalisation import Normaliser, centred_rms, median_norm
 from trainer.progress import Progress
 from trainer.recipe import Recipe
+from trainer.run_folder import RunFolder
 from trainer.sparsity import RunningThreshold, annealed_k
 
 LOG_EVERY = 10
@@ -186,16 +188,22 @@ class Training:
             self.crosscoder.threshold[name] = sum(values) / len(values) if values else self.thresholds[name].value
 
 
-def train(recipe: Recipe, store: ActivationStore, out: Path, checkpoints: Path, metrics: Path, progress: Progress) -> Crosscoder:
-    """Fit a crosscoder and save it in `out`; goes on from the newest checkpoint of the same recipe and data."""
+def train(recipe: Recipe, store: ActivationStore, folder: RunFolder, progress: Progress) -> Crosscoder:
+    """Fit a crosscoder and save it in the run's folder.
+
+    Goes on from the newest checkpoint of the same recipe and data. Raises StoreError, DiskFull.
+    """
     training = Training(recipe, store)
     fingerprint = fingerprint_of(recipe, store)
-    checkpoint = latest(checkpoints, fingerprint)
+    checkpoint = latest(folder.checkpoints, fingerprint)
     if checkpoint is not None:
         training.restore(checkpoint)
         progress.say(f"train: going on from step {training.step} of {training.steps}")
-    _forget_metrics_after(metrics, training.step)
-    with progress.task("train", total=training.steps, unit="steps") as task, metrics.open("a", encoding="utf-8") as log:
+    _forget_metrics_after(folder.metrics, training.step)
+    with (
+        progress.task("train", total=training.steps, unit="steps") as task,
+        folder.metrics.open("a", encoding="utf-8") as log,
+    ):
         task.advance(training.step)
         for rows in training.batches_left():
             measures = training.run_step(rows)
@@ -204,9 +212,9 @@ def train(recipe: Recipe, store: ActivationStore, out: Path, checkpoints: Path, 
                 log.flush()
             task.advance(1, **{name: value for name, value in measures.items() if name != "learning_rate"})
             if training.step % recipe.training.checkpoint_every == 0:
-                training.save(checkpoints, fingerprint)
+                training.save(folder.checkpoints, fingerprint)
     training.calibrate()
-    training.crosscoder.save(out)
+    training.crosscoder.save(folder.path)
     return training.crosscoder
 
 
@@ -245,14 +253,7 @@ def fingerprint_of(recipe: Recipe, store: ActivationStore) -> str:
         recipe.training.model_dump(mode="json", exclude={"checkpoint_every", "device"}),
         [shard.sha256 for shard in store.manifest.shards],
     ]
-    return fingerprint_text(json.dumps(parts, sort_keys=True))
-
-
-def fingerprint_text(text: str) -> str:
-    """Sixteen hex digits of a text's SHA-256."""
-    import hashlib
-
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _forget_metrics_after(metrics: Path, step: int) -> None:
@@ -262,5 +263,3 @@ def _forget_metrics_after(metrics: Path, step: int) -> None:
     lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     metrics.write_text("".join(kept), encoding="utf-8")
-
-

@@ -23,7 +23,9 @@ HARD = [
     "  leading and trailing spaces   ",
     "ﬁ ligature ½ fraction Ⅷ ㎏",
 ]
-TEXTS = st.one_of(st.sampled_from(HARD), st.text(st.characters(codec="utf-8"), max_size=60)).map(lambda t: t.replace("\x00", ""))
+TEXTS = st.one_of(st.sampled_from(HARD), st.text(st.characters(codec="utf-8"), max_size=60)).map(
+    lambda t: t.replace("\x00", "")
+)
 
 
 @pytest.fixture(scope="module")

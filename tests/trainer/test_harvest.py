@@ -40,7 +40,7 @@ def store(world, tmp_path_factory):
 
 def test_a_stored_row_is_what_the_model_computes_at_the_token_that_ends_there(world, store):
     documents = store.documents().to_pylist()
-    recipe, sources = world
+    _, sources = world
     chance = np.random.default_rng(0)
     block = next(iter(store.blocks("train", rows=2000)))
     for row in chance.choice(len(block.document), 25, replace=False):

@@ -26,7 +26,7 @@ from trainer.train import Training, fingerprint_of, train
 def fit(store, recipe, path: Path) -> Crosscoder:
     folder = RunFolder(path)
     path.mkdir(parents=True, exist_ok=True)
-    return train(recipe, store, path, folder.checkpoints, folder.metrics, Progress(folder, recipe.name))
+    return train(recipe, store, folder, Progress(folder, recipe.name))
 
 
 def test_a_trained_crosscoder_explains_most_of_rows_it_has_never_seen(tmp_path):

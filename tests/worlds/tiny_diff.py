@@ -9,7 +9,12 @@ import yaml
 
 from tests.worlds.tiny_models import LINES, tiny_gemma3, tiny_llama
 
-STRANGE = ["Ünïcödé 👩‍👩‍👧‍👦 text", "中文字符 and words", "line\r\nbreaks\tand tabs", "<b>not markup</b> & <script>alert(1)</script>"]
+STRANGE = [
+    "Ünïcödé 👩‍👩‍👧‍👦 text",
+    "中文字符 and words",
+    "line\r\nbreaks\tand tabs",
+    "<b>not markup</b> & <script>alert(1)</script>",
+]
 
 
 def tiny_diff(folder: Path, **changes: Any) -> Path:
@@ -41,7 +46,13 @@ def tiny_diff(folder: Path, **changes: Any) -> Path:
             "held_out": 0.2,
             "mix": [
                 {"name": "texts", "path": str(folder / "texts.jsonl"), "share": 0.6},
-                {"name": "chats", "path": str(folder / "chats.jsonl"), "column": "messages", "format": "chat", "share": 0.4},
+                {
+                    "name": "chats",
+                    "path": str(folder / "chats.jsonl"),
+                    "column": "messages",
+                    "format": "chat",
+                    "share": 0.4,
+                },
             ],
         },
         "harvest": {"rows": 2500, "outlier_norm": 20},

@@ -19,6 +19,7 @@ import torch
 
 from trainer.crosscoder import Codes
 from trainer.errors import DiskFull, StoreError
+from trainer.run_folder import is_disk_full
 
 CHUNK = 1 << 20
 """Firings per chunk: 8 MiB on disk, a few times that in memory."""
@@ -134,7 +135,7 @@ class CodeSpool:
             _append(self._row, by_feature.indices.astype(np.int64) + low)
             _append(self._value, by_feature.data)
         except OSError as error:
-            if error.errno != 28:  # ENOSPC
+            if not is_disk_full(error):
                 raise
             raise DiskFull(
                 "The disk is full while analysing. Free some room and run the same command again."

@@ -66,7 +66,8 @@ class Cosines:
         best = self._units[0][first:stop] @ self._units[0].T
         for unit in self._units[1:]:
             best = torch.maximum(best, unit[first:stop] @ unit.T)
-        return best.cpu().numpy()
+        cosine: np.ndarray = best.cpu().numpy()
+        return cosine
 
     def of(self, feature: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Cosines of pairs [n], of any sign; NaN where they share no source."""
