@@ -38,6 +38,11 @@ class GroupCount:
     group: str
     features: int
     alive: int
+    """Features that fired on any row analysed."""
+    alive_share: float | None
+    """Part of them that fired on held-out rows, 0 to 1."""
+    l0: float | None
+    """Of them active per held-out row, on average."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +125,10 @@ def groups(results: Results) -> list[GroupCount]:
     """The groups of the dictionary, in order of their features."""
     rows = results.rows(
         """
-        select group_name, count(*), count(*) filter (where firings > 0)
-        from feature group by 1 order by min(feature)
+        select group_name, count(*), count(*) filter (where firings > 0),
+            (select max(value) from evaluation where measure = 'alive_share.' || group_name),
+            (select max(value) from evaluation where measure = 'l0.' || group_name)
+        from feature group by group_name order by min(feature)
         """
     )
     return [GroupCount(*row) for row in rows]

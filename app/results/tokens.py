@@ -14,7 +14,7 @@ from typing import Any
 LEVELS = 10
 """Steps of the colour scale; 0 is no activation."""
 
-WHITESPACE = {"\n": "↵", "\r": "␍", "\t": "⇥", "\u00a0": "⍽", "\u3000": "□", "\v": "␋", "\f": "␌"}
+WHITESPACE = {"\n": "↵", "\t": "⇥", "\u00a0": "⍽", "\u3000": "□"}
 KEPT_FORMATS = {"\u200d", "\u200c", "\ufe0f"}
 """Invisible characters that emoji and scripts need."""
 
@@ -116,12 +116,8 @@ def visible(text: str) -> str:
 def _visible(character: str) -> str:
     if character in WHITESPACE:
         return WHITESPACE[character]
-    category = unicodedata.category(character)
-    if category == "Cc":
-        code = ord(character)
-        return chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else "␦"
-    if category == "Cf" and character not in KEPT_FORMATS:
-        return f"⟨{ord(character):04X}⟩"
+    if unicodedata.category(character) in ("Cc", "Cf") and character not in KEPT_FORMATS:
+        return f"⟨{ord(character):02X}⟩"
     return character
 
 

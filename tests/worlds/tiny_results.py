@@ -284,12 +284,18 @@ def _write_small_tables(connection: duckdb.DuckDBPyConnection, chance: random.Ra
 EVALUATION = [
     [0, "variance_explained", 0.781],
     [1, "variance_explained", 0.842],
+    [0, "variance_explained_per_row", 0.742],
+    [1, "variance_explained_per_row", 0.801],
+    [None, "rows", 20_480.0],
     [None, "l0", 31.7],
     [None, "dead_share", 0.0625],
-    [None, "dead_share.shared", 0.06],
-    [None, "dead_share.smollm2", 0.08],
-    [None, "dead_share.gemma3", 0.05],
-    [None, "rows", 20_480.0],
+    [None, "dense_share", 0.004],
+    *(
+        [None, f"{measure}.{group}", value]
+        for group, values in {"shared": (28.1, 0.94), "smollm2": (2.1, 0.92), "gemma3": (1.5, 0.95)}.items()
+        for measure, value in zip(("l0", "alive_share"), values, strict=True)
+    ),
+    [None, "density_histogram.0.001", 61.0],
 ]
 COVERAGE = [
     [corpus, source, measure, value]
@@ -315,10 +321,10 @@ def _training() -> list[list[Any]]:
     for step in range(0, 200, 5):
         rows += [
             [step, "loss", 0.3 + 0.7 * math.exp(-step / 40)],
-            [step, "loss.smollm2", 0.16 + 0.3 * math.exp(-step / 40)],
-            [step, "loss.gemma3", 0.14 + 0.4 * math.exp(-step / 40)],
+            [step, "variance_explained.smollm2", 0.78 - 0.7 * math.exp(-step / 30)],
+            [step, "variance_explained.gemma3", 0.84 - 0.8 * math.exp(-step / 25)],
             [step, "l0", 32 + 96 * math.exp(-step / 10)],
-            [step, "dead_share", 0.3 * math.exp(-((step - 90) ** 2) / 4000) + 0.06],
+            [step, "dead", 0.3 * math.exp(-((step - 90) ** 2) / 4000) + 0.06],
             [step, "learning_rate", 3e-4 * min(1, step / 10)],
         ]
     return rows
