@@ -84,9 +84,9 @@ class ResultsDraft:
         self._connection = duckdb.connect(
             str(path), config={"memory_limit": MEMORY, "temp_directory": f"{path}.tmp", "threads": 2}
         )
-        self._connection.execute(SCHEMA.read_text(encoding="utf-8"))
         # One transaction: nothing is written twice, and the file becomes whole at the end anyway.
         self._connection.execute("begin")
+        self._connection.execute(SCHEMA.read_text(encoding="utf-8"))
         self._last: dict[str, int] = {}
 
     def add(self, table: str, columns: Mapping[str, Column]) -> None:
