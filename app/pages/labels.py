@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from fastapi import APIRouter, Cookie, Depends, Form, Path, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from pydantic import BaseModel
 
 from app.dependencies import LabelsToRead, LabelsToWrite, RunResults
 from app.labels.panel import LabelsPanel, labels_panel, with_problem
@@ -32,8 +33,7 @@ class LabelsPage:
     labels_panel: LabelsPanel
 
 
-@dataclass(frozen=True)
-class LabelForm:
+class LabelForm(BaseModel):
     """What the form sends; limits are checked where the label is stored, so that its text can be given back."""
 
     author: str = ""

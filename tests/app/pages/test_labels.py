@@ -1,0 +1,153 @@
+"""Labels on pages: nothing a person typed is lost, whatever goes wrong, and hostile text stays text."""
+
+import html
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.main import create_app
+from app.settings import Settings
+from tests.worlds.tiny_results import RUN, write_tiny_run
+
+HERE = f"/runs/{RUN}/features/3/labels"
+HTMX = {"HX-Request": "true", "HX-Request-Type": "partial", "HX-Target": "section#labels"}
+HOSTILE = """<script>alert(1)</script>"' onfocus=alert(2) autofocus x="{{ 7*7 }}"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with one run."""
+    home = tmp_path_factory.mktemp("labelled")
+    write_tiny_run(home, features=24)
+    return home
+
+
+@pytest.fixture
+def visitor(home: Path, tmp_path: Path) -> Iterator[TestClient]:
+    """A browser at an explorer with that run and no labels yet."""
+    settings = Settings(home=home, database_url=f"sqlite:///{tmp_path / 'labels.db'}")
+    with TestClient(create_app(settings)) as client:
+        yield client
+
+
+def fields(page: str) -> dict[str, str]:
+    """What stands in the form."""
+    inputs = {
+        name: html.unescape(value) for name, value in re.findall(r'<input[^>]*name="(\w+)" value="([^"]*)"', page)
+    }
+    note = re.search(r"<textarea[^>]*>\n?(.*?)</textarea>", page, re.DOTALL)
+    assert note is not None
+    return {name: inputs[name] for name in ("author", "text", "revision")} | {"note": html.unescape(note.group(1))}
+
+
+def save(visitor: TestClient, **form: str | int):
+    """Send the form as HTMX does."""
+    return visitor.post(HERE, data={"author": "Ada", "revision": 0, **form}, headers=HTMX)
+
+
+def test_a_label_is_asked_for_with_a_name_once(visitor: TestClient):
+    assert 'name="author" value=""' in visitor.get(HERE).text
+    answer = save(visitor, text="German verbs", note="second line\nhere")
+    assert answer.status_code == 200
+    assert answer.text.lstrip().startswith("<section"), "HTMX gets the panel alone"
+
+    page = visitor.get(HERE).text
+    assert page.lstrip().startswith("<!doctype html>")
+    assert fields(page) == {"author": "Ada", "text": "German verbs", "note": "second line\nhere", "revision": "1"}
+
+
+def test_without_scripts_saving_leads_back_to_the_feature(visitor: TestClient):
+    answer = visitor.post(HERE, data={"author": "Zoë", "text": "German"}, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, f"/runs/{RUN}/features/3#labels")
+    assert "as <bdi>Zoë</bdi>" in visitor.get(HERE).text
+
+
+@pytest.mark.parametrize(
+    ("form", "fact"),
+    [
+        ({"author": "anonymous", "text": "mine", "note": "n"}, "somebody who stands by it"),
+        ({"author": "", "text": "mine", "note": "n"}, "somebody who stands by it"),
+        ({"text": "", "note": "only a note"}, "The label is empty"),
+        ({"text": "x" * 301, "note": "n"}, "301 characters; 300 are the limit"),
+        ({"text": "mine", "note": "y" * 4001}, "4,001 characters"),
+        ({"text": "nul \x00", "note": "n"}, "U+0000"),
+    ],
+)
+@pytest.mark.parametrize("headers", [HTMX, {}])
+def test_what_cannot_be_saved_says_why_and_stays_in_the_form(visitor: TestClient, form, fact, headers):
+    answer = visitor.post(HERE, data={"author": "Ada", "revision": "0", **form}, headers=headers)
+    assert answer.status_code == 422
+    assert fact in html.unescape(answer.text)
+    assert {**fields(answer.text), "revision": "0"} == {"author": "Ada", "revision": "0", **form}
+    assert "Nobody has labelled this feature yet" in visitor.get(HERE).text
+
+
+def test_a_second_tab_is_shown_both_texts_and_loses_none(visitor: TestClient):
+    save(visitor, text="German")
+    save(visitor, text="from tab one", revision=1)
+    answer = save(visitor, text="from tab two", note="and a note", revision=1)
+    assert answer.status_code == 409
+    assert "from tab one" in answer.text
+    kept = fields(answer.text)
+    assert (kept["text"], kept["note"], kept["revision"]) == ("from tab two", "and a note", "2")
+
+    assert visitor.post(HERE, data=kept, headers=HTMX).status_code == 200, "saving again is all it takes"
+    page = visitor.get(HERE).text
+    assert fields(page)["text"] == "from tab two"
+    assert "from tab one" in page, "in the history"
+
+
+def test_withdraw_and_restore(visitor: TestClient):
+    save(visitor, text="German")
+    save(visitor, text="Dutch", revision=1)
+    page = save(visitor, action="restore", restore=1, revision=2).text
+    assert fields(page)["text"] == "German"
+    assert "brings back revision 1" in page
+    page = save(visitor, action="withdraw", revision=3).text
+    assert "Nobody has labelled this feature yet" in page
+    assert "Dutch" in page, "the history keeps everything"
+
+
+def test_hostile_text_does_no_harm_anywhere(visitor: TestClient):
+    save(visitor, author='<img src=x onerror="alert(3)">', text=HOSTILE, note=HOSTILE)
+    for page in (visitor.get(HERE).text, visitor.get(f"/runs/{RUN}/features").text):
+        assert "<script>alert" not in page
+        assert "<img src=x" not in page
+        assert not re.search(r'"[^"<>]*"\' onfocus=', page), "no text leaves its attribute"
+    assert fields(visitor.get(HERE).text)["text"] == HOSTILE
+
+
+def test_the_list_shows_labels_and_finds_them(visitor: TestClient):
+    save(visitor, text="Straßennamen")
+    page = visitor.get(f"/runs/{RUN}/features", params={"q": "STRASSENNAMEN", "within": "labels"}).text
+    assert "Straßennamen" in page
+    assert f"/runs/{RUN}/features/3" in page
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [(f"/runs/{RUN}/features/99999/labels", 404), ("/runs/none/features/3/labels", 404)],
+)
+def test_labels_of_nothing_are_refused(visitor: TestClient, path: str, status: int):
+    assert visitor.get(path).status_code == status
+    assert visitor.post(path, data={"author": "Ada", "text": "x"}).status_code == status
+
+
+def test_another_site_cannot_label(visitor: TestClient):
+    answer = visitor.post(HERE, data={"author": "Ada", "text": "x"}, headers={"Sec-Fetch-Site": "cross-site"})
+    assert answer.status_code == 403
+    assert "Nobody has labelled" in visitor.get(HERE).text
+
+
+def test_the_name_is_kept_out_of_reach_of_scripts(visitor: TestClient):
+    cookie = save(visitor, text="German").headers["set-cookie"]
+    assert re.search(r"HttpOnly", cookie)
+    assert re.search(r"SameSite=lax", cookie)
+
+
+def test_a_name_cookie_that_was_tampered_with_is_ignored(visitor: TestClient):
+    visitor.cookies.set("crossdiff_name", "anonymous%00")
+    assert 'name="author" value=""' in visitor.get(HERE).text
