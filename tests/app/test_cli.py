@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 
 from app.cli import main
 from tests.worlds.tiny_results import write_tiny_run
+from trainer.progress import STAGES
 
 START_LIMIT = 60
 """Seconds; machines that run tests are busy."""
@@ -53,6 +54,12 @@ def test_an_override_is_checked_like_the_recipe_itself(tmp_path: Path):
 
     assert outcome.exit_code == 2
     assert "Did you mean 'epochs'?" in outcome.stderr
+
+
+def test_the_stages_to_choose_from_are_those_of_a_run():
+    (stages,) = [option.type for option in main.commands["run"].params if option.name == "stages"]
+
+    assert stages.choices == STAGES
 
 
 def test_an_unknown_command_is_a_usage_error():
