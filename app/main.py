@@ -1,6 +1,5 @@
 """The explorer: `create_app(settings)` puts pages, API, static files and error pages together."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,9 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 
 from app.api import features as api_features
+from app.api import generations as api_generations
+from app.api import labels as api_labels
 from app.api import runs as api_runs
 from app.errors import BadQuery, NotFound, ReaderError, ResultsUnreadable
-from app.labels.database import LabelsUnusable, database_url, migrate, open_database
+from app.labels.database import database_url, migrated, open_database
 from app.metrics import CountRequests, Metrics
 from app.pages import context, docs, feature, features, generations, health, home, labels, run, steer
 from app.results.connection import Library
@@ -69,7 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     _add_files(app, settings)
     for module in (home, run, features, feature, context, labels, steer, generations, docs, health):
         app.include_router(module.router)
-    for interface in (api_runs, api_features):
+    for interface in (api_runs, api_features, api_labels, api_generations):
         app.include_router(interface.router)
     return app
 
@@ -79,12 +80,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     missing = missing_assets(app.state.settings.frontend)
     if missing:
         log.error("Scripts and styles are not installed (%s); pages look bare. Run `make setup`.", ", ".join(missing))
-    try:
-        await asyncio.to_thread(migrate, database_url(app.state.settings))
-    except LabelsUnusable as error:
-        # Results can be read without labels; pages that need them say what is wrong.
-        log.error("%s", error)
-    async with steering_open(app):
+    async with migrated(database_url(app.state.settings)), steering_open(app):
         yield
     app.state.labels.dispose()
     app.state.library.close()

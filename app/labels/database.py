@@ -1,8 +1,10 @@
 """Database: opens the labels database, brings its schema up to date and hands out transactions."""
 
+import asyncio
 import contextlib
+import logging
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,10 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from app.errors import ReaderError
 from app.settings import REPOSITORY, Settings
 
+log = logging.getLogger("crossdiff.labels")
+
+TRY_AGAIN = 20.0
+"""Seconds between attempts at a labels database that could not be used when the server started."""
 PATIENCE = 15.0
 """Seconds a writer waits for another writer of the same SQLite file."""
 ADDRESSES = "Set CROSSDIFF_DATABASE_URL to postgresql://user:password@host/name, or unset it to use a file."
@@ -108,8 +114,40 @@ def transaction(engine: Engine, *, writing: bool = False) -> Iterator[Session]:
     that has read before it writes is refused without waiting when somebody else wrote in between.
     """
     bound = engine.execution_options(writing=True) if writing else engine
-    with Session(bound, expire_on_commit=False) as session, session.begin():
-        yield session
+    try:
+        with Session(bound, expire_on_commit=False) as session, session.begin():
+            yield session
+    except (sa.exc.OperationalError, sa.exc.ProgrammingError) as error:
+        # No connection, no table, a full disk: the person who labels can do nothing about it, and must not lose text.
+        cause = str(error.orig or error).strip().splitlines()[0].rstrip(".")
+        raise LabelsUnusable(
+            f"{cause}.", remedy="Nothing was saved. Copy what you typed and try again soon."
+        ) from error
+
+
+@contextlib.asynccontextmanager
+async def migrated(url: str) -> AsyncIterator[None]:
+    """Migrate, then go on; a database that cannot be used is tried again now and then, while results can be read."""
+    waiting: asyncio.Task[None] | None = None
+    try:
+        await asyncio.to_thread(migrate, url)
+    except LabelsUnusable as error:
+        log.error("%s", error)
+        waiting = asyncio.create_task(_migrate_later(url))
+    try:
+        yield
+    finally:
+        if waiting is not None:
+            waiting.cancel()
+
+
+async def _migrate_later(url: str) -> None:
+    while True:
+        await asyncio.sleep(TRY_AGAIN)
+        with contextlib.suppress(LabelsUnusable):
+            await asyncio.to_thread(migrate, url)
+            log.warning("The labels database can be used again.")
+            return
 
 
 @contextlib.contextmanager

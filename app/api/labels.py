@@ -1,0 +1,105 @@
+"""Labels as JSON: read everybody's, and write one's own with the revision that was seen."""
+
+import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Path
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, Field
+
+from app.dependencies import LabelsToRead, LabelsToWrite, RunResults
+from app.labels.store import (
+    LabelConflict,
+    Place,
+    Revision,
+    current_labels,
+    history,
+    restore_label,
+    save_label,
+    withdraw_label,
+)
+from app.labels.wording import author_name
+from app.results.feature import one_feature
+
+router = APIRouter(prefix="/api/v1/runs/{run}/features/{feature}", tags=["labels"])
+
+Index = Annotated[int, Path(ge=0, le=2**31 - 1)]
+
+
+class LabelRevision(BaseModel):
+    """One state of one author's label."""
+
+    author: str
+    revision: int = Field(description="1 for the author's first, then counting up.")
+    text: str
+    note: str
+    withdrawn: bool
+    restores: int | None = Field(description="The revision that it brought back, if it did.")
+    created_at: datetime.datetime
+
+
+class Labels(BaseModel):
+    """A feature's labels."""
+
+    run: str
+    feature: int
+    content_hash: str = Field(description="Of the feature's decoder directions; survives re-indexing.")
+    labels: list[LabelRevision] = Field(description="Every author's current label.")
+    history: list[LabelRevision] = Field(description="Every revision, newest first.")
+
+
+class NewLabel(BaseModel):
+    """A revision to add."""
+
+    author: str
+    text: str = ""
+    note: str = ""
+    revision: int = Field(default=0, ge=0, description="The author's revision that this one is based on; 0 for none.")
+    action: Literal["save", "withdraw", "restore"] = "save"
+    restore: int = Field(default=0, description="The revision to bring back, for `restore`.")
+
+
+def _place(run: str, feature: Index, results: RunResults) -> Place:
+    return Place(run, feature, one_feature(results, feature).content_hash)
+
+
+Labelled = Annotated[Place, Depends(_place)]
+
+
+@router.get("/labels", summary="Everybody's labels of a feature, with their history")
+def read_labels(place: Labelled, session: LabelsToRead) -> Labels:
+    """Current labels and every revision there ever was."""
+    return Labels(
+        run=place.run,
+        feature=place.feature,
+        content_hash=place.content_hash,
+        labels=[_revision(one) for one in current_labels(session, place.run, place.feature)],
+        history=[_revision(one) for one in history(session, place.run, place.feature)],
+    )
+
+
+@router.post(
+    "/labels",
+    summary="Save, withdraw or restore one's own label",
+    status_code=201,
+    response_model=LabelRevision,
+    responses={409: {"description": "The author saved another revision meanwhile; `latest` is that one."}},
+)
+def write_label(place: Labelled, session: LabelsToWrite, new: NewLabel) -> LabelRevision | Response:
+    """Add a revision; nothing is ever overwritten."""
+    author = author_name(new.author)
+    try:
+        if new.action == "withdraw":
+            return _revision(withdraw_label(session, place, author, based_on=new.revision))
+        if new.action == "restore":
+            return _revision(restore_label(session, place, author, revision=new.restore, based_on=new.revision))
+        return _revision(save_label(session, place, author, text=new.text, note=new.note, based_on=new.revision))
+    except LabelConflict as conflict:
+        error: dict[str, Any] = {"status": 409, "title": conflict.title}
+        error |= {"message": conflict.fact, "remedy": conflict.remedy}
+        latest = _revision(conflict.latest).model_dump(mode="json") if conflict.latest else None
+        return JSONResponse({"error": error, "latest": latest}, 409)
+
+
+def _revision(one: Revision) -> LabelRevision:
+    return LabelRevision.model_validate(one.__dict__)

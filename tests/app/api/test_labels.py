@@ -1,0 +1,76 @@
+"""Labels as JSON: the same store, the same refusals, in data."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.main import create_app
+from app.settings import Settings
+from tests.worlds.tiny_results import RUN, write_tiny_run
+
+HERE = f"/api/v1/runs/{RUN}/features/3/labels"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("labelled")
+    write_tiny_run(home, features=24)
+    return home
+
+
+@pytest.fixture
+def program(home: Path, tmp_path: Path) -> Iterator[TestClient]:
+    """Another program at an explorer with one run."""
+    settings = Settings(home=home, database_url=f"sqlite:///{tmp_path / 'labels.db'}")
+    with TestClient(create_app(settings)) as client:
+        yield client
+
+
+def test_a_label_is_saved_read_withdrawn_and_restored(program: TestClient):
+    saved = program.post(HERE, json={"author": "Ada", "text": "German", "note": "n"})
+    assert saved.status_code == 201
+    assert (saved.json()["revision"], saved.json()["text"]) == (1, "German")
+    assert program.post(HERE, json={"author": "Ada", "action": "withdraw", "revision": 1}).json()["withdrawn"] is True
+    assert program.get(HERE).json()["labels"] == []
+    restored = program.post(HERE, json={"author": "Ada", "action": "restore", "restore": 1, "revision": 2}).json()
+    assert (restored["revision"], restored["restores"], restored["text"]) == (3, 1, "German")
+    read = program.get(HERE).json()
+    assert [label["text"] for label in read["labels"]] == ["German"]
+    assert [label["revision"] for label in read["history"]] == [3, 2, 1]
+
+
+def test_a_conflict_comes_with_what_was_saved_meanwhile(program: TestClient):
+    program.post(HERE, json={"author": "Ada", "text": "German"})
+    answer = program.post(HERE, json={"author": "Ada", "text": "Dutch"})
+    assert answer.status_code == 409
+    assert answer.json()["latest"]["text"] == "German"
+    assert "nothing was overwritten" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "fact"),
+    [
+        ({"author": "anonymous", "text": "x"}, "somebody who stands by it"),
+        ({"author": "Ada", "text": ""}, "empty"),
+        ({"author": "Ada", "text": "a\u0000b"}, "U+0000"),
+        ({"author": "Ada", "text": "x", "revision": -1}, "revision"),
+        ({"text": "x"}, "author"),
+    ],
+)
+def test_what_cannot_be_saved_is_refused_with_its_reason(program: TestClient, body, fact):
+    answer = program.post(HERE, json=body)
+    assert answer.status_code == 422
+    assert fact in answer.json()["error"]["message"]
+
+
+def test_a_labels_database_that_breaks_says_so_and_leaves_the_rest_alone(program: TestClient, tmp_path: Path):
+    program.app.state.labels.dispose()  # type: ignore[attr-defined]
+    for file in tmp_path.glob("labels.db*"):
+        file.unlink()
+    answer = program.post(HERE, json={"author": "Ada", "text": "German"})
+    assert answer.status_code == 503
+    assert "The labels database cannot be used" in answer.json()["error"]["message"]
+    assert program.get(f"/runs/{RUN}/features/3").status_code == 200
+    assert program.get(f"/runs/{RUN}/features").status_code == 200
