@@ -28,6 +28,7 @@ COPY app app
 RUN useradd --create-home --uid 1000 crossdiff && install -d -o crossdiff /data
 USER 1000
 ENV CROSSDIFF_HOME=/data \
+    HF_HOME=/data/hub \
     CROSSDIFF_HOST=0.0.0.0
 VOLUME /data
 EXPOSE 8000

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import json
 import os
+import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ class Progress:
 
     The file holds: run, name, status (`running`, `finished`, `failed`, `stopped`), stage,
     stages [{stage, state (`waiting`, `running`, `done`, `skipped`), seconds}], done, total, unit,
-    rate (per second), seconds_left, measures {name: number}, message, error, pid, updated_at (UTC).
+    rate (per second), seconds_left, measures {name: number}, message, error, pid and host of the process,
+    updated_at (UTC).
     """
 
     def __init__(self, folder: RunFolder, name: str) -> None:
@@ -49,6 +51,7 @@ class Progress:
             "message": "",
             "error": None,
             "pid": os.getpid(),
+            "host": platform.node(),
         }
         self._bar: tqdm[Any] | None = None
         self._task_began = self._written = self._printed = time.monotonic()

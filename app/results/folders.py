@@ -7,6 +7,7 @@ them, and a file that is missing, half-written or odd never keeps another run fr
 import datetime
 import json
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ SILENT_AFTER = 60.0
 
 STATUSES = ("running", "finished", "failed", "stopped")
 
-STAGES = ("prepare", "harvest", "train", "evaluate", "analyse")
+STAGES = ("harvest", "train", "evaluate", "analyse")
 """Stages of a run in order."""
 
 
@@ -92,9 +93,8 @@ def read_progress(folder: Path, now: datetime.datetime | None = None) -> Progres
         return progress
     now = now or datetime.datetime.now(datetime.UTC)
     silent = (now - progress.updated_at).total_seconds() if progress.updated_at else SILENT_AFTER + 1
-    if _is_alive(state.get("pid")) and silent <= SILENT_AFTER:
-        return progress
-    return _as_stopped(progress, gone=not _is_alive(state.get("pid")))
+    alive = _is_alive(state.get("pid"), state.get("host"))
+    return progress if alive and silent <= SILENT_AFTER else _as_stopped(progress, gone=not alive)
 
 
 def read_plan(folder: Path) -> Plan | None:
@@ -176,7 +176,10 @@ def _as_stopped(progress: Progress, *, gone: bool) -> Progress:
     return Progress(**{**fields, "error": f"{fact} The same command goes on from here."})
 
 
-def _is_alive(pid: Any) -> bool:
+def _is_alive(pid: Any, host: Any) -> bool:
+    """Whether a process runs; one on another machine, or in another container, cannot be asked and counts as alive."""
+    if host is not None and host != platform.node():
+        return True
     if not isinstance(pid, int) or pid <= 0:
         return False
     try:
