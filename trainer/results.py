@@ -126,7 +126,8 @@ class ResultsDraft:
         )
 
     def finish(self) -> None:
-        """Check that the tables fit together, and write everything to the file."""
+        """Pick the examples, check that the tables fit together, and write everything to the file."""
+        self._connection.execute(_EXAMPLES)
         for fact, query in _MUST_BE_EMPTY.items():
             found = self._connection.execute(query).fetchall()
             assert not found, f"{fact}: {found[:3]}"
@@ -137,6 +138,15 @@ class ResultsDraft:
         """Let go of the file."""
         self._connection.close()
 
+
+_EXAMPLES = """
+    insert into example
+    select feature, to_json({
+        'context': context, 'corpus': corpus, 'peak': peak, 'peak_byte_end': peak_byte_end, 'byte_start': byte_start,
+        'text': "text", 'tokens': tokens[1:1], 'activations': activations
+    })
+    from firing where bucket = 'top' and rank = 0 order by feature
+"""
 
 _MUST_BE_EMPTY = {
     "there is not one run": "select count(*) from run having count(*) <> 1",

@@ -137,6 +137,14 @@ comment on column firing.text is 'The window''s text.';
 comment on column firing.tokens is 'Per source, the window''s tokens: text and byte of the context''s text where each ends.';
 comment on column firing.activations is 'The feature''s activation at every row of the window where it fired, by the byte where the row ends.';
 
+create table example (
+    feature integer not null,
+    shown text not null
+);
+comment on table example is 'The strongest kept firing of each feature that has one, apart from the others, so that a list of features reads little. Made from firing when the file is finished.';
+comment on column example.feature is 'Index of the feature.';
+comment on column example.shown is 'JSON with context, corpus, peak, peak_byte_end, byte_start, text and activations of the firing, and the tokens of the first source.';
+
 create table histogram (
     feature integer not null,
     low double not null,

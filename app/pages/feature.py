@@ -14,7 +14,7 @@ from app.labels.panel import LabelsPanel
 from app.labels.store import Place
 from app.labels.wording import NAME_COOKIE, name_in_cookie
 from app.results.connection import Source
-from app.results.contexts import BUCKETS, Bucket, Window, buckets_of, check_tokens, corpora_of, windows_of
+from app.results.contexts import BUCKETS, Bucket, Window, buckets_of, check_tokens, kept_of, windows_of
 from app.results.evidence import Finding, findings, verdict_in_words
 from app.results.feature import (
     Bar,
@@ -110,6 +110,7 @@ def show_feature(
     alike = neighbours_of(results, feature)
     inside = in_sources(results, feature)
     logits = logits_of(results, feature)
+    kept = kept_of(results, feature)
     names = view.labels.of(run, [feature, *(each.feature for each in alike)])
     page = FeaturePage(
         run=run,
@@ -128,8 +129,8 @@ def show_feature(
         alike=alike,
         labels=names,
         reading=reading,
-        buckets=buckets_of(results, feature, reading.corpus_part),
-        corpora=corpora_of(results, feature),
+        buckets=buckets_of(kept, reading.corpus_part),
+        corpora=sorted({each.corpus for each in kept}),
         windows=windows_of(results, feature, reading.bucket, reading.corpus_part, scale=one.max_activation),
         listing=view.listing,
         place=neighbours(results, view.listing, view.matching(), feature),

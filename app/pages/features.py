@@ -49,7 +49,7 @@ def show_features(request: Request, view: RunView) -> HTMLResponse:
         listing=listing,
         share_of=next(source for source in results.sources if source.source == share_source(listing, results)),
         found=found,
-        examples=strongest_windows(results, shown, 0) if shown else {},
+        examples=strongest_windows(results, shown),
         labels=view.labels.of(view.run, shown),
     )
     response = render(request, page)

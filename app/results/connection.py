@@ -20,7 +20,7 @@ SCHEMA_VERSION = 1
 """Newest schema of results files that this explorer reads."""
 
 OPTIONS: dict[str, str | bool | int | float | list[str]] = {
-    "threads": 2,
+    "threads": 1,
     "memory_limit": "2GB",
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,

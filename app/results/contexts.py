@@ -1,5 +1,7 @@
 """Contexts: the text around a feature's firings, as rows of tokens with activations."""
 
+import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +37,15 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """How many firings of one kind are kept from one part of the corpus."""
+
+    bucket: str
+    corpus: str
+    count: int
+
+
+@dataclass(frozen=True)
 class Bucket:
     """How many firings of one kind are kept."""
 
@@ -62,25 +73,22 @@ def check_tokens(tokens: str, sources: Sequence[Source]) -> None:
         raise BadQuery(f"The run has no source named {tokens!r}.", remedy=f"Show tokens of: both, {', '.join(names)}.")
 
 
-def buckets_of(results: Results, feature: int, corpus: str) -> list[Bucket]:
-    """Kinds of firings that are kept of a feature, strongest first; `corpus` restricts unless it is empty."""
-    counts = dict(
-        results.rows(
-            """
-            select bucket, count(*) from firing
-            where feature = $feature and ($corpus = '' or corpus = $corpus) group by bucket
-            """,
-            feature=feature,
-            corpus=corpus,
-        )
+def kept_of(results: Results, feature: int) -> list[Kept]:
+    """What is kept of a feature, by kind and corpus part."""
+    rows = results.rows(
+        "select bucket, corpus, count(*) from firing where feature = $feature group by all order by all",
+        feature=feature,
     )
-    return [Bucket(bucket, counts[bucket]) for bucket in BUCKETS if bucket in counts]
+    return [Kept(*row) for row in rows]
 
 
-def corpora_of(results: Results, feature: int) -> list[str]:
-    """Corpus parts in which firings of the feature are kept."""
-    rows = results.rows("select distinct corpus from firing where feature = $feature order by 1", feature=feature)
-    return [corpus for (corpus,) in rows]
+def buckets_of(kept: Sequence[Kept], corpus: str) -> list[Bucket]:
+    """Kinds of firings that are kept, strongest first; `corpus` restricts unless it is empty."""
+    counts: Counter[str] = Counter()
+    for each in kept:
+        if corpus in ("", each.corpus):
+            counts[each.bucket] += each.count
+    return [Bucket(bucket, counts[bucket]) for bucket in BUCKETS if counts[bucket]]
 
 
 def windows_of(results: Results, feature: int, bucket: str, corpus: str, *, scale: float) -> list[Window]:
@@ -99,22 +107,21 @@ def windows_of(results: Results, feature: int, bucket: str, corpus: str, *, scal
     return _folded([_window(row, scale) for row in rows])
 
 
-def strongest_windows(results: Results, features: list[int], source: int) -> dict[int, Window]:
-    """The strongest kept firing of each of these features, with the tokens of one source."""
+def strongest_windows(results: Results, features: list[int]) -> dict[int, Window]:
+    """The strongest kept firing of each of these features, with the tokens of the first source."""
     rows = results.rows(
         """
-        select feature, context, rank, corpus, peak, peak_byte_end, byte_start, "text",
-            [tokens[$source + 1]], activations
-        from firing
-        where list_contains($features, feature) and feature >= $first and feature <= $last
-            and bucket = 'top' and rank = 0
+        select e.feature, e.shown from example e
+        join (select unnest($features::integer[]) as feature) wanted on e.feature = wanted.feature
         """,
         features=features,
-        first=min(features, default=0),
-        last=max(features, default=-1),
-        source=source,
     )
-    return {feature: _window(tuple(row), row[3]) for feature, *row in rows}
+    found = {}
+    for feature, shown in rows:
+        kept = json.loads(shown)
+        row = (kept["context"], 0, kept["corpus"], kept["peak"], kept["peak_byte_end"], kept["byte_start"])
+        found[feature] = _window((*row, kept["text"], kept["tokens"], kept["activations"]), kept["peak"])
+    return found
 
 
 def whole_context(results: Results, context: int, feature: int, *, scale: float) -> WholeContext:

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.results.connection import Results
-from app.results.listing import FACETS, FROM, PER_PAGE, Listing, Selection, select
+from app.results.listing import FACETS, PER_PAGE, Listing, Selection, select
+
+FACET_VALUES = 30
+"""Values that a facet shows at most."""
 
 
 @dataclass(frozen=True)
@@ -70,46 +73,46 @@ class Neighbours:
 def list_features(results: Results, listing: Listing, found: set[int] | None) -> FeatureList:
     """The page of features that the listing asks for. Raises BadQuery."""
     chosen = select(listing, results, found=found)
-    (total,) = results.row(f"select count(*) {FROM} {chosen.where}", **chosen.parameters) or (0,)
+    among, parameters = chosen.among()
+    (total,) = results.row(f"select count(*) {among}", **parameters) or (0,)
+    among, parameters = chosen.among(COLUMNS)
     rows = results.rows(
-        f"select {COLUMNS} {FROM} {chosen.where} order by {listing.order} limit $limit offset $offset",
-        **chosen.parameters,
+        f"select {COLUMNS} {among} order by {listing.order} limit $limit offset $offset",
+        **parameters,
         limit=PER_PAGE,
         offset=(listing.page - 1) * PER_PAGE,
     )
-    facets = {facet: _facet(results, listing, facet, found) for facet in FACETS}
     pages = max((total + PER_PAGE - 1) // PER_PAGE, 1)
-    return FeatureList([FeatureRow(*row) for row in rows], total, pages, facets)
+    return FeatureList([FeatureRow(*row) for row in rows], total, pages, facets_of(results, listing, found))
 
 
 def every_feature(results: Results, listing: Listing, found: set[int] | None) -> list[FeatureRow]:
     """All features that pass the filters, in order, whatever the page. Raises BadQuery."""
-    chosen = select(listing, results, found=found)
-    rows = results.rows(f"select {COLUMNS} {FROM} {chosen.where} order by {listing.order}", **chosen.parameters)
+    among, parameters = select(listing, results, found=found).among(COLUMNS)
+    rows = results.rows(f"select {COLUMNS} {among} order by {listing.order}", **parameters)
     return [FeatureRow(*row) for row in rows]
 
 
 def random_feature(results: Results, listing: Listing, found: set[int] | None) -> int | None:
     """Any living feature that passes the filters, or any at all when none of them lives."""
-    chosen = select(listing, results, found=found)
-    row = results.row(
-        f"select f.feature {FROM} {chosen.where} order by f.firings = 0, random() limit 1", **chosen.parameters
-    )
+    among, parameters = select(listing, results, found=found).among()
+    row = results.row(f"select f.feature {among} order by f.firings = 0, random() limit 1", **parameters)
     return int(row[0]) if row else None
 
 
 def neighbours(results: Results, listing: Listing, found: set[int] | None, feature: int) -> Neighbours:
     """The features before and after this one in the filtered list. Raises BadQuery."""
     chosen = select(listing, results, found=found)
+    among, parameters = chosen.among(listing.order)
     numbered = f"""
         select f.feature, row_number() over wanted as place, count(*) over () as total,
             lag(f.feature) over wanted as previous, lead(f.feature) over wanted as next
-        {FROM} {chosen.where}
+        {among}
         window wanted as (order by {listing.order})
     """
     row = results.row(
         f"select place, total, previous, next from ({numbered}) where feature = $feature",  # noqa: S608 - our own parts
-        **chosen.parameters,
+        **parameters,
         feature=feature,
     )
     if row is not None:
@@ -117,34 +120,49 @@ def neighbours(results: Results, listing: Listing, found: set[int] | None, featu
     return _outside(results, listing, chosen)
 
 
+def facets_of(results: Results, listing: Listing, found: set[int] | None) -> dict[str, list[FacetValue]]:
+    """Counts of every facet's values under the other filters; chosen values stay even when they count nothing."""
+    free = [facet for facet in FACETS if not getattr(listing, facet)]
+    counts = _counts(results, select(listing, results, found=found), free)
+    for facet in FACETS:
+        if facet not in free:
+            counts |= _counts(results, select(listing, results, found=found, without=facet), [facet])
+    return {facet: _values(listing, facet, counts[facet]) for facet in FACETS}
+
+
 def _outside(results: Results, listing: Listing, chosen: Selection) -> Neighbours:
     """For a feature that the filters leave out: the list begins after it."""
-    row = results.row(
-        f"select f.feature, count(*) over () {FROM} {chosen.where} order by {listing.order} limit 1",
-        **chosen.parameters,
-    )
+    among, parameters = chosen.among(listing.order)
+    row = results.row(f"select f.feature, count(*) over () {among} order by {listing.order} limit 1", **parameters)
     first, total = row or (None, 0)
     return Neighbours(None, total, None, first)
 
 
-def _facet(results: Results, listing: Listing, facet: str, found: set[int] | None) -> list[FacetValue]:
-    """Counts of a facet's values under the other filters; chosen values stay even when they count nothing."""
-    others = select(listing, results, found=found, without=facet)
-    column = FACETS[facet]
-    counts: dict[str, int] = dict.fromkeys(_values(listing, facet), 0)
+def _counts(results: Results, chosen: Selection, facets: list[str]) -> dict[str, dict[str, int]]:
+    """Features by value, for several facets in one pass."""
+    counts: dict[str, dict[str, int]] = {facet: {} for facet in facets}
+    if not facets:
+        return counts
+    among, parameters = chosen.among()
+    columns = ", ".join(FACETS[facet] for facet in facets)
+    sets = ", ".join(f"({FACETS[facet]})" for facet in facets)
     rows: list[tuple[Any, ...]] = results.rows(
-        f"""
-        select {column}, count(*) {FROM} {others.where} group by 1 having {column} is not null
-        order by 2 desc, 1 limit 30
-        """,
-        **others.parameters,
+        f"select grouping_id({columns}), {columns}, count(*) {among} group by grouping sets ({sets})",
+        **parameters,
     )
-    counts |= {_shown(facet, value): count for value, count in rows}
-    return [FacetValue(value, count, value in _values(listing, facet)) for value, count in counts.items()]
+    for which, *values, count in rows:
+        # A facet's bit is 0 where the rows are grouped by it.
+        place = next(place for place in range(len(facets)) if not which >> (len(facets) - 1 - place) & 1)
+        if values[place] is not None:
+            counts[facets[place]][_shown(facets[place], values[place])] = count
+    return counts
 
 
-def _values(listing: Listing, facet: str) -> tuple[str, ...]:
-    return getattr(listing, facet)  # type: ignore[no-any-return]
+def _values(listing: Listing, facet: str, counts: dict[str, int]) -> list[FacetValue]:
+    chosen: tuple[str, ...] = getattr(listing, facet)
+    known = dict.fromkeys(chosen, 0) | counts
+    ordered = sorted(known.items(), key=lambda item: (-item[1], item[0]))
+    return [FacetValue(value, count, value in chosen) for value, count in ordered[:FACET_VALUES]]
 
 
 def _shown(facet: str, value: str) -> str:

@@ -126,14 +126,14 @@ class Selection:
     conditions: tuple[str, ...]
     parameters: dict[str, Any]
 
-    @property
-    def where(self) -> str:
-        """The clause, empty when nothing restricts."""
-        return f"where {' and '.join(self.conditions)}" if self.conditions else ""
-
-
-FROM = "from feature f left join feature_source s on s.feature = f.feature and s.source = $share_source"
-"""What conditions of a selection are about."""
+    def among(self, *used: str) -> tuple[str, dict[str, Any]]:
+        """FROM and WHERE with their parameters; sources are joined where a condition or what is `used` needs them."""
+        where = f"where {' and '.join(self.conditions)}" if self.conditions else ""
+        if not any("s." in text for text in (*self.conditions, *used)):
+            parameters = {name: value for name, value in self.parameters.items() if name != "share_source"}
+            return f"from feature f {where}", parameters
+        join = "left join feature_source s on s.feature = f.feature and s.source = $share_source"
+        return f"from feature f {join} {where}", self.parameters
 
 
 def select(listing: Listing, results: Results, *, found: set[int] | None, without: str | None = None) -> Selection:
@@ -158,9 +158,7 @@ def select(listing: Listing, results: Results, *, found: set[int] | None, withou
                 conditions.append(f"{column} {sign} ${name}_{end}")
                 parameters[f"{name}_{end}"] = bound
     if found is not None:
-        conditions.append(
-            "list_contains($found, f.feature)" if len(found) < 50 else "f.feature in (select unnest($found::integer[]))"
-        )
+        conditions.append("f.feature in (select unnest($found::integer[]))")
         parameters["found"] = sorted(found)
     return Selection(tuple(conditions), parameters)
 

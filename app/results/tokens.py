@@ -5,11 +5,14 @@ tokens since the row before; the last of them is the one that was read and carri
 """
 
 import math
+import sys
 import unicodedata
-from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+TAIL = sys.maxsize
+"""Stands for the end of tokens after the last row."""
 
 LEVELS = 10
 """Steps of the colour scale; 0 is no activation."""
@@ -19,8 +22,7 @@ KEPT_FORMATS = {"\u200d", "\u200c", "\ufe0f"}
 """Invisible characters that emoji and scripts need."""
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     """One token as it is shown."""
 
     text: str
@@ -28,8 +30,7 @@ class Token:
     """own: it ends where the row ends; part: earlier in the row; special: it stands for no text."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """The tokens that share a row, per source."""
 
     byte_end: int
@@ -60,43 +61,53 @@ def rows_of(
     `scale` is the activation that is drawn strongest; `text` the window's text, which begins at byte `start`
     of the context; `known` the stretches of bytes for which activations were kept, all when None.
     """
-    ends = _shared_ends(tokens)
-    cells: list[list[list[Token]]] = [[[] for _ in tokens] for _ in range(len(ends) + 1)]
-    specials: dict[int, list[list[Token]]] = {}
-    for source, sequence in enumerate(tokens):
-        before = start
-        for token in sequence:
-            end = token["byte_end"]
-            if end < 0:
-                place = bisect_left(ends, before + 1)
-                cell = specials.setdefault(place, [[] for _ in tokens])
-                cell[source].append(Token(visible(token["text"]), "special"))
-                continue
-            place = bisect_left(ends, end)
-            look = "own" if place < len(ends) and ends[place] == end else "part"
-            cells[place][source].append(Token(visible(_shown(token["text"], text, end - start)), look))
-            before = end
-    rows: list[Row] = []
-    for place, cell in enumerate(cells):
-        if place in specials:
-            rows.append(Row(-1, None, 0, False, True, _frozen(specials[place])))
-        if not any(cell):
-            continue
-        end = ends[place] if place < len(ends) else -1
-        activation = activations.get(end)
-        seen = known is None or any(low < end <= high for low, high in known)
-        rows.append(Row(end, activation, level_of(activation, scale), 0 <= end == peak, seen, _frozen(cell)))
+    shared = set.intersection(*({token["byte_end"] for token in sequence} for sequence in tokens)) - {-1}
+    columns = [_columns(sequence, shared, text, start) for sequence in tokens]
+    rows = _specials(columns, start)
+    for end in [*sorted(shared), TAIL]:
+        if any(end in column.cells for column in columns):
+            cell = tuple(tuple(column.cells.get(end, ())) for column in columns)
+            activation = activations.get(end)
+            seen = known is None or any(low < end <= high for low, high in known)
+            at = -1 if end == TAIL else end
+            rows.append(Row(at, activation, level_of(activation, scale), at == peak, seen, cell))
+        if end != start:
+            rows += _specials(columns, end)
     return rows
 
 
-def _frozen(cell: list[list[Token]]) -> tuple[tuple[Token, ...], ...]:
-    return tuple(tuple(tokens) for tokens in cell)
+def _specials(columns: Sequence["_Column"], end: int) -> list[Row]:
+    """The row of tokens without text that follow a place, if there are any."""
+    if not any(end in column.specials for column in columns):
+        return []
+    return [Row(-1, None, 0, False, True, tuple(tuple(column.specials.get(end, ())) for column in columns))]
 
 
-def _shared_ends(tokens: Sequence[Sequence[dict[str, Any]]]) -> list[int]:
-    """Byte ends that every source has, in order."""
-    each = [{token["byte_end"] for token in sequence} for sequence in tokens]
-    return sorted(set.intersection(*each) - {-1}) if each else []
+class _Column(NamedTuple):
+    """The tokens of one source by the row they belong to."""
+
+    cells: dict[int, list[Token]]
+    """By the end of the row; TAIL for tokens after the last one."""
+    specials: dict[int, list[Token]]
+    """Tokens that stand for no text, by the end of the row before them."""
+
+
+def _columns(sequence: Sequence[dict[str, Any]], shared: set[int], text: bytes, start: int) -> _Column:
+    column, cell, last = _Column({}, {}), [], start
+    for token in sequence:
+        end, shown = token["byte_end"], token["text"]
+        if end < 0:
+            column.specials.setdefault(last, []).append(Token(visible(shown), "special"))
+            continue
+        if "\ufffd" in shown:
+            shown = _whole(text, end - start)
+        cell.append(Token(visible(shown), "own" if end in shared else "part"))
+        if end in shared:
+            column.cells.setdefault(end, []).extend(cell)
+            cell, last = [], end
+    if cell:
+        column.cells[TAIL] = cell
+    return column
 
 
 def level_of(activation: float | None, scale: float) -> int:
@@ -106,6 +117,7 @@ def level_of(activation: float | None, scale: float) -> int:
     return min(LEVELS, max(1, math.ceil(LEVELS * activation / scale - 1e-6)))
 
 
+@lru_cache(maxsize=2**16)
 def visible(text: str) -> str:
     """Text in which nothing is invisible: odd whitespace, control and direction characters get a sign."""
     if text.isascii() and text.isprintable():
@@ -121,10 +133,8 @@ def _visible(character: str) -> str:
     return character
 
 
-def _shown(token: str, text: bytes, end: int) -> str:
-    """A token's text; one that completes a character of several tokens shows the character, earlier ones a sign."""
-    if "\ufffd" not in token:
-        return token
+def _whole(text: bytes, end: int) -> str:
+    """What a token shows that is part of a character: the character if it completes it, else a sign."""
     if end < len(text) and text[end] & 0xC0 == 0x80:
         return "‥"  # the character goes on in the next token
     first = end - 1

@@ -255,6 +255,15 @@ def _write_firings(connection: duckdb.DuckDBPyConnection, chance: random.Random)
         order by l.feature, b.bucket, b.rank
         """
     )
+    connection.execute(
+        """
+        insert into example
+        select feature, to_json(struct_pack(context := context, corpus := corpus, peak := peak,
+            peak_byte_end := peak_byte_end, byte_start := byte_start, text := "text", tokens := [tokens[1]],
+            activations := activations))
+        from firing where bucket = 'top' and rank = 0 order by feature
+        """
+    )
 
 
 def _write_small_tables(connection: duckdb.DuckDBPyConnection, chance: random.Random) -> None:
