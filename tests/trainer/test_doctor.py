@@ -1,0 +1,77 @@
+"""Doctor: what it says about a recipe before anything is run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.doctor import Finding, State, recipe
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> tuple[str, str]:
+    """Two model folders of width 10 and 6; the second keeps its text model's settings in a part of their own."""
+    configs = {"left": {"hidden_size": 10}, "right": {"text_config": {"hidden_size": 6}}}
+    for name, config in configs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    return str(tmp_path / "left"), str(tmp_path / "right")
+
+
+def test_disk_and_memory_are_told_from_the_widths(tmp_path: Path, models: tuple[str, str]):
+    found = look(tmp_path, models, rows=95_000_000, features=2**21)
+
+    # 95 million training rows and 5 million held out, each 16 numbers of 2 bytes and 12 bytes for its place: 4.4e9 B.
+    # Encoder and decoder of 16 numbers for 2^21 features, 16 bytes each while training: 2^30 B.
+    assert found["disk needed"].fact == "about 4.1 GiB for activations"
+    assert found["memory needed"].fact.startswith("about 1.0 GiB")
+
+
+def test_a_disk_that_is_too_small_is_said_with_the_remedy(tmp_path: Path, models: tuple[str, str]):
+    found = look(tmp_path, models, rows=10**14, features=64)
+
+    assert found["disk needed"].state is State.BROKEN
+    assert "harvest.rows" in found["disk needed"].remedy
+
+
+def test_needs_are_unknown_while_a_model_is_not_at_hand(tmp_path: Path, models: tuple[str, str]):
+    found = look(tmp_path, (models[0], "pypi:some-package==1.0/model.gguf"), rows=1000, features=64)
+
+    assert found["source left"].state is State.FINE
+    assert found["source right"].state is State.NOTE
+    assert "disk needed" not in found
+
+
+def test_a_folder_without_a_model_is_broken(tmp_path: Path, models: tuple[str, str]):
+    found = look(tmp_path, (models[0], str(tmp_path / "nowhere")), rows=1000, features=64)
+
+    assert found["source right"] == Finding(
+        "source right",
+        f"no model at {tmp_path / 'nowhere'}",
+        State.BROKEN,
+        "Give a folder with config.json or a .gguf file.",
+    )
+
+
+def test_a_recipe_that_cannot_be_read_is_the_only_finding(tmp_path: Path):
+    (finding,) = recipe(tmp_path / "none.yaml")
+
+    assert finding.state is State.BROKEN
+    assert "No recipe at" in finding.fact
+
+
+def look(folder: Path, models: tuple[str, str], *, rows: int, features: int) -> dict[str, Finding]:
+    """Findings on a recipe, by what was looked at."""
+    content: dict[str, Any] = {
+        "name": "mine",
+        "sources": [
+            {"name": name, "model": model, "layer": 0} for name, model in zip(("left", "right"), models, strict=True)
+        ],
+        "corpus": {"mix": [{"dataset": "some/dataset"}], "held_out": 0.05},
+        "harvest": {"rows": rows},
+        "crosscoder": {"features": features},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(content))
+    return {finding.what: finding for finding in recipe(path)}
