@@ -173,4 +173,6 @@ def tiny_crosscoder() -> Crosscoder:
         "decoder_bias.right": torch.zeros(5),
     }
     normaliser = {name: Normaliser(torch.zeros(width), 1.0) for name, width in WIDTHS.items()}
-    return Crosscoder(WIDTHS, groups, weights, normaliser, {"shared": 0.25, "left": 0.25, "right": 0.25})
+    return Crosscoder(
+        WIDTHS, groups, weights, normaliser, {name: torch.tensor(0.25) for name in ("shared", "left", "right")}
+    )

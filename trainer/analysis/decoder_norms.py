@@ -44,12 +44,12 @@ class DecoderNorms:
         lean: np.ndarray = np.divide(self.decoder - there, larger, out=np.zeros_like(larger), where=larger > 0)
         return 0.5 * (1 + lean)
 
-    def columns(self) -> dict[str, np.ndarray]:
-        """Columns of the table `feature_source`, by feature and source."""
+    def columns(self, source: list[int]) -> dict[str, np.ndarray]:
+        """Columns of the table `feature_source`, by feature and source; `source` gives every source's index there."""
         features, sources = self.decoder.shape
         return {
             "feature": np.repeat(np.arange(features), sources),
-            "source": np.tile(np.arange(sources), features),
+            "source": np.tile(source, features),
             "decoder_norm": self.decoder.ravel(),
             "encoder_norm": self.encoder.ravel(),
             "norm_share": self.share.ravel(),
@@ -71,7 +71,7 @@ def decoder_norms(crosscoder: Crosscoder) -> DecoderNorms:
 
 
 def owners(share: np.ndarray, sources: tuple[str, ...], recipe: AnalysisRecipe) -> list[str]:
-    """Owner of each feature from its norm shares [F, S].
+    """Owner of each feature from its norm shares [F, S] over the sources that the crosscoder writes.
 
     One source's name when its share is above `exclusive_above`. Otherwise, of two sources, `shared` when the share
     lies in `shared_within`; of more, the sources that have at least half of an equal share, `shared` when those are
@@ -94,9 +94,10 @@ def _owner(share: np.ndarray, sources: tuple[str, ...], recipe: AnalysisRecipe) 
     return "+".join(holders) if len(holders) > 1 else OTHER
 
 
-def is_claim(owner: str) -> bool:
-    """Whether an owner claims that some source does not have the feature."""
-    return owner not in (SHARED, OTHER)
+def claims(owner: list[str], sources: tuple[str, ...]) -> np.ndarray:
+    """Whether each owner claims that some of these sources does not have the feature, bool [F]."""
+    compared = len(sources) > 1
+    return np.array([compared and name not in (SHARED, OTHER) for name in owner], bool)
 
 
 def content_hashes(crosscoder: Crosscoder) -> list[str]:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.analysis.decoder_norms import is_claim
-
 ENOUGH_FIRINGS = 300
 """Firings from which more add nothing to a feature's standing."""
 ENOUGH_DOCUMENTS = 30
@@ -44,8 +42,8 @@ def excess(share: np.ndarray, usual: np.ndarray | float) -> np.ndarray:
     return beyond
 
 
-def scores(owner: list[str], evidence: Evidence) -> np.ndarray:
-    """Score of each feature [F]: a product of parts from 0 to 1, plus 1 for features that some source lacks.
+def scores(claims: np.ndarray, evidence: Evidence) -> np.ndarray:
+    """Score of each feature [F]: a product of parts from 0 to 1, plus 1 for claims that some source lacks it.
 
     The parts: enough firings; enough documents; not dense; not on chat templates or first rows more than usual; no
     feature of another owner that fires on the same rows; contexts with something in common (a token or a corpus).
@@ -60,13 +58,12 @@ def scores(owner: list[str], evidence: Evidence) -> np.ndarray:
         * (1 - _known(evidence.strongest_twin, 0))
         * (PLAIN + (1 - PLAIN) * np.maximum(_known(evidence.agreement, 1), _known(evidence.focus, 0)))
     )
-    claim = np.array([is_claim(name) for name in owner], float)
-    return np.where(evidence.firings > 0, product + claim, np.nan)
+    return np.where(evidence.firings > 0, product + claims, np.nan)
 
 
-def verdicts(owner: list[str]) -> list[str]:
-    """`untested` for every claim that only its owner has a feature; empty for the rest."""
-    return ["untested" if is_claim(name) else "" for name in owner]
+def verdicts(claims: np.ndarray) -> list[str]:
+    """`untested` for every claim that some source lacks a feature; empty for the rest."""
+    return ["untested" if claim else "" for claim in claims]
 
 
 def _enough(count: np.ndarray, enough: int) -> np.ndarray:

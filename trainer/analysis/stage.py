@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from trainer.activation_store import ActivationStore
+from trainer.activation_store import ActivationStore, StoredSource
 from trainer.analysis.coactivation import Coactivation
 from trainer.analysis.codes import CodeSpool
 from trainer.analysis.contexts import agreement, keep
-from trainer.analysis.decoder_norms import content_hashes, decoder_norms, owners
+from trainer.analysis.decoder_norms import claims, content_hashes, decoder_norms, owners
 from trainer.analysis.firings import Ground, corpus_shares, measure, share_of_rows
 from trainer.analysis.histogram import histogram
 from trainer.analysis.logit_effects import Unembedding, columns, logit_effects
@@ -47,10 +47,11 @@ def analyse(
     """
     _check_fit(store, crosscoder)
     with CodeSpool(folder.path, crosscoder.features) as codes, publishing(folder) as draft:
-        analysis = _Analysis(recipe, crosscoder, codes, draft, progress)
+        sources = _sources(store, crosscoder)
+        analysis = _Analysis(recipe, crosscoder, [source.name for source in sources], codes, draft, progress)
         ground = analysis.encode(store)
         draft.add_run(recipe, folder.run)
-        draft.add_rows("source", _sources(store, crosscoder))
+        draft.add_rows("source", sources)
         draft.add_rows("evaluation", read_evaluation(folder.evaluation, crosscoder.sources))
         draft.add_rows("coverage", read_coverage(store.manifest.statistics))
         draft.add_rows("training_metric", read_metrics(folder.metrics))
@@ -68,6 +69,8 @@ class _Analysis:
 
     recipe: Recipe
     crosscoder: Crosscoder
+    sources: list[str]
+    """Names in the order of the table `source`."""
     codes: CodeSpool
     draft: ResultsDraft
     progress: Progress
@@ -114,13 +117,16 @@ class _Analysis:
     def together(self, measures: dict[str, np.ndarray], ground: Ground) -> None:
         """Everything that compares features; fills `feature_source`, `neighbour` and `feature`."""
         norms = decoder_norms(self.crosscoder)
-        self.draft.add("feature_source", norms.columns())
-        owner = owners(norms.share, self.crosscoder.sources, self.recipe.analysis)
+        self.draft.add("feature_source", norms.columns([self.sources.index(name) for name in self.crosscoder.sources]))
+        targets = self.crosscoder.targets
+        written = [self.crosscoder.sources.index(name) for name in targets]
+        owner = owners(norms.share[:, written], targets, self.recipe.analysis)
+        claimed = claims(owner, targets)
         with self.progress.task("Comparing features", total=None, unit="features"):
             count = self.recipe.analysis.neighbours
             alike = neighbours(Coactivation(self.codes), Cosines(self.crosscoder), owner, count)
         self.draft.add("neighbour", alike.columns())
-        score = scores(owner, _evidence(measures, alike.strongest_twin, ground))
+        score = scores(claimed, _evidence(measures, alike.strongest_twin, ground))
         corpora = np.array([*(ground.texts.corpora if ground.texts is not None else ()), None], object)
         stored = {name: measures[name] for name in MEASURED} | {
             "feature": np.arange(self.codes.features),
@@ -128,7 +134,7 @@ class _Analysis:
             "content_hash": content_hashes(self.crosscoder),
             "owner": owner,
             "main_corpus": pa.array(corpora[measures["main_corpus"]], pa.string()),
-            "verdict": verdicts(owner),
+            "verdict": verdicts(claimed),
             "score": score,
         }
         self.draft.add("feature", stored)
@@ -142,7 +148,7 @@ class _Analysis:
                 writes = (direction != 0).any(dim=1).cpu().numpy()
                 some = np.flatnonzero(writes & (self.codes.counts > 0))
                 effects = logit_effects(direction[some], unembedding, self.recipe.analysis.logits)
-                tables.append(columns(some, self.crosscoder.sources.index(source), effects, unembedding.text))
+                tables.append(columns(some, self.sources.index(source), effects, unembedding.text))
                 self.progress.advance(1)
         if tables:
             whole = pa.concat_tables(tables)
@@ -179,9 +185,12 @@ def _evidence(measures: Mapping[str, np.ndarray], strongest_twin: np.ndarray, gr
 
 
 def _check_fit(store: ActivationStore, crosscoder: Crosscoder) -> None:
-    if store.widths != crosscoder.widths:
+    """The store has every source the crosscoder reads or subtracts, with its width."""
+    parts = {name: crosscoder.differences.get(name, (name,)) for name in crosscoder.sources}
+    needed = {part: crosscoder.widths[name] for name, those in parts.items() for part in those}
+    if not needed.items() <= store.widths.items():
         raise CrosscoderError(
-            f"The crosscoder reads {_described(crosscoder.widths)}, but the activation store {store.path} holds "
+            f"The crosscoder needs {_described(needed)}, but the activation store {store.path} holds "
             f"{_described(store.widths)}. Train on this store, or name the store it was trained on."
         )
 
@@ -191,21 +200,27 @@ def _described(widths: Mapping[str, int]) -> str:
 
 
 def _sources(store: ActivationStore, crosscoder: Crosscoder) -> list[SourceRow]:
-    """The sources as the store describes them."""
-    rows = []
-    for index, source in enumerate(store.sources):
-        hookpoint, _, layer = source.hookpoint.rpartition(".")
-        known = layer.isdecimal()
-        rows.append(
-            SourceRow(
-                source=index,
-                name=source.name,
-                model=source.model,
-                revision=source.revision,
-                hookpoint=hookpoint if known else source.hookpoint,
-                layer=int(layer) if known else None,
-                width=source.width,
-                scale=crosscoder.normaliser[source.name].scale,
-            )
-        )
-    return rows
+    """The store's sources, whose tokens contexts have, and then those that the crosscoder made of them."""
+    known = {source.name: source for source in store.sources}
+    made = {
+        name: StoredSource(name, crosscoder.widths[name], model=f"{one} minus {other}", hookpoint=known[one].hookpoint)
+        for name, (one, other) in crosscoder.differences.items()
+    }
+    return [_source(index, source, crosscoder) for index, source in enumerate((known | made).values())]
+
+
+def _source(index: int, source: StoredSource, crosscoder: Crosscoder) -> SourceRow:
+    # Stores that Crossdiff harvested say "resid_post.15"; others may say anything.
+    hookpoint, _, layer = source.hookpoint.rpartition(".")
+    with_layer = layer.isdecimal()
+    used = source.name in crosscoder.normaliser
+    return SourceRow(
+        source=index,
+        name=source.name,
+        model=source.model,
+        revision=source.revision,
+        hookpoint=hookpoint if with_layer else source.hookpoint,
+        layer=int(layer) if with_layer else None,
+        width=source.width,
+        scale=crosscoder.normaliser[source.name].scale if used else 1.0,
+    )

@@ -1,0 +1,77 @@
+"""The default order puts claims first, and the better supported claim before the other."""
+
+import numpy as np
+import pytest
+
+from trainer.analysis.ranking import ENOUGH_DOCUMENTS, ENOUGH_FIRINGS, Evidence, excess, scores, verdicts
+
+GOOD = {
+    "firings": 1000.0,
+    "documents": 100.0,
+    "density": 0.0,
+    "on_templates": 0.0,
+    "on_openings": 0.0,
+    "strongest_twin": 0.0,
+    "agreement": 1.0,
+    "focus": 1.0,
+}
+
+
+def evidence(*features: dict[str, float]) -> Evidence:
+    return Evidence(**{name: np.array([{**GOOD, **feature}[name] for feature in features]) for name in GOOD})
+
+
+def score_of(**change: float) -> float:
+    return float(scores(np.array([True]), evidence(change))[0])
+
+
+def test_any_claim_stands_before_any_other_feature():
+    found = scores(np.array([True, True, False]), evidence({"firings": 1.0, "strongest_twin": 0.9}, {}, {}))
+
+    assert found.tolist()[1:] == [2.0, 1.0]
+    assert 1.0 < found[0] < 2.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("firings", 10.0),
+        ("documents", 2.0),
+        ("density", 0.2),
+        ("on_templates", 0.8),
+        ("on_openings", 0.8),
+        ("strongest_twin", 0.7),
+    ],
+)
+def test_each_reason_for_doubt_lowers_a_score(name, value):
+    assert 1.0 <= score_of(**{name: value}) < score_of()
+
+
+def test_more_than_enough_firings_and_documents_add_nothing():
+    assert score_of(firings=ENOUGH_FIRINGS, documents=ENOUGH_DOCUMENTS) == score_of() == 2.0
+
+
+def test_either_a_common_token_or_a_common_corpus_makes_contexts_hang_together():
+    assert score_of(agreement=0.0) == score_of(focus=0.0) == score_of()
+    assert score_of(agreement=0.0, focus=0.0) == pytest.approx(1.4)
+
+
+def test_what_is_not_known_counts_as_good():
+    unknown = dict.fromkeys(("documents", "on_templates", "on_openings", "agreement", "focus"), np.nan)
+
+    assert score_of(**unknown) == score_of()
+
+
+def test_a_feature_that_never_fired_has_no_score():
+    assert np.isnan(score_of(firings=0.0))
+
+
+def test_excess_is_zero_at_the_usual_share_and_one_at_all():
+    assert excess(np.array([0.1, 0.25, 0.625, 1.0, np.nan]), 0.25).tolist() == pytest.approx(
+        [0, 0, 0.5, 1, np.nan], nan_ok=True
+    )
+    assert excess(np.array([1.0]), 1.0).tolist() == [0.0]
+
+
+def test_claims_are_untested_until_they_are_tested():
+    assert verdicts(np.array([True, False])) == ["untested", ""]
