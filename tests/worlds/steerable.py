@@ -47,4 +47,4 @@ def random_crosscoder() -> Crosscoder:
     generator = torch.Generator().manual_seed(0)
     weights = initial(WIDTHS, GROUPS, decoder_norm=1.0, generator=generator)
     normaliser = {name: Normaliser(torch.zeros(width), SCALES[name]) for name, width in WIDTHS.items()}
-    return Crosscoder(WIDTHS, GROUPS, weights, normaliser, {group.name: 0.1 for group in GROUPS})
+    return Crosscoder(WIDTHS, GROUPS, weights, normaliser, {group.name: torch.tensor(0.1) for group in GROUPS})
