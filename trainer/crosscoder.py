@@ -6,7 +6,7 @@ group, W width of a source. In memory both weights are [F, W], because every spa
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from trainer.groups import Group
 from trainer.kernels import Pattern, sum_by_row
 from trainer.normalisation import Normaliser
 from trainer.run_folder import published, write_json
-from trainer.sparsity import ranking_norm
+from trainer.sparsity import ranking_norm, row_topk
 
 FORMAT, VERSION = "crossdiff.crosscoder", 1
 Rows = dict[str, Tensor]
@@ -49,15 +49,25 @@ class Crosscoder:
     """`encoder.<source>.<group>` and `decoder.<source>.<group>` [F, W], `encoder_bias.<group>` [F],
     `decoder_bias.<source>` [W]; only blocks that a group may use are there."""
     normaliser: dict[str, Normaliser]
-    threshold: dict[str, float]
-    """Score above which a feature of a group is active at inference."""
+    threshold: dict[str, Tensor]
+    """Score above which a feature is active at inference, per group: one for all its features [] or one each [F]."""
     rank_by: str = "largest_norm"
     aggregation: str = "sum"
+    row_k: dict[str, int] = field(default_factory=dict)
+    """Per group, how many features are kept in every row (TopK); empty for all other kinds."""
+    differences: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Sources made from others: name to (minuend, subtrahend)."""
 
     @property
     def sources(self) -> tuple[str, ...]:
         """Names of the sources in order."""
         return tuple(self.widths)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Sources that are reconstructed: those some group writes, in order."""
+        written = {source for group in self.groups for source in group.writes}
+        return tuple(source for source in self.widths if source in written)
 
     @property
     def features(self) -> int:
@@ -70,8 +80,14 @@ class Crosscoder:
         return self.weights[f"encoder_bias.{self.groups[0].name}"].device
 
     def normalise(self, rows: Rows) -> Rows:
-        """Raw activations to normalised ones, fp32."""
-        return {source: self.normaliser[source](rows[source].to(self.device)) for source in self.sources}
+        """Raw activations to normalised ones, fp32; differences are taken before."""
+        raw = self.derived(rows)
+        return {source: self.normaliser[source](raw[source].to(self.device)) for source in self.sources}
+
+    def derived(self, rows: Rows) -> Rows:
+        """Raw activations of the crosscoder's own sources, from those of a store."""
+        made = {name: rows[one].float() - rows[other].float() for name, (one, other) in self.differences.items()}
+        return rows | made
 
     def read_factor(self, group: Group) -> float:
         """What a group's inputs are multiplied with: 1, or one over its reads for a mean."""
@@ -99,8 +115,13 @@ class Crosscoder:
         parts = []
         for group in self.groups:
             pre = self.pre_activations(group, normal)
-            bound = self.threshold[group.name] / self.scale_of(group).clamp_min(1e-12)
-            at = torch.nonzero(pre > bound.clamp_min(0).to(compute))
+            scale = self.scale_of(group).clamp_min(1e-12)
+            if group.name in self.row_k:
+                flat = row_topk([pre], [scale], self.row_k[group.name]).kept[0]
+                at = torch.stack([flat // group.features, flat % group.features], dim=1)
+            else:
+                bound = self.threshold[group.name].to(self.device) / scale
+                at = torch.nonzero(pre > bound.clamp_min(0).to(compute))
             parts.append((at[:, 0], at[:, 1] + group.first, pre[at[:, 0], at[:, 1]].float()))
         row, feature, value = (torch.cat(column) for column in zip(*parts, strict=True))
         order = torch.argsort(row, stable=True)
@@ -108,10 +129,10 @@ class Crosscoder:
 
     @torch.no_grad()
     def decode(self, codes: Codes, *, raw: bool = True) -> Rows:
-        """Reconstruction of every source [R, W], fp32; in raw space unless `raw` is false."""
+        """Reconstruction of every target [R, W], fp32; in raw space unless `raw` is false."""
         total = {
             source: self.weights[f"decoder_bias.{source}"].float().expand(codes.rows, -1).clone()
-            for source in self.sources
+            for source in self.targets
         }
         for group in self.groups:
             mine = (codes.feature >= group.first) & (codes.feature < group.stop)
@@ -159,8 +180,9 @@ class Crosscoder:
             "version": VERSION,
             "sources": sources,
             "groups": [asdict(group) for group in self.groups],
-            "sparsity": {"rank_by": self.rank_by},
+            "sparsity": {"rank_by": self.rank_by, "row_k": self.row_k},
             "aggregation": self.aggregation,
+            "differences": self.differences,
         }
         write_json(folder / "crosscoder.json", description)
 
@@ -181,8 +203,17 @@ class Crosscoder:
             for group in description["groups"]
         )
         weights, threshold = from_file_layout(tensors)
-        rank_by = description["sparsity"]["rank_by"]
-        whole = cls(widths, groups, weights, normaliser, threshold, rank_by, description["aggregation"])
+        whole = cls(
+            widths=widths,
+            groups=groups,
+            weights=weights,
+            normaliser=normaliser,
+            threshold=threshold,
+            rank_by=description["sparsity"]["rank_by"],
+            aggregation=description["aggregation"],
+            row_k=description["sparsity"].get("row_k", {}),
+            differences={name: (one, other) for name, (one, other) in description.get("differences", {}).items()},
+        )
         check_shapes(whole, folder)
         return whole
 
@@ -190,10 +221,16 @@ class Crosscoder:
 def initial(
     widths: dict[str, int], groups: tuple[Group, ...], *, decoder_norm: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Random decoder directions of one norm per source; encoders start as their decoders, biases as zero."""
+    """Random decoder directions of one norm per source; encoders start as their decoders, biases as zero.
+
+    A tied group's decoders are one and the same tensor.
+    """
     weights: dict[str, Tensor] = {}
     for group in groups:
         for source in group.writes:
+            if group.tied and source != group.writes[0]:
+                weights[f"decoder.{source}.{group.name}"] = weights[f"decoder.{group.writes[0]}.{group.name}"]
+                continue
             direction = torch.randn(group.features, widths[source], generator=generator)
             direction *= decoder_norm / torch.linalg.vector_norm(direction, dim=1, keepdim=True)
             weights[f"decoder.{source}.{group.name}"] = direction
@@ -203,21 +240,22 @@ def initial(
                 like = torch.randn(group.features, widths[source], generator=generator) / widths[source] ** 0.5
             weights[f"encoder.{source}.{group.name}"] = like.clone()
         weights[f"encoder_bias.{group.name}"] = torch.zeros(group.features)
-    return weights | {f"decoder_bias.{source}": torch.zeros(width) for source, width in widths.items()}
+    written = {source for group in groups for source in group.writes}
+    return weights | {f"decoder_bias.{s}": torch.zeros(width) for s, width in widths.items() if s in written}
 
 
-def to_file_layout(weights: dict[str, Tensor], threshold: dict[str, float]) -> dict[str, Tensor]:
-    """Weights as files hold them: encoders [W, F], thresholds as tensors."""
+def to_file_layout(weights: dict[str, Tensor], threshold: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as files hold them: encoders [W, F], a tied decoder once for each source."""
     tensors = {
-        name: (tensor.detach().T if name.startswith("encoder.") else tensor.detach()).contiguous().cpu()
+        name: (tensor.detach().T if name.startswith("encoder.") else tensor.detach()).cpu().clone().contiguous()
         for name, tensor in weights.items()
     }
-    return tensors | {f"threshold.{group}": torch.tensor(value) for group, value in threshold.items()}
+    return tensors | {f"threshold.{group}": value.detach().cpu().clone() for group, value in threshold.items()}
 
 
-def from_file_layout(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, float]]:
+def from_file_layout(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The inverse of `to_file_layout`."""
-    threshold = {name[10:]: float(tensor) for name, tensor in tensors.items() if name.startswith("threshold.")}
+    threshold = {name[10:]: tensor for name, tensor in tensors.items() if name.startswith("threshold.")}
     weights = {
         name: tensor.T.contiguous() if name.startswith("encoder.") else tensor
         for name, tensor in tensors.items()
@@ -232,7 +270,7 @@ def check_shapes(crosscoder: Crosscoder, origin: Path) -> None:
         f"{k}.{s}.{g.name}": (g.features, crosscoder.widths[s]) for k, s, g in crosscoder.blocks()
     }
     expected |= {f"encoder_bias.{group.name}": (group.features,) for group in crosscoder.groups}
-    expected |= {f"decoder_bias.{source}": (width,) for source, width in crosscoder.widths.items()}
+    expected |= {f"decoder_bias.{source}": (crosscoder.widths[source],) for source in crosscoder.targets}
     found = {name: tuple(tensor.shape) for name, tensor in crosscoder.weights.items()}
     for name in expected.keys() | found.keys():
         if expected.get(name) != found.get(name):

@@ -30,16 +30,17 @@ class Tally:
         self.crosscoder, self.means = crosscoder, means
         self.rows = 0
         self.firings = torch.zeros(crosscoder.features, dtype=torch.int64)
-        self.error = dict.fromkeys(crosscoder.sources, 0.0)
-        self.spread = dict.fromkeys(crosscoder.sources, 0.0)
-        self.share = dict.fromkeys(crosscoder.sources, 0.0)
+        self.error = dict.fromkeys(crosscoder.targets, 0.0)
+        self.spread = dict.fromkeys(crosscoder.targets, 0.0)
+        self.share = dict.fromkeys(crosscoder.targets, 0.0)
 
     def add(self, rows: Rows, codes: Codes) -> None:
         """Count a block of raw activations and its codes in."""
         rebuilt = self.crosscoder.decode(codes)
         self.rows += codes.rows
         self.firings += torch.bincount(codes.feature.cpu(), minlength=self.crosscoder.features)
-        for source in self.crosscoder.sources:
+        rows = self.crosscoder.derived(rows)
+        for source in self.crosscoder.targets:
             x = rows[source].float().to(self.crosscoder.device)
             error = (x - rebuilt[source]).square().sum(dim=1)
             spread = (x - self.means[source].to(x.device)).square().sum(dim=1)
@@ -54,7 +55,7 @@ class Tally:
         def say(measure: str, value: float, source: str | None = None) -> None:
             out.append({"source": source, "measure": measure, "value": float(value)})
 
-        for source in self.crosscoder.sources:
+        for source in self.crosscoder.targets:
             say("variance_explained", 1 - self.error[source] / max(self.spread[source], 1e-12), source)
             say("variance_explained_per_row", self.share[source] / self.rows, source)
         density = self.firings.double() / self.rows
@@ -79,7 +80,7 @@ def evaluate(store: ActivationStore, crosscoder: Crosscoder, progress: Progress)
         raise StoreError(
             f'{store.path} has no held-out rows to evaluate on. Mark a shard with "split": "held_out" in its manifest.'
         )
-    tally = Tally(crosscoder, _means(store))
+    tally = Tally(crosscoder, _means(store, crosscoder))
     with progress.task("evaluate", total=total) as task:
         for block in store.blocks("held_out", rows=BLOCK):
             tally.add(block.rows, crosscoder.encode(block.rows))
@@ -87,11 +88,12 @@ def evaluate(store: ActivationStore, crosscoder: Crosscoder, progress: Progress)
     return tally.measures()
 
 
-def _means(store: ActivationStore) -> Rows:
-    """Mean of every source over the held-out rows [width], fp32."""
+def _means(store: ActivationStore, crosscoder: Crosscoder) -> Rows:
+    """Mean of every target over the held-out rows [width], fp32."""
     sums: dict[str, Tensor] = {}
     for block in store.blocks("held_out", rows=BLOCK):
-        for source, x in block.rows.items():
-            total = x.sum(dim=0, dtype=torch.float64)
+        rows = crosscoder.derived(block.rows)
+        for source in crosscoder.targets:
+            total = rows[source].sum(dim=0, dtype=torch.float64)
             sums[source] = sums[source] + total if source in sums else total
     return {source: (total / store.count("held_out")).float() for source, total in sums.items()}

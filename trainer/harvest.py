@@ -5,8 +5,10 @@ documents table, and is then on record: an interrupted harvest goes on after the
 """
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -68,6 +70,8 @@ class Harvest:
         self.writer = StoreWriter(path, tuple(map(_described, sources)), shards)
         self.hookpoints = [locate(s, s.recipe.hookpoint, s.recipe.layer) for s in sources]
         self.counts: Counter[str] = Counter(self.record.counts)
+        self.seconds = dict.fromkeys(("corpus", "alignment", "models", "storing"), 0.0)
+        """Where the time went since this object was made."""
 
     def run(self, progress: Progress) -> ActivationStore:
         """Harvest until there are enough training rows. Raises CorpusError when the corpus ends with none."""
@@ -86,6 +90,7 @@ class Harvest:
                 task.advance(self.writer.rows("train") - before)
         for tally in corpus.tallies:
             progress.log(f"corpus: {tally.summary()}")
+        progress.log("harvest: " + ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in self.seconds.items()))
         if not self.writer.rows("train"):
             raise CorpusError("The corpus gave no aligned rows. Check `corpus.mix`, and `language` in it.")
         return self._finish()
@@ -95,22 +100,31 @@ class Harvest:
         limit = self.corpus.context * self.corpus.sequences_per_document
         texts, anchors = [], 0
         while anchors < POOL_ROWS:
-            some = list(islice(stream, 64))
+            with self._timed("corpus"):
+                some = list(islice(stream, 64))
             if not some:
                 break
-            for text in read_all(some, [_reader(source) for source in self.sources], tokens=limit):
-                texts.append(text)
-                anchors += min(possible_anchors([encoded.ends for encoded in text.encoded]), limit)
+            with self._timed("alignment"):
+                for text in read_all(some, [_reader(source) for source in self.sources], tokens=limit):
+                    texts.append(text)
+                    anchors += min(possible_anchors([encoded.ends for encoded in text.encoded]), limit)
         return texts
 
     def _harvest(self, texts: list[Text], wanted: int) -> None:
         """Run one pool through every source, write its shards and put it on record."""
-        sequences = [sequence for text in texts for sequence in self._cut(text)]
-        sequences = _enough(sequences, wanted)
+        with self._timed("alignment"):
+            sequences = _enough([sequence for text in texts for sequence in self._cut(text)], wanted)
         if not sequences:  # a pool of texts too short for one
             self._put_on_record(len(texts), 0)
             return
-        rows = {source.name: self._activations(index, sequences) for index, source in enumerate(self.sources)}
+        with self._timed("models"):
+            rows = {source.name: self._activations(index, sequences) for index, source in enumerate(self.sources)}
+        with self._timed("storing"):
+            self._store(rows, sequences)
+            self._put_on_record(len(texts), len(sequences))
+
+    def _store(self, rows: Rows, sequences: list[Sequence]) -> None:
+        """Write what is kept of one pool's activations, and its part of the documents table."""
         places = _places(sequences, first=self.record.sequences)
         keep = self._kept(rows, sequences)
         held_out = torch.from_numpy(np.repeat([s.held_out for s in sequences], [len(s.anchors) for s in sequences]))
@@ -120,7 +134,14 @@ class Harvest:
             self.writer.add({k: x[here] for k, x in rows.items()}, {k: x[here] for k, x in places.items()}, split)
         self._count(sequences, keep)
         self._write_part(sequences)
-        self._put_on_record(len(texts), len(sequences))
+
+    @contextmanager
+    def _timed(self, kind: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[kind] += time.perf_counter() - began
 
     def _cut(self, text: Text) -> list[Sequence]:
         bos = [source.bos_id for source in self.sources]

@@ -2,8 +2,8 @@
 
 Only the encoder product is dense. Decoding, the gradient of the activations and the gradients of both weights
 need just the (row, feature) pairs that are active: `rows * k` of `rows * features`. `Pattern` holds these
-pairs in row order and in feature order, so that every sum runs over contiguous entries. These sums are in fp32: casting the weights would cost more than
-it saves.
+pairs in row order and in feature order, so that every sum runs over contiguous entries. The sums are in fp32:
+casting the weights would cost more than it saves.
 
 Axes: R rows, F features of one group, W width of one source, N active pairs.
 """

@@ -1,115 +1,62 @@
-"""Losses: what one training step minimises, from normalised rows to numbers with gradients.
+"""Losses: what one training step minimises. Axes: R rows, F features of a group, W width of a source.
 
-Axes: R rows, F features of a group, W width of a source, N active pairs of a group.
+Errors are counted per coordinate, so that with normalised rows a loss of 1 means nothing is explained. Penalties
+are divided by the same number of coordinates, so that coefficients have the literature's units (squared error
+summed over coordinates).
 """
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from trainer.crosscoder import Crosscoder, Rows
+from trainer.crosscoder import Crosscoder
+from trainer.encoding import Dense, Encoding
 from trainer.groups import Group
-from trainer.kernels import Pattern, decode_active, encode_active
-from trainer.sparsity import batch_topk
+from trainer.recipe import SparsityRecipe
 
 
-@dataclass
-class Forward:
-    """One forward pass over a batch."""
-
-    inputs: dict[str, Tensor]
-    """Per group, what it reads side by side [R, sum of W], in the compute dtype of `Encoders`."""
-    patterns: dict[str, Pattern]
-    values: dict[str, Tensor]
-    errors: Rows
-    """Per source, target minus reconstruction [R, W], fp32, with gradient."""
-    smallest: dict[str, float]
-    """Per group, the smallest score kept in its budget."""
-
-    @property
-    def reconstruction(self) -> Tensor:
-        """Mean squared error per coordinate, averaged over sources: 1 when nothing is explained."""
-        return torch.stack([error.square().mean() for error in self.errors.values()]).mean()
-
-    @property
-    def active(self) -> int:
-        """Active pairs in all groups."""
-        return sum(map(len, self.patterns.values()))
+def reconstruction_loss(encoding: Encoding) -> Tensor:
+    """Mean squared error per coordinate, averaged over targets."""
+    return torch.stack([error.square().mean() for error in encoding.errors.values()]).mean()
 
 
-def forward(
-    crosscoder: Crosscoder,
-    rows: Rows,
-    budgets: list[tuple[tuple[Group, ...], int]],
-    guess: dict[str, float],
-    encoders: "Encoders",
-) -> Forward:
-    """Encode, select by BatchTopK and decode normalised rows [R, W].
+def sparsity_penalty(crosscoder: Crosscoder, encoding: Encoding, recipe: SparsityRecipe, progress: float) -> Tensor:
+    """Penalty of the dense families after a share `progress` of the steps.
 
-    Each budget is a set of groups that compete for a number of active pairs; guesses are the last thresholds. Only the
-    dense encoder product is in low precision.
+    `l1`: activation times decoder norm (Lindsey et al. 2024). `jumprelu`: tanh of it, and a small pull on features below
+    their threshold so that none is lost (January 2025 update).
     """
-    encoders.refresh()
-    low = {source: x.to(encoders.compute) for source, x in rows.items()}
-    inputs = {group.name: _inputs(crosscoder, group, low) for group in crosscoder.groups}
-    count = len(next(iter(rows.values())))
-    patterns, values, smallest = {}, {}, {}
-    for groups, keep in budgets:
-        scale = [crosscoder.scale_of(group).detach().clamp_min(1e-6) for group in groups]
-        pre = [encoders.dense(group, inputs[group.name]) for group in groups]
-        selected = batch_topk(pre, scale, keep, guess[groups[0].name])
-        for group, dense, flat in zip(groups, pre, selected.kept, strict=True):
-            pattern = Pattern(flat // group.features, flat % group.features, rows=count, features=group.features)
-            patterns[group.name] = pattern
-            values[group.name] = _attach(crosscoder, group, dense.reshape(-1)[flat].float(), pattern, rows)
-            smallest[group.name] = selected.threshold
-    return Forward(inputs, patterns, values, _errors(crosscoder, rows, patterns, values), smallest)
+    risen = progress / recipe.coefficient_warmup if recipe.coefficient_warmup else 1.0
+    coefficient = recipe.coefficient * min(1.0, risen)
+    coordinates = sum(crosscoder.widths[source] for source in crosscoder.targets)
+    terms = []
+    for group in crosscoder.groups:
+        codes = encoding.codes[group.name]
+        assert isinstance(codes, Dense), "penalties belong to the dense families"
+        norm = _penalty_norm(crosscoder, group, recipe)
+        weighted = codes.value * norm
+        if recipe.kind == "l1":
+            term = weighted.sum(dim=1).mean() * coefficient
+        else:
+            assert codes.threshold is not None, "JumpReLU has thresholds"
+            below = (codes.threshold - codes.pre).relu()
+            term = torch.tanh(recipe.tanh_scale * weighted).sum(dim=1).mean() * coefficient
+            term = term + recipe.pre_activation_weight * (below * norm).sum(dim=1).mean()
+        terms.append(term * group.penalty)
+    return torch.stack(terms).sum() / coordinates
 
 
-class Encoders:
-    """Low-precision copies of the encoders, for the one dense product of a step."""
-
-    def __init__(self, crosscoder: Crosscoder, compute: torch.dtype) -> None:
-        """Room for the copies is taken once: fresh memory every step costs as much as the cast."""
-        self.compute, self._crosscoder = compute, crosscoder
-        self._weights = {
-            group.name: torch.empty(
-                group.features, sum(crosscoder.widths[s] for s in group.reads), dtype=compute, device=crosscoder.device
-            )
-            for group in crosscoder.groups
-        }
-
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Copy the current weights."""
-        for group in self._crosscoder.groups:
-            first = 0
-            for source in group.reads:
-                width = self._crosscoder.widths[source]
-                weight = self._crosscoder.weights[f"encoder.{source}.{group.name}"]
-                self._weights[group.name][:, first : first + width].copy_(weight)
-                first += width
-
-    @torch.no_grad()
-    def dense(self, group: Group, inputs: Tensor) -> Tensor:
-        """Pre-activations of all features of a group [R, F], in the compute dtype."""
-        bias = self._crosscoder.weights[f"encoder_bias.{group.name}"].to(self.compute)
-        return torch.nn.functional.linear(inputs, self._weights[group.name], bias)
-
-
-def dead_features_loss(crosscoder: Crosscoder, done: Forward, dead: dict[str, Tensor], k: int) -> Tensor | None:
+def dead_features_loss(crosscoder: Crosscoder, done: Encoding, dead: dict[str, Tensor], k: int) -> Tensor | None:
     """AuxK (Gao et al. 2024): dead features reconstruct what the living ones left, through the same blocks.
 
     Returns the error left as a share of the target's, or None when no group has dead features. The target
     is detached: the living features must not learn from it. The decoder bias is not added, it is in the error already.
     """
-    parts: dict[str, list[Tensor]] = {source: [] for source in crosscoder.sources}
+    parts: dict[str, list[Tensor]] = {source: [] for source in crosscoder.targets}
     for group in crosscoder.groups:
         index = dead[group.name]
         if not len(index):
             continue
-        pre = _dense_pre(crosscoder, group, index, done.inputs[group.name])
+        pre = _pre_of(crosscoder, group, index, done.inputs[group.name])
         kept = torch.topk(pre, min(k, len(index)), dim=1, sorted=False)
         active = torch.zeros_like(pre).scatter(1, kept.indices, kept.values.relu())
         for source in group.writes:
@@ -124,29 +71,15 @@ def dead_features_loss(crosscoder: Crosscoder, done: Forward, dead: dict[str, Te
     return torch.stack(losses).mean() if losses else None
 
 
-def _inputs(crosscoder: Crosscoder, group: Group, low: Rows) -> Tensor:
-    joined = torch.cat([low[source] for source in group.reads], dim=1) if len(group.reads) > 1 else low[group.reads[0]]
-    factor = crosscoder.read_factor(group)
-    return joined if factor == 1.0 else joined * factor
+def _penalty_norm(crosscoder: Crosscoder, group: Group, recipe: SparsityRecipe) -> Tensor:
+    """Decoder norm of every feature in the penalty [F], with gradient."""
+    squares = [crosscoder.weights[f"decoder.{source}.{group.name}"].square().sum(dim=1) for source in group.writes]
+    if recipe.penalty_norm == "concatenation":
+        return torch.stack(squares).sum(dim=0).clamp_min(1e-12).sqrt()
+    return torch.stack(squares).clamp_min(1e-12).sqrt().sum(dim=0)
 
 
-def _attach(crosscoder: Crosscoder, group: Group, pre: Tensor, pattern: Pattern, rows: Rows) -> Tensor:
-    factor = crosscoder.read_factor(group)
-    inputs = [rows[source] if factor == 1.0 else rows[source] * factor for source in group.reads]
-    weights = [crosscoder.weights[f"encoder.{source}.{group.name}"] for source in group.reads]
-    return encode_active(pre, pattern, crosscoder.weights[f"encoder_bias.{group.name}"], inputs, weights)
-
-
-def _errors(crosscoder: Crosscoder, rows: Rows, patterns: dict[str, Pattern], values: dict[str, Tensor]) -> Rows:
-    errors = {source: x - crosscoder.weights[f"decoder_bias.{source}"] for source, x in rows.items()}
-    for group in crosscoder.groups:
-        for source in group.writes:
-            weight = crosscoder.weights[f"decoder.{source}.{group.name}"]
-            errors[source] = errors[source] - decode_active(patterns[group.name], values[group.name], weight)
-    return errors
-
-
-def _dense_pre(crosscoder: Crosscoder, group: Group, index: Tensor, inputs: Tensor) -> Tensor:
+def _pre_of(crosscoder: Crosscoder, group: Group, index: Tensor, inputs: Tensor) -> Tensor:
     """Pre-activations of some features of a group [R, features], with gradient."""
     weight = torch.cat(
         [crosscoder.weights[f"encoder.{source}.{group.name}"].index_select(0, index) for source in group.reads], dim=1

@@ -104,19 +104,33 @@ class HarvestRecipe(Part):
 class SparsityRecipe(Part):
     """Which features may stay active."""
 
-    kind: Literal["batch_topk"] = "batch_topk"
+    kind: Literal["batch_topk", "topk", "l1", "jumprelu"] = "batch_topk"
     k: int = Field(default=32, gt=0)
-    """Active features per row, on average."""
+    """Active features per row: on average (`batch_topk`) or in every row (`topk`)."""
     k_start: int | None = Field(default=None, gt=0)
     """k at the first step, annealed linearly to `k`; four times `k` when absent."""
     anneal_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps over which k is annealed."""
-    budget: Literal["joint", "per_group"] = "joint"
+    budget: Literal["joint", "per_group"] = "per_group"
     """One budget of k for all groups, or one for each group in proportion to its size."""
     rank_by: Literal["largest_norm", "sum_of_norms", "root_sum_of_squares", "activation"] = "largest_norm"
     """What competes for the budget: activation times which decoder norm."""
     threshold_decay: float = Field(default=0.99, gt=0, lt=1)
     """Decay per step of the moving average of the inference threshold."""
+    coefficient: float = Field(default=2.0, ge=0)
+    """Weight of the penalty (`l1`, `jumprelu`) against the squared error summed over coordinates."""
+    coefficient_warmup: float = Field(default=0.2, ge=0, le=1)
+    """Share of the steps over which the coefficient rises from zero."""
+    penalty_norm: Literal["sum", "concatenation"] = "sum"
+    """Decoder norm in the penalty: the sum of the sources' norms, or the norm of all together."""
+    tanh_scale: float = Field(default=4.0, gt=0)
+    """`jumprelu`: the penalty is tanh of this times activation times decoder norm."""
+    initial_threshold: float = Field(default=0.1, gt=0)
+    """`jumprelu`: threshold of every feature at the start."""
+    bandwidth: float = Field(default=2.0, gt=0)
+    """`jumprelu`: width of the window around the threshold in which it receives gradient."""
+    pre_activation_weight: float = Field(default=3e-6, ge=0)
+    """`jumprelu`: weight of what pulls features below their threshold up again."""
 
 
 class DeadFeaturesRecipe(Part):
@@ -129,14 +143,57 @@ class DeadFeaturesRecipe(Part):
     weight: float = Field(default=1 / 32, ge=0)
 
 
+class GroupRecipe(Part):
+    """A group of features with its own reads and writes (`variant: custom`)."""
+
+    name: Name
+    features: int = Field(gt=0)
+    reads: tuple[str, ...] = Field(min_length=1)
+    writes: tuple[str, ...] = Field(min_length=1)
+    tied: bool = False
+    """One decoder for all sources it writes; their widths must agree."""
+    k_factor: float = Field(default=1.0, gt=0)
+    """What the group's own budget is multiplied with (`budget: per_group`)."""
+    penalty: float = Field(default=1.0, ge=0)
+    """What the group's penalty is multiplied with (`l1`, `jumprelu`)."""
+
+
 class CrosscoderRecipe(Part):
     """What to fit."""
 
-    variant: Literal["standard", "dfc"] = "dfc"
+    variant: Literal[
+        "sae",
+        "standard",
+        "dfc",
+        "designated_shared",
+        "weakly_causal",
+        "strictly_causal",
+        "clt",
+        "transcoder",
+        "local_window",
+        "diff_sae",
+        "custom",
+    ] = "dfc"
     features: int = Field(default=8192, gt=0)
     """Size of the whole dictionary."""
     exclusive_share: float = Field(default=0.05, ge=0, lt=0.5)
-    """Share of the dictionary dedicated to each source (`dfc`)."""
+    """`dfc`: share of the dictionary dedicated to each source, and to each of `subsets`."""
+    subsets: tuple[tuple[str, ...], ...] = ()
+    """`dfc`: further sets of sources that get a dedicated group."""
+    shared_share: float = Field(default=0.1, gt=0, lt=1)
+    """`designated_shared`: share of the dictionary whose decoders are tied."""
+    shared_k_factor: float = Field(default=2.0, gt=0)
+    """`designated_shared`: budget of the shared features against that of as many free ones."""
+    shared_penalty: float = Field(default=0.15, ge=0)
+    """`designated_shared`: penalty of the shared features against that of the free ones (`l1`, `jumprelu`)."""
+    window: int = Field(default=1, ge=0)
+    """`local_window`: neighbours on each side that a layer's features read and write."""
+    inputs: tuple[str, ...] = ()
+    """Sources that may be read, in layer order; all when empty."""
+    targets: tuple[str, ...] = ()
+    """Sources that are reconstructed, in layer order; all when empty."""
+    groups: tuple[GroupRecipe, ...] = ()
+    """`custom`: the groups themselves; `features` is then not used."""
     aggregation: Literal["sum", "mean"] = "sum"
     """How a group adds up the sources it reads; a mean divides by the group's own reads."""
     normalisation: Literal["centred_rms", "median_norm"] = "centred_rms"
@@ -158,6 +215,9 @@ class TrainingRecipe(Part):
     """The last share of the steps, over which the learning rate falls to zero."""
     gradient_clip: float = Field(default=1.0, gt=0)
     seed: int = 0
+    """Decides the weights at the start."""
+    shuffle_seed: int = 0
+    """Decides the order of the rows."""
     device: str = "auto"
     checkpoint_every: int = Field(default=200, gt=0)
     """Steps between checkpoints."""

@@ -50,6 +50,15 @@ def batch_topk(pre: Sequence[Tensor], scale: Sequence[Tensor], keep: int, guess:
     return Selected(at, float(scores.min()) if len(scores) else 0.0)
 
 
+def row_topk(pre: Sequence[Tensor], scale: Sequence[Tensor], k: int) -> Selected:
+    """Keep the k largest positive scores of every row, over all groups together; arguments as for `batch_topk`."""
+    scores = torch.cat([p.float() * s for p, s in zip(pre, scale, strict=True)], dim=1)
+    best = torch.topk(scores, min(k, scores.shape[1]), dim=1)
+    mask = torch.zeros_like(scores, dtype=torch.bool).scatter(1, best.indices, best.values > 0)
+    parts = mask.split([p.shape[1] for p in pre], dim=1)
+    return Selected([torch.nonzero(part.reshape(-1)).squeeze(1) for part in parts], 0.0)
+
+
 def ranking_norm(norms: Sequence[Tensor], rank_by: str) -> Tensor:
     """What an activation is multiplied with to compete for the budget [features].
 

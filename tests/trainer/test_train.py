@@ -15,12 +15,20 @@ from tests.worlds.tiny_activations import tiny_activations, tiny_recipe
 from trainer.batches import Batches
 from trainer.checkpoint import latest
 from trainer.crosscoder import Crosscoder
+from trainer.encoding import budgets, encode_sparse
 from trainer.errors import StoreError
 from trainer.evaluate import evaluate
-from trainer.losses import dead_features_loss, forward
+from trainer.losses import dead_features_loss, reconstruction_loss
 from trainer.progress import Progress
 from trainer.run_folder import RunFolder
 from trainer.train import Training, fingerprint_of, train
+
+
+def encode(training: Training, rows):
+    """One batch with a joint budget of three features per row."""
+    sparsity = training.recipe.crosscoder.sparsity.model_copy(update={"budget": "joint"})
+    keep = budgets(training.crosscoder, sparsity, 64 * 3)
+    return encode_sparse(training.crosscoder, rows, sparsity, keep, training.guess, training.encoders)
 
 
 def fit(store, recipe, path: Path) -> Crosscoder:
@@ -104,7 +112,7 @@ def test_a_checkpoint_of_another_recipe_is_not_used(tmp_path):
 def test_dead_features_receive_gradient_through_encoder_and_decoder_and_the_living_do_not(tmp_path):
     training = Training(tiny_recipe(), tiny_activations(tmp_path / "store"))
     rows = training.crosscoder.normalise(next(iter(training.batches_left())))
-    done = forward(training.crosscoder, rows, [(training.crosscoder.groups, 64 * 3)], training.guess, training.encoders)
+    done = encode(training, rows)
     dead = {"shared": torch.tensor([4, 7]), "left": torch.tensor([1]), "right": torch.tensor([], dtype=torch.int64)}
 
     loss = dead_features_loss(training.crosscoder, done, dead, k=4)
@@ -127,7 +135,7 @@ def test_the_loss_of_a_step_equals_the_dense_definition(tmp_path):
     training.encoders._weights = {name: copy.float() for name, copy in training.encoders._weights.items()}
     rows = crosscoder.normalise(next(iter(training.batches_left())))
 
-    done = forward(crosscoder, rows, [(crosscoder.groups, 64 * 3)], training.guess, training.encoders)
+    done = encode(training, rows)
 
     pre = torch.cat([crosscoder.pre_activations(group, rows) for group in crosscoder.groups], dim=1)
     scale = torch.cat([crosscoder.scale_of(group) for group in crosscoder.groups])
@@ -137,7 +145,7 @@ def test_the_loss_of_a_step_equals_the_dense_definition(tmp_path):
         (rows[s] - crosscoder.weights[f"decoder_bias.{s}"] - active @ crosscoder.decoder(s)).square().mean()
         for s in crosscoder.sources
     ]
-    torch.testing.assert_close(done.reconstruction, torch.stack(slow).mean())
+    torch.testing.assert_close(reconstruction_loss(done), torch.stack(slow).mean())
 
 
 def test_batches_cover_every_row_once_per_epoch_in_another_order_each_time(tmp_path):

@@ -1,0 +1,202 @@
+"""Bench of training: full steps against the one dense product that no step can do without."""
+
+import gc
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.activation_store import ActivationStore, Rows, StoredSource, StoreWriter
+from trainer.bench.machine import Machine
+from trainer.bench.report import Report, shown
+from trainer.bench.spread import Spread, in_turns, ratios
+from trainer.device import compute_dtype
+from trainer.memory import forget_peak, peak_gigabytes
+from trainer.recipe import Recipe, parse_recipe
+from trainer.train import Training
+
+WARM_UP = 3
+"""Steps before the clock runs: memory is taken and the threshold found."""
+CONCEPTS = 512
+"""Directions that the synthetic activations are sparse mixtures of."""
+BATCHES = 2
+"""Batches of synthetic rows, used over and over."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is trained."""
+
+    variant: str
+    widths: tuple[int, ...]
+    features: int
+    k: int
+    batch: int
+
+
+SETUPS = (
+    Setup("dfc", (576, 640), 8192, 32, 1024),
+    Setup("standard", (576, 576), 4096, 32, 2048),
+    Setup("standard", (576, 576), 16384, 64, 2048),
+)
+"""The demo's own, and two at which peers have published figures."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast one setup trains."""
+
+    setup: Setup
+    rows_per_s: Spread
+    over_product: Spread | None
+    """Rows per second over those of the bare bf16 encoder product; None where bf16 has no fast product."""
+    step_ms: Spread
+    product_ms: Spread | None
+    peak_gb: float
+
+
+def bench_train(setups: tuple[Setup, ...] = SETUPS, *, rounds: int = 7) -> Report:
+    """Train every setup for some steps and compare.
+
+    Raises UsageError for a device that is not there and RecipeError for a setup that is no recipe.
+    """
+    machine = Machine()
+    speeds = [speed_of(setup, rounds) for setup in setups]
+    notes = (
+        "rows/s: whole steps (normalise, encode, select, decode, backward, clip, Adam) on rows in memory; no AuxK, as no "
+        "feature is dead yet. over product: against the bare bf16 product of all sources with all features, in turns with "
+        f"the steps. Median (least–most) of {rounds}. Torch uses {torch.get_num_threads()} threads.",
+        "dictionary_learning and sparsify are not installed here.",
+        machine.note(),
+    )
+    head = ("variant", "widths", "features", "k", "batch", "rows/s", "over product", "step ms", "product ms", "peak GB")
+    figures = {"results": [_figures(speed) for speed in speeds]}
+    return Report("Training", head, tuple(map(_row, speeds)), figures, notes)
+
+
+def speed_of(setup: Setup, rounds: int) -> Speed:
+    """Time steps of one setup and the bare product in turns."""
+    gc.collect()
+    recipe = recipe_of(setup)
+    with tempfile.TemporaryDirectory(prefix="crossdiff-bench-") as folder:
+        store = synthetic_store(Path(folder), setup)
+        forget_peak()
+        training = Training(recipe, store)
+        batches = _in_memory(training)
+        for _ in range(WARM_UP):
+            training.run_step(next(batches))
+        peak = _peak_gigabytes(training.device)
+        seconds = _in_turns_with_product(training, batches, setup, rounds)
+    steps, products = seconds["step"], seconds.get("product")
+    return Speed(
+        setup,
+        rows_per_s=Spread.of([setup.batch / one for one in steps]),
+        over_product=None if products is None else Spread.of(ratios(products, steps)),
+        step_ms=Spread.of([1000 * one for one in steps]),
+        product_ms=None if products is None else Spread.of([1000 * one for one in products]),
+        peak_gb=peak,
+    )
+
+
+def recipe_of(setup: Setup) -> Recipe:
+    """A recipe for the setup, with the k of a training that has settled."""
+    return parse_recipe(
+        {
+            "name": "bench",
+            "crosscoder": {
+                "variant": setup.variant,
+                "features": setup.features,
+                "sparsity": {"k": setup.k, "k_start": setup.k},
+            },
+            "training": {"batch": setup.batch, "epochs": 1_000},
+        },
+        origin="the bench",
+    )
+
+
+def synthetic_store(path: Path, setup: Setup) -> ActivationStore:
+    """Rows that are sparse mixtures of random directions, alike in all sources."""
+    generator = torch.Generator().manual_seed(0)
+    rows = BATCHES * setup.batch
+    codes = (torch.randn(rows, CONCEPTS, generator=generator) - 1.5).relu()
+    names = [f"source{index}" for index in range(len(setup.widths))]
+    sources = tuple(StoredSource(name, width) for name, width in zip(names, setup.widths, strict=True))
+    writer = StoreWriter(path, sources)
+    values: Rows = {}
+    for source in sources:
+        directions = torch.nn.functional.normalize(torch.randn(CONCEPTS, source.width, generator=generator), dim=1)
+        noise = 0.01 * torch.randn(rows, source.width, generator=generator)
+        values[source.name] = (codes @ directions + noise).bfloat16()
+    writer.add(values, {}, "train")
+    writer.finish(None, {})
+    return ActivationStore.open(path)
+
+
+def _in_memory(training: Training) -> Iterator[Rows]:
+    """The store's batches without end; reading them is no part of a step."""
+    return cycle(list(training.batches.epoch(0)))
+
+
+def _in_turns_with_product(
+    training: Training, batches: Iterator[Rows], setup: Setup, rounds: int
+) -> dict[str, list[float]]:
+    device = training.device
+
+    def step() -> None:
+        training.run_step(next(batches))
+        _wait(device)
+
+    actions: dict[str, Any] = {"step": step}
+    if compute_dtype(device) == torch.bfloat16:
+        inputs = torch.randn(setup.batch, sum(setup.widths), device=device).bfloat16()
+        weights = torch.randn(setup.features, sum(setup.widths), device=device).bfloat16()
+
+        def product() -> None:
+            torch.nn.functional.linear(inputs, weights)
+            _wait(device)
+
+        product()
+        actions["product"] = product
+    return in_turns(actions, rounds)
+
+
+def _wait(device: torch.device) -> None:
+    """Until the device has done all it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _peak_gigabytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return peak_gigabytes()
+
+
+def _figures(speed: Speed) -> dict[str, Any]:
+    setup = speed.setup
+    return {
+        "variant": setup.variant,
+        "widths": list(setup.widths),
+        "features": setup.features,
+        "k": setup.k,
+        "batch": setup.batch,
+        "rows_per_s": speed.rows_per_s.median,
+        "over_encoder_product_bf16": None if speed.over_product is None else speed.over_product.median,
+        "over_dictionary_learning": None,
+        "over_sparsify": None,
+        "peak_gb": speed.peak_gb,
+    }
+
+
+def _row(speed: Speed) -> tuple[str, ...]:
+    setup = speed.setup
+    widths = " + ".join(map(str, setup.widths))
+    numbers = (f"{setup.features:,}", str(setup.k), f"{setup.batch:,}")
+    measured = (speed.rows_per_s, speed.over_product, speed.step_ms, speed.product_ms, speed.peak_gb)
+    return (setup.variant, widths, *numbers, *map(shown, measured))
