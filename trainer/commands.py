@@ -13,11 +13,12 @@ from trainer.crosscoder import Crosscoder
 from trainer.errors import RecipeError, StoreError
 from trainer.evaluate import evaluate
 from trainer.harvest import Harvest
-from trainer.progress import Progress
+from trainer.progress import STAGES, Progress
 from trainer.recipe import Recipe, load_recipe
+from trainer.results import SCHEMA
 from trainer.run_folder import RunFolder, home, published, write_json
 from trainer.sources import Source, cut, load_source
-from trainer.train import fingerprint_of, train
+from trainer.train import fingerprint_of, train, train_together
 
 
 class Run:
@@ -52,6 +53,14 @@ class Run:
                     stage()
                 self._mark(name, self._fingerprint(name))
 
+    def is_trained(self) -> bool:
+        """Whether the crosscoder is there and up to date."""
+        return self._finished("train", self._fingerprint("train"))
+
+    def mark_trained(self) -> None:
+        """Note that the crosscoder was fitted to what is there now."""
+        self._mark("train", self._fingerprint("train"))
+
     def store_path(self) -> Path:
         """Where the activations lie: runs with the same sources, corpus and amount share a store."""
         return self.activations or home() / "activations" / self._harvest_fingerprint()
@@ -70,7 +79,8 @@ class Run:
             return "" if store is None else fingerprint_of(self.recipe, store)
         parts = [self.folder.weights, *([self.folder.evaluation] if stage == "analyse" else [])]
         sums = [sha256_of(part) if part.is_file() else "" for part in parts]
-        return _digest([sums, self.recipe.analysis.model_dump(mode="json"), self._fingerprint("train")])
+        wanted = [self.recipe.analysis.model_dump(mode="json"), SCHEMA.read_text()] if stage == "analyse" else []
+        return _digest([sums, wanted, self._fingerprint("train")])
 
     def _finished(self, stage: str, fingerprint: str) -> bool:
         product = {
@@ -136,7 +146,7 @@ def run(
     activations: Path | None = None,
     force: bool = False,
 ) -> RunFolder:
-    """Run a recipe's stages (all by default) and return its folder.
+    """Run a recipe's stages (all by default) and return its folder; of a sweep, that of its first run.
 
     Raises CrossdiffError for whatever a person can mend; the same command goes on where it stopped.
     """
@@ -146,9 +156,28 @@ def run(
             f"{recipe_path}: `sources` and `corpus` are needed to run models. "
             "To train on activations you already have, add --activations DIR."
         )
-    whole = Run(recipe, activations=activations, force=force)
-    whole.execute(stages or ("harvest", "train", "evaluate", "analyse"))
-    return whole.folder
+    runs = [Run(variant, activations=activations, force=force) for variant in recipe.variants()]
+    wanted = stages or STAGES
+    if len(runs) > 1:
+        runs[0].execute(tuple(stage for stage in wanted if stage == "harvest"))
+        if "train" in wanted:
+            train_side_by_side(runs)
+    for one in runs:
+        one.execute(wanted)
+    return runs[0].folder
+
+
+def train_side_by_side(runs: list[Run]) -> None:
+    """Train those of a sweep's runs that are not up to date, reading the rows once for all."""
+    waiting = [run for run in runs if run.force or not run.is_trained()]
+    if not waiting:
+        return
+    store = ActivationStore.open(runs[0].store_path())
+    waiting[0].progress.say(f"sweep: {len(waiting)} of {len(runs)} runs are trained side by side")
+    with waiting[0].progress.running(), waiting[0].progress.stage("train"):
+        train_together([(run.recipe, run.folder) for run in waiting], store, waiting[0].progress)
+    for run in waiting:
+        run.mark_trained()
 
 
 def _digest(value: Any) -> str:

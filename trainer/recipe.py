@@ -4,8 +4,10 @@ A recipe is YAML. Unknown keys are refused and the nearest known key is named, b
 misspelt `k` would otherwise train the wrong dictionary for a day.
 """
 
+import copy
 import difflib
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +16,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trainer.errors import RecipeError
+
+SHARED_IN_A_SWEEP = ("training.batch", "training.epochs", "training.shuffle_seed", "training.device")
+"""Settings that decide which rows come when and where: runs trained side by side have them in common."""
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
@@ -219,6 +224,8 @@ class TrainingRecipe(Part):
     shuffle_seed: int = 0
     """Decides the order of the rows."""
     device: str = "auto"
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of the dense encoder product; auto is bfloat16 where the hardware multiplies it fast. Weights are float32."""
     checkpoint_every: int = Field(default=200, gt=0)
     """Steps between checkpoints."""
 
@@ -257,6 +264,8 @@ class Recipe(Part):
     crosscoder: CrosscoderRecipe = CrosscoderRecipe()
     training: TrainingRecipe = TrainingRecipe()
     analysis: AnalysisRecipe = AnalysisRecipe()
+    sweep: dict[str, tuple[Any, ...]] = {}
+    """Settings to vary, by path (`training.seed: [0, 1, 2]`): one run for every combination, trained side by side."""
 
     @model_validator(mode="after")
     def _distinct_sources(self) -> "Recipe":
@@ -269,6 +278,23 @@ class Recipe(Part):
         """Eight hex digits that change when anything in the recipe changes."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def variants(self) -> tuple["Recipe", ...]:
+        """The recipes of a sweep, each complete in itself; just this one when nothing is varied.
+
+        Raises RecipeError for a setting that does not exist, or that a sweep cannot vary because the runs share
+        their rows.
+        """
+        plain = self.model_dump(mode="json", exclude={"sweep"})
+        recipes = []
+        for values in itertools.product(*self.sweep.values()):
+            data = copy.deepcopy(plain)
+            for path, value in zip(self.sweep, values, strict=True):
+                if path.split(".")[0] not in ("crosscoder", "training") or path in SHARED_IN_A_SWEEP:
+                    raise RecipeError(f"sweep: {path!r} cannot vary within one, because its runs share their rows.")
+                _apply(data, f"{path}={json.dumps(value)}")
+            recipes.append(parse_recipe(data, origin=f"sweep of {self.name}"))
+        return tuple(recipes)
 
     def to_yaml(self) -> str:
         """The resolved recipe, every default spelled out."""

@@ -1,292 +1,80 @@
-"""Stage 2: fit the crosscoder to the stored activations, with checkpoints."""
+"""Stage 2: fit crosscoders to the stored activations, with checkpoints, several side by side over one pass of rows."""
 
+import contextlib
 import hashlib
 import json
-import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import IO, Any
 
 from trainer.activation_store import ActivationStore, Rows
-from trainer.batches import Batches
-from trainer.checkpoint import Checkpoint, latest
-from trainer.crosscoder import Crosscoder, initial
-from trainer.device import compute_dtype, pick_device
-from trainer.encoding import Encoders, Encoding, budgets, encode_dense, encode_sparse
-from trainer.errors import StoreError
-from trainer.groups import differences, preset
-from trainer.losses import dead_features_loss, reconstruction_loss, sparsity_penalty
-from trainer.normalisation import Normaliser, centred_rms, median_norm
+from trainer.checkpoint import latest
+from trainer.crosscoder import Crosscoder
 from trainer.progress import Progress
 from trainer.recipe import Recipe
 from trainer.run_folder import RunFolder
-from trainer.sparsity import RunningThreshold, annealed_k
-
-LOG_EVERY = 10
-"""Steps between lines of metrics."""
-NORMALISER_ROWS = 131_072
-"""Rows from which mean and scale are estimated, at most."""
-CALIBRATION_ROWS = 16_384
-"""Held-out rows on which the inference threshold is set, at most."""
-
-
-class Training:
-    """A training in progress: weights, optimiser and what is remembered between steps."""
-
-    def __init__(self, recipe: Recipe, store: ActivationStore) -> None:
-        """Fresh weights from the recipe's seed. Raises StoreError when the store has too few rows for a batch."""
-        self.recipe, self.store = recipe, store
-        self.device = pick_device(recipe.training.device)
-        self.batches = Batches(store, recipe.training.batch, recipe.training.shuffle_seed)
-        if not self.batches.per_epoch:
-            raise StoreError(
-                f"{store.path} has {store.count('train'):,} training rows, fewer than one batch of "
-                f"{recipe.training.batch:,}. Set training.batch lower or harvest more rows."
-            )
-        self.steps = self.batches.per_epoch * recipe.training.epochs
-        self.crosscoder = fresh_crosscoder(recipe, store, self.device)
-        self.encoders = Encoders(self.crosscoder, compute_dtype(self.device))
-        self.log_thresholds = self._initial_log_thresholds()
-        # A tied decoder stands under several names but is one parameter.
-        self.parameters = list(
-            {id(p): p for p in [*self.crosscoder.weights.values(), *self.log_thresholds.values()]}.values()
-        )
-        self.optimiser = torch.optim.Adam(self.parameters, lr=recipe.training.learning_rate, fused=True)
-        groups = [group.name for group in self.crosscoder.groups]
-        self.rows_since_fired = torch.zeros(self.crosscoder.features, dtype=torch.int64, device=self.device)
-        self.thresholds = {name: RunningThreshold(recipe.crosscoder.sparsity.threshold_decay) for name in groups}
-        self.guess = dict.fromkeys(groups, 0.0)
-        self.step = 0
-
-    def run_step(self, raw: Rows) -> dict[str, float]:
-        """One step on raw activations [batch, width]; returns what is watched."""
-        crosscoder, recipe = self.crosscoder, self.recipe
-        rows = crosscoder.normalise(raw)
-        k = annealed_k(recipe.crosscoder.sparsity, self.step, self.steps)
-        done = self._encode(rows, k)
-        loss = reconstruction_loss(done)
-        if self._penalised:
-            loss = loss + sparsity_penalty(crosscoder, done, recipe.crosscoder.sparsity, self.step / self.steps)
-        dead = self._dead()
-        if not self._penalised and any(map(len, dead.values())):
-            auxiliary = dead_features_loss(crosscoder, done, dead, recipe.crosscoder.dead_features.k)
-            if auxiliary is not None:
-                loss = loss + recipe.crosscoder.dead_features.weight * auxiliary
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        clip_gradient(self.parameters, recipe.training.gradient_clip)
-        for settings in self.optimiser.param_groups:
-            settings["lr"] = self._learning_rate()
-        self.optimiser.step()
-        self._remember(done, annealing=k != recipe.crosscoder.sparsity.k)
-        self.step += 1
-        return self._measures(done, loss, rows, dead) if self.step % LOG_EVERY == 0 or self.step == self.steps else {}
-
-    @property
-    def _penalised(self) -> bool:
-        """Whether a penalty makes features sparse, rather than a budget."""
-        return self.recipe.crosscoder.sparsity.kind in ("l1", "jumprelu")
-
-    def _initial_log_thresholds(self) -> dict[str, Tensor]:
-        sparsity = self.recipe.crosscoder.sparsity
-        if sparsity.kind != "jumprelu":
-            return {}
-        start = math.log(sparsity.initial_threshold)
-        return {
-            group.name: torch.full((group.features,), start, device=self.device, requires_grad=True)
-            for group in self.crosscoder.groups
-        }
-
-    def _encode(self, rows: Rows, k: int) -> Encoding:
-        sparsity = self.recipe.crosscoder.sparsity
-        if self._penalised:
-            return encode_dense(self.crosscoder, rows, sparsity, self.log_thresholds, self.encoders.compute)
-        keep = budgets(self.crosscoder, sparsity, k * len(next(iter(rows.values()))))
-        return encode_sparse(self.crosscoder, rows, sparsity, keep, self.guess, self.encoders)
-
-    def _dead(self) -> dict[str, Tensor]:
-        """Per group, features that have not fired for too many rows, counted within the group."""
-        dead = self.rows_since_fired >= self.recipe.crosscoder.dead_features.after_rows
-        return {g.name: torch.nonzero(dead[g.first : g.stop]).squeeze(1) for g in self.crosscoder.groups}
-
-    def _learning_rate(self) -> float:
-        """Linear warm-up, constant, linear decay to zero over the last share of the steps."""
-        training = self.recipe.training
-        warm = min(1.0, (self.step + 1) / max(1.0, training.warmup_share * self.steps))
-        cool = min(1.0, (self.steps - self.step) / max(1.0, training.decay_share * self.steps))
-        return training.learning_rate * min(warm, cool)
-
-    @torch.no_grad()
-    def _remember(self, done: Encoding, *, annealing: bool) -> None:
-        self.rows_since_fired += len(next(iter(done.errors.values())))
-        for group in self.crosscoder.groups:
-            self.rows_since_fired[done.codes[group.name].fired + group.first] = 0
-        for name, smallest in done.smallest.items():
-            self.guess[name] = smallest
-            if not annealing:
-                self.thresholds[name].update(smallest)
-
-    @torch.no_grad()
-    def _measures(self, done: Encoding, loss: Tensor, rows: Rows, dead: dict[str, Tensor]) -> dict[str, float]:
-        count = len(next(iter(rows.values())))
-        measures = {"loss": float(loss.detach()), "l0": done.active / count}
-        measures["dead"] = sum(map(len, dead.values())) / self.crosscoder.features
-        for source, error in done.errors.items():
-            spread = (rows[source] - rows[source].mean(dim=0)).square().sum()
-            measures[f"variance_explained.{source}"] = float(1 - error.detach().square().sum() / spread)
-        measures["learning_rate"] = self._learning_rate()
-        return measures
-
-    def save(self, folder: Path, fingerprint: str) -> None:
-        """Write a checkpoint."""
-        tensors = {"rows_since_fired": self.rows_since_fired}
-        for number, parameter in enumerate(self.parameters):
-            tensors[f"parameter.{number}"] = parameter
-            for key, moment in self.optimiser.state[parameter].items():
-                tensors[f"adam.{key}.{number}"] = moment
-        state = {
-            "fingerprint": fingerprint,
-            "guess": self.guess,
-            "thresholds": {name: [average.value, average.steps] for name, average in self.thresholds.items()},
-        }
-        Checkpoint(self.step, tensors, state).save(folder)
-
-    @torch.no_grad()
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint."""
-        for number, parameter in enumerate(self.parameters):
-            parameter.copy_(checkpoint.tensors[f"parameter.{number}"])
-            moments = {key: checkpoint.tensors[f"adam.{key}.{number}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-            self.optimiser.state[parameter] = {
-                key: moment if key == "step" else moment.to(self.device) for key, moment in moments.items()
-            }
-        self.rows_since_fired.copy_(checkpoint.tensors["rows_since_fired"])
-        self.guess = dict(checkpoint.state["guess"])
-        for name, (value, steps) in checkpoint.state["thresholds"].items():
-            self.thresholds[name].value, self.thresholds[name].steps = value, steps
-        self.step = checkpoint.step
-
-    def batches_left(self) -> Iterator[Rows]:
-        """Batches from the current step to the end."""
-        for epoch in range(self.step // self.batches.per_epoch, self.recipe.training.epochs):
-            yield from self.batches.epoch(epoch, first=max(0, self.step - epoch * self.batches.per_epoch))
-
-    @torch.no_grad()
-    def calibrate(self) -> None:
-        """Set what decides at inference.
-
-        JumpReLU: the learned thresholds; L1: zero; TopK: k. BatchTopK: on held-out rows as many features are active as
-        in training, or the moving average of training where the store has no held-out rows.
-        """
-        crosscoder, sparsity = self.crosscoder, self.recipe.crosscoder.sparsity
-        crosscoder.threshold = {group.name: torch.zeros(()) for group in crosscoder.groups}
-        if sparsity.kind == "jumprelu":
-            crosscoder.threshold = {name: log.detach().exp() for name, log in self.log_thresholds.items()}
-        elif sparsity.kind == "topk":
-            one_row = budgets(crosscoder, sparsity, sparsity.k)
-            crosscoder.row_k = {group.name: keep for groups, keep in one_row for group in groups}
-        elif sparsity.kind == "batch_topk":
-            found = self._held_out_thresholds() or {name: mean.value for name, mean in self.thresholds.items()}
-            crosscoder.threshold = {name: torch.tensor(value) for name, value in found.items()}
-
-    def _held_out_thresholds(self) -> dict[str, float]:
-        """Mean over held-out batches of the smallest score kept; empty without held-out rows."""
-        found: dict[str, list[float]] = {}
-        rows_seen = 0
-        for block in self.store.blocks("held_out", rows=self.recipe.training.batch):
-            rows = self.crosscoder.normalise(block.rows)
-            for name, smallest in self._encode(rows, self.recipe.crosscoder.sparsity.k).smallest.items():
-                found.setdefault(name, []).append(smallest)
-            rows_seen += len(next(iter(rows.values())))
-            if rows_seen >= CALIBRATION_ROWS:
-                break
-        return {name: sum(values) / len(values) for name, values in found.items()}
-
-
-def fresh_crosscoder(recipe: Recipe, store: ActivationStore, device: torch.device) -> Crosscoder:
-    """A crosscoder with weights from the recipe's seed and normalisers from the store's training rows."""
-    made = differences(recipe.crosscoder, store.widths)
-    widths = {name: store.widths[pair[0]] for name, pair in made.items()} or store.widths
-    groups = preset(recipe.crosscoder, store.widths)
-    generator = torch.Generator().manual_seed(recipe.training.seed)
-    weights = initial(widths, groups, decoder_norm=recipe.crosscoder.decoder_norm, generator=generator)
-    placed = {id(tensor): tensor.to(device).requires_grad_() for tensor in weights.values()}
-    sparsity = recipe.crosscoder.sparsity
-    crosscoder = Crosscoder(
-        widths=widths,
-        groups=groups,
-        weights={name: placed[id(tensor)] for name, tensor in weights.items()},
-        normaliser={},
-        threshold={},
-        # Penalties and JumpReLU decide by the activation itself.
-        rank_by=sparsity.rank_by if sparsity.kind in ("batch_topk", "topk") else "activation",
-        aggregation=recipe.crosscoder.aggregation,
-        differences=made,
-    )
-    crosscoder.normaliser = estimate_normalisers(recipe, store, crosscoder)
-    return crosscoder
+from trainer.training import Training
 
 
 def train(recipe: Recipe, store: ActivationStore, folder: RunFolder, progress: Progress) -> Crosscoder:
-    """Fit a crosscoder and save it in the run's folder.
+    """Fit one crosscoder and save it in the run's folder; see `train_together`."""
+    return train_together([(recipe, folder)], store, progress)[0]
 
-    Goes on from the newest checkpoint of the same recipe and data. Raises StoreError, DiskFull.
+
+def train_together(
+    runs: Sequence[tuple[Recipe, RunFolder]], store: ActivationStore, progress: Progress
+) -> list[Crosscoder]:
+    """Fit a crosscoder for every run and save it in the run's folder, reading each batch once for all.
+
+    The recipes agree on batch, epochs and shuffle seed. Each goes on from its newest checkpoint of the same recipe and
+    data; one that is ahead of the others waits for them. Raises StoreError, DiskFull.
     """
-    training = Training(recipe, store)
-    fingerprint = fingerprint_of(recipe, store)
-    checkpoint = latest(folder.checkpoints, fingerprint)
-    if checkpoint is not None:
-        training.restore(checkpoint)
-        progress.say(f"train: going on from step {training.step} of {training.steps}")
-    _forget_metrics_after(folder.metrics, training.step)
-    with (
-        progress.task("train", total=training.steps, unit="steps") as task,
-        folder.metrics.open("a", encoding="utf-8") as log,
-    ):
-        task.advance(training.step)
-        for rows in training.batches_left():
-            measures = training.run_step(rows)
-            if measures:
-                log.write(json.dumps({"step": training.step, **measures}) + "\n")
-                log.flush()
-            task.advance(1, **{name: value for name, value in measures.items() if name != "learning_rate"})
-            if training.step % recipe.training.checkpoint_every == 0:
-                training.save(folder.checkpoints, fingerprint)
-    training.calibrate()
-    training.crosscoder.save(folder.path)
-    return training.crosscoder
+    fits = [_Fit(recipe, folder, store) for recipe, folder in runs]
+    behind = min(fits, key=lambda fit: fit.training.step).training
+    if behind.step:
+        progress.say(f"train: going on from step {behind.step} of {behind.steps}")
+    with progress.task("train", total=behind.steps, unit="steps") as task, contextlib.ExitStack() as stack:
+        logs = [stack.enter_context(fit.folder.metrics.open("a", encoding="utf-8")) for fit in fits]
+        step = behind.step
+        task.advance(step)
+        for rows in behind.batches_left():
+            for fit, log in zip(fits, logs, strict=True):
+                if fit.training.step == step:
+                    fit.run_step(rows, log)
+            step += 1
+            task.advance(1, **fits[0].shown)
+    return [fit.finish() for fit in fits]
 
 
-def clip_gradient(weights: list[Tensor], largest: float) -> None:
-    """Scale all gradients together so that their norm is at most `largest`; leave smaller ones untouched.
+class _Fit:
+    """One run's training with its files."""
 
-    torch's own multiplies always, which is one more pass over every gradient.
-    """
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if norm > largest:
-        torch._foreach_mul_(gradients, float(largest / norm))
+    def __init__(self, recipe: Recipe, folder: RunFolder, store: ActivationStore) -> None:
+        self.folder = folder
+        self.training = Training(recipe, store)
+        self.shown: dict[str, float] = {}
+        self._fingerprint = fingerprint_of(recipe, store)
+        self._checkpoint_every = recipe.training.checkpoint_every
+        checkpoint = latest(folder.checkpoints, self._fingerprint)
+        if checkpoint is not None:
+            self.training.restore(checkpoint)
+        _forget_metrics_after(folder.metrics, self.training.step)
 
+    def run_step(self, rows: Rows, log: IO[str]) -> None:
+        """One step; measures go into the log, and every so often the state into a checkpoint."""
+        measures = self.training.run_step(rows)
+        if measures:
+            log.write(json.dumps({"step": self.training.step, **measures}) + "\n")
+            log.flush()
+            self.shown = {name: value for name, value in measures.items() if name != "learning_rate"}
+        if self.training.step % self._checkpoint_every == 0:
+            self.training.save(self.folder.checkpoints, self._fingerprint)
 
-def estimate_normalisers(recipe: Recipe, store: ActivationStore, crosscoder: Crosscoder) -> dict[str, Normaliser]:
-    """Mean and scale of every source from training rows, as the recipe says."""
-
-    def blocks(source: str) -> Iterator[Tensor]:
-        seen = 0
-        for block in store.blocks("train"):
-            rows = crosscoder.derived(block.rows)[source]
-            yield rows
-            seen += len(rows)
-            if seen >= NORMALISER_ROWS:
-                return
-
-    if recipe.crosscoder.normalisation == "centred_rms":
-        return {source: centred_rms(blocks(source)) for source in crosscoder.sources}
-    mean_width = sum(crosscoder.widths.values()) / len(crosscoder.widths)
-    return {source: median_norm(blocks(source), mean_width) for source in crosscoder.sources}
+    def finish(self) -> Crosscoder:
+        """Set the inference thresholds and save the crosscoder."""
+        self.training.calibrate()
+        self.training.crosscoder.save(self.folder.path)
+        return self.training.crosscoder
 
 
 def fingerprint_of(recipe: Recipe, store: ActivationStore) -> str:

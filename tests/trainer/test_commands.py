@@ -89,3 +89,31 @@ def test_what_went_wrong_stands_in_the_progress_that_the_home_page_shows(tmp_pat
 
     state = json.loads(next((tmp_path / "crossdiff-home" / "runs").glob("*/progress.json")).read_text())
     assert state["status"] == "failed" and "No activation store at" in state["error"]
+
+
+def test_a_sweep_trains_its_runs_side_by_side_and_each_equals_the_run_alone(tmp_path):
+    tiny_activations(tmp_path / "store")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "name: mine\ncrosscoder: {features: 40, exclusive_share: 0.1, sparsity: {k: 3}}\n"
+        "training: {batch: 64, epochs: 1}\nsweep: {training.seed: [0, 1], crosscoder.features: [40, 60]}\n"
+    )
+    run(recipe, activations=tmp_path / "store", stages=("train",))
+    swept = sorted((tmp_path / "crossdiff-home" / "runs").iterdir())
+    together = {path.name: (path / "crosscoder.safetensors").read_bytes() for path in swept}
+    assert len(together) == 4
+
+    for path in swept:
+        (path / "crosscoder.safetensors").unlink()
+        (path / "stages.json").unlink()
+        for checkpoint in (path / "checkpoints").glob("*"):
+            checkpoint.unlink()
+        run(path / "recipe.yaml", activations=tmp_path / "store", stages=("train",))
+        assert (path / "crosscoder.safetensors").read_bytes() == together[path.name]
+
+
+def test_a_sweep_over_what_its_runs_share_is_refused(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: mine\nsweep: {training.batch: [64, 128]}\n")
+    with pytest.raises(RecipeError, match="runs share their rows"):
+        run(recipe, activations=tmp_path / "store")

@@ -11,7 +11,8 @@ from trainer.crosscoder import Crosscoder
 from trainer.jumprelu import jumprelu
 from trainer.progress import Progress
 from trainer.run_folder import RunFolder
-from trainer.train import Training, train
+from trainer.train import train
+from trainer.training import Training
 
 
 @pytest.fixture(scope="module")

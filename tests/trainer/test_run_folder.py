@@ -10,7 +10,8 @@ from tests.worlds.tiny_activations import tiny_activations, tiny_recipe
 from trainer.checkpoint import latest
 from trainer.errors import DiskFull
 from trainer.run_folder import published, write_json
-from trainer.train import Training, fingerprint_of
+from trainer.train import fingerprint_of
+from trainer.training import Training
 
 
 @pytest.fixture

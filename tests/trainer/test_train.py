@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.worlds.tiny_activations import tiny_activations, tiny_recipe
+from trainer import training as training_module
 from trainer.batches import Batches
 from trainer.checkpoint import latest
 from trainer.crosscoder import Crosscoder
@@ -21,7 +22,8 @@ from trainer.evaluate import evaluate
 from trainer.losses import dead_features_loss, reconstruction_loss
 from trainer.progress import Progress
 from trainer.run_folder import RunFolder
-from trainer.train import Training, fingerprint_of, train
+from trainer.train import fingerprint_of, train
+from trainer.training import Training
 
 
 def encode(training: Training, rows):
@@ -187,3 +189,15 @@ def test_sources_keep_their_rows_together_when_shuffled(tmp_path):
 def test_a_store_smaller_than_one_batch_is_refused_with_the_numbers(tmp_path):
     with pytest.raises(StoreError, match=r"fewer than one batch of 4,096"):
         Training(tiny_recipe(training={"batch": 4096}), tiny_activations(tmp_path / "store", rows=600))
+
+
+def test_the_first_twenty_losses_are_those_on_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_module, "LOG_EVERY", 1)
+    recipe = tiny_recipe(training={"precision": "float32"})
+    training = Training(recipe, tiny_activations(tmp_path / "store"))
+
+    losses = [training.run_step(rows)["loss"] for rows, _ in zip(training.batches_left(), range(20), strict=False)]
+
+    # A change that is not meant to alter results must reproduce them; one that is replaces the file and says why.
+    on_record = json.loads(Path(__file__).with_name("tiny_loss_trace.json").read_text())
+    assert losses == pytest.approx(on_record, rel=1e-6)

@@ -17,7 +17,7 @@ from trainer.bench.spread import Spread, in_turns, ratios
 from trainer.device import compute_dtype
 from trainer.memory import forget_peak, peak_gigabytes
 from trainer.recipe import Recipe, parse_recipe
-from trainer.train import Training
+from trainer.training import Training
 
 WARM_UP = 3
 """Steps before the clock runs: memory is taken and the threshold found."""
