@@ -14,19 +14,13 @@ from torch import Tensor
 
 from trainer.crosscoder import Crosscoder
 from trainer.errors import CrosscoderError
-from trainer.interchange.folding import (
-    fires_when_positive,
-    summed,
-    with_scores_as_activations,
-    without_normalisation,
-)
+from trainer.interchange.folding import ranked_by_activation
 from trainer.interchange.layout import (
     Partition,
     Weights,
     assembled,
     common_width,
     disassembled,
-    kept_per_row,
     partitioned,
     refuse_differences,
     source_names,
@@ -90,7 +84,9 @@ def write(crosscoder: Crosscoder, folder: Path, *, k: int | None = None) -> None
     partition, order = partitioned(crosscoder, TOOL)
     width = common_width(crosscoder, TOOL)
     if len(crosscoder.sources) != SOURCES:
-        raise CrosscoderError(f"{TOOL} has two sources, not {len(crosscoder.sources)}. Export it as sparsify or crosscode.")
+        raise CrosscoderError(
+            f"{TOOL} has two sources, not {len(crosscoder.sources)}. Export it as sparsify or crosscode."
+        )
     plain, kept = ranked_by_activation(crosscoder, k, TOOL)
     own = disassembled(plain)
     mask = torch.ones(SOURCES, crosscoder.features)
@@ -114,25 +110,6 @@ def write(crosscoder: Crosscoder, folder: Path, *, k: int | None = None) -> None
         "crossdiff": {"sources": list(crosscoder.sources)},
     }
     write_json(folder / "config.json", settings)
-
-
-def ranked_by_activation(crosscoder: Crosscoder, k: int | None, tool: str) -> tuple[Crosscoder, int]:
-    """The crosscoder for raw activations, for a tool that keeps the k strongest features of a row, and that k.
-
-    With ReLU and no k, all features are kept, which is the same. Raises CrosscoderError when there is no k to take.
-    """
-    kept = k or kept_per_row(crosscoder)
-    if kept is None and not fires_when_positive(crosscoder):
-        raise CrosscoderError(
-            f"{tool} keeps the k strongest features of each row, and this crosscoder those above a threshold. "
-            "Say how many to keep instead (k), or export it as crosscode, which has thresholds."
-        )
-    plain = summed(crosscoder)
-    if kept is None:
-        return without_normalisation(plain), crosscoder.features
-    if kept > crosscoder.features:
-        raise CrosscoderError(f"{tool} cannot keep {kept} of {crosscoder.features} features. Give a smaller k.")
-    return without_normalisation(with_scores_as_activations(plain)), kept
 
 
 def _keeping(crosscoder: Crosscoder, settings: dict[str, object], origin: Path) -> Crosscoder:

@@ -64,8 +64,8 @@ def read(path: Path, *, sources: Sequence[str] = (), scales: Sequence[float] = (
                 f"{key} {settings[key]}. Weights and settings are of two checkpoints; copy them again."
             )
     names = source_names(sources, settings, count, file.path)
-    factors = [float(factor) for factor in scales or settings.get(FACTORS) or [1.0] * count]
-    if len(factors) != count or min(factors) <= 0:
+    factors = list(scales or settings.get(FACTORS) or [1.0] * count)
+    if len(factors) != count or not all(isinstance(factor, int | float) and factor > 0 for factor in factors):
         raise CrosscoderError(f"{file.path} has {count} sources, and scales are {factors}. Give one above 0 for each.")
     own = Weights(
         [block.T.contiguous() for block in file.tensor("W_enc", (count, width, features))],
@@ -96,12 +96,14 @@ def write(crosscoder: Crosscoder, folder: Path, *, k: int = 0) -> None:
         raise CrosscoderError(f"{TOOL} keeps no fixed number of features per row. Export it as crosscode or sparsify.")
     if not fires_when_positive(crosscoder) and crosscoder.rank_by != "sum_of_norms":
         raise CrosscoderError(
-            f"{TOOL} compares activation times the sum of decoder norms with its threshold, and this crosscoder ranks by "
-            f"{crosscoder.rank_by}. Export it as dictionary-learning or crosscode, or train with rank_by: sum_of_norms."
+            f"{TOOL} compares activation times the sum of decoder norms with its threshold, and this crosscoder ranks "
+            f"by {crosscoder.rank_by}. Export it as dictionary-learning or crosscode, or train with sum_of_norms."
         )
     plain, threshold = with_one_threshold(without_mean(summed(crosscoder)), TOOL)
     if threshold > 0 and plain.rank_by != "sum_of_norms":
-        raise CrosscoderError(f"{TOOL} has one threshold for all features. Export it as dictionary-learning or crosscode.")
+        raise CrosscoderError(
+            f"{TOOL} has one threshold for all features. Export it as dictionary-learning or crosscode."
+        )
     own = disassembled(plain)
     scales = [plain.normaliser[source].scale for source in plain.sources]
     entries = {

@@ -17,6 +17,7 @@ from trainer.crosscoder import Crosscoder
 from trainer.errors import CrosscoderError
 from trainer.interchange.folding import (
     fires_when_positive,
+    rescaled,
     scores_per_activation,
     stretched,
     summed,
@@ -40,7 +41,9 @@ from trainer.normalisation import Normaliser
 from trainer.run_folder import published
 
 TOOL = "crosscode"
-READ_LOSSES = "BatchTopK saves no threshold: one has to be given. TopK keeps only positive activations here. No GroupMax."
+READ_LOSSES = (
+    "BatchTopK saves no threshold: one has to be given. TopK keeps only positive activations here. No GroupMax."
+)
 WRITE_LOSSES = "Normalisation is folded into the weights; a threshold becomes one for each feature."
 
 THRESHOLDS = "_activation_fn.log_threshold_L"
@@ -73,7 +76,9 @@ def read(path: Path, *, sources: Sequence[str] = (), threshold: float | None = N
         [e.T.contiguous() for e in file.tensor("_W_enc_XiDiL", (*biases, features)).reshape(count, width, features)],
         list(file.tensor("_W_dec_LXoDo", stacked).reshape(features, count, width).unbind(1)),
         file.tensor("b_enc_L", (features,)) if "b_enc_L" in file else torch.zeros(features),
-        list((file.tensor("_b_dec_XoDo", biases) if "_b_dec_XoDo" in file else torch.zeros(biases)).reshape(count, width)),
+        list(
+            (file.tensor("_b_dec_XoDo", biases) if "_b_dec_XoDo" in file else torch.zeros(biases)).reshape(count, width)
+        ),
     )
     kind, options = _activation(settings, file.path)
     crosscoder = assembled(
@@ -102,7 +107,9 @@ def write(crosscoder: Crosscoder, folder: Path, *, hookpoints: int = 1) -> None:
     need_one_group(crosscoder, TOOL)
     width, count = common_width(crosscoder, TOOL), len(crosscoder.sources)
     if hookpoints < 1 or count % hookpoints:
-        raise CrosscoderError(f"{count} sources are no whole number of models with {hookpoints} hookpoints each. Give 1.")
+        raise CrosscoderError(
+            f"{count} sources are no whole number of models with {hookpoints} hookpoints each. Give 1."
+        )
     kept = kept_per_row(crosscoder)
     plain = without_mean(summed(crosscoder))
     entries: dict[str, Tensor] = {}
@@ -147,8 +154,8 @@ def _activation(settings: dict[str, Any], origin: Path) -> tuple[str, dict[str, 
     kind = described.get("classname") if isinstance(described, dict) else None
     if kind not in (RELU, TOPK, BATCH_TOPK, *JUMPRELU) or not isinstance(described, dict):
         raise CrosscoderError(
-            f"{origin}: model_cfg.yaml beside it gives the activation function as {kind}; Crossdiff reads {RELU}, {TOPK}, "
-            f"{BATCH_TOPK} and {JUMPRELU[0]}. Copy the settings of an acausal crosscoder."
+            f"{origin}: model_cfg.yaml beside it gives the activation function as {kind}; Crossdiff reads {RELU}, "
+            f"{TOPK}, {BATCH_TOPK} and {JUMPRELU[0]}. Copy the settings of an acausal crosscoder."
         )
     options = described.get("cfg") or {}
     if kind == TOPK and not isinstance(options.get("k"), int):
@@ -184,14 +191,9 @@ def _factors(file: TensorFile, models: int, hookpoints: int) -> Tensor:
 def _with_thresholds(crosscoder: Crosscoder) -> tuple[Crosscoder, Tensor]:
     """The crosscoder and the logarithm of the activation above which each feature is active [F].
 
-    A feature with no decoder has a score of 0 and never fires, so its encoder can go.
+    A feature whose score is always 0 never exceeds its threshold, so its encoder can go.
     """
-    norms = scores_per_activation(crosscoder)
-    alive = norms > 0
-    bound = torch.where(alive, thresholds(crosscoder) / torch.where(alive, norms, 1.0), 1.0)
-    weights = dict(crosscoder.weights)
-    for group in crosscoder.groups:
-        part = alive[group.first : group.stop]
-        for name in (f"encoder_bias.{group.name}", *(f"encoder.{source}.{group.name}" for source in group.reads)):
-            weights[name] = weights[name] * (part if weights[name].ndim == 1 else part[:, None])
-    return replace(crosscoder, weights=weights), bound.log()
+    norms, every = scores_per_activation(crosscoder), thresholds(crosscoder)
+    bound = every / torch.where(norms > 0, norms, 1.0)
+    fires = (norms > 0) | (every == 0)
+    return rescaled(crosscoder, fires.float()), bound.log()

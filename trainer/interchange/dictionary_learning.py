@@ -5,6 +5,7 @@ activation times the code normalisation is above the threshold; weights stand in
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from trainer.crosscoder import Crosscoder
 from trainer.errors import CrosscoderError
 from trainer.interchange.folding import (
     fires_when_positive,
+    scores_per_activation,
     stretched,
     summed,
     with_one_threshold,
@@ -35,7 +37,7 @@ from trainer.interchange.tensor_files import TensorFile, read_settings, read_ten
 from trainer.normalisation import Normaliser
 from trainer.run_folder import write_json
 
-TOOL = "dictionary_learning"
+TOOL = "dictionary-learning"
 READ_LOSSES = "k and the history of training are not kept. DECOUPLED codes (one per source) are refused."
 WRITE_LOSSES = (
     "Features of a DFC are renumbered: exclusive ones first. Ranking by the largest norm, and thresholds that differ, "
@@ -201,21 +203,34 @@ def _ranked(crosscoder: Crosscoder, number: int, settings: dict[str, Any], origi
     if number in RANKINGS:
         crosscoder.rank_by = RANKINGS[number]
     elif number == MIXED and not fires_when_positive(crosscoder):
-        trainer = settings.get("trainer", settings)
-        parts = []
-        for rank_by, key, default in (
-            ("root_sum_of_squares", "code_normalization_alpha_sae", 1.0),
-            ("sum_of_norms", "code_normalization_alpha_cc", 0.1),
-        ):
-            crosscoder.rank_by = rank_by
-            norms = torch.cat([crosscoder.scale_of(group) for group in crosscoder.groups])
-            parts.append(norms * float(trainer.get(key, default)))
-        return with_scores_as_activations(crosscoder, parts[0] + parts[1])
+        return with_scores_as_activations(crosscoder, _mixed_norms(crosscoder, settings, origin))
     elif number in (MIXED, DECOUPLED):
         crosscoder.rank_by = "activation"
     else:
-        raise CrosscoderError(f"{origin}: code_normalization_id {number} is unknown; known are 1 to 5. Update Crossdiff.")
+        raise CrosscoderError(
+            f"{origin}: code_normalization_id {number} is unknown; known are 1 to 5. Update Crossdiff."
+        )
     return crosscoder
+
+
+def _mixed_norms(crosscoder: Crosscoder, settings: dict[str, Any], origin: Path) -> Tensor:
+    """What MIXED multiplies activations with [F]: a weighted sum of two norms; the weights stand in the settings."""
+    total = torch.zeros(crosscoder.features)
+    for rank_by, key, default in (
+        ("root_sum_of_squares", "code_normalization_alpha_sae", 1.0),
+        ("sum_of_norms", "code_normalization_alpha_cc", 0.1),
+    ):
+        share = _of_trainer(settings).get(key, default)
+        if not isinstance(share, int | float):
+            raise CrosscoderError(f"{origin}: config.json beside it gives {key} as {share!r}. Copy it again.")
+        total += share * scores_per_activation(replace(crosscoder, rank_by=rank_by))
+    return total
+
+
+def _of_trainer(settings: dict[str, Any]) -> dict[str, Any]:
+    """What the settings say of the crosscoder: under `trainer` after training, at the top on the hub."""
+    trainer = settings.get("trainer", settings)
+    return trainer if isinstance(trainer, dict) else {}
 
 
 def _scaling(file: TensorFile, settings: dict[str, Any], count: int, width: int) -> _Scaling:
@@ -227,21 +242,29 @@ def _scaling(file: TensorFile, settings: dict[str, Any], count: int, width: int)
     deviation = file.raw("activation_std", (count, width)).float()
     if bool(mean.isnan().any()) or bool(deviation.isnan().any()):
         return _Scaling(torch.zeros(count, width), ones, None)
-    if settings.get("trainer", settings).get("keep_relative_variance") is False:
+    if _of_trainer(settings).get("keep_relative_variance") is False:
         return _Scaling(mean, ones, deviation + EPSILON)
+    scale = file.tensor("activation_global_scale", (count,))
+    if bool((scale <= 0).any()):
+        raise CrosscoderError(
+            f"{file.path}: tensor 'activation_global_scale' is {scale.tolist()}, expected numbers above 0. "
+            "The statistics of the activations were wrong; train it again."
+        )
     return _Scaling(mean, file.raw("activation_global_scale", (count,)).double(), None)
 
 
 def _partition(file: TensorFile, settings: dict[str, Any], count: int, features: int) -> Partition:
     """The partition in the weights file or, in files that can hold only tensors, in the settings."""
-    stored = file.entries.get("_partition_config", settings.get("trainer", settings))
+    stored = file.entries.get("_partition_config", _of_trainer(settings))
     keys = ("model_a_exclusive_pct", "model_b_exclusive_pct")
     if not isinstance(stored, dict) or not any(key in stored for key in keys):
         return Partition(0, 0, features)
     try:
         first, second = (int(features * float(stored[key])) for key in keys)
     except (KeyError, TypeError, ValueError) as error:
-        raise CrosscoderError(f"{file.path}: the partition {stored} cannot be read ({error!r}). Copy it again.") from None
+        raise CrosscoderError(
+            f"{file.path}: the partition {stored} cannot be read ({error!r}). Copy it again."
+        ) from None
     if count != 2 or min(first, second) < 0 or first + second > features:
         raise CrosscoderError(
             f"{file.path}: a partition of {first} and {second} exclusive features does not fit {count} sources and "
@@ -256,7 +279,10 @@ def _shares(partition: Partition, features: int) -> dict[str, float]:
         return {}
     sizes = {"model_a_exclusive_pct": partition.first, "model_b_exclusive_pct": partition.second}
     exact = {key: size / features for key, size in sizes.items()}
-    return {key: exact[key] if int(features * exact[key]) == size else (size + 0.5) / features for key, size in sizes.items()}
+    return {
+        key: exact[key] if int(features * exact[key]) == size else (size + 0.5) / features
+        for key, size in sizes.items()
+    }
 
 
 def _divisor(scale: float) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trainer.crosscoder import Crosscoder
 from trainer.errors import CrosscoderError
+from trainer.interchange.layout import kept_per_row
 from trainer.normalisation import Normaliser
 
 
@@ -135,3 +136,22 @@ def stretched(crosscoder: Crosscoder, by: Mapping[str, Tensor | float]) -> Cross
     for source in crosscoder.targets:
         weights[f"decoder_bias.{source}"] = weights[f"decoder_bias.{source}"] / by[source]
     return replace(crosscoder, weights=weights)
+
+
+def ranked_by_activation(crosscoder: Crosscoder, k: int | None, tool: str) -> tuple[Crosscoder, int]:
+    """The crosscoder for raw activations, for a tool that keeps the k strongest features of a row, and that k.
+
+    With ReLU and no k, all features are kept, which is the same. Raises CrosscoderError when there is no k to take.
+    """
+    kept = k or kept_per_row(crosscoder)
+    if kept is None and not fires_when_positive(crosscoder):
+        raise CrosscoderError(
+            f"{tool} keeps the k strongest features of each row, and this crosscoder those above a threshold. "
+            "Say how many to keep instead (k), or export it as crosscode, which has thresholds."
+        )
+    plain = summed(crosscoder)
+    if kept is None:
+        return without_normalisation(plain), crosscoder.features
+    if kept > crosscoder.features:
+        raise CrosscoderError(f"{tool} cannot keep {kept} of {crosscoder.features} features. Give a smaller k.")
+    return without_normalisation(with_scores_as_activations(plain)), kept

@@ -59,20 +59,33 @@ class Partition:
 
 
 def source_names(given: Sequence[str], settings: dict[str, Any], count: int, origin: Path) -> tuple[str, ...]:
-    """Names of a checkpoint's sources: those given, else those Crossdiff wrote, else source-0, source-1, …
+    """Names of a checkpoint's sources: those given, else those Crossdiff wrote, else numbered ones.
 
     Raises CrosscoderError for a wrong number of names, one twice, or one that pages and files cannot use.
     """
-    written = settings.get("crossdiff")
-    names = tuple(given) or tuple((written or {}).get("sources", ())) or tuple(f"source-{i}" for i in range(count))
+    ours = settings.get("crossdiff")
+    written = ours.get("sources", []) if isinstance(ours, dict) else []
+    names = tuple(given) or tuple(map(str, written)) or tuple(f"source-{place}" for place in range(count))
     if len(names) != count or len(set(names)) < count:
-        raise CrosscoderError(f"{origin} has {count} sources, not {', '.join(names)}. Name each of them once, in order.")
+        raise CrosscoderError(
+            f"{origin} has {count} sources, not {', '.join(names)}. Name each of them once, in order."
+        )
     for name in names:
-        if not isinstance(name, str) or not NAME.fullmatch(name) or name == "shared":
+        need_file_name(name)
+        if name == "shared":
             raise CrosscoderError(
-                f"{origin}: {name!r} cannot name a source. Use small letters, digits, dots and dashes, and not 'shared'."
+                f"{origin}: 'shared' is what the group of all sources is called. Name the source otherwise."
             )
     return names
+
+
+def need_file_name(source: str) -> None:
+    """Refuse a source's name that cannot stand in a file's name or a URL. Raises CrosscoderError."""
+    if not NAME.fullmatch(source):
+        raise CrosscoderError(
+            f"{source!r} cannot name a source. Use small letters and digits, and after the first also dots, dashes and "
+            "underscores."
+        )
 
 
 def assembled(
@@ -188,5 +201,7 @@ def kept_per_row(crosscoder: Crosscoder) -> int | None:
     """
     if len(crosscoder.row_k) > 1:
         found = ", ".join(f"{group} {k}" for group, k in crosscoder.row_k.items())
-        raise CrosscoderError(f"No other tool keeps a number of features per group and row ({found}). Keep our own files.")
+        raise CrosscoderError(
+            f"No other tool keeps a number of features per group and row ({found}). Keep our own files."
+        )
     return next(iter(crosscoder.row_k.values()), None)

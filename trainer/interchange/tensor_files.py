@@ -54,7 +54,9 @@ class TensorFile:
         found = self.entries.get(name)
         if not isinstance(found, Tensor):
             what = "lacks tensor" if found is None else f"holds a {type(found).__name__} in place of tensor"
-            raise CrosscoderError(f"{self.path} {what} {name!r} of shape {_words(axes)}. Copy the whole checkpoint again.")
+            raise CrosscoderError(
+                f"{self.path} {what} {name!r} of shape {_words(axes)}. Copy the whole checkpoint again."
+            )
         fits = found.ndim == len(axes) and all(
             isinstance(axis, str) or size == axis for size, axis in zip(found.shape, axes, strict=True)
         )
@@ -70,8 +72,8 @@ class TensorFile:
         unknown = sorted(self.entries.keys() - set(known))
         if unknown:
             raise CrosscoderError(
-                f"{self.path} holds {', '.join(map(repr, unknown))}, which this format does not have: it is a variant "
-                "whose meaning Crossdiff would only guess. Convert it to a known format first."
+                f"{self.path} holds {', '.join(map(repr, unknown[:5]))}, which this format does not have: it is a "
+                "variant whose meaning Crossdiff would only guess. Convert it to a known format first."
             )
 
 
@@ -117,7 +119,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CrosscoderError(f"{path} is not readable ({error}). Copy it again.") from None
+        raise CrosscoderError(f"{path} is not readable ({' '.join(str(error).split())}). Copy it again.") from None
     if not isinstance(settings, dict):
         raise CrosscoderError(f"{path} holds no settings: expected names with values. Copy it again.")
     return settings

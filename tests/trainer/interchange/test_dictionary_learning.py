@@ -75,7 +75,7 @@ def by_their_formula(entries, rows, *, per_neuron=False):
 
     result = []
     for row in rows:
-        x = [[v for v in row[s]] for s in sources]
+        x = [list(row[s]) for s in sources]
         if normalised:
             x = [[(x[s][i] - e["activation_mean"][s][i]) / divisor(s, i) for i in neurons] for s in sources]
         codes = []

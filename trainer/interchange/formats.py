@@ -1,0 +1,132 @@
+"""Formats: which checkpoints of other tools can be read and written, and how one is recognised in a folder."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from trainer.crosscoder import Crosscoder
+from trainer.errors import CrosscoderError
+from trainer.interchange import antebe, ckkissane, crosscode, dictionary_learning, saelens, sparsify
+
+
+@dataclass(frozen=True)
+class Format:
+    """One tool's way to store a crosscoder."""
+
+    name: str
+    find: Callable[[Path], Path | None] | None
+    """The weights file of this format at a path, or None; None for a format that is only written."""
+    read: Callable[..., Crosscoder] | None
+    write: Callable[..., None]
+    read_losses: str = ""
+    write_losses: str = ""
+
+
+def _own(path: Path) -> Path | None:
+    folder = path if path.is_dir() else path.parent
+    return folder / "crosscoder.safetensors" if (folder / "crosscoder.json").is_file() else None
+
+
+def _read_own(path: Path) -> Crosscoder:
+    return Crosscoder.load(path if path.is_dir() else path.parent)
+
+
+def _of(module: ModuleType) -> Format:
+    """The format that a module of this package reads and writes."""
+    losses = (getattr(module, name, "") for name in ("READ_LOSSES", "WRITE_LOSSES"))
+    return Format(module.TOOL, getattr(module, "find", None), getattr(module, "read", None), module.write, *losses)
+
+
+FORMATS = {
+    each.name: each
+    for each in (
+        Format("crossdiff", _own, _read_own, Crosscoder.save),
+        _of(dictionary_learning),
+        _of(ckkissane),
+        _of(antebe),
+        _of(crosscode),
+        _of(saelens),
+        _of(sparsify),
+    )
+}
+READABLE = tuple(name for name, each in FORMATS.items() if each.read)
+WRITABLE = tuple(FORMATS)
+
+
+def read(path: Path, format: str | None = None, **options: Any) -> Crosscoder:  # noqa: A002
+    """Read another tool's checkpoint, a folder or a weights file; the format is recognised when not given.
+
+    Options are those of the format's own `read`. Raises CrosscoderError when nothing can be read, or not exactly.
+    """
+    chosen = _named(format) if format else detect(path)
+    if chosen.read is None:
+        raise CrosscoderError(
+            f"{chosen.name} can be written, not read. Formats that can be read: {', '.join(READABLE)}."
+        )
+    if not path.exists():
+        raise CrosscoderError(f"{path} does not exist. Give a checkpoint's folder or its weights file.")
+    if path.is_dir() and chosen.find and chosen.find(path) is None:
+        raise CrosscoderError(f"{path} holds no {chosen.name} checkpoint, but {_contents(path)}. Leave out the format.")
+    _check_options(chosen, chosen.read, options)
+    return chosen.read(path, **options)
+
+
+def write(crosscoder: Crosscoder, path: Path, format: str, **options: Any) -> None:  # noqa: A002
+    """Write a crosscoder into a new or empty folder, in another tool's format.
+
+    Options are those of the format's own `write`. Raises CrosscoderError when the format cannot hold the crosscoder,
+    or the folder holds something.
+    """
+    chosen = _named(format)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CrosscoderError(f"{path} is there already and not empty. Give a new folder, so that nothing is lost.")
+    _check_options(chosen, chosen.write, options)
+    chosen.write(crosscoder, path, **options)
+
+
+def detect(path: Path) -> Format:
+    """The format of what lies in a folder, or of a weights file. Raises CrosscoderError unless it is exactly one."""
+    if not path.exists():
+        raise CrosscoderError(f"{path} does not exist. Give a checkpoint's folder or its weights file.")
+    found = [each for each in FORMATS.values() if each.find and each.find(path) is not None]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CrosscoderError(f"{path} may be {' or '.join(each.name for each in found)}. Name the format.")
+    for file, name in (("sae_weights.safetensors", "saelens"), ("sae.safetensors", "sparsify")):
+        if path.is_dir() and next(path.rglob(file), None):
+            raise CrosscoderError(
+                f"{path} holds autoencoders of {name}, each of one source; they are no crosscoder. Crossdiff writes "
+                f"this format and reads {', '.join(READABLE)}."
+            )
+    raise CrosscoderError(
+        f"{path} holds no checkpoint that Crossdiff recognises, but {_contents(path)}. Name the format: "
+        f"{', '.join(READABLE)}."
+    )
+
+
+def _named(name: str) -> Format:
+    if name not in FORMATS:
+        raise CrosscoderError(f"No format is named {name!r}. Known are {', '.join(FORMATS)}.")
+    return FORMATS[name]
+
+
+def _check_options(chosen: Format, function: Callable[..., Any], options: dict[str, Any]) -> None:
+    known = [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    for name in options.keys() - set(known):
+        raise CrosscoderError(f"{chosen.name} has no option {name!r} here. It has {', '.join(known) or 'none'}.")
+
+
+def _contents(path: Path) -> str:
+    """What lies in a folder, in words."""
+    if path.is_file():
+        return "is a file"
+    names = sorted(entry.name for entry in path.iterdir())
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"
