@@ -1,5 +1,6 @@
 """Command line `crossdiff`: every command a person types; heavy imports wait inside the command that needs them."""
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -114,8 +115,9 @@ def demo(recipe: Path, port: int | None, no_browser: bool) -> None:
         if not no_browser:
             open_browser(address)
         folder = run_recipe(recipe, ())
-        click.echo(f"The comparison is at {address}/runs/{folder.run} (Ctrl-C ends the explorer)")
-        wait()
+        with contextlib.suppress(KeyboardInterrupt):
+            click.echo(f"The comparison is at {address}/runs/{folder.run} (Ctrl-C ends the explorer)")
+            wait()
 
 
 @main.command()

@@ -133,9 +133,8 @@ def _wait_until_it_answers(child: "subprocess.Popen[bytes]", settings: Settings,
 
 
 def _wait_for(child: "subprocess.Popen[bytes]", *, log: str) -> None:
-    with contextlib.suppress(KeyboardInterrupt):
-        child.wait()
-        raise ServerFailed(f"The explorer ended. {log} says why; `crossdiff serve` starts it again.")
+    child.wait()
+    raise ServerFailed(f"The explorer ended. {log} says why; `crossdiff serve` starts it again.")
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:
