@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
-import duckdb
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
@@ -112,7 +111,6 @@ def _add_errors(app: FastAPI) -> None:
         (ReaderError, _answer),
         (HTTPException, _from_http),
         (RequestValidationError, _from_validation),
-        (duckdb.Error, _from_duckdb),
         (500, _from_bug),
     ]
     for kind, handler in answers:
@@ -122,6 +120,10 @@ def _add_errors(app: FastAPI) -> None:
 def _answer(request: Request, error: Exception) -> Response:
     """The error in the shape the client reads."""
     assert isinstance(error, ReaderError)
+    if isinstance(error, ResultsUnreadable):
+        # The file is opened anew next time: it may have been mended.
+        log.error("%s", error, exc_info=error.__cause__)
+        request.app.state.library.forget(request.path_params.get("run", ""))
     page = ErrorPage(error.status, error.title, error.fact, error.remedy)
     if request.url.path.startswith(f"{request.app.state.settings.root_path}/api/"):
         body = {"status": page.status, "title": page.title, "message": page.fact, "remedy": page.remedy}
@@ -149,16 +151,6 @@ def _from_validation(request: Request, error: Exception) -> Response:
     parts = [f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()]
     remedy = "Correct the address, or start again from the list without filters."
     return _answer(request, BadQuery(f"{'; '.join(parts)}.", remedy=remedy))
-
-
-def _from_duckdb(request: Request, error: Exception) -> Response:
-    """A results file that opened but breaks while it is read."""
-    run = str(request.path_params.get("run", ""))
-    log.error("reading the results of %s failed", run, exc_info=error)
-    request.app.state.library.forget(run)
-    first = str(error).strip().splitlines()[0]
-    fact = f"Reading the results of {run!r} failed: {first}"
-    return _answer(request, ResultsUnreadable(fact, remedy="Publish them again with `crossdiff analyse RECIPE`."))
 
 
 def _from_bug(request: Request, error: Exception) -> Response:

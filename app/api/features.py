@@ -36,7 +36,7 @@ def read_features(view: RunView) -> dict[str, Any]:
     return {
         "run": view.run,
         "total": found.total,
-        "page": view.listing.page,
+        "page": found.page,
         "pages": found.pages,
         "per_page": PER_PAGE,
         "features": [{**asdict(row), "label": labels.get(row.feature)} for row in found.rows],

@@ -30,6 +30,9 @@ OPTIONS: dict[str, str | bool | int | float | list[str]] = {
 OPEN_FILES = 16
 """Results files kept open at most."""
 
+AGAIN = "`crossdiff analyse` with the recipe.yaml of the run's folder"
+"""What publishes a run's results again."""
+
 Value = TypeVar("Value")
 
 
@@ -60,12 +63,15 @@ class Results:
     """Name of the results file; it changes whenever anything in it does."""
 
     def rows(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
-        """All rows of a query with named parameters."""
-        return self.cursor.execute(sql, parameters or None).fetchall()
+        """All rows of a query with named parameters. Raises ResultsUnreadable when the file breaks underneath."""
+        try:
+            return self.cursor.execute(sql, parameters or None).fetchall()
+        except duckdb.Error as error:
+            raise unreadable(self.run, self.file, error) from error
 
     def row(self, sql: str, **parameters: Any) -> tuple[Any, ...] | None:
-        """The first row of a query with named parameters."""
-        return self.cursor.execute(sql, parameters or None).fetchone()
+        """The first row of a query with named parameters. Raises ResultsUnreadable as `rows` does."""
+        return next(iter(self.rows(sql, **parameters)), None)
 
 
 @dataclass
@@ -146,7 +152,7 @@ class Library:
             name = results_pointer(folder)
         except ValueError as error:
             raise ResultsUnreadable(
-                f"Run {run!r}: current.json cannot be read ({error}).", remedy=f"Publish again: {_again(folder)}."
+                f"Run {run!r}: current.json cannot be read ({error}).", remedy=f"Publish again: {AGAIN}."
             ) from None
         if name is None:
             raise ResultsMissing(
@@ -155,7 +161,7 @@ class Library:
             )
         if not (folder / name).is_file():
             raise ResultsUnreadable(
-                f"Run {run!r} points at {name}, which is not in its folder.", remedy=f"Publish again: {_again(folder)}."
+                f"Run {run!r} points at {name}, which is not in its folder.", remedy=f"Publish again: {AGAIN}."
             )
         return folder / name
 
@@ -175,14 +181,12 @@ def _open(path: Path, run: str) -> _Open:
         ).fetchall()
         (features,) = connection.execute("select count(*) from feature").fetchone() or (0,)
     except duckdb.Error as error:
-        first = str(error).strip().splitlines()[0].rstrip(".")
-        raise ResultsUnreadable(
-            f"The results of {run!r} ({path.name}) are damaged or not results at all: {first}.",
-            remedy=f"Publish them again: {_again(path.parent)}.",
-        ) from error
+        raise unreadable(run, path.name, error) from error
     return _Open(path, connection, tuple(Source(*row) for row in sources), features, {})
 
 
-def _again(folder: Path) -> str:
-    """The command that publishes a run's results again."""
-    return f"`crossdiff analyse {folder / 'recipe.yaml'}`"
+def unreadable(run: str, file: str, error: Exception) -> ResultsUnreadable:
+    """What to tell a reader about a file that DuckDB cannot read."""
+    first = str(error).strip().splitlines()[0].rstrip(".")
+    fact = f"The results of {run!r} ({file}) are damaged or not results at all: {first}."
+    return ResultsUnreadable(fact, remedy=f"Publish them again: {AGAIN}.")

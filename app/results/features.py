@@ -55,6 +55,8 @@ class FeatureList:
     rows: list[FeatureRow]
     total: int
     """Features that pass the filters."""
+    page: int
+    """The page shown: the one asked for, or the last one when there are fewer."""
     pages: int
     facets: dict[str, list[FacetValue]]
 
@@ -75,15 +77,16 @@ def list_features(results: Results, listing: Listing, found: set[int] | None) ->
     chosen = select(listing, results, found=found)
     among, parameters = chosen.among()
     (total,) = results.row(f"select count(*) {among}", **parameters) or (0,)
+    pages = max((total + PER_PAGE - 1) // PER_PAGE, 1)
+    page = min(listing.page, pages)
     among, parameters = chosen.among(COLUMNS)
     rows = results.rows(
         f"select {COLUMNS} {among} order by {listing.order} limit $limit offset $offset",
         **parameters,
         limit=PER_PAGE,
-        offset=(listing.page - 1) * PER_PAGE,
+        offset=(page - 1) * PER_PAGE,
     )
-    pages = max((total + PER_PAGE - 1) // PER_PAGE, 1)
-    return FeatureList([FeatureRow(*row) for row in rows], total, pages, facets_of(results, listing, found))
+    return FeatureList([FeatureRow(*row) for row in rows], total, page, pages, facets_of(results, listing, found))
 
 
 def every_feature(results: Results, listing: Listing, found: set[int] | None) -> list[FeatureRow]:

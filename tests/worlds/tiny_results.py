@@ -71,7 +71,7 @@ def publish(folder: Path, draft: Path) -> Path:
 
 def write_progress(folder: Path, **fields: Any) -> None:
     """Write progress.json as a run would; stages before `stage` are done."""
-    names = ["prepare", "harvest", "train", "evaluate", "analyse"]
+    names = ["harvest", "train", "evaluate", "analyse"]
     status, stage = fields.get("status", "running"), fields.get("stage", "train")
     position = names.index(stage)
     stages = [

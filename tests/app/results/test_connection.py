@@ -1,0 +1,146 @@
+"""Results files: a bad one says what is wrong and how to mend it, and harms no other run."""
+
+import json
+import shutil
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from app.errors import ResultsMissing, ResultsUnreadable, RunNotFound
+from app.results.connection import Library
+from app.results.features import list_features
+from app.results.listing import Listing
+from app.results.runs import all_runs
+from tests.worlds.tiny_results import RUN, publish, write_progress, write_tiny_run
+
+
+@pytest.fixture
+def runs(tiny_home: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny run to damage, and beside it an untouched one."""
+    for name in (RUN, "sound-00000000"):
+        shutil.copytree(tiny_home / "runs" / RUN, tmp_path / "runs" / name)
+    return tmp_path / "runs"
+
+
+def file_of(folder: Path) -> Path:
+    return folder / json.loads((folder / "current.json").read_text())["file"]
+
+
+def overwrite(folder: Path) -> None:
+    file_of(folder).write_bytes(b"this is no database")
+
+
+def cut_short(folder: Path) -> None:
+    data = file_of(folder).read_bytes()
+    file_of(folder).write_bytes(data[: len(data) // 3])
+
+
+def rot(folder: Path) -> None:
+    """The file opens, and breaks where it is read."""
+    data = bytearray(file_of(folder).read_bytes())
+    data[20_000:-300_000] = b"\x5a" * (len(data) - 320_000)
+    file_of(folder).write_bytes(data)
+
+
+def empty(folder: Path) -> None:
+    file_of(folder).write_bytes(b"")
+
+
+def remove(folder: Path) -> None:
+    file_of(folder).unlink()
+
+
+def garble(folder: Path) -> None:
+    (folder / "current.json").write_text('{"file": "resul')
+
+
+def point_outside(folder: Path) -> None:
+    (folder / "current.json").write_text('{"file": "../../../etc/passwd"}')
+
+
+def other_database(folder: Path) -> None:
+    draft = folder / "draft"
+    duckdb.connect(str(draft)).execute("create table cats (name text)").close()
+    publish(folder, draft)
+
+
+@pytest.mark.parametrize("damage", [overwrite, cut_short, rot, empty, remove, garble, point_outside, other_database])
+def test_a_damaged_file_is_named_with_a_remedy_and_the_other_run_stays_readable(runs: Path, damage):
+    damage(runs / RUN)
+    library = Library(runs)
+
+    with pytest.raises(ResultsUnreadable) as refusal:
+        list_features(library.results(RUN), Listing(), None)
+
+    assert RUN in refusal.value.fact
+    assert "crossdiff analyse" in refusal.value.remedy
+    assert library.results("sound-00000000").features == 240
+    states = {run.run: (run.status, run.problem) for run in all_runs(library)}
+    assert states["sound-00000000"] == ("finished", None)
+    assert states[RUN][0] == "unreadable"
+    assert RUN in states[RUN][1]
+
+
+def test_a_newer_schema_asks_for_a_newer_crossdiff(tmp_path: Path):
+    write_tiny_run(tmp_path, amend=("update run set schema_version = 7",))
+
+    with pytest.raises(ResultsUnreadable, match=r"schema 7; this explorer reads up to 1\..*Update Crossdiff"):
+        Library(tmp_path / "runs").results(RUN)
+
+
+def test_results_published_anew_are_seen_without_a_restart(tmp_path: Path):
+    folder = write_tiny_run(tmp_path)
+    library = Library(tmp_path / "runs")
+    held = library.results(RUN)
+
+    draft = folder / "draft"
+    draft.write_bytes(file_of(folder).read_bytes())
+    connection = duckdb.connect(str(draft))
+    connection.execute("delete from feature where feature >= 100")
+    connection.close()
+    publish(folder, draft)
+
+    assert library.results(RUN).features == 100
+    assert held.row("select count(*) from feature") == (240,), "a request under way reads what it began with"
+
+
+def test_what_is_worked_out_once_is_worked_out_again_for_new_results(tmp_path: Path):
+    write_tiny_run(tmp_path)
+    library = Library(tmp_path / "runs")
+    count = lambda results: results.row("select count(*) from feature")[0]  # noqa: E731
+
+    assert library.remember(RUN, "count", count) == 240
+    write_tiny_run(tmp_path, features=32)
+    assert library.remember(RUN, "count", count) == 32
+
+
+def test_results_cannot_be_written_through_the_explorer(runs: Path):
+    results = Library(runs).results(RUN)
+
+    with pytest.raises(duckdb.Error, match="read-only"):
+        results.cursor.execute("delete from feature")
+
+
+def test_a_run_without_results_and_one_that_is_not_there_are_told_apart(runs: Path):
+    write_progress(runs / "running-11111111")
+    library = Library(runs)
+
+    with pytest.raises(ResultsMissing, match="not published results yet"):
+        library.results("running-11111111")
+    with pytest.raises(RunNotFound, match=r"Did you mean 'sound-00000000'"):
+        library.results("sound-0000000")
+    with pytest.raises(RunNotFound):
+        library.results("..")
+
+
+def test_few_files_are_open_at_once(runs: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("app.results.connection.OPEN_FILES", 1)
+    library = Library(runs)
+
+    library.results(RUN)
+    library.results("sound-00000000")
+
+    assert library.open_files == 1
+    library.close()
+    assert library.open_files == 0
