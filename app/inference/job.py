@@ -75,7 +75,7 @@ class Job:
     def _speak(self, lanes: dict[int, SourceRecipe], models: int) -> None:
         """Everything that one model has to say."""
         try:
-            torch.set_num_threads(max((os.cpu_count() or 1) // models, 1))
+            torch.set_num_threads(threads_for(models))
             recipe = next(iter(lanes.values()))
             with self._shelf.using(recipe) as (source, turn):
                 self._take_turns(self._voices(source, lanes), turn)
@@ -148,6 +148,16 @@ class Job:
             if lane in self._open:
                 self._open.discard(lane)
                 self._emit(Ended.model_validate({"lane": lane, "state": state, "reason": reason}))
+
+
+def threads_for(models: int) -> int:
+    """Threads of each of so many models that speak at once.
+
+    One token is little work: sharing it between all cores gains little, and costs a hundredfold when a training run
+    keeps one of them busy. Never more than half of the cores, also for one model, so that numbers do not depend on
+    how many models a request needs.
+    """
+    return max((os.cpu_count() or 1) // max(models, 2), 1)
 
 
 def _no_model(source: str, run: str, known: list[str]) -> str:

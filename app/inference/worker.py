@@ -38,8 +38,6 @@ RUNNING, WAITING = 1, 8
 """Generations at once, and how many may wait beside them."""
 RETRY_AFTER = 10
 """Seconds after which to ask again when the line is full."""
-COURTESY = 5
-"""How far the worker steps back behind the pages of the same machine (nice)."""
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -211,8 +209,8 @@ def serve_worker(
 ) -> None:
     """Serve until a signal, on a Unix socket if one is given, else over TCP."""
     os.environ["CROSSDIFF_HOME"] = str(home)  # the trainer finds models there
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait leave the cores to others
     if until_input_ends:
-        os.nice(COURTESY)
         threading.Thread(target=_end_with_input, daemon=True).start()
     where = {"uds": str(socket)} if socket else {"host": host, "port": port}
     config = uvicorn.Config(
