@@ -29,7 +29,7 @@ SORTED = frozenset({"feature", "feature_source", "firing", "histogram", "logit",
 """Tables that must arrive sorted by feature."""
 LIBRARIES = ("torch", "numpy", "scipy", "transformers", "tokenizers", "safetensors", "pyarrow", "duckdb")
 """Libraries that decide numbers."""
-MEMORY = "512MB"
+MEMORY = "256MB"
 """What DuckDB may hold while it builds the file; beyond, it spills beside the draft."""
 Column = Sequence[Any] | np.ndarray | Any
 """Values of one column: a list, an array or an Arrow array. NaN in an array of numbers stands for null."""

@@ -12,6 +12,8 @@ from trainer.analysis.codes import CodeSpool
 MEMORY = 128 << 20
 """Bytes for sums of products at a time. More features than fit take more passes over the spooled codes."""
 WORKERS = 2
+SLICE = 512
+"""Features in one sparse product."""
 
 
 class Coactivation:
@@ -70,7 +72,8 @@ class Coactivation:
 
 
 def _add_product(total: np.ndarray, left: sp.csr_array, right: sp.csr_array) -> None:
-    """Add a sparse product to dense sums in place."""
-    product = left @ right
-    at = np.repeat(np.arange(product.shape[0]), np.diff(product.indptr)) * np.int64(product.shape[1]) + product.indices
-    total.reshape(-1)[at] += product.data
+    """Add a sparse product to dense sums in place, some features at a time to stay small."""
+    for first in range(0, len(total), SLICE):
+        product = left[first : first + SLICE] @ right
+        row = np.repeat(np.arange(first, first + product.shape[0]), np.diff(product.indptr))
+        total[row, product.indices] += product.data
