@@ -194,6 +194,27 @@ def runs() -> None:
 
 
 @main.command()
+@click.argument("run")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--format", "tool", required=True, metavar="TOOL", help="Whose format; a wrong name lists them all.")
+@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="What the format asks for, such as k=32.")
+def export(run: str, folder: Path, tool: str, options: tuple[str, ...]) -> None:
+    """Write a run's crosscoder into a new FOLDER, in another tool's format."""
+    import yaml
+
+    from app.results.connection import Library
+    from app.settings import Settings
+    from trainer.crosscoder import Crosscoder
+    from trainer.interchange.formats import FORMATS, write
+
+    chosen = {key: yaml.safe_load(value) for key, _, value in (option.partition("=") for option in options)}
+    write(Crosscoder.load(Library(Settings.from_environment().runs).folder(run)), folder, tool, **chosen)
+    click.echo(folder)
+    if lost := FORMATS[tool].write_losses:
+        click.echo(lost, err=True)
+
+
+@main.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8001, show_default=True, help="Port to listen on.")
 def worker(host: str, port: int) -> None:

@@ -17,6 +17,8 @@ from click.testing import CliRunner, Result
 
 from app.cli import main
 from tests.worlds.tiny_results import write_tiny_run
+from tests.worlds.tiny_store import tiny_crosscoder
+from trainer.crosscoder import Crosscoder
 from trainer.progress import STAGES
 
 START_LIMIT = 60
@@ -64,6 +66,37 @@ def test_the_stages_to_choose_from_are_those_of_a_run():
 
 def test_an_unknown_command_is_a_usage_error():
     assert crossdiff("compare").exit_code == 2
+
+
+def test_a_crosscoder_is_exported_whole(own_home: Path, tmp_path: Path):
+    crosscoder = tiny_crosscoder()
+    crosscoder.save(own_home / "runs" / "mine-00000000")
+
+    outcome = crossdiff("export", "mine-00000000", str(tmp_path / "out"), "--format", "crossdiff")
+
+    assert outcome.exit_code == 0, outcome.output
+    exported = Crosscoder.load(tmp_path / "out")
+    assert exported.decoder("left").tolist() == crosscoder.decoder("left").tolist()
+
+
+def test_an_option_reaches_the_format_it_is_for(own_home: Path, tmp_path: Path):
+    tiny_crosscoder().save(own_home / "runs" / "mine-00000000")
+    arguments = ("export", "mine-00000000", str(tmp_path / "out"), "--format", "sparsify", "--option", "k=3")
+
+    outcome = crossdiff(*arguments)
+
+    assert outcome.exit_code == 0, outcome.output
+    configs = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("cfg.json")]
+    assert [config["k"] for config in configs] == [3]
+
+
+def test_exporting_a_run_that_is_not_there_names_the_nearest(own_home: Path, tmp_path: Path):
+    tiny_crosscoder().save(own_home / "runs" / "mine-00000000")
+
+    outcome = crossdiff("export", "mine-0000000", str(tmp_path / "out"), "--format", "sparsify")
+
+    assert outcome.exit_code == 1
+    assert "Did you mean 'mine-00000000'?" in outcome.stderr
 
 
 def test_without_a_secret_the_worker_does_not_listen():
