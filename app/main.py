@@ -49,7 +49,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="Crossdiff",
         summary="What is different inside two language models.",
         version="1",
-        root_path=settings.root_path,
+        # The proxy strips the prefix, so routes do without it; addresses in pages and the description have it.
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
         lifespan=_lifespan,
         docs_url=None,
         redoc_url=None,
@@ -125,7 +126,7 @@ def _answer(request: Request, error: Exception) -> Response:
         log.error("%s", error, exc_info=error.__cause__)
         request.app.state.library.forget(request.path_params.get("run", ""))
     page = ErrorPage(error.status, error.title, error.fact, error.remedy)
-    if request.url.path.startswith(f"{request.app.state.settings.root_path}/api/"):
+    if request.url.path.startswith("/api/"):
         body = {"status": page.status, "title": page.title, "message": page.fact, "remedy": page.remedy}
         return JSONResponse({"error": body}, page.status)
     if wants_fragment(request):

@@ -34,11 +34,12 @@ def verdict_in_words(feature: Feature, sources: Sequence[Source]) -> str:
         return f"Shared: {'both' if len(sources) == 2 else 'all'} sources write it about equally."
     if feature.owner == "other":
         return "Neither shared nor exclusive: one source writes it clearly more than the other, none of them alone."
-    only = f"Only {feature.owner.replace('+', ' and ')} writes this feature"
+    several = "+" in feature.owner
+    only = f"Only {feature.owner.replace('+', ' and ')} write{'' if several else 's'} this feature"
     level = f" (q = {feature.q_value:.2g})" if feature.q_value is not None else ""
     endings = {
         "supported": f", and the tests support it{level}.",
-        "refuted": f", but the tests refute that only {feature.owner} has it{level}.",
+        "refuted": f", but the tests refute that only its owner has it{level}.",
         "undecided": f"; the tests leave it undecided{level}.",
     }
     return only + endings.get(feature.verdict, " — a candidate, not yet tested.")

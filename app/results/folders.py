@@ -109,7 +109,8 @@ def read_plan(folder: Path) -> Plan | None:
 def plan_of(recipe: dict[str, Any]) -> Plan:
     """The parts of a recipe that pages show; a recipe may lack any of them."""
     crosscoder, training = _section(recipe, "crosscoder"), _section(recipe, "training")
-    sources = [entry for entry in recipe.get("sources") or [] if isinstance(entry, dict)]
+    listed = recipe.get("sources")
+    sources = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
     return Plan(
         name=str(recipe.get("name", "")),
         sources=tuple(str(entry.get("name", "?")) for entry in sources),

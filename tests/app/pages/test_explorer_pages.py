@@ -1,0 +1,252 @@
+"""Overview, list, feature and context pages over the tiny run."""
+
+import html
+import re
+from pathlib import Path
+
+import duckdb
+import pytest
+from starlette.testclient import TestClient
+
+from app.main import create_app
+from app.settings import Settings
+from tests.worlds.tiny_results import RUN, write_tiny_run
+from tests.worlds.tiny_text import THEMES
+
+LIST = f"/runs/{RUN}/features"
+
+
+def rows_of(page: str) -> list[int]:
+    """Indexes of the features in a list, in order."""
+    return [int(index) for index in re.findall(r'class="open" href="[^"]*">(\d+)</a>', page)]
+
+
+def test_the_overview_counts_owners_and_links_each_count_to_its_features(reader: TestClient):
+    page = html.unescape(reader.get(f"/runs/{RUN}").text)
+
+    for owner, count in re.findall(r'href="[^"]*owner=(\w+)&verdict=\w+&life=alive">([\d,]+)</a>', page):
+        listed = reader.get(f"/api/v1{LIST}?owner={owner}&life=alive").json()
+        assert listed["total"] == int(count)
+    assert "not calibrated" in page
+    assert "exclusive_share: 0.15" in page
+
+
+def test_every_chart_has_a_table_twin_and_a_figure(reader: TestClient):
+    page = html.unescape(reader.get(f"/runs/{RUN}").text)
+
+    figures = re.findall(r'data-plot="([^"]+)"', page)
+    assert len(figures) == 6
+    for address in figures:
+        figure = reader.get(address).json()
+        assert figure["data"], address
+        assert all(trace["meta"]["colour"].startswith("--") for trace in figure["data"])
+    assert page.count("The same as a table") == 2
+
+
+def test_the_figure_of_norms_counts_every_living_feature(reader: TestClient):
+    figure = reader.get(f"/api/v1/runs/{RUN}/plots/norms").json()
+
+    assert sum(sum(trace["y"]) for trace in figure["data"]) == 225
+    logarithmic = reader.get(f"/api/v1/runs/{RUN}/plots/norms?scale=log").json()
+    assert logarithmic["layout"]["yaxis"]["type"] == "log"
+
+
+def test_a_bar_leads_to_exactly_its_features(reader: TestClient):
+    figure = reader.get(f"/api/v1/runs/{RUN}/plots/densities").json()
+    trace = figure["data"][0]
+
+    for count, (address, *_) in zip(trace["y"], trace["customdata"], strict=True):
+        assert reader.get(f"/api/v1{address}").json()["total"] == count
+
+
+def test_the_list_shows_the_state_of_its_address(reader: TestClient):
+    page = reader.get(f"{LIST}?owner=gemma3&sort=-density").text
+
+    owners = reader.get(f"/api/v1{LIST}?owner=gemma3&sort=-density").json()["features"]
+    assert rows_of(page) == [row["feature"] for row in owners]
+    assert 'aria-sort="descending"' in page
+    assert f'<a href="{LIST}?sort=-density" aria-current="true">' in page, "the chosen value takes itself away"
+    assert f'href="{LIST}/{rows_of(page)[0]}?owner=gemma3&amp;sort=-density"' in page
+
+
+def test_htmx_pushes_the_shortest_address_of_the_state(reader: TestClient):
+    headers = {"HX-Request": "true", "HX-Request-Type": "partial", "HX-Target": "div#browser"}
+
+    answer = reader.get(f"{LIST}?q=&within=&density_min=&owner=gemma3&sort=-score&page=1", headers=headers)
+
+    assert answer.headers["hx-push-url"] == f"{LIST}?owner=gemma3"
+    assert answer.text.lstrip().startswith('<div id="browser"')
+    assert "hx-push-url" not in reader.get(f"{LIST}?owner=gemma3").headers
+
+
+def test_search_finds_labels_contexts_peaks_and_indexes(reader: TestClient):
+    reader.post(f"{LIST}/9/labels", data={"author": "Ada", "text": "Zebra crossings"})
+
+    def found(query: str) -> set[int]:
+        return {row["feature"] for row in reader.get(f"/api/v1{LIST}?{query}").json()["features"]}
+
+    assert found("q=zebra") == {9}
+    assert found("q=zebra&within=contexts") == set()
+    assert found("q=17") >= {17}
+    assert found("q=fox&within=peaks") <= found("q=fox&within=contexts")
+    assert "Zebra crossings" in reader.get(f"{LIST}?q=zebra").text
+    assert "No feature passes these filters" in reader.get(f"{LIST}?q=nothing+like+it").text
+
+
+def test_a_random_feature_keeps_the_list_it_came_from(reader: TestClient):
+    answer = reader.get(f"/runs/{RUN}/random?owner=gemma3", follow_redirects=False)
+
+    assert answer.status_code == 303
+    assert re.fullmatch(rf"{LIST}/\d+\?owner=gemma3", answer.headers["location"])
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_hostile_text_stays_text_everywhere(reader: TestClient, tables: duckdb.DuckDBPyConnection):
+    (feature, context) = tables.execute(
+        "select feature, context from firing where text like '%<script>alert%' and bucket = 'top' limit 1"
+    ).fetchone()
+
+    for path in (
+        f"{LIST}/{feature}",
+        f"{LIST}/{feature}?tokens=gemma3",
+        f"/runs/{RUN}/contexts/{context}?feature={feature}",
+        f"{LIST}?q=%3Cscript%3Ealert(1)%3C/script%3E",
+        LIST,
+    ):
+        page = reader.get(path).text
+        scripts = re.findall(r"<script[^>]*>", page)
+        assert all(" src=" in script for script in scripts), path
+        assert "<img" not in page
+        assert "{{" not in page.replace("}} {% raw %}", "") or "7*7" in page
+        assert "\x00" not in page
+        assert "\u202e" not in page
+
+
+def test_the_feature_page_says_whose_it_is_and_that_it_is_untested(reader: TestClient):
+    page = html.unescape(reader.get(f"{LIST}/200").text)
+
+    assert "Only smollm2 writes this feature — a candidate, not yet tested." in page
+    assert "cannot write to gemma3: this is so by construction and no evidence." in page
+
+
+def test_both_tokenizations_stand_in_the_same_row(reader: TestClient, tables: duckdb.DuckDBPyConnection):
+    (feature,) = tables.execute(
+        "select feature from firing where text like '%copyright%' and bucket = 'top' limit 1"
+    ).fetchone()
+
+    both = reader.get(f"{LIST}/{feature}").text
+    alone = reader.get(f"{LIST}/{feature}?tokens=gemma3").text
+
+    row = '<span class="l s0"><span class="t part"> copyr</span><span class="t">ight</span></span>'
+    assert f'{row}<span class="l s1"><span class="t"> copyright</span></span>' in both
+    assert '<span class="l"><span class="t"> copyright</span></span>' in alone
+    assert ">ight</span>" not in alone
+
+
+def test_every_token_that_fired_says_its_value(reader: TestClient):
+    page = reader.get(f"{LIST}/3").text
+
+    coloured = re.findall(r'<span class="r a(\d+)[^"]*" data-v="([^"]+)" tabindex="(-?\d)"', page)
+    assert coloured
+    assert all(" of max" in value for _, value, _ in coloured)
+    assert {tab for *_, tab in coloured} == {"0", "-1"}
+
+
+def test_a_dead_feature_has_a_page_that_says_so(reader: TestClient):
+    page = reader.get(f"{LIST}/15").text
+
+    assert "Dead: it never fired" in page
+    assert "It never fired on the rows analysed." in page
+
+
+def test_contexts_can_be_narrowed_to_a_part_of_the_corpus(reader: TestClient):
+    parts = set(re.findall(r"corpus_part=(\w+)", reader.get(f"{LIST}/3").text))
+    page = reader.get(f"{LIST}/3?corpus_part=nowhere").text
+
+    assert "was kept" in page
+    for part in parts:
+        assert f'<span class="muted">{part}</span>' in reader.get(f"{LIST}/3?corpus_part={part}").text
+
+
+def test_the_way_through_the_list_keeps_filters_and_reading(reader: TestClient):
+    order = rows_of(reader.get(f"{LIST}?owner=gemma3").text)
+
+    page = reader.get(f"{LIST}/{order[1]}?tokens=smollm2&owner=gemma3").text
+
+    assert f'rel="prev" href="{LIST}/{order[0]}?tokens=smollm2&amp;owner=gemma3"' in page
+    assert f'rel="next" href="{LIST}/{order[2]}?tokens=smollm2&amp;owner=gemma3"' in page
+    assert f"2 of {len(order)} filtered" in " ".join(page.split())
+
+
+def test_a_context_opens_whole_and_knows_which_feature_looks(reader: TestClient):
+    page = reader.get(f"{LIST}/3").text
+    address = html.unescape(re.search(r'class="whole" href="([^"]+)"', page).group(1))
+
+    whole = reader.get(address).text
+
+    assert "as feature 3 sees it" in whole
+    assert 'class="r unknown"' in whole or "kept firing" in whole
+
+
+def test_a_run_of_three_sources_is_shown_as_well(own_home: Path):
+    write_tiny_run(
+        own_home,
+        features=64,
+        amend=(
+            "insert into source values (2, 'third', 'm', null, 'resid_post', 1, 8, 1.0)",
+            "insert into feature_source select feature, 2, 0.2, 0.2, 0.1, null, null, null, null from feature",
+            "update feature_source set relative_norm = null",
+            "update feature set owner = 'smollm2+third' where feature < 4",
+            "update firing set tokens = list_append(tokens, tokens[1])",
+            "update context set tokens = list_append(tokens, tokens[1])",
+        ),
+    )
+    with TestClient(create_app(Settings(home=own_home))) as client:
+        for path in ("/", f"/runs/{RUN}", LIST, f"{LIST}?share_of=third", f"{LIST}/1", f"{LIST}/1?tokens=third"):
+            assert client.get(path).status_code == 200, path
+        page = client.get(f"{LIST}/1").text
+        assert "Only smollm2 and third write this feature" in page
+        assert '<span class="l s2">' in page
+
+
+def test_a_run_with_one_source_is_shown_as_well(own_home: Path):
+    write_tiny_run(
+        own_home,
+        features=64,
+        amend=(
+            "delete from source where source = 1",
+            "delete from feature_source where source = 1",
+            "update feature_source set norm_share = 1, relative_norm = null, decoder_norm = 1",
+            "update feature set owner = 'smollm2', verdict = ''",
+            "update firing set tokens = tokens[1:1]",
+            "update context set tokens = tokens[1:1]",
+            "delete from logit where source = 1",
+            "delete from evaluation where source = 1",
+        ),
+    )
+    with TestClient(create_app(Settings(home=own_home))) as client:
+        for path in ("/", f"/runs/{RUN}", LIST, f"{LIST}/1", f"{LIST}/60", f"/api/v1{LIST}/1"):
+            assert client.get(path).status_code == 200, path
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [
+        ("supported", "Only gemma3 writes this feature, and the tests support it (q = 0.012)."),
+        ("refuted", "but the tests refute that only its owner has it"),
+        ("undecided", "the tests leave it undecided"),
+    ],
+)
+def test_a_verdict_is_said_in_words_with_its_error_rate(own_home: Path, verdict: str, words: str):
+    write_tiny_run(own_home, features=64, amend=(f"update feature set verdict = '{verdict}', q_value = 0.0123",))
+    with TestClient(create_app(Settings(home=own_home))) as client:
+        page = html.unescape(client.get(f"{LIST}/60").text)
+        assert words in page
+        assert f'class="verdict {verdict}"' in page
+
+
+def test_the_tiny_world_is_as_varied_as_it_says(tables: duckdb.DuckDBPyConnection):
+    texts = " ".join(text for (text,) in tables.execute("select distinct text from firing").fetchall())
+
+    for _, trigger, _ in THEMES.values():
+        assert trigger in texts
