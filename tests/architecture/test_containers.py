@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
@@ -46,8 +47,9 @@ def test_the_image_does_not_run_as_root():
 @pytest.mark.parametrize("name", sorted(OURS))
 def test_a_service_starts_with_a_command_that_exists(name: str):
     command, *arguments = OURS[name]["command"]
+    parent = click.Context(main, **main.context_settings)
 
-    with main.commands[command].make_context(command, arguments) as context:
+    with main.commands[command].make_context(command, arguments, parent=parent) as context:
         assert not context.args
 
 
