@@ -28,6 +28,8 @@ WRITE_LOSSES = (
     "One autoencoder per source: codes are joint in the crosscoder and cannot be here. Each is exact where the other "
     "sources stand at their mean. Normalisation is folded into the weights."
 )
+LAYOUT = "6.0.0"
+"""Version whose settings these are; without it, SAELens takes them for older ones and drops the metadata."""
 NOTE = (
     "From a crosscoder over {sources}: a feature's activation there is a sum over all of them. This file holds the "
     "part of {source} and takes the others to stand at their mean. Features have the crosscoder's numbers."
@@ -74,7 +76,7 @@ def write(crosscoder: Crosscoder, folder: Path, *, origins: dict[str, dict[str, 
             "apply_b_dec_to_input": False,
             "normalize_activations": "none",
             "reshape_activations": "none",
-            "metadata": {**(origins or {}).get(source, {}), "note": note},
+            "metadata": {"sae_lens_version": LAYOUT, **(origins or {}).get(source, {}), "note": note},
         }
         write_json(folder / source / "cfg.json", settings)
 

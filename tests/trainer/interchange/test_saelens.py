@@ -117,6 +117,7 @@ def test_the_file_says_that_codes_are_joint_and_where_the_source_is_from(tmp_pat
 
     metadata = json.loads((tmp_path / "left" / "cfg.json").read_text())["metadata"]
     assert metadata["model_name"] == "gemma-3-270m"
+    assert metadata["sae_lens_version"] == "6.0.0", "settings without it are taken for an older layout"
     assert "a sum over all of them" in metadata["note"] and "left, right" in metadata["note"]
 
 
