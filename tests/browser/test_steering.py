@@ -120,6 +120,7 @@ def test_stop_stops(tab: Tab):
     page.get_by_role("button", name="Stop").click()
     expect(page.locator("#generation-status .state")).to_contain_text("Stopped", timeout=PATIENCE)
     expect(page.get_by_role("button", name="Run again")).to_be_visible()
+    expect(page.locator("#steer-models")).to_contain_text("smollm2: loaded")
 
 
 def test_back_and_forward_between_form_and_generation(tab: Tab):
