@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from app.bench.commands import bench
 from app.errors import ReaderError
 from trainer.errors import CrossdiffError
 
@@ -249,6 +250,9 @@ def doctor(ctx: click.Context, recipe: Path | None, overrides: tuple[str, ...]) 
     findings += look_at_recipe(recipe, overrides) if recipe else []
     click.echo(table(findings))
     ctx.exit(1 if any(finding.state == State.BROKEN for finding in findings) else 0)
+
+
+main.add_command(bench)
 
 
 def _run(

@@ -1,5 +1,6 @@
-"""Bench of the harvest: real text through the models, against the bare forward pass of the same models on full batches."""
+"""Bench of the harvest: real text through the models, against the models alone on full batches."""
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -11,19 +12,17 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from trainer import packages
+from trainer.bench.at_hand import DEMO, require_models, require_texts
 from trainer.bench.machine import Machine
 from trainer.bench.report import Report, shown
 from trainer.bench.spread import Spread
-from trainer.doctor import config_of
-from trainer.errors import CorpusError, RecipeError, SourceError
+from trainer.errors import CorpusError
 from trainer.harvest import POOL_ROWS, Harvest
 from trainer.progress import Progress
 from trainer.recipe import Recipe, load_recipe
-from trainer.run_folder import RunFolder, home
+from trainer.run_folder import RunFolder
 from trainer.sources import Source, cut, load_source
 
-DEMO = Path(__file__).resolve().parents[1] / "recipes" / "demo.yaml"
 BARE_TOKENS = 16_384
 """Tokens per source that the bare forward pass reads in a round, at most."""
 
@@ -61,28 +60,13 @@ def bench_harvest(recipe_path: Path = DEMO, overrides: tuple[str, ...] = (), *, 
     this machine yet (nothing is fetched), or when there is too little text.
     """
     recipe = load_recipe(recipe_path, overrides)
-    require_at_hand(recipe, recipe_path)
+    require_models(recipe, recipe_path)
+    require_texts(recipe, recipe_path)
     sources = [cut(load_source(source), source.layer) for source in recipe.sources]
     machine = Machine()
     with tempfile.TemporaryDirectory(prefix="crossdiff-bench-") as folder:
         measured = measure(recipe, sources, Path(folder), rounds)
     return report(recipe, measured, machine)
-
-
-def require_at_hand(recipe: Recipe, path: Path) -> None:
-    """Raise unless the recipe's models and packaged texts are on this machine: a bench fetches nothing."""
-    if not recipe.sources or recipe.corpus is None:
-        raise RecipeError(
-            f"{path}: the bench runs models, so `sources` and `corpus` are needed. Give another --recipe."
-        )
-    remedy = f"Fetch it first with `crossdiff harvest {path}`, or set CROSSDIFF_HOME to where it is (now {home()})."
-    for source in recipe.sources:
-        if config_of(source) is None:
-            raise SourceError(f"{source.name}: {source.model} is not on this machine. {remedy}")
-    for part in recipe.corpus.mix:
-        address = part.path or ""
-        if packages.is_address(address) and not packages.place_of(address, "corpora").is_file():
-            raise CorpusError(f"{address} is not on this machine. {remedy}")
 
 
 def measure(recipe: Recipe, sources: list[Source], folder: Path, rounds: int) -> list[Round]:
@@ -91,10 +75,8 @@ def measure(recipe: Recipe, sources: list[Source], folder: Path, rounds: int) ->
     recipe = recipe.model_copy(update={"harvest": endless})
     harvest = Harvest(recipe, sources, folder / "store", "bench")
     watch = _Watch(RunFolder(folder / "run"), harvest, rounds)
-    try:
+    with contextlib.suppress(_Enough):
         harvest.run(watch)
-    except _Enough:
-        pass
     if not watch.rounds:
         raise CorpusError(
             "The corpus is too small to measure with: one pool of documents takes it up. Add text to `corpus.mix`."
@@ -154,14 +136,14 @@ def token_ids(part: Path, sources: int) -> list[Tensor]:
 
 
 def batches(ids: Tensor, context: int, tokens: int) -> list[Tensor]:
-    """Batches of equal sequences without padding, each about `tokens` tokens [sequences, context]; the rest is dropped."""
+    """Equal sequences in batches of about `tokens` tokens [sequences, context]; the rest is dropped."""
     context = min(context, len(ids))
     whole = ids[: min(len(ids), BARE_TOKENS) // context * context].reshape(-1, context)
     return list(whole.split(max(tokens // context, 1)))
 
 
 def bare_rate(source: Source, ready: Sequence[Tensor]) -> float:
-    """Tokens per second of a model's forward pass over token ids [sequences, positions] that are ready on its device."""
+    """Tokens per second of a model's forward pass over token ids [sequences, positions] that are there already."""
     there = [ids.to(source.device) for ids in ready]
     began = time.perf_counter()
     with torch.inference_mode():
@@ -189,8 +171,8 @@ def report(recipe: Recipe, rounds: list[Round], machine: Machine) -> Report:
         rates = Spread.of([one.bare_rates[index] for one in rounds])
         table.append((f"tokens per second, bare, {source.name}", rates))
     notes = (
-        f"Median (least–most) of {len(rounds)} pools of documents; after each, the cut models alone read up to "
-        f"{BARE_TOKENS:,} of its tokens in full batches without padding. Torch uses {torch.get_num_threads()} threads.",
+        f"Median (least–most) of {len(rounds)} pools of documents. Torch uses {torch.get_num_threads()} threads.",
+        f"bare: after each pool, the cut models alone read up to {BARE_TOKENS:,} of its tokens, without padding.",
         machine.note(),
     )
     figures = {"over_forward": over.median, "alignment_share": alignment.median, "rows_per_s": rows.median}

@@ -1,0 +1,97 @@
+"""Commands `crossdiff bench NAME`: measure, print a table, and with --json the figures as the last line."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from trainer.bench.report import Report
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON in the last line, too.")
+rounds_option = click.option(
+    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="How often everything is measured, in turns."
+)
+recipe_option = click.option(
+    "--recipe", type=click.Path(path_type=Path), help="Whose models to run; they must be here.  [default: the demo's]"
+)
+overrides_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe. May be repeated."
+)
+
+
+@click.group()
+def bench() -> None:
+    """Measure the speed of a part, against a physical limit or a peer where there is one."""
+
+
+@bench.command()
+@recipe_option
+@overrides_option
+@rounds_option
+@json_option
+def harvest(recipe: Path | None, overrides: tuple[str, ...], rounds: int, as_json: bool) -> None:
+    """Real text through the models, against the models alone."""
+    from trainer.bench.at_hand import DEMO
+    from trainer.bench.harvest import bench_harvest
+
+    _show(bench_harvest(recipe or DEMO, overrides, rounds=rounds), as_json)
+
+
+@bench.command()
+@click.option("--variant", help="Measure this variant alone.  [default: the demo's setup and two more]")
+@click.option("--widths", default="576,640", show_default=True, help="Widths of the sources, with --variant.")
+@click.option("--features", type=click.IntRange(2), default=8192, show_default=True, help="With --variant.")
+@click.option("--k", type=click.IntRange(1), default=32, show_default=True, help="With --variant.")
+@click.option("--batch", type=click.IntRange(1), default=512, show_default=True, help="Rows, with --variant.")
+@rounds_option
+@json_option
+def train(variant: str | None, widths: str, rounds: int, as_json: bool, **numbers: int) -> None:
+    """Whole training steps, against the one dense product that no step can do without."""
+    from trainer.bench.train import SETUPS, Setup, bench_train
+
+    setups = SETUPS if variant is None else (Setup(variant, _widths(widths), **numbers),)
+    _show(bench_train(setups, rounds=rounds), as_json)
+
+
+@bench.command()
+@click.option("--features", type=click.IntRange(64), default=8192, show_default=True, help="Size of the made-up run.")
+@click.option("--visitors", type=click.IntRange(1), default=4, show_default=True, help="How many come at once.")
+@click.option("--rate", type=click.FloatRange(0.1), default=50.0, show_default=True, help="Pages a second they want.")
+@click.option("--seconds", type=click.FloatRange(0.1), default=10.0, show_default=True, help="How long they stay.")
+@click.option("--alone", type=click.IntRange(1), default=50, show_default=True, help="Pages of each kind one looks at.")
+@json_option
+def explorer(features: int, as_json: bool, **load: Any) -> None:
+    """A made-up run served by a real server, visited by one person and by several."""
+    from app.bench.explorer import Load, bench_explorer
+
+    _show(bench_explorer(features=features, load=Load(**load)), as_json)
+
+
+@bench.command()
+@recipe_option
+@overrides_option
+@click.option("--source", help="Which of its models.  [default: the first]")
+@click.option("--tokens", type=click.IntRange(1), default=32, show_default=True, help="Length of each text.")
+@rounds_option
+@json_option
+def steer(recipe: Path | None, overrides: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Generation with a direction added, against plain generation."""
+    from app.bench.steer import bench_steer
+    from trainer.bench.at_hand import DEMO
+
+    _show(bench_steer(recipe or DEMO, overrides, **options), as_json)
+
+
+def _show(report: "Report", as_json: bool) -> None:
+    click.echo(report.text())
+    if as_json:
+        click.echo(report.json())
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    """Widths as typed, apart by commas. Raises a usage error for anything else."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise click.UsageError(f"--widths {text!r} are no widths. Write them like 576,640.")
+    return tuple(int(part) for part in parts)

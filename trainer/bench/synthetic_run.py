@@ -1,0 +1,175 @@
+"""Synthetic run: a results file of any size, shaped like a real one and written the same way, without any model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from trainer.analysis.codes import FeatureCodes
+from trainer.analysis.contexts import keep
+from trainer.analysis.decoder_norms import OTHER, SHARED, DecoderNorms, owners
+from trainer.analysis.firings import Ground, measure
+from trainer.analysis.histogram import histogram
+from trainer.analysis.windows import Windows, context_columns
+from trainer.bench.synthetic_text import Vocabulary, synthetic_text
+from trainer.recipe import Recipe, parse_recipe
+from trainer.results import EvaluationRow, ResultsDraft, SourceRow, publishing
+from trainer.run_folder import RunFolder, published
+
+SOURCES = (
+    SourceRow(0, "first", "synthetic", None, "resid_post", 15, 576, 0.1),
+    SourceRow(1, "second", "synthetic", None, "resid_post", 9, 640, 0.1),
+)
+TOP, PER_QUANTILE = 20, 8
+KEPT = TOP + 5 * PER_QUANTILE
+"""Contexts per feature."""
+CLUSTERS, CLUSTER = (100, 300), 3
+"""Places where a feature fires, at least and at most, and rows at each of them."""
+WORDS = 200
+"""Words in a sequence."""
+RANGE = 512
+"""Features made at a time."""
+NEIGHBOURS, LOGITS = 5, 10
+MEASURES = (
+    "firings",
+    "density",
+    "max_activation",
+    "mean_activation",
+    "template_share",
+    "first_token_share",
+    "documents",
+    "main_corpus_share",
+)
+
+
+@dataclass(frozen=True)
+class SyntheticRun:
+    """What was published."""
+
+    file: Path
+    words: tuple[str, ...]
+    """The words of the text, commonest first, to search for."""
+
+
+def publish_synthetic_run(folder: RunFolder, *, features: int, seed: int = 0) -> SyntheticRun:
+    """Publish a run of two sources with KEPT contexts for every living feature (one in fifty is dead).
+
+    There is one sequence for every four features, at least 64.
+    """
+    chance = np.random.default_rng(seed)
+    recipe = parse_recipe(
+        {
+            "name": "synthetic",
+            "crosscoder": {"features": features},
+            "analysis": {"contexts": {"top": TOP, "per_quantile": PER_QUANTILE}, "logits": LOGITS},
+        },
+        origin="the bench",
+    )
+    with published(folder.recipe) as draft:
+        draft.write_text(recipe.to_yaml(), encoding="utf-8")
+    texts, places, vocabulary = synthetic_text(max(features // 4, 64), WORDS, chance)
+    with publishing(folder) as results:
+        results.add_run(recipe, folder.run)
+        results.add_rows("source", SOURCES)
+        evaluation = [EvaluationRow(source.source, "variance_explained", 0.8) for source in SOURCES]
+        results.add_rows("evaluation", evaluation)
+        results.add("context", context_columns(texts, np.arange(texts.sequences)))
+        windows = Windows(places, texts, recipe.analysis.contexts.window)
+        for first in range(0, features, RANGE):
+            codes = firings(first, min(RANGE, features - first), len(places.sequence), chance)
+            _add_range(results, codes, windows, recipe, chance)
+            _add_words(results, codes, features, vocabulary, chance)
+    file = folder.results()
+    assert file is not None, "publishing leaves current.json behind"
+    return SyntheticRun(file, tuple(word.strip() for word in vocabulary.words))
+
+
+def firings(first: int, features: int, places: int, chance: np.random.Generator) -> FeatureCodes:
+    """Firings of a range of features: clusters of neighbouring places, activations even between zero and their peak."""
+    clusters = chance.integers(CLUSTERS[0], CLUSTERS[1] + 1, features)
+    clusters[(first + np.arange(features)) % 50 == 49] = 0
+    owner = np.repeat(np.arange(features), clusters)
+    centre = chance.integers(0, places - CLUSTER, len(owner))
+    key = (owner[:, None] * places + centre[:, None] + np.arange(CLUSTER)).ravel()
+    key = np.unique(key)
+    feature, row = key // places, key % places
+    peak = 10 ** chance.uniform(0.3, 1.6, features)
+    value = (peak[feature] * chance.uniform(0.01, 1, len(row))).astype(np.float32)
+    start = np.searchsorted(feature, np.arange(features + 1))
+    return FeatureCodes(first, start, row, value)
+
+
+def _add_range(
+    results: ResultsDraft, codes: FeatureCodes, windows: Windows, recipe: Recipe, chance: np.random.Generator
+) -> None:
+    """What the analysis writes of a range of features, by the same code, with random decoder norms."""
+    results.add("histogram", histogram(codes))
+    results.add("firing", windows.columns(codes, keep(codes, windows.places, recipe.analysis.contexts)))
+    norms = _norms(codes.features, chance)
+    rows = norms.columns([source.source for source in SOURCES])
+    results.add("feature_source", rows | {"feature": rows["feature"] + codes.first})
+    results.add("feature", _measured(codes, windows) | _drawn(codes, norms, recipe, chance))
+
+
+def _measured(codes: FeatureCodes, windows: Windows) -> dict[str, np.ndarray | pa.Array]:
+    """Columns of the table `feature` that follow from the firings."""
+    measures = measure(codes, Ground.of(len(windows.places.sequence), windows.places, windows.texts))
+    corpora = np.array([*windows.texts.corpora, None], object)
+    return {name: measures[name] for name in MEASURES} | {
+        "main_corpus": pa.array(corpora[measures["main_corpus"]], pa.string())
+    }
+
+
+def _drawn(
+    codes: FeatureCodes, norms: DecoderNorms, recipe: Recipe, chance: np.random.Generator
+) -> dict[str, np.ndarray | pa.Array]:
+    """The other columns of the table `feature`."""
+    owner = owners(norms.share, tuple(source.name for source in SOURCES), recipe.analysis)
+    groups = pa.array(["shared", *(source.name for source in SOURCES)])
+    return {
+        "feature": codes.first + np.arange(codes.features),
+        "group_name": groups.take(pa.array(chance.integers(0, len(groups), codes.features))),
+        "content_hash": pa.array([f"{codes.first + index:016x}" for index in range(codes.features)]),
+        "owner": pa.array(owner),
+        "verdict": pa.array(["" if name in (SHARED, OTHER) else "untested" for name in owner]),
+        "score": np.where(codes.counts > 0, chance.uniform(0, 1, codes.features), np.nan),
+    }
+
+
+def _norms(features: int, chance: np.random.Generator) -> DecoderNorms:
+    """Seven in ten write both sources about alike, the rest one of them alone."""
+    share = np.clip(chance.normal(0.5, 0.1, features), 0.02, 0.98)
+    kind = chance.uniform(size=features)
+    share = np.where(kind < 0.7, share, np.where(kind < 0.85, 0.0, 1.0))
+    norm = chance.uniform(0.7, 1.3, features)
+    both = np.stack([norm * (1 - share), norm * share], axis=1)
+    return DecoderNorms(both, both)
+
+
+def _add_words(
+    results: ResultsDraft, codes: FeatureCodes, features: int, vocabulary: Vocabulary, chance: np.random.Generator
+) -> None:
+    """Neighbours and logit effects of the living features of a range, drawn at random."""
+    living = codes.first + np.flatnonzero(codes.counts)
+    kinds = np.tile(["twin", "similar"], len(living) * NEIGHBOURS)
+    count = len(kinds)
+    neighbour = {
+        "feature": np.repeat(living, 2 * NEIGHBOURS),
+        "other": chance.integers(0, features, count),
+        "kind": kinds.tolist(),
+        "cosine": chance.uniform(0.1, 0.9, count),
+        "correlation": chance.uniform(0.1, 0.9, count),
+    }
+    results.add("neighbour", neighbour)
+    ranks = np.concatenate([np.arange(1, LOGITS + 1), -np.arange(1, LOGITS + 1)])
+    rank = np.tile(ranks, len(living) * len(SOURCES))
+    token = chance.integers(0, len(vocabulary.words), len(rank))
+    logit = {
+        "feature": np.repeat(living, len(SOURCES) * len(ranks)),
+        "source": np.tile(np.repeat([source.source for source in SOURCES], len(ranks)), len(living)),
+        "rank": rank,
+        "token": vocabulary.array.take(pa.array(token)),
+        "effect": (3.0 / rank).astype(np.float32),
+    }
+    results.add("logit", logit)

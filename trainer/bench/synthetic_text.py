@@ -1,0 +1,101 @@
+"""Synthetic text: sequences of made-up words in the tokens of two sources, as a harvest would store them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+
+from trainer.analysis.places import Places
+from trainer.analysis.texts import Texts, read_texts, spread, strings
+
+ALPHABETS = ("abcdefghijklmnopqrstuvwxyz", "абвгдежзийклмнопрстуфхцчшщыэюя", "的一是在不了有和人这中大为上个国我以要他")
+"""Latin for most words; Cyrillic and Chinese for the rest, because pages spend longer on them."""
+SHARES = (0.8, 0.12, 0.08)
+VOCABULARY = 20_000
+LONGEST = 10
+"""Letters in a word."""
+CHARACTERS_PER_TOKEN = (5, 10)
+"""Longest token of each source; the second a multiple of the first, so that every token of the second ends a row."""
+CORPORA = ("encyclopaedia", "chats")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Words with a space before each, and how each source cuts them. Axis V: words."""
+
+    words: tuple[str, ...]
+
+    @classmethod
+    def made_up(cls, chance: np.random.Generator) -> "Vocabulary":
+        """VOCABULARY different words of 1 to LONGEST letters."""
+        words: dict[str, None] = {}
+        while len(words) < VOCABULARY:
+            letters = list(ALPHABETS[chance.choice(len(ALPHABETS), p=SHARES)])
+            words[" " + "".join(chance.choice(letters, chance.integers(1, LONGEST + 1)))] = None
+        return cls(tuple(words))
+
+    @cached_property
+    def array(self) -> pa.StringArray:
+        """The words [V]."""
+        return pa.array(self.words)
+
+    def pieces(self, source: int) -> tuple[pa.StringArray, np.ndarray, np.ndarray]:
+        """A source's tokens of all words in a row, the byte of the word where each ends, and where each word's begin.
+
+        The last is int64 [V + 1].
+        """
+        size = CHARACTERS_PER_TOKEN[source]
+        cut = [[word[at : at + size] for at in range(0, len(word), size)] for word in self.words]
+        ends = [np.cumsum([len(piece.encode()) for piece in pieces]) for pieces in cut]
+        begin = np.concatenate([[0], np.cumsum([len(pieces) for pieces in cut])])
+        return pa.array([piece for pieces in cut for piece in pieces]), np.concatenate(ends), begin
+
+
+def synthetic_text(sequences: int, words: int, chance: np.random.Generator) -> tuple[Texts, Places, Vocabulary]:
+    """So many sequences of so many words, frequent words more often, and a place where each token of both ends."""
+    vocabulary = Vocabulary.made_up(chance)
+    weight = 1 / (10 + np.arange(VOCABULARY))
+    chosen = chance.choice(VOCABULARY, sequences * words, p=weight / weight.sum())
+    sizes = np.array([len(word.encode()) for word in vocabulary.words])[chosen]
+    starts = np.cumsum(sizes) - sizes  # of each word, in all text
+    text_start = np.concatenate([starts[::words], [sizes.sum()]])
+    in_text = starts - np.repeat(text_start[:-1], words)
+    lists, ends = zip(*(_tokens(vocabulary, source, chosen, in_text, words) for source in (0, 1)), strict=True)
+    flat = vocabulary.array.take(pa.array(chosen))
+    data = np.frombuffer(flat.buffers()[2], np.uint8)[: sizes.sum()]
+    documents = pa.table(
+        {
+            "document": np.arange(sequences, dtype=np.int32),
+            "origin": np.arange(sequences, dtype=np.int32) // 2,
+            "corpus": pa.array(CORPORA).take(pa.array(np.arange(sequences) // 2 % len(CORPORA))),
+            "held_out": np.arange(sequences) % 20 == 0,
+            "text": strings(data, text_start),
+            "template_spans": pa.array(
+                [[]] * sequences, pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32())]))
+            ),
+            "tokens": _side_by_side(lists),
+        }
+    )
+    places = Places(np.repeat(np.arange(sequences, dtype=np.int32), np.diff(lists[1].offsets)), ends[1], None)
+    return read_texts(documents, 2), places, vocabulary
+
+
+def _tokens(
+    vocabulary: Vocabulary, source: int, chosen: np.ndarray, in_text: np.ndarray, words: int
+) -> tuple[pa.ListArray, np.ndarray]:
+    """A source's tokens per sequence, and the byte of its text where each ends, int32 [tokens]."""
+    pieces, ends, begin = vocabulary.pieces(source)
+    at, start = spread(begin[chosen], np.diff(begin)[chosen])
+    end = (np.repeat(in_text, np.diff(start)) + ends[at]).astype(np.int32)
+    token = pa.StructArray.from_arrays([pieces.take(pa.array(at)), pa.array(end)], ["text", "byte_end"])
+    offsets = np.concatenate([start[:-1:words], start[-1:]]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), token), end
+
+
+def _side_by_side(lists: tuple[pa.ListArray, ...]) -> pa.ListArray:
+    """Per sequence, the token lists of all sources."""
+    sources, sequences = len(lists), len(lists[0])
+    order = np.arange(sources * sequences).reshape(sources, sequences).T.ravel()
+    inner = pa.concat_arrays(lists).take(pa.array(order))
+    return pa.ListArray.from_arrays(pa.array(np.arange(sequences + 1, dtype=np.int32) * sources), inner)
