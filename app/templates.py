@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import hashlib
 import math
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -20,6 +21,10 @@ VENDOR = {
     "plotly.js": "plotly.js-basic-dist-min/plotly-basic.min.js",
 }
 """Third-party files that pages may load, by the name in their address `/vendor/<name>`, inside node_modules."""
+
+
+Query = Mapping[str, Any] | Iterable[tuple[str, Any]] | None
+"""What follows the question mark of an address."""
 
 
 class Page(Protocol):
@@ -46,7 +51,7 @@ def make_environment(frontend: Path, root_path: str) -> Environment:
     )
     environment.filters.update(log10=math.log10)
 
-    def url(path: str, query: object = None) -> str:
+    def url(path: str, query: Query = None) -> str:
         return address(root_path, path, query)
 
     def asset(name: str) -> str:
@@ -59,9 +64,9 @@ def make_environment(frontend: Path, root_path: str) -> Environment:
     return environment
 
 
-def address(root_path: str, path: str, query: object = None) -> str:
+def address(root_path: str, path: str, query: Query = None) -> str:
     """An address inside the explorer; `query` is a mapping or pairs, of which empty values are left out."""
-    pairs = dict(query).items() if query else ()  # type: ignore[call-overload]
+    pairs = query.items() if isinstance(query, Mapping) else query or ()
     text = urlencode([(key, value) for key, value in pairs if value not in (None, "")], quote_via=quote)
     return f"{root_path}{path}{'?' if text else ''}{text}"
 

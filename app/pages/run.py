@@ -34,7 +34,6 @@ class RunPage:
     headline: Headline
     state: Run
     """What the run is doing now, if anything."""
-    recipe: dict[str, Any]
     recipe_text: str
     versions: dict[str, Any]
     scale: Scale
@@ -54,7 +53,6 @@ def show_run(
     request: Request, run: str, results: RunResults, library: Runs, scale: Annotated[Scale, Query()] = "linear"
 ) -> HTMLResponse:
     """The overview; everything on it is binned and counted once per results file."""
-    recipe = recipe_of(results)
     page = RunPage(
         run=run,
         file=results.file,
@@ -62,8 +60,7 @@ def show_run(
         owners=library.remember(run, "owners", owners_of),
         headline=library.remember(run, "headline", headline_of),
         state=one_run(library, run),
-        recipe=recipe,
-        recipe_text=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True),
+        recipe_text=yaml.safe_dump(recipe_of(results), sort_keys=False, allow_unicode=True),
         versions=overview.versions(results),
         scale=scale,
         norms=library.remember(run, "norms", overview.norm_histogram),

@@ -69,6 +69,17 @@ def test_the_list_shows_the_state_of_its_address(reader: TestClient):
     assert f'href="{LIST}/{rows_of(page)[0]}?owner=gemma3&amp;sort=-density"' in page
 
 
+def test_several_values_of_a_facet_stay_in_every_link(reader: TestClient):
+    page = html.unescape(reader.get(f"{LIST}?owner=gemma3&owner=other").text)
+
+    both = "owner=gemma3&owner=other"
+    assert f'href="{LIST}?{both}&owner=shared"' in page
+    assert f'href="{LIST}?owner=other"' in page
+    assert f"features.csv?{both}" in page
+    assert f"/{rows_of(page)[0]}?{both}" in page
+    assert page.count('<input type="hidden" name="owner"') == 2
+
+
 def test_htmx_pushes_the_shortest_address_of_the_state(reader: TestClient):
     headers = {"HX-Request": "true", "HX-Request-Type": "partial", "HX-Target": "div#browser"}
 
