@@ -132,9 +132,18 @@ class ActivationStore:
                 places = (None if place is None else place[part] for place in whole[1:])
                 yield Block({name: tensor[part] for name, tensor in whole.rows.items()}, *places)
 
-    def documents(self) -> pa.Table | None:
-        """The sequences' texts and tokens, or None."""
-        return None if self.manifest.documents is None else pq.read_table(self.path / self.manifest.documents)
+    def documents(self, only: list[int] | None = None) -> pa.Table | None:
+        """The sequences' texts and tokens, or None; all of them, or `only` those of these numbers."""
+        if self.manifest.documents is None:
+            return None
+        wanted = None if only is None else [("document", "in", only)]
+        return pq.read_table(self.path / self.manifest.documents, filters=wanted)
+
+    def document_columns(self) -> set[str]:
+        """What is known of the sequences; empty when the store has no documents."""
+        if self.manifest.documents is None:
+            return set()
+        return set(pq.read_schema(self.path / self.manifest.documents).names)
 
     def verify(self) -> None:
         """Read everything once: checksums match and no value is NaN or infinite. Raises StoreError."""

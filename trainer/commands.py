@@ -12,6 +12,7 @@ from trainer.analysis.logit_effects import Unembedding
 from trainer.crosscoder import Crosscoder
 from trainer.errors import RecipeError, StoreError
 from trainer.evaluate import evaluate
+from trainer.fidelity import fidelity, obstacle
 from trainer.harvest import Harvest
 from trainer.progress import STAGES, Progress
 from trainer.recipe import Recipe, load_recipe
@@ -79,7 +80,9 @@ class Run:
             return "" if store is None else fingerprint_of(self.recipe, store)
         parts = [self.folder.weights, *([self.folder.evaluation] if stage == "analyse" else [])]
         sums = [sha256_of(part) if part.is_file() else "" for part in parts]
-        wanted = [self.recipe.analysis.model_dump(mode="json"), SCHEMA.read_text()] if stage == "analyse" else []
+        wanted: list[Any] = [self.recipe.evaluation.model_dump(mode="json")]
+        if stage == "analyse":
+            wanted = [self.recipe.analysis.model_dump(mode="json"), SCHEMA.read_text()]
         return _digest([sums, wanted, self._fingerprint("train")])
 
     def _finished(self, stage: str, fingerprint: str) -> bool:
@@ -119,7 +122,14 @@ class Run:
         train(self.recipe, store, self.folder, self.progress)
 
     def _evaluate(self) -> None:
-        measures = evaluate(self._store(), Crosscoder.load(self.folder.path), self.progress)
+        store, crosscoder = self._store(), Crosscoder.load(self.folder.path)
+        measures = evaluate(store, crosscoder, self.progress)
+        sequences = self.recipe.evaluation.sequences
+        reason = obstacle(store, crosscoder, [source.name for source in self.recipe.sources], sequences)
+        if reason is None:
+            measures += fidelity(store, crosscoder, self._loaded(), sequences=sequences, progress=self.progress)
+        else:
+            self.progress.say(f"evaluate: the models' own loss is not measured, because {reason}")
         write_json(self.folder.evaluation, measures)
 
     def _analyse(self) -> None:

@@ -230,6 +230,13 @@ class TrainingRecipe(Part):
     """Steps between checkpoints."""
 
 
+class EvaluationRecipe(Part):
+    """What to measure of the whole crosscoder."""
+
+    sequences: int = Field(default=64, ge=0)
+    """Held-out sequences on which the models run with their activations replaced; 0 runs none."""
+
+
 class ContextsRecipe(Part):
     """Which contexts of a feature are kept."""
 
@@ -263,6 +270,7 @@ class Recipe(Part):
     harvest: HarvestRecipe = HarvestRecipe()
     crosscoder: CrosscoderRecipe = CrosscoderRecipe()
     training: TrainingRecipe = TrainingRecipe()
+    evaluation: EvaluationRecipe = EvaluationRecipe()
     analysis: AnalysisRecipe = AnalysisRecipe()
     sweep: dict[str, tuple[Any, ...]] = {}
     """Settings to vary, by path (`training.seed: [0, 1, 2]`): one run for every combination, trained side by side."""
