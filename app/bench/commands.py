@@ -22,7 +22,7 @@ overrides_option = click.option(
 
 @click.group()
 def bench() -> None:
-    """Measure the speed of a part, against a physical limit or a peer where there is one."""
+    """Measure a part: its speed against a physical limit or a peer, or what it finds against the truth."""
 
 
 @bench.command()
@@ -50,8 +50,29 @@ def train(variant: str | None, widths: str, rounds: int, as_json: bool, **number
     """Whole training steps, against the one dense product that no step can do without."""
     from trainer.bench.train import SETUPS, Setup, bench_train
 
-    setups = SETUPS if variant is None else (Setup(variant, _widths(widths), **numbers),)
+    setups = SETUPS if variant is None else (Setup(variant, _numbers("--widths", widths), **numbers),)
     _show(bench_train(setups, rounds=rounds), as_json)
+
+
+@bench.command()
+@click.option("--world", default="paper", show_default=True, help="paper, widths, pairs, ample, scarce or layers.")
+@click.option("--variants", metavar="A,B", help="Variants to fit.  [default: those the world is made for]")
+@click.option("--sizes", metavar="N,M", help="Features in the dictionary.  [default: those the world is made for]")
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Worlds, each with its training.")
+@click.option("--rows", type=click.IntRange(1), default=2_000_000, show_default=True, help="Rows to train on.")
+@click.option("--exclusive-share", type=float, help="Of the concepts, how many one source alone holds; all sources.")
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw the outcome into this SVG file.")
+@overrides_option
+@json_option
+def toy(variants: str | None, sizes: str | None, as_json: bool, **options: Any) -> None:
+    """Worlds whose concepts are known, and how many of them each variant finds.
+
+    What is fitted already is kept under CROSSDIFF_HOME, so that the same command goes on after Ctrl-C.
+    """
+    from trainer.bench.toy import bench_toy
+
+    names = tuple(name.strip() for name in variants.split(",")) if variants else ()
+    _show(bench_toy(variants=names, sizes=_numbers("--sizes", sizes) if sizes else (), **options), as_json)
 
 
 @bench.command()
@@ -89,9 +110,9 @@ def _show(report: "Report", as_json: bool) -> None:
         click.echo(report.json())
 
 
-def _widths(text: str) -> tuple[int, ...]:
-    """Widths as typed, apart by commas. Raises a usage error for anything else."""
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    """Positive numbers as typed, apart by commas. Raises a usage error for anything else."""
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise click.UsageError(f"--widths {text!r} are no widths. Write them like 576,640.")
+        raise click.UsageError(f"{option} {text!r} is no list of numbers. Write it like 576,640.")
     return tuple(int(part) for part in parts)

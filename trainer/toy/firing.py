@@ -98,6 +98,6 @@ def bernoulli_places(chance: Tensor, generator: torch.Generator) -> Tensor:
     column = torch.searchsorted(
         rate.cumsum(0), torch.rand(points, dtype=torch.float64, generator=generator) * rate.sum()
     ).clamp_max_(columns - 1)
-    flat = torch.unique(torch.randint(rows, (points,), generator=generator) * columns + column)
+    flat: Tensor = torch.unique(torch.randint(rows, (points,), generator=generator) * columns + column)
     kept = torch.rand(len(flat), generator=generator) * largest[flat % columns] < chance.reshape(-1)[flat]
     return flat.masked_select(kept)
