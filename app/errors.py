@@ -15,6 +15,13 @@ class ReaderError(Exception):
         self.remedy = remedy
 
 
+class BadSetting(ReaderError):
+    """A variable of the environment that makes no sense."""
+
+    status = 500
+    title = "The settings cannot be used"
+
+
 class BadQuery(ReaderError):
     """A filter, sort or page in the address that makes no sense."""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import os
 import signal
 import socket
@@ -23,7 +24,7 @@ STOP_LIMIT = 10.0
 
 
 class PortInUse(CrossdiffError):
-    """Another program listens where the explorer should."""
+    """The explorer cannot listen where it should; most often another program does."""
 
 
 class ServerFailed(CrossdiffError):
@@ -43,20 +44,27 @@ def address_of(settings: Settings) -> str:
 
 
 def require_free_port(settings: Settings) -> None:
-    """Raise PortInUse when somebody listens already, and say whether it is an explorer."""
+    """Raise PortInUse when the explorer cannot listen, and say whether another explorer already does."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((settings.host, settings.port))
         except OSError as error:
-            other = settings.port + 1 if settings.port < 65535 else 8000
-            remedy = f"choose another port with --port {other} (with make: ARGS='--port {other}')"
-            if answers(settings):
-                fact = f"An explorer already runs at {address_of(settings)}"
-                raise PortInUse(f"{fact}. Open it there, or {remedy}.") from error
-            fact = f"Port {settings.port} of {settings.host} cannot be used ({error.strerror})"
-            raise PortInUse(f"{fact}. Stop the program that has it, or {remedy}.") from error
+            raise PortInUse(_why_not(settings, error)) from error
+
+
+def _why_not(settings: Settings, error: OSError) -> str:
+    """What is in the way of listening, with the remedy."""
+    if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+        return f"{settings.host!r} is no address of this machine ({error.strerror}). Give one with --host."
+    other = settings.port + 1 if 1023 < settings.port < 65535 else 8000
+    remedy = f"choose another port with --port {other} (with make: ARGS='--port {other}')"
+    if error.errno == errno.EACCES:
+        return f"Port {settings.port} is for administrators only. Instead, {remedy}."
+    if answers(settings):
+        return f"An explorer already runs at {address_of(settings)}. Open it there, or {remedy}."
+    return f"Port {settings.port} of {settings.host} is in use. Stop the program that has it, or {remedy}."
 
 
 def answers(settings: Settings) -> bool:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from app.errors import BadSetting
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 """The checkout that the app runs from; templates and static files lie beside the packages."""
 
@@ -30,14 +32,17 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
-        """Settings from CROSSDIFF_* variables, with defaults for those that are absent or empty."""
+        """Settings from CROSSDIFF_* variables, with defaults for those that are absent or empty.
+
+        Raises BadSetting for a port that is none.
+        """
         return cls(
             home=Path(environment.get("CROSSDIFF_HOME") or "data").absolute(),
             database_url=environment.get("CROSSDIFF_DATABASE_URL") or None,
             worker_url=environment.get("CROSSDIFF_WORKER_URL") or None,
             worker_token=environment.get("CROSSDIFF_WORKER_TOKEN") or None,
             host=environment.get("CROSSDIFF_HOST") or "127.0.0.1",
-            port=int(environment.get("CROSSDIFF_PORT") or 8000),
+            port=_port(environment.get("CROSSDIFF_PORT") or "8000"),
             root_path=(environment.get("CROSSDIFF_ROOT_PATH") or "").rstrip("/"),
         )
 
@@ -45,3 +50,9 @@ class Settings:
     def runs(self) -> Path:
         """Folder with one folder per run."""
         return self.home / "runs"
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise BadSetting(f"CROSSDIFF_PORT is {text!r}, which is no port.", remedy="Give a number from 1 to 65535.")
+    return int(text)

@@ -162,9 +162,26 @@ def test_a_port_in_use_is_named_with_another_to_choose():
         outcome = crossdiff("serve", "--port", str(port))
 
     assert outcome.exit_code == 1
-    assert f"Port {port} of 127.0.0.1 cannot be used" in outcome.stderr
-    assert "--port" in outcome.stderr.split("cannot be used")[1]
+    assert f"Port {port} of 127.0.0.1 is in use" in outcome.stderr
+    assert "--port" in outcome.stderr.split("is in use")[1]
     assert outcome.stderr.count("\n") == 1
+
+
+def test_an_address_of_another_machine_is_refused_with_the_option_to_change():
+    outcome = crossdiff("serve", "--host", "192.0.2.1", "--port", str(free_port()))
+
+    assert outcome.exit_code == 1
+    assert "'192.0.2.1' is no address of this machine" in outcome.stderr
+    assert "--host" in outcome.stderr
+
+
+def test_a_port_in_the_environment_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CROSSDIFF_PORT", "http")
+
+    outcome = crossdiff("serve")
+
+    assert outcome.exit_code == 1
+    assert "CROSSDIFF_PORT is 'http'" in outcome.stderr
 
 
 def test_ctrl_c_ends_the_server_quietly():
