@@ -139,7 +139,8 @@ def evaluation(results: Results) -> list[Evaluation]:
     found: defaultdict[str, dict[int | None, float]] = defaultdict(dict)
     for source, measure, value in results.rows("select source, measure, value from evaluation"):
         found[measure][source] = value
-    first = {"variance_explained": 0, "l0": 1, "dead_share": 2}
+    known = ("variance_explained", "loss_recovered_zero", "loss_recovered_mean", "l0", "dead_share")
+    first = {measure: place for place, measure in enumerate(known)}
     ordered = sorted(found, key=lambda measure: (first.get(measure, 9), measure))
     return [
         Evaluation(measure, found[measure].get(None), tuple(found[measure].get(s.source) for s in results.sources))
