@@ -22,8 +22,8 @@ def reconstruction_loss(encoding: Encoding) -> Tensor:
 def sparsity_penalty(crosscoder: Crosscoder, encoding: Encoding, recipe: SparsityRecipe, progress: float) -> Tensor:
     """Penalty of the dense families after a share `progress` of the steps.
 
-    `l1`: activation times decoder norm (Lindsey et al. 2024). `jumprelu`: tanh of it, and a small pull on features below
-    their threshold so that none is lost (January 2025 update).
+    `l1`: activation times decoder norm (Lindsey et al. 2024). `jumprelu`: tanh of it, and a small pull on features
+    below their threshold so that none is lost (January 2025 update).
     """
     risen = progress / recipe.coefficient_warmup if recipe.coefficient_warmup else 1.0
     coefficient = recipe.coefficient * min(1.0, risen)
