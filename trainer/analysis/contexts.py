@@ -7,11 +7,9 @@ the strongest alone make a feature look cleaner than it is.
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow.compute as pc
 
 from trainer.analysis.codes import FeatureCodes, begins, rank_within
 from trainer.analysis.places import Places
-from trainer.analysis.texts import Texts
 from trainer.recipe import ContextsRecipe
 
 FIFTHS = 5
@@ -46,25 +44,6 @@ def keep(codes: FeatureCodes, places: Places, recipe: ContextsRecipe, *, seed: i
     feature, bucket, chosen = feature[order], bucket[order], chosen[order]
     rank = rank_within(feature * len(BUCKETS) + bucket)
     return Kept(feature, bucket, rank, codes.row[chosen], codes.value[chosen])
-
-
-def agreement(kept: Kept, features: int, places: Places, texts: Texts) -> np.ndarray:
-    """How far the strongest contexts of each feature agree on the token they peak on, 0 to 1 [features].
-
-    The share of the commonest token, without regard to case and surrounding space, in the source where it is largest.
-    """
-    top = kept.bucket == TOP
-    feature, place = kept.feature[top], kept.place[top]
-    result = np.zeros(features)
-    for source in range(texts.sources):
-        at = texts.tokens_at(places.sequence[place], places.byte_end[place], source)
-        word = pc.utf8_lower(pc.utf8_trim_whitespace(texts.token_text.take(at)))
-        code = pc.dictionary_encode(word).indices.to_numpy()
-        pair, count = np.unique((feature << 32) + code, return_counts=True)
-        commonest = np.zeros(features)
-        np.maximum.at(commonest, pair >> 32, count)
-        result = np.maximum(result, commonest / np.maximum(np.bincount(feature, minlength=features), 1))
-    return result
 
 
 def _top(codes: FeatureCodes, places: Places, count: int) -> np.ndarray:

@@ -36,7 +36,8 @@ class Ground:
 def measure(codes: FeatureCodes, ground: Ground) -> dict[str, np.ndarray]:
     """Measures of a range of features, as columns of the table `feature` [features]; NaN where not known.
 
-    `main_corpus` is an index into the texts' corpora here, -1 where not known.
+    `main_corpus` is an index into the texts' corpora here, -1 where not known. `squares` is the sum of squared
+    activations, which the ranking needs.
     """
     firings = codes.counts
     total = np.bincount(codes.feature, weights=codes.value, minlength=codes.features)
@@ -47,6 +48,7 @@ def measure(codes: FeatureCodes, ground: Ground) -> dict[str, np.ndarray]:
         "mean_activation": _per(total, firings),
         "template_share": _share(codes, ground.template),
         "first_token_share": _share(codes, ground.opening),
+        "squares": np.bincount(codes.feature, weights=codes.value.astype(np.float64) ** 2, minlength=codes.features),
     }
     return columns | _text_measures(codes, ground)
 

@@ -11,10 +11,12 @@ ENOUGH_FIRINGS = 300
 """Firings from which more add nothing to a feature's standing."""
 ENOUGH_DOCUMENTS = 30
 """Documents from which more add nothing."""
-TOO_DENSE = 0.05
+TOO_DENSE = 0.2
 """Density at which a feature's standing is halved: what fires everywhere means little."""
-PLAIN = 0.4
-"""Standing left to a feature whose contexts have nothing in common that we can count."""
+LIGHT = 0.25
+"""Standing left to the feature that carries least."""
+SPREAD = 0.5
+"""Standing left to a feature that fires in every corpus part alike."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Evidence:
     """Excess of its firings on the first rows of sequences."""
     strongest_twin: np.ndarray
     """Largest correlation with a feature of another owner, 0 to 1."""
-    agreement: np.ndarray
-    """Share of the commonest peak token among the strongest contexts, 0 to 1."""
+    energy: np.ndarray
+    """How much of the rebuilt activations it carries: squared activations times squared decoder norms, summed."""
     focus: np.ndarray
     """Excess of its firings in its main corpus."""
 
@@ -42,12 +44,12 @@ def excess(share: np.ndarray, usual: np.ndarray | float) -> np.ndarray:
     return beyond
 
 
-def scores(claims: np.ndarray, evidence: Evidence) -> np.ndarray:
+def scores(owner: list[str], claims: np.ndarray, evidence: Evidence) -> np.ndarray:
     """Score of each feature [F]: a product of parts from 0 to 1, plus 1 for claims that some source lacks it.
 
     The parts: enough firings; enough documents; not dense; not on chat templates or first rows more than usual; no
-    feature of another owner that fires on the same rows; contexts with something in common (a token or a corpus).
-    What is not known counts as good. NaN for features that never fired.
+    feature of another owner that fires on the same rows; much energy, compared with others of its owner; one corpus
+    part more than the rest. What is not known counts as good. NaN for features that never fired.
     """
     product = (
         _enough(evidence.firings, ENOUGH_FIRINGS)
@@ -56,7 +58,8 @@ def scores(claims: np.ndarray, evidence: Evidence) -> np.ndarray:
         * (1 - _known(evidence.on_templates, 0))
         * (1 - _known(evidence.on_openings, 0))
         * (1 - _known(evidence.strongest_twin, 0))
-        * (PLAIN + (1 - PLAIN) * np.maximum(_known(evidence.agreement, 1), _known(evidence.focus, 0)))
+        * (LIGHT + (1 - LIGHT) * _standing(evidence.energy, owner))
+        * (SPREAD + (1 - SPREAD) * _known(evidence.focus, 1))
     )
     return np.where(evidence.firings > 0, product + claims, np.nan)
 
@@ -64,6 +67,16 @@ def scores(claims: np.ndarray, evidence: Evidence) -> np.ndarray:
 def verdicts(claims: np.ndarray) -> list[str]:
     """`untested` for every claim that some source lacks a feature; empty for the rest."""
     return ["untested" if claim else "" for claim in claims]
+
+
+def _standing(energy: np.ndarray, owner: list[str]) -> np.ndarray:
+    """Share of each owner's features that carry less than each does, or as much, above 0 to 1."""
+    result = np.zeros(len(energy))
+    group = np.array(owner)
+    for name in set(owner):
+        mine = group == name
+        result[mine] = np.searchsorted(np.sort(energy[mine]), energy[mine], side="right") / mine.sum()
+    return result
 
 
 def _enough(count: np.ndarray, enough: int) -> np.ndarray:

@@ -10,8 +10,8 @@ import pyarrow as pa
 from trainer.activation_store import ActivationStore, StoredSource
 from trainer.analysis.coactivation import Coactivation
 from trainer.analysis.codes import CodeSpool
-from trainer.analysis.contexts import agreement, keep
-from trainer.analysis.decoder_norms import claims, content_hashes, decoder_norms, owners
+from trainer.analysis.contexts import keep
+from trainer.analysis.decoder_norms import DecoderNorms, claims, content_hashes, decoder_norms, owners
 from trainer.analysis.firings import Ground, corpus_shares, measure, share_of_rows
 from trainer.analysis.histogram import histogram
 from trainer.analysis.logit_effects import Unembedding, columns, logit_effects
@@ -102,13 +102,11 @@ class _Analysis:
             for stored in self.codes.pieces():
                 piece = stored.placed(None if places is None else places.of_row)
                 self.draft.add("histogram", histogram(piece))
-                agreed = np.full(piece.features, np.nan)
                 if windows is not None:
                     kept = keep(piece, windows.places, self.recipe.analysis.contexts)
                     self.draft.add("firing", windows.columns(piece, kept))
                     contexts = np.union1d(contexts, windows.places.sequence[kept.place])
-                    agreed = agreement(kept, piece.features, windows.places, windows.texts)
-                parts.append(measure(piece, ground) | {"agreement": agreed})
+                parts.append(measure(piece, ground))
                 self.progress.advance(piece.features)
         if windows is not None:
             self.draft.add("context", context_columns(windows.texts, contexts))
@@ -126,7 +124,7 @@ class _Analysis:
             count = self.recipe.analysis.neighbours
             alike = neighbours(Coactivation(self.codes), Cosines(self.crosscoder), owner, count)
         self.draft.add("neighbour", alike.columns())
-        score = scores(claimed, _evidence(measures, alike.strongest_twin, ground))
+        score = scores(owner, claimed, _evidence(measures, norms, alike.strongest_twin, ground))
         corpora = np.array([*(ground.texts.corpora if ground.texts is not None else ()), None], object)
         stored = {name: measures[name] for name in MEASURED} | {
             "feature": np.arange(self.codes.features),
@@ -169,7 +167,9 @@ MEASURED = (
 """Measures that go into the table `feature` as they are."""
 
 
-def _evidence(measures: Mapping[str, np.ndarray], strongest_twin: np.ndarray, ground: Ground) -> Evidence:
+def _evidence(
+    measures: Mapping[str, np.ndarray], norms: DecoderNorms, strongest_twin: np.ndarray, ground: Ground
+) -> Evidence:
     main, parts = measures["main_corpus"], corpus_shares(ground)
     usual = np.where(main >= 0, parts[main], np.nan) if len(parts) else np.full(len(main), np.nan)
     return Evidence(
@@ -179,7 +179,7 @@ def _evidence(measures: Mapping[str, np.ndarray], strongest_twin: np.ndarray, gr
         on_templates=excess(measures["template_share"], share_of_rows(ground.template)),
         on_openings=excess(measures["first_token_share"], share_of_rows(ground.opening)),
         strongest_twin=strongest_twin,
-        agreement=measures["agreement"],
+        energy=measures["squares"] * (norms.decoder**2).sum(axis=1),
         focus=excess(measures["main_corpus_share"], usual),
     )
 

@@ -4,7 +4,6 @@ Axes: Q sequences, S sources, L token lists (Q times S, sequence by sequence), T
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -71,18 +70,6 @@ class Texts:
         following = self.data[np.minimum(at, len(self.data) - 1)] if len(self.data) else np.zeros(len(at), np.uint8)
         between: np.ndarray = (at == self.text_start[places.sequence + 1]) | ((following & 0xC0) != 0x80)
         return between
-
-    def tokens_at(self, sequence: np.ndarray, byte_end: np.ndarray, source: int) -> np.ndarray:
-        """Index of a source's token that ends at each byte, int64 [n]; the next one where none ends there."""
-        real, key = self._real_tokens
-        found = np.searchsorted(key, _key(sequence * self.sources + source, byte_end))
-        return real[np.minimum(found, len(real) - 1)]
-
-    @cached_property
-    def _real_tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """Indices and keys of the tokens that end on a byte of their text."""
-        real = np.flatnonzero(self.token_end >= 0)
-        return real, self.token_key[real]
 
     def cut(self, sequence: np.ndarray, byte_start: np.ndarray, byte_end: np.ndarray) -> pa.StringArray:
         """Pieces of text [n], each from one byte of a sequence's text up to another."""

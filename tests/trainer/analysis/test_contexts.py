@@ -5,10 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.worlds.dense_codes import feature_codes, matrices
-from tests.worlds.tiny_store import documents, rows
-from trainer.analysis.contexts import BUCKETS, TOP, agreement, keep
+from trainer.analysis.contexts import BUCKETS, TOP, keep
 from trainer.analysis.places import Places
-from trainer.analysis.texts import read_texts
 from trainer.recipe import ContextsRecipe
 
 
@@ -80,17 +78,3 @@ def test_a_feature_that_never_fires_keeps_nothing():
     kept = keep(feature_codes(np.zeros((4, 2), np.float32)), places_of(np.arange(4)), ContextsRecipe())
 
     assert len(kept.feature) == 0
-
-
-def test_contexts_agree_when_they_peak_on_one_word_whatever_its_case():
-    texts = read_texts(documents(), 2)
-    order = rows()
-    places = Places(*(np.array(column, np.int32) for column in zip(*order, strict=True)), None)
-    dense = np.zeros((len(order), 2), np.float32)
-    for sequence, end in ((0, 7), (1, 15), (2, 11)):
-        dense[order.index((sequence, end)), 0] = 1.0
-    dense[order.index((4, 3)), 1] = 1.0
-    kept = keep(feature_codes(dense), places, ContextsRecipe(per_quantile=0))
-
-    # left: " cat", " dog", " cat"; right: "at", "og", " cat". Feature 1 has one context, which agrees with itself.
-    assert agreement(kept, 2, places, texts).tolist() == [2 / 3, 1.0]

@@ -42,6 +42,7 @@ def test_measures_of_three_features_by_hand():
     assert measures["density"].tolist() == [3 / 19, 0.0, 4 / 19]
     assert measures["max_activation"].tolist() == [3.0, 0.0, 4.0]
     assert measures["mean_activation"].tolist() == pytest.approx([2.0, np.nan, 2.5], nan_ok=True)
+    assert measures["squares"].tolist() == [14, 0, 34]
     assert measures["template_share"].tolist() == pytest.approx([1 / 3, np.nan, 1 / 4], nan_ok=True)
     assert measures["documents"].tolist() == [2, 0, 2]
     assert measures["main_corpus"].tolist() == [0, -1, 1]

@@ -12,7 +12,7 @@ GOOD = {
     "on_templates": 0.0,
     "on_openings": 0.0,
     "strongest_twin": 0.0,
-    "agreement": 1.0,
+    "energy": 5.0,
     "focus": 1.0,
 }
 
@@ -22,11 +22,16 @@ def evidence(*features: dict[str, float]) -> Evidence:
 
 
 def score_of(**change: float) -> float:
-    return float(scores(np.array([True]), evidence(change))[0])
+    """Score of a claim that stands beside one of the same owner with less energy."""
+    return float(scores(["left", "left"], np.array([True, True]), evidence(change, {"energy": 1.0}))[0])
 
 
 def test_any_claim_stands_before_any_other_feature():
-    found = scores(np.array([True, True, False]), evidence({"firings": 1.0, "strongest_twin": 0.9}, {}, {}))
+    found = scores(
+        ["left", "a+b", "shared"],
+        np.array([True, True, False]),
+        evidence({"firings": 1, "strongest_twin": 0.9}, {}, {}),
+    )
 
     assert found.tolist()[1:] == [2.0, 1.0]
     assert 1.0 < found[0] < 2.0
@@ -41,6 +46,8 @@ def test_any_claim_stands_before_any_other_feature():
         ("on_templates", 0.8),
         ("on_openings", 0.8),
         ("strongest_twin", 0.7),
+        ("energy", 0.5),
+        ("focus", 0.3),
     ],
 )
 def test_each_reason_for_doubt_lowers_a_score(name, value):
@@ -51,13 +58,16 @@ def test_more_than_enough_firings_and_documents_add_nothing():
     assert score_of(firings=ENOUGH_FIRINGS, documents=ENOUGH_DOCUMENTS) == score_of() == 2.0
 
 
-def test_either_a_common_token_or_a_common_corpus_makes_contexts_hang_together():
-    assert score_of(agreement=0.0) == score_of(focus=0.0) == score_of()
-    assert score_of(agreement=0.0, focus=0.0) == pytest.approx(1.4)
+def test_energy_is_compared_with_features_of_the_same_owner():
+    owner, claims = ["left", "left", "left", "right"], np.array([True] * 4)
+    found = scores(owner, claims, evidence({"energy": 8.0}, {"energy": 2.0}, {"energy": 2.0}, {"energy": 0.1}))
+
+    # Of three, one carries as much as all and two as much as two thirds; the fourth is alone and so first.
+    assert found.tolist() == pytest.approx([2.0, 1 + 0.25 + 0.75 * 2 / 3, 1 + 0.25 + 0.75 * 2 / 3, 2.0])
 
 
 def test_what_is_not_known_counts_as_good():
-    unknown = dict.fromkeys(("documents", "on_templates", "on_openings", "agreement", "focus"), np.nan)
+    unknown = dict.fromkeys(("documents", "on_templates", "on_openings", "focus"), np.nan)
 
     assert score_of(**unknown) == score_of()
 

@@ -73,24 +73,6 @@ def test_a_place_inside_a_character_is_told_from_one_between_characters():
     ]
 
 
-def test_the_token_at_a_place_is_the_one_that_ends_there_in_each_source():
-    texts = read_texts(documents(), 2)
-    for source, side in enumerate(("left", "right")):
-        for sequence, end in rows():
-            index = texts.tokens_at(np.array([sequence]), np.array([end]), source)
-            start = texts.token_start[sequence * 2 + source]
-            piece = getattr(SEQUENCES[sequence], side)[int(index[0] - start)]
-            before = sum(
-                len(p if isinstance(p, bytes) else p.encode()) for p in _real_until(sequence, side, index, start)
-            )
-            assert before == end, (sequence, end, piece)
-
-
-def _real_until(sequence: int, side: str, index: np.ndarray, start: int) -> list[str | bytes]:
-    pieces = getattr(SEQUENCES[sequence], side)[: int(index[0] - start) + 1]
-    return [piece for piece in pieces if not isinstance(piece, tuple)]
-
-
 def test_a_table_cut_from_a_larger_one_reads_the_same():
     whole = pa.concat_tables([documents(), documents()]).slice(len(SEQUENCES), len(SEQUENCES))
     texts, expected = read_texts(whole, 2), read_texts(documents(), 2)
