@@ -232,15 +232,6 @@ def batches_by_length(lengths: list[int], tokens: int) -> Iterator[list[int]]:
         yield batch
 
 
-def coverage_rows(statistics: dict[str, Any]) -> list[tuple[str, int | None, str, float]]:
-    """Counts of a harvest as rows of the results' coverage table: corpus, source, measure, value."""
-    rows = []
-    for key, count in statistics.get("counts", {}).items():
-        corpus, source, measure = key.rsplit("/", 2)
-        rows.append((corpus, int(source) if source else None, measure, float(count)))
-    return rows
-
-
 def _reader(source: Source) -> Reader:
     return Reader(source.tokenizer, source.bos_id, source.has_chat_template)
 
