@@ -94,7 +94,7 @@ class Progress:
     @contextlib.contextmanager
     def task(self, message: str, *, total: int | None, unit: str = "rows") -> Iterator["Progress"]:
         """Around something counted; call `advance` inside."""
-        self._state.update(message=message, done=0, total=total, unit=unit, rate=None, seconds_left=None)
+        self._state.update(message=message, done=0, total=total, unit=unit, rate=None, seconds_left=None, measures={})
         self._task_began = self._printed = time.monotonic()
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, unit=f" {unit}", desc=message, delay=1.0, dynamic_ncols=True)
