@@ -31,9 +31,13 @@ class Vocabulary:
         """VOCABULARY different words of 1 to LONGEST letters."""
         words: dict[str, None] = {}
         while len(words) < VOCABULARY:
-            letters = list(ALPHABETS[chance.choice(len(ALPHABETS), p=SHARES)])
-            words[" " + "".join(chance.choice(letters, chance.integers(1, LONGEST + 1)))] = None
-        return cls(tuple(words))
+            alphabets = chance.choice(len(ALPHABETS), VOCABULARY, p=SHARES).tolist()
+            lengths = chance.integers(1, LONGEST + 1, VOCABULARY).tolist()
+            letters = chance.integers(0, 1 << 16, (VOCABULARY, LONGEST)).tolist()
+            for alphabet, length, word in zip(alphabets, lengths, letters, strict=True):
+                known = ALPHABETS[alphabet]
+                words[" " + "".join(known[letter % len(known)] for letter in word[:length])] = None
+        return cls(tuple(words)[:VOCABULARY])
 
     @cached_property
     def array(self) -> pa.StringArray:

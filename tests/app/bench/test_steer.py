@@ -1,0 +1,46 @@
+"""The bench of steering does the work of steering and leaves the text as it is."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.bench.steer import HARMLESS, PROMPT, bench_steer
+from app.inference.generation import Change, Sampling, generate, prompt_tokens
+from tests.worlds.tiny_diff import tiny_diff
+from trainer.errors import RecipeError, SourceError
+from trainer.hookpoint import locate
+from trainer.recipe import load_recipe
+from trainer.sources import load_source
+
+
+def test_a_tiny_model_gives_the_figures_of_the_design(tmp_path: Path):
+    report = bench_steer(tiny_diff(tmp_path), tokens=3, rounds=2)
+
+    assert set(report.figures) == {"overhead", "batch_speedup_8", "first_token_ms"}
+    assert report.figures["batch_speedup_8"] is None
+    assert report.figures["first_token_ms"] > 0
+    assert report.figures["overhead"] > -1
+
+
+def test_the_direction_that_is_added_changes_no_token(tmp_path: Path):
+    source = load_source(load_recipe(tiny_diff(tmp_path)).sources[0])
+    hookpoint, prompt = locate(source, "resid_post", 1), prompt_tokens(source, PROMPT, chat=False)
+    change = Change(torch.full((source.width,), HARMLESS), "all")
+
+    steered, plain = (list(generate(source, hookpoint, prompt, Sampling(12), c)) for c in (change, None))
+
+    assert steered == plain
+
+
+def test_a_source_that_the_recipe_does_not_have_is_named_with_those_it_has(tmp_path: Path):
+    with pytest.raises(RecipeError, match=r"no source 'middle'. Its sources: left, right"):
+        bench_steer(tiny_diff(tmp_path), source="middle")
+
+
+def test_a_model_that_is_not_here_is_not_fetched(tmp_path: Path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: mine\nsources: [{name: far, model: 'pypi:far-model==1.0/far.gguf', layer: 0}]\n")
+
+    with pytest.raises(SourceError, match="is not on this machine"):
+        bench_steer(recipe)

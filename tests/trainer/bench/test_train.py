@@ -1,0 +1,67 @@
+"""The bench of training measures real steps of every setup asked for."""
+
+from pathlib import Path
+
+import torch
+
+from trainer.bench.at_hand import DEMO
+from trainer.bench.train import SETUPS, Setup, bench_train, recipe_of, synthetic_store
+from trainer.recipe import load_recipe
+
+KEYS = {
+    "variant",
+    "widths",
+    "features",
+    "k",
+    "batch",
+    "rows_per_s",
+    "over_encoder_product_bf16",
+    "over_dictionary_learning",
+    "over_sparsify",
+    "peak_gb",
+}
+"""As the design has them."""
+TINY = (Setup("dfc", (8, 12), 40, 3, 32), Setup("standard", (8, 8), 24, 2, 16))
+
+
+def test_every_setup_gets_the_figures_of_the_design():
+    figures = bench_train(TINY, rounds=2).figures
+
+    assert list(figures) == ["results"]
+    assert [set(result) for result in figures["results"]] == [KEYS, KEYS]
+    first, second = figures["results"]
+    assert (first["variant"], first["widths"], first["features"], first["k"], first["batch"]) == (
+        "dfc",
+        [8, 12],
+        40,
+        3,
+        32,
+    )
+    assert second["widths"] == [8, 8]
+    assert first["rows_per_s"] > 0 and first["peak_gb"] > 0
+    assert first["over_dictionary_learning"] is None and first["over_sparsify"] is None
+    has_product = torch.cpu._is_avx512_bf16_supported() or torch.cuda.is_available()
+    assert (first["over_encoder_product_bf16"] is not None) == has_product
+
+
+def test_the_first_setup_is_the_demo_s():
+    recipe = load_recipe(DEMO)
+
+    assert SETUPS[0].variant == recipe.crosscoder.variant
+    assert SETUPS[0].features == recipe.crosscoder.features
+    assert SETUPS[0].k == recipe.crosscoder.sparsity.k
+    assert SETUPS[0].batch == recipe.training.batch
+
+
+def test_steps_are_timed_at_the_k_of_a_settled_training():
+    sparsity = recipe_of(TINY[0]).crosscoder.sparsity
+
+    assert (sparsity.k, sparsity.k_start) == (3, 3)
+
+
+def test_synthetic_rows_have_the_widths_asked_for_and_are_the_same_every_time(tmp_path: Path):
+    one = next(iter(synthetic_store(tmp_path / "one", TINY[0]).blocks()))
+    other = next(iter(synthetic_store(tmp_path / "other", TINY[0]).blocks()))
+
+    assert {name: tuple(rows.shape) for name, rows in one.rows.items()} == {"source0": (64, 8), "source1": (64, 12)}
+    assert all(torch.equal(one.rows[name], other.rows[name]) for name in one.rows)
