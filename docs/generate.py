@@ -79,8 +79,12 @@ def commands() -> str:
     from app.cli import main
 
     parts = ["# Commands", NOTICE, code_block(help_of([]))]
-    for name in main.list_commands(click.Context(main)):
+    for name, command in main.commands.items():
         parts += [f"## crossdiff {name}", code_block(help_of([name]))]
+        inner = command.commands if isinstance(command, click.Group) else {}
+        parts += [
+            part for each in inner for part in (f"### crossdiff {name} {each}", code_block(help_of([name, each])))
+        ]
     return "\n\n".join(parts) + "\n"
 
 

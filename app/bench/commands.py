@@ -48,9 +48,9 @@ def harvest(recipe: Path | None, overrides: tuple[str, ...], rounds: int, as_jso
 @json_option
 def train(variant: str | None, widths: str, rounds: int, as_json: bool, **numbers: int) -> None:
     """Whole training steps, against the one dense product that no step can do without."""
-    from trainer.bench.train import SETUPS, Setup, bench_train
+    from trainer.bench.train import Setup, bench_train
 
-    setups = SETUPS if variant is None else (Setup(variant, _numbers("--widths", widths), **numbers),)
+    setups = () if variant is None else (Setup(variant, _numbers("--widths", widths), **numbers),)
     _show(bench_train(setups, rounds=rounds), as_json)
 
 

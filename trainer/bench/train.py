@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from trainer.activation_store import ActivationStore, Rows, StoredSource, StoreWriter
+from trainer.bench.at_hand import DEMO
 from trainer.bench.machine import Machine
 from trainer.bench.report import Report, shown
 from trainer.bench.spread import Spread, in_turns, ratios
 from trainer.device import compute_dtype
 from trainer.memory import forget_peak, peak_gigabytes
-from trainer.recipe import Recipe, parse_recipe
+from trainer.recipe import Recipe, load_recipe, parse_recipe
 from trainer.training import Training
 
 WARM_UP = 3
@@ -38,12 +39,9 @@ class Setup:
     batch: int
 
 
-SETUPS = (
-    Setup("dfc", (576, 640), 8192, 32, 512),
-    Setup("standard", (576, 576), 4096, 32, 2048),
-    Setup("standard", (576, 576), 16384, 64, 2048),
-)
-"""The demo's own, and two at which peers have published figures."""
+DEMO_WIDTHS = (576, 640)
+PEERS = (Setup("standard", (576, 576), 4096, 32, 2048), Setup("standard", (576, 576), 16384, 64, 2048))
+"""Setups at which other trainers were measured."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +57,13 @@ class Speed:
     peak_gb: float
 
 
-def bench_train(setups: tuple[Setup, ...] = SETUPS, *, rounds: int = 7) -> Report:
-    """Train every setup for some steps and compare.
+def bench_train(setups: tuple[Setup, ...] = (), *, rounds: int = 5) -> Report:
+    """Train every setup for some steps and compare; without any, the demo's own and those of PEERS.
 
     Raises UsageError for a device that is not there and RecipeError for a setup that is no recipe.
     """
     machine = Machine()
-    speeds = [speed_of(setup, rounds) for setup in setups]
+    speeds = [speed_of(setup, rounds) for setup in setups or (demo_setup(), *PEERS)]
     notes = (
         "rows/s: whole steps on rows in memory, from normalising to Adam; no AuxK, as no feature is dead yet.",
         "over product: against the bare bf16 product of all sources with all features, in turns with the steps.",
@@ -76,6 +74,13 @@ def bench_train(setups: tuple[Setup, ...] = SETUPS, *, rounds: int = 7) -> Repor
     head = ("variant", "widths", "features", "k", "batch", "rows/s", "over product", "step ms", "product ms", "peak GB")
     figures = {"results": [_figures(speed) for speed in speeds]}
     return Report("Training", head, tuple(map(_row, speeds)), figures, notes)
+
+
+def demo_setup() -> Setup:
+    """What the demo's recipe trains."""
+    recipe = load_recipe(DEMO)
+    crosscoder = recipe.crosscoder
+    return Setup(crosscoder.variant, DEMO_WIDTHS, crosscoder.features, crosscoder.sparsity.k, recipe.training.batch)
 
 
 def speed_of(setup: Setup, rounds: int) -> Speed:

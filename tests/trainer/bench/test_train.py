@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from trainer.bench.at_hand import DEMO
-from trainer.bench.train import SETUPS, Setup, bench_train, recipe_of, synthetic_store
+from trainer.bench.train import Setup, bench_train, demo_setup, recipe_of, synthetic_store
 from trainer.recipe import load_recipe
 
 KEYS = {
@@ -44,13 +44,11 @@ def test_every_setup_gets_the_figures_of_the_design():
     assert (first["over_encoder_product_bf16"] is not None) == has_product
 
 
-def test_the_first_setup_is_the_demo_s():
+def test_by_default_the_demo_s_own_setup_is_measured_first():
     recipe = load_recipe(DEMO)
 
-    assert SETUPS[0].variant == recipe.crosscoder.variant
-    assert SETUPS[0].features == recipe.crosscoder.features
-    assert SETUPS[0].k == recipe.crosscoder.sparsity.k
-    assert SETUPS[0].batch == recipe.training.batch
+    assert demo_setup().features == recipe.crosscoder.features == 8192
+    assert demo_setup().batch == recipe.training.batch
 
 
 def test_steps_are_timed_at_the_k_of_a_settled_training():
