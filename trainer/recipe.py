@@ -347,14 +347,16 @@ def _apply(data: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {override!r} has no value. Write it as --set crosscoder.features=4096.")
     *parents, last = path.split(".")
     place: Any = data
-    for key in parents:
-        place = place[int(key)] if isinstance(place, list) and key.isdigit() else place.setdefault(key, {})
-        if not isinstance(place, dict | list):
-            raise RecipeError(f"--set {override!r}: {key!r} is a value, not a section of the recipe.")
-    if isinstance(place, list):
-        place[int(last)] = yaml.safe_load(text)
-    else:
-        place[last] = yaml.safe_load(text)
+    try:
+        for key in parents:
+            place = place[int(key)] if isinstance(place, list) else place.setdefault(key, {})
+        place[int(last) if isinstance(place, list) else last] = yaml.safe_load(text)
+    except (AttributeError, TypeError):
+        raise RecipeError(f"--set {override!r} goes into something that is a value, not a section.") from None
+    except (ValueError, IndexError):
+        raise RecipeError(f"--set {override!r}: a list is stepped into by a number, 0 for its first entry.") from None
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {override!r}: {text!r} is not a YAML value. Put it in quotes.") from None
 
 
 def _explain(problem: Any) -> str:
