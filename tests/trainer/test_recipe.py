@@ -57,7 +57,10 @@ def test_overrides_reach_any_depth_and_lists_by_number(tmp_path):
     assert recipe.training.learning_rate == 0.001
 
 
-@pytest.mark.parametrize("override", ["crosscoder.features", "=3", "name.deeper=1", "sources.5.layer=1", "sources.x=1", "name=[unclosed"])
+@pytest.mark.parametrize(
+    "override",
+    ["crosscoder.features", "=3", "name.deeper=1", "sources.5.layer=1", "sources.x=1", "name=[unclosed"],
+)
 def test_an_override_that_cannot_be_applied_is_refused(tmp_path, override):
     path = written(tmp_path, "name: x\nsources: [{name: a, model: b, layer: 1}]")
     with pytest.raises(RecipeError, match="--set"):
