@@ -2,7 +2,7 @@
 
 import asyncio
 import datetime
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
@@ -30,7 +30,7 @@ from app.labels.generations import (
 )
 from app.labels.store import labels_of
 from app.results.connection import Results
-from app.results.feature import Feature, in_sources, one_feature
+from app.results.feature import Feature, InSource, in_sources, one_feature
 from app.settings import Settings
 
 POLL = 1.0
@@ -163,6 +163,14 @@ def steer_form(results: Results, typed: dict[str, str], problems: dict[str, str]
             wrong["feature"] = str(error) if isinstance(error, FeatureNotFound) else "feature: a number is needed."
     names = tuple(source.name for source in results.sources)
     return SteerForm(results.run, feature, names, silent, values, wrong)
+
+
+def panel_form(results: Results, feature: Feature, inside: Sequence[InSource]) -> SteerForm:
+    """The form on a feature's page, with every default; the page has read the feature already."""
+    form = steer_form(results, {})
+    values = {**form.values, "feature": str(feature.feature)}
+    silent = tuple(one.name for one in inside if not one.writes)
+    return replace(form, feature=feature, silent=silent, values=values, panel=True)
 
 
 def parse_asked(fields: dict[str, Any]) -> Asked:

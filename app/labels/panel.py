@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from sqlalchemy.orm import Session
 
 from app.errors import ReaderError
-from app.labels.store import LabelConflict, Place, Revision, current_labels, history, own_label
+from app.labels.store import LabelConflict, Place, Revision, history
 from app.labels.wording import NAME_LIMIT, NOTE_LIMIT, TEXT_LIMIT, WordingRefused
 
 
@@ -47,13 +47,15 @@ class LabelsPanel:
 
 def labels_panel(session: Session, place: Place, author: str, *, news: str = "") -> LabelsPanel:
     """The panel as this author finds it, with the own label in the form."""
-    own = own_label(session, place.run, place.feature, author) if author else None
+    revisions = history(session, place.run, place.feature)
+    newest = {each.author: each for each in sorted(revisions, key=lambda each: each.revision)}
+    own = newest.get(author)
     return LabelsPanel(
         run=place.run,
         feature=place.feature,
         author=author,
-        current=current_labels(session, place.run, place.feature),
-        history=history(session, place.run, place.feature),
+        current=[newest[name] for name in sorted(newest) if not newest[name].withdrawn],
+        history=revisions,
         own=own,
         text=own.text if own else "",
         note=own.note if own else "",

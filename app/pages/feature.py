@@ -32,7 +32,7 @@ from app.results.feature import (
 from app.results.features import Neighbours, neighbours
 from app.results.listing import Listing
 from app.results.owners import Owner, owner_of
-from app.steering import SteerForm, steer_form
+from app.steering import SteerForm, panel_form
 from app.templates import render
 
 router = APIRouter(include_in_schema=False)
@@ -135,6 +135,6 @@ def show_feature(
         listing=view.listing,
         place=neighbours(results, view.listing, view.matching(), feature),
         labels_panel=view.labels.panel(Place(run, feature, one.content_hash), name_in_cookie(name)),
-        steer_form=dataclasses.replace(steer_form(results, {"feature": str(feature)}), panel=True),
+        steer_form=panel_form(results, one, inside),
     )
     return render(request, page)

@@ -7,8 +7,14 @@ from app.results.connection import Library, Results
 
 def features_with_text(results: Results, text: str) -> set[int]:
     """Features that have the text, in any case, in a kept window."""
+    # Few contexts hold the text and many windows are cut from each: the CASE keeps windows of other contexts unread.
     rows = results.rows(
-        """select distinct feature from firing where contains(lower("text"), lower($wanted))""", wanted=text
+        """
+        with holding as materialized (select context from context where contains(lower("text"), lower($wanted)))
+        select distinct f.feature from firing f join holding h on f.context = h.context
+        where case when h.context >= 0 then contains(lower(f."text"), lower($wanted)) end
+        """,
+        wanted=text,
     )
     return {feature for (feature,) in rows}
 

@@ -64,15 +64,18 @@ def rows_of(
     shared = set.intersection(*({token["byte_end"] for token in sequence} for sequence in tokens)) - {-1}
     columns = [_columns(sequence, shared, text, start) for sequence in tokens]
     rows = _specials(columns, start)
-    for end in [*sorted(shared), TAIL]:
-        if any(end in column.cells for column in columns):
-            cell = tuple(tuple(column.cells.get(end, ())) for column in columns)
-            activation = activations.get(end)
-            seen = known is None or any(low < end <= high for low, high in known)
-            at = -1 if end == TAIL else end
-            rows.append(Row(at, activation, level_of(activation, scale), at == peak, seen, cell))
-        if end != start:
+    special = {end for column in columns for end in column.specials}
+    for end in sorted(shared):
+        activation = activations.get(end)
+        level = level_of(activation, scale) if activation else 0
+        seen = known is None or any(low < end <= high for low, high in known)
+        rows.append(Row(end, activation, level, end == peak, seen, tuple([tuple(each.cells[end]) for each in columns])))
+        if end in special and end != start:
             rows += _specials(columns, end)
+    if any(TAIL in column.cells for column in columns):
+        rows.append(
+            Row(-1, None, 0, False, known is None, tuple([tuple(each.cells.get(TAIL, ())) for each in columns]))
+        )
     return rows
 
 
@@ -97,14 +100,16 @@ def _columns(sequence: Sequence[dict[str, Any]], shared: set[int], text: bytes, 
     for token in sequence:
         end, shown = token["byte_end"], token["text"]
         if end < 0:
-            column.specials.setdefault(last, []).append(Token(visible(shown), "special"))
+            column.specials.setdefault(last, []).append(token_of(shown, "special"))
             continue
         if "\ufffd" in shown:
             shown = _whole(text, end - start)
-        cell.append(Token(visible(shown), "own" if end in shared else "part"))
-        if end in shared:
-            column.cells.setdefault(end, []).extend(cell)
-            cell, last = [], end
+        if end not in shared:
+            cell.append(token_of(shown, "part"))
+            continue
+        cell.append(token_of(shown, "own"))
+        column.cells.setdefault(end, []).extend(cell)
+        cell, last = [], end
     if cell:
         column.cells[TAIL] = cell
     return column
@@ -118,6 +123,11 @@ def level_of(activation: float | None, scale: float) -> int:
 
 
 @lru_cache(maxsize=2**16)
+def token_of(text: str, look: str) -> Token:
+    """A token as it is shown; most tokens of a page were seen before."""
+    return Token(visible(text), look)
+
+
 def visible(text: str) -> str:
     """Text in which nothing is invisible: odd whitespace, control and direction characters get a sign."""
     if text.isascii() and text.isprintable():
