@@ -93,6 +93,7 @@ class Harvest:
         progress.log("harvest: " + ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in self.seconds.items()))
         if not self.writer.rows("train"):
             raise CorpusError("The corpus gave no aligned rows. Check `corpus.mix`, and `language` in it.")
+        progress.say(coverage_line(self.counts))
         return self._finish()
 
     def _pool(self, stream: Iterator[Document]) -> list[Text]:
@@ -230,6 +231,20 @@ def batches_by_length(lengths: list[int], tokens: int) -> Iterator[list[int]]:
         batch.append(index)
     if batch:
         yield batch
+
+
+def coverage_line(counts: Counter[str]) -> str:
+    """What survived alignment, in one sentence."""
+
+    def total(measure: str) -> int:
+        return sum(count for key, count in counts.items() if key.endswith(f"/{measure}"))
+
+    documents, covered = total("documents"), total("documents_over_80")
+    return (
+        f"harvest: {total('anchors') / max(total('possible'), 1):.1%} of the possible anchors are common to all "
+        f"tokenizers; {covered:,} of {documents:,} documents ({covered / max(documents, 1):.1%}) keep at least "
+        f"{ENOUGH:.0%} of theirs; {total('outliers'):,} outlier and {total('special'):,} special tokens left out"
+    )
 
 
 def _reader(source: Source) -> Reader:

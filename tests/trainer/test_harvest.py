@@ -2,6 +2,7 @@
 
 import multiprocessing
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,17 @@ def test_a_corpus_without_usable_text_is_an_error_that_says_so(world, tmp_path):
     part = recipe.corpus.mix[0].model_copy(update={"path": str(tmp_path / "empty.jsonl"), "name": "empty"})
     with pytest.raises(CorpusError):
         run(world, tmp_path / "store", corpus=recipe.corpus.model_copy(update={"mix": (part,)}))
+
+
+def test_coverage_is_said_in_one_sentence():
+    counts = Counter({"a//anchors": 90, "b//anchors": 9, "a//possible": 100, "b//possible": 10})
+    counts |= {"a//documents": 3, "b//documents": 1, "a//documents_over_80": 3, "a/0/outliers": 2, "b/1/outliers": 1}
+
+    line = harvest.coverage_line(counts)
+
+    assert "90.0% of the possible anchors" in line
+    assert "3 of 4 documents (75.0%) keep at least 80%" in line
+    assert "3 outlier and 0 special" in line
 
 
 def test_batches_hold_like_lengths_and_never_too_many_tokens():
