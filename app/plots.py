@@ -10,6 +10,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 GREY = "--muted"
+FILLS = {"other": "--other-fill"}
+"""Areas may be lighter than text of the same owner."""
 
 
 def stacked_histogram(
@@ -33,7 +35,7 @@ def stacked_histogram(
             continue
         middle = [(low + high) / 2 for low, high, _, _ in mine]
         count = [each[3] for each in mine]
-        meta = {"colour": f"--{look}"}
+        meta = {"colour": FILLS.get(look, f"--{look}")}
         hover = f"%{{y:,}} features of {owner} from %{{customdata[1]:.3g}} to %{{customdata[2]:.3g}}<extra></extra>"
         data = [[links.get((owner, low), ""), low, high] for low, high, _, _ in mine]
         if logarithmic:
@@ -59,10 +61,12 @@ def curves(
     """Measures over training steps, one line each; a line's name ends in the source it is about, if any."""
     figure = go.Figure()
     for name, steps, values in lines:
-        look = looks.get(name.rpartition(".")[2])
+        owner = name.rpartition(".")[2]
+        look = looks.get(owner)
         meta = {"colour": f"--{look}" if look else GREY}
         hover = "step %{x:,}: %{y:.4g}"
-        figure.add_trace(go.Scatter(x=steps, y=values, name=name, mode="lines", meta=meta, hovertemplate=hover))
+        line = go.Scatter(x=steps, y=values, name=owner if look else name, mode="lines", meta=meta, hovertemplate=hover)
+        figure.add_trace(line)
     figure.update_xaxes(title_text="step", rangemode="tozero")
     figure.update_yaxes(title_text=y_title, rangemode="tozero")
     return _plain(figure)
@@ -73,7 +77,7 @@ def _plain(figure: go.Figure) -> dict[str, Any]:
     figure.update_layout(
         template=None,
         margin={"l": 56, "r": 12, "t": 8, "b": 44},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
         showlegend=len(figure.data) > 1,
         hoverlabel={"align": "left"},
     )

@@ -73,7 +73,7 @@ class Logit:
     @property
     def shown(self) -> str:
         """The token with nothing invisible in it."""
-        return visible(self.token)
+        return visible(self.token) if self.token.strip(" ") else "·" * len(self.token)
 
 
 @dataclass(frozen=True)

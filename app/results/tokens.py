@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 TAIL = sys.maxsize
 """Stands for the end of tokens after the last row."""
 
+UNFINISHED = "‥"
+"""Stands for a token that is the beginning or the middle of a character."""
+
 LEVELS = 10
 """Steps of the colour scale; 0 is no activation."""
 
@@ -131,7 +134,7 @@ def token_of(text: str, look: str) -> Token:
 def visible(text: str) -> str:
     """Text in which nothing is invisible: odd whitespace, control and direction characters get a sign."""
     if text.isascii() and text.isprintable():
-        return text if not text.isspace() else "·" * len(text)
+        return text if not text.isspace() or len(text) == 1 else "·" * len(text)
     return "".join(_visible(character) for character in text)
 
 
@@ -146,7 +149,7 @@ def _visible(character: str) -> str:
 def _whole(text: bytes, end: int) -> str:
     """What a token shows that is part of a character: the character if it completes it, else a sign."""
     if end < len(text) and text[end] & 0xC0 == 0x80:
-        return "‥"  # the character goes on in the next token
+        return UNFINISHED
     first = end - 1
     while first > 0 and text[first] & 0xC0 == 0x80:
         first -= 1

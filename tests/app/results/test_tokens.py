@@ -95,7 +95,7 @@ def test_a_feature_that_never_fired_has_no_colour():
     ("text", "shown"),
     [
         (" fox", " fox"),
-        (" ", "·"),
+        (" ", " "),
         ("   ", "···"),
         ("\n\n", "↵↵"),
         ("\r\n", "⟨0D⟩↵"),
