@@ -89,7 +89,9 @@ def test_from_filter_to_feature_to_the_next_and_the_same_view_elsewhere(
     expect(tab.get_by_role("heading", level=1)).to_contain_text(f"Feature {order[0]}")
 
     tab.get_by_role("group", name="Tokens of").get_by_role("link", name="gemma3").click()
-    expect(tab.get_by_role("group", name="Tokens of").locator("[aria-current]")).to_have_text("gemma3")
+    chosen = tab.get_by_role("group", name="Tokens of").locator("[aria-current]")
+    expect(chosen).to_have_text("gemma3")
+    expect(chosen).to_be_focused()
     tab.get_by_role("button", name="Copy link").click()
     copied = tab.evaluate("navigator.clipboard.readText()")
     assert copied == tab.url == f"{site}{LIST}/{order[0]}?tokens=gemma3&owner=gemma3&sort=-density"
@@ -105,8 +107,9 @@ def test_from_filter_to_feature_to_the_next_and_the_same_view_elsewhere(
 def test_the_way_back_shows_what_was_there(tab: Page):
     tab.goto(LIST)
     before = indexes(tab)
-    tab.get_by_role("link", name="next →").first.click()
+    tab.get_by_role("link", name="next →").last.click()
     expect(tab.get_by_text("page 2 of 5").first).to_be_visible()
+    assert tab.evaluate("window.scrollY") < 200, "the next page is read from its top"
     second = indexes(tab)
     assert second != before
     tab.get_by_role("link", name=second[0], exact=True).click()

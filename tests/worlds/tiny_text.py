@@ -23,7 +23,7 @@ THEMES: dict[str, tuple[str, str, list[str]]] = {
     "german": (
         "chats",
         "Straße",
-        ["Die Straße ist heute gesperrt.", "Übermäßig viele Äpfel fielen auf die Straße.", "Das weiß ich nicht."],
+        ["Die Straße war heute gesperrt.", "Übermäßig viele Äpfel fielen auf die Straße.", "Das weiß ich nicht."],
     ),
     "sql": (
         "chats",
