@@ -40,7 +40,8 @@ def batch_topk(pre: Sequence[Tensor], scale: Sequence[Tensor], keep: int, guess:
         ]
         if sum(map(len, at)) >= keep or bound == 0.0:
             break
-        bound = bound * 0.7 if bound > guess * 0.2 else 0.0
+        # A guess so small that it cannot be lowered any more must not keep the search going.
+        bound = bound * 0.7 if bound > max(guess * 0.2, 1e-12) else 0.0
     scores = torch.cat([p.reshape(-1)[i].float() * s[i % len(s)] for p, s, i in zip(pre, scale, at, strict=True)])
     if len(scores) > keep:
         scores, chosen = torch.topk(scores, keep, sorted=False)

@@ -30,6 +30,12 @@ def test_the_largest_scores_over_all_groups_are_kept_whatever_the_guess(seed, ke
     assert all(bool((index.diff() > 0).all()) for index in kept)
 
 
+def test_a_guess_too_small_to_be_lowered_ends_the_search_too():
+    kept = batch_topk([torch.tensor([[1.0, -1.0]])], [torch.ones(2)], keep=2, guess=5e-324).kept
+
+    assert kept[0].tolist() == [0]
+
+
 def test_the_threshold_is_the_smallest_score_kept():
     selected = batch_topk([torch.tensor([[3.0, 1.0], [2.0, -5.0]])], [torch.tensor([1.0, 2.5])], keep=2)
 
