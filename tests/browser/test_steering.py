@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect
 
+from tests.browser.conftest import axe_violations
 from tests.worlds.served import served
 from tests.worlds.steerable import ONLY_GEMMA3, SHARED, write_steerable_run
 from tests.worlds.tiny_results import RUN
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.browser
 
 FEATURE = f"/runs/{RUN}/features/{SHARED}"
 HOSTILE = """<img src=x onerror="document.title='pwned'"><script>document.title='pwned'</script>"""
-PATIENCE = 60_000
+PATIENCE = 240_000
 """Milliseconds: the first generation loads torch and the models."""
 
 
@@ -43,13 +44,12 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="module")
-def chromium(chromium_path: str) -> Iterator[Browser]:
-    """The browser."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+@pytest.fixture(autouse=True)
+def patience() -> Iterator[None]:
+    """A busy machine is no failure."""
+    expect.set_options(timeout=30_000)
+    yield
+    expect.set_options(timeout=5_000)
 
 
 @pytest.fixture
@@ -111,6 +111,26 @@ def test_text_grows_on_the_page_and_a_second_viewer_and_a_reload_see_the_same(ta
     page.reload()
     assert page.locator(".said").all_text_contents() == texts
     expect(page.get_by_role("button", name="Stop")).to_have_count(0)
+
+
+def test_a_stream_that_does_not_come_about_is_tried_again(tab: Tab):
+    page = tab.open(f"/runs/{RUN}/steer?feature={SHARED}&max_tokens=8&seed=77&prompt=Lost+on+the+way")
+    failures = iter(["abort", "refuse"])
+
+    def fail_twice(route: Route) -> None:
+        match next(failures, None):
+            case "abort":
+                route.abort()
+            case "refuse":
+                route.fulfill(status=503, body="<p>not now</p>", content_type="text/html")
+            case _:
+                route.continue_()
+
+    page.route("**/events", fail_twice)
+    page.get_by_role("button", name="Generate").click()
+    assert len(done(page)) == 4
+    assert next(failures, None) is None
+    tab.complaints.clear()
 
 
 def test_stop_stops(tab: Tab):
@@ -207,6 +227,23 @@ def test_when_the_explorer_does_not_answer_the_form_says_so_and_keeps_the_text(t
     expect(page.locator("#labels [data-form-error]")).to_contain_text("does not answer")
     expect(page.get_by_label("Label", exact=True)).to_have_value("precious")
     tab.complaints.clear()
+
+
+def test_forms_and_texts_are_accessible(tab: Tab):
+    page = tab.open(f"/runs/{RUN}/steer?feature={ONLY_GEMMA3}&max_tokens=4&prompt=For+everybody")
+    page.get_by_text("More", exact=True).click()
+    assert axe_violations(page) == []
+    page.get_by_role("button", name="Generate").click()
+    done(page)
+    page.reload()
+    assert axe_violations(page) == []
+    page = tab.open(f"/runs/{RUN}/features/9/labels")
+    page.get_by_label("Your name").fill("Di")
+    page.get_by_label("Label", exact=True).fill("something")
+    page.get_by_role("button", name="Save label").click()
+    expect(page.locator("#labels [role=status]")).to_have_text("Saved.")
+    page.get_by_text("History (1)").click()
+    assert axe_violations(page) == []
 
 
 def test_everything_works_without_scripts(chromium: Browser, address: str):

@@ -21,7 +21,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """Another program at an explorer whose models can speak."""
     home: Path = tmp_path_factory.mktemp("served")
     write_steerable_run(home)
-    with served(home) as (address, _), httpx.Client(base_url=address, timeout=90) as client:
+    with served(home) as (address, _), httpx.Client(base_url=address, timeout=240) as client:
         yield client
 
 

@@ -56,7 +56,7 @@ class Explorer:
         """Reload until the page shows one of the states."""
         return self.wait_for(generation, rf"state-({'|'.join(states)})\b")
 
-    def wait_for(self, generation: str, pattern: str, seconds: float = 60) -> str:
+    def wait_for(self, generation: str, pattern: str, seconds: float = 240) -> str:
         """Reload until the page holds the pattern."""
         deadline = time.monotonic() + seconds
         while not re.search(pattern, page := self.browser.get(f"/generations/{generation}").text):
@@ -91,7 +91,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def explorer(home: Path) -> Iterator[Explorer]:
-    with served(home) as (address, app), httpx.Client(base_url=address, timeout=90) as browser:
+    with served(home) as (address, app), httpx.Client(base_url=address, timeout=240) as browser:
         yield Explorer(address, app, browser)
 
 
@@ -253,7 +253,7 @@ def test_those_who_watch_may_go_and_come_and_several_see_the_same(explorer: Expl
     seen: list[str] = []
 
     def watch() -> None:
-        with httpx.Client(base_url=explorer.address, timeout=90) as other:
+        with httpx.Client(base_url=explorer.address, timeout=240) as other:
             seen.append(other.get(f"/generations/{generation}/events").text)
 
     watchers = [threading.Thread(target=watch) for _ in range(20)]
@@ -298,12 +298,12 @@ def test_a_worker_killed_in_the_middle_fails_clearly_keeps_the_text_and_comes_ba
 @pytest.mark.slow
 def test_closing_the_explorer_keeps_what_was_said(home: Path, tmp_path: Path):
     shutil.copytree(home, tmp_path / "home", ignore=shutil.ignore_patterns("labels.db*"))
-    with served(tmp_path / "home") as (address, app), httpx.Client(base_url=address, timeout=90) as browser:
+    with served(tmp_path / "home") as (address, app), httpx.Client(base_url=address, timeout=240) as browser:
         explorer = Explorer(address, app, browser)
         generation = explorer.ask(**LONG, seed=51)
         while not any(len(text) > 20 for text in explorer.said(generation)):
             time.sleep(0.05)
-    with served(tmp_path / "home") as (address, app), httpx.Client(base_url=address, timeout=90) as browser:
+    with served(tmp_path / "home") as (address, app), httpx.Client(base_url=address, timeout=240) as browser:
         explorer = Explorer(address, app, browser)
         page = explorer.wait(generation, "failed")
         assert "shut down while this was running" in page
