@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from app.bench.visitors import KINDS, Kind, Paths, Visit, one_by_one, together
+from app.bench.visitors import KINDS, Kind, NotAnswered, Paths, Visit, one_by_one, together
 from app.server import explorer
 from app.settings import Settings
 from trainer.bench.machine import Machine
@@ -72,7 +72,8 @@ def bench_explorer(*, features: int = 8192, load: Load | None = None) -> Report:
         run = publish_synthetic_run(RunFolder(Path(folder) / "runs" / RUN), features=features)
         build_s = time.perf_counter() - began
         paths = Paths(RUN, features, run.words, random.Random(0))
-        with _own_settings(), explorer(Settings(home=Path(folder), port=free_port())) as (address, _):
+        settings = Settings(home=Path(folder), port=free_port())
+        with _own_settings(), explorer(settings) as (address, _), _log_in_errors(settings):
             measured = asyncio.run(_visited(address, paths, load, run, build_s))
     return report(measured, features, load, machine)
 
@@ -130,6 +131,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _log_in_errors(settings: Settings) -> Iterator[None]:
+    """Add what the server said last to an error, because its log goes with the home folder."""
+    try:
+        yield
+    except NotAnswered as error:
+        lines = (settings.home / "serve.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        said = f" Its log ends: {lines[-1]}" if lines else ""
+        raise NotAnswered(f"{error.fact}{said}", remedy=error.remedy) from error
 
 
 @contextmanager

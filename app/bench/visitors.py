@@ -104,5 +104,6 @@ async def _visit(client: httpx.AsyncClient, kind: Kind, path: str) -> Visit:
     client_ms = 1000 * (time.perf_counter() - began)
     duration = DURATION.search(answer.headers.get("server-timing", ""))
     if answer.status_code != 200 or duration is None:
-        raise NotAnswered(f"{path} was answered with {answer.status_code}.", remedy="Open it in a browser to see why.")
+        fact = f"{path} was answered with {answer.status_code}."
+        raise NotAnswered(fact, remedy="Mend the page first; a broken one is no measurement.")
     return Visit(kind, float(duration[1]), client_ms)
