@@ -1,7 +1,9 @@
 """What a page may ask for: the settings, the runs on this machine, the results of a run, and the labels."""
 
 import logging
-from collections.abc import Callable, Collection, Iterator
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
@@ -15,6 +17,7 @@ from app.labels.database import transaction
 from app.labels.panel import LabelsPanel, labels_panel
 from app.labels.store import Place, features_matching, labels_of
 from app.results.connection import Library, Results
+from app.results.features import order_of
 from app.results.listing import Listing
 from app.results.owners import Owner, owners_of
 from app.results.search import features_peaking_on, features_with_text, index_in
@@ -22,16 +25,20 @@ from app.settings import Settings
 
 log = logging.getLogger("crossdiff.explorer")
 
+REMEMBERED_LISTS = 64
+"""Lists per run whose order is kept, for walking through them."""
+
 Found = TypeVar("Found")
 Otherwise = TypeVar("Otherwise")
 
 
-def _settings(request: Request) -> Settings:
+# What only hands something over is a coroutine: a plain function would cost a trip to another thread.
+async def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 
 
-def _library(request: Request) -> Library:
+async def _library(request: Request) -> Library:
     library: Library = request.app.state.library
     return library
 
@@ -70,9 +77,15 @@ class LabelGlance:
         """Whether the labels database answers."""
         return self._ask(lambda session: labels_of(session, "", [0]) is not None, False)
 
-    def panel(self, place: Place, name: str) -> LabelsPanel | None:
-        """The labels part of a feature's page as somebody of this name finds it; None when it cannot be read."""
-        return self._ask(lambda session: labels_panel(session, place, name), None)
+    def around(self, place: Place, name: str, others: Collection[int]) -> tuple[LabelsPanel | None, dict[int, str]]:
+        """The labels part of a feature's page as somebody of this name finds it, and labels of it and of others.
+
+        None and nothing when labels cannot be read.
+        """
+        features = {place.feature, *others}
+        return self._ask(
+            lambda session: (labels_panel(session, place, name), labels_of(session, place.run, features)), (None, {})
+        )
 
     def _ask(self, question: Callable[[Session], Found], otherwise: Otherwise) -> Found | Otherwise:
         try:
@@ -83,7 +96,7 @@ class LabelGlance:
             return otherwise
 
 
-def _label_glance(request: Request) -> LabelGlance:
+async def _label_glance(request: Request) -> LabelGlance:
     return LabelGlance(_labels_engine(request))
 
 
@@ -124,8 +137,22 @@ class View:
             return places[self.listing.within]()
         return index_in(self.results, text).union(*(look() for look in places.values()))
 
+    def order(self) -> Sequence[int]:
+        """Indexes of the features in the list the reader came from; lists without text are remembered."""
+        found = self.matching()
+        if found is not None:
+            return order_of(self.results, self.listing, found)
+        orders: OrderedDict[tuple[tuple[str, str], ...], Sequence[int]]
+        orders = self.library.remember(self.run, "orders", lambda _: OrderedDict())
+        key = tuple(self.listing.pairs(page=1))
+        if key not in orders:
+            orders[key] = array("i", order_of(self.results, self.listing, None))
+        if len(orders) > REMEMBERED_LISTS:
+            orders.popitem(last=False)
+        return orders[key]
 
-def _view(
+
+async def _view(
     run: str, results: RunResults, library: Runs, listing: Annotated[Listing, Query()], labels: LabelsAtAGlance
 ) -> View:
     return View(run, results, library, listing, labels)

@@ -63,7 +63,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     prepare_steering(app, settings, app.state.labels)
     app.state.environment = make_environment(settings.frontend, settings.root_path)
     app.add_middleware(SameOriginWrites)
-    app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
+    app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=3)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(CountRequests, metrics=app.state.metrics)
     _add_errors(app)

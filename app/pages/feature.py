@@ -111,7 +111,8 @@ def show_feature(
     inside = in_sources(results, feature)
     logits = logits_of(results, feature)
     kept = kept_of(results, feature)
-    names = view.labels.of(run, [feature, *(each.feature for each in alike)])
+    place = Place(run, feature, one.content_hash)
+    panel, names = view.labels.around(place, name_in_cookie(name), [each.feature for each in alike])
     page = FeaturePage(
         run=run,
         file=results.file,
@@ -133,8 +134,8 @@ def show_feature(
         corpora=sorted({each.corpus for each in kept}),
         windows=windows_of(results, feature, reading.bucket, reading.corpus_part, scale=one.max_activation),
         listing=view.listing,
-        place=neighbours(results, view.listing, view.matching(), feature),
-        labels_panel=view.labels.panel(Place(run, feature, one.content_hash), name_in_cookie(name)),
+        place=neighbours(view.order(), feature),
+        labels_panel=panel,
         steer_form=panel_form(results, one, inside),
     )
     return render(request, page)

@@ -93,10 +93,10 @@ class Library:
 
     def folder(self, run: str) -> Path:
         """The folder of a run. Raises RunNotFound."""
-        known = run_names(self.runs)
-        if run not in known:
-            raise RunNotFound(run, known=known)
-        return self.runs / run
+        folder = self.runs / run
+        if run.startswith(".") or folder.name != run or not folder.is_dir():
+            raise RunNotFound(run, known=run_names(self.runs))
+        return folder
 
     def results(self, run: str) -> Results:
         """A cursor into the run's published results. Raises RunNotFound, ResultsMissing or ResultsUnreadable."""

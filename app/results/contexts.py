@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from app.errors import BadQuery, NotFound
@@ -93,18 +94,18 @@ def buckets_of(kept: Sequence[Kept], corpus: str) -> list[Bucket]:
 
 def windows_of(results: Results, feature: int, bucket: str, corpus: str, *, scale: float) -> list[Window]:
     """Kept firings of one kind, strongest first, those on the same words folded into the first of them."""
+    # Sorted here: DuckDB would first copy every token list into the shape it sorts in.
     rows = results.rows(
         """
         select context, rank, corpus, peak, peak_byte_end, byte_start, "text", tokens, activations
         from firing
         where feature = $feature and bucket = $bucket and ($corpus = '' or corpus = $corpus)
-        order by rank
         """,
         feature=feature,
         bucket=bucket,
         corpus=corpus,
     )
-    return _folded([_window(row, scale) for row in rows])
+    return _folded([_window(row, scale) for row in sorted(rows, key=itemgetter(1))])
 
 
 def strongest_windows(results: Results, features: list[int]) -> dict[int, Window]:

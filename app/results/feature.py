@@ -135,13 +135,12 @@ def histogram_of(results: Results, feature: int) -> list[Bar]:
 def logits_of(results: Results, feature: int) -> list[Logits]:
     """Tokens promoted and suppressed in every source that the feature writes to and that has logits."""
     rows = results.rows(
-        "select source, rank, token, effect from logit where feature = $feature order by source, abs(rank)",
-        feature=feature,
+        "select source, abs(rank), rank > 0, token, effect from logit where feature = $feature", feature=feature
     )
     found: dict[int, tuple[list[Logit], list[Logit]]] = {}
-    for source, rank, token, effect in rows:
+    for source, _, up, token, effect in sorted(rows):
         promoted, suppressed = found.setdefault(source, ([], []))
-        (promoted if rank > 0 else suppressed).append(Logit(token, effect))
+        (promoted if up else suppressed).append(Logit(token, effect))
     return [Logits(source, tuple(up), tuple(down)) for source, (up, down) in found.items()]
 
 

@@ -1,5 +1,6 @@
 """Features: the filtered, sorted list, its facets, and the neighbours of a feature in it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,24 +104,21 @@ def random_feature(results: Results, listing: Listing, found: set[int] | None) -
     return int(row[0]) if row else None
 
 
-def neighbours(results: Results, listing: Listing, found: set[int] | None, feature: int) -> Neighbours:
-    """The features before and after this one in the filtered list. Raises BadQuery."""
-    chosen = select(listing, results, found=found)
-    among, parameters = chosen.among(listing.order)
-    numbered = f"""
-        select f.feature, row_number() over wanted as place, count(*) over () as total,
-            lag(f.feature) over wanted as previous, lead(f.feature) over wanted as next
-        {among}
-        window wanted as (order by {listing.order})
-    """
-    row = results.row(
-        f"select place, total, previous, next from ({numbered}) where feature = $feature",  # noqa: S608 - our own parts
-        **parameters,
-        feature=feature,
-    )
-    if row is not None:
-        return Neighbours(*row)
-    return _outside(results, listing, chosen)
+def order_of(results: Results, listing: Listing, found: set[int] | None) -> list[int]:
+    """Indexes of all features that pass the filters, in the list's order. Raises BadQuery."""
+    among, parameters = select(listing, results, found=found).among(listing.order)
+    return [feature for (feature,) in results.rows(f"select f.feature {among} order by {listing.order}", **parameters)]
+
+
+def neighbours(order: Sequence[int], feature: int) -> Neighbours:
+    """The features before and after this one in a list; one that the filters leave out stands before its beginning."""
+    try:
+        place = order.index(feature)
+    except ValueError:
+        return Neighbours(None, len(order), None, order[0] if order else None)
+    previous = order[place - 1] if place else None
+    following = order[place + 1] if place + 1 < len(order) else None
+    return Neighbours(place + 1, len(order), previous, following)
 
 
 def facets_of(results: Results, listing: Listing, found: set[int] | None) -> dict[str, list[FacetValue]]:
@@ -131,14 +129,6 @@ def facets_of(results: Results, listing: Listing, found: set[int] | None) -> dic
         if facet not in free:
             counts |= _counts(results, select(listing, results, found=found, without=facet), [facet])
     return {facet: _values(listing, facet, counts[facet]) for facet in FACETS}
-
-
-def _outside(results: Results, listing: Listing, chosen: Selection) -> Neighbours:
-    """For a feature that the filters leave out: the list begins after it."""
-    among, parameters = chosen.among(listing.order)
-    row = results.row(f"select f.feature, count(*) over () {among} order by {listing.order} limit 1", **parameters)
-    first, total = row or (None, 0)
-    return Neighbours(None, total, None, first)
 
 
 def _counts(results: Results, chosen: Selection, facets: list[str]) -> dict[str, dict[str, int]]:

@@ -5,7 +5,7 @@ import pytest
 
 from app.errors import BadQuery
 from app.results.connection import Results
-from app.results.features import every_feature, list_features, neighbours, random_feature
+from app.results.features import every_feature, list_features, neighbours, order_of, random_feature
 from app.results.listing import PER_PAGE, Listing
 
 
@@ -107,23 +107,20 @@ def test_text_restricts_to_the_features_it_was_found_in(results: Results):
 
 
 def test_neighbours_are_those_of_the_filtered_list(results: Results):
-    listing = Listing(owner="gemma3", sort="-density")
-    order = [row.feature for row in every_feature(results, listing, None)]
+    order = order_of(results, Listing(owner="gemma3", sort="-density"), None)
+    assert order == indexes(results, owner="gemma3", sort="-density")
 
-    middle = neighbours(results, listing, None, order[4])
+    middle = neighbours(order, order[4])
     assert (middle.place, middle.total, middle.previous, middle.next) == (5, len(order), order[3], order[5])
-    assert neighbours(results, listing, None, order[0]).previous is None
-    assert neighbours(results, listing, None, order[-1]).next is None
+    assert neighbours(order, order[0]).previous is None
+    assert neighbours(order, order[-1]).next is None
 
 
-def test_from_a_feature_outside_the_list_the_list_begins(results: Results):
-    listing = Listing(owner="gemma3", sort="-density")
-    order = [row.feature for row in every_feature(results, listing, None)]
-    outside = next(feature for feature in range(240) if feature not in order)
+def test_from_a_feature_outside_the_list_the_list_begins():
+    found = neighbours([7, 3, 5], 4)
 
-    found = neighbours(results, listing, None, outside)
-
-    assert (found.place, found.previous, found.next, found.total) == (None, None, order[0], len(order))
+    assert (found.place, found.previous, found.next, found.total) == (None, None, 7, 3)
+    assert neighbours([], 4).next is None
 
 
 def test_a_random_feature_lives_and_passes_the_filters(results: Results):
