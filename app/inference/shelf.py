@@ -58,6 +58,8 @@ class Shelf:
         self._load = load
         self._places: dict[str, Place] = {}
         self._lock = threading.Lock()
+        self._loading = threading.Lock()
+        """Models are loaded one after another: the library sets process-wide defaults while it does."""
 
     def state(self, recipe: SourceRecipe) -> SourceState:
         """How far the model of a source is."""
@@ -92,7 +94,8 @@ class Shelf:
         """Load into a place; its state says how that goes."""
         place.state, place.reason, place.began = "loading", "", time.monotonic()
         try:
-            place.source = self._load_with_room(recipe)
+            with self._loading:
+                place.source = self._load_with_room(recipe)
         except OutOfMemory as error:
             place.state, place.reason = "out_of_memory", str(error)
             raise

@@ -39,7 +39,7 @@ def test_a_generation_is_asked_for_followed_and_read(program: httpx.Client):
     events = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: ")]
     assert events[-1] == {}
     read = finished(program, asked.json()["id"])
-    assert read["state"] == "done"
+    assert read["state"] == "done", read
     assert events[-2] == read
     assert [(lane["source"], lane["strength"]) for lane in read["lanes"]] == [
         ("smollm2", 0.0),
