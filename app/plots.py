@@ -4,6 +4,7 @@ A trace's `meta.colour` names a custom property of site.css (`--o0`, `--shared`,
 the figure looks up, so that one figure serves the light and the dark theme.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ def stacked_histogram(
     logarithmic: bool,
     links: dict[tuple[str, float], str],
 ) -> dict[str, Any]:
-    """Counts of features per bin and owner: stacked bars, or with a logarithmic axis one stepped line each.
+    """Counts of features per bin and owner: stacked bars, or with a logarithmic axis bars before each other.
 
     `bins` are (low, high, owner, count); `looks` gives each owner's colour name; `links` an address per owner and
     lower edge, opened on a click.
@@ -33,25 +34,29 @@ def stacked_histogram(
         mine = [each for each in bins if each[2] == owner]
         if not mine:
             continue
-        middle = [(low + high) / 2 for low, high, _, _ in mine]
-        count = [each[3] for each in mine]
-        meta = {"colour": FILLS.get(look, f"--{look}")}
         hover = f"%{{y:,}} features of {owner} from %{{customdata[1]:.3g}} to %{{customdata[2]:.3g}}<extra></extra>"
-        data = [[links.get((owner, low), ""), low, high] for low, high, _, _ in mine]
-        if logarithmic:
-            line = go.Scatter(
-                x=middle, y=count, name=owner, mode="lines+markers", line_shape="hvh", customdata=data,
-                hovertemplate=hover, meta=meta, marker_size=4,
-            )  # fmt: skip
-            figure.add_trace(line)
-        else:
-            width = [high - low for low, high, _, _ in mine]
-            figure.add_trace(
-                go.Bar(x=middle, y=count, width=width, name=owner, customdata=data, hovertemplate=hover, meta=meta)
-            )
-    figure.update_layout(barmode="stack", bargap=0)
+        bar = go.Bar(
+            x=[(low + high) / 2 for low, high, _, _ in mine],
+            y=[count for *_, count in mine],
+            width=[high - low for low, high, _, _ in mine],
+            name=owner,
+            customdata=[[links.get((owner, low), ""), low, high] for low, high, _, _ in mine],
+            hovertemplate=hover,
+            meta={"colour": FILLS.get(look, f"--{look}")},
+            opacity=0.8 if logarithmic else 1.0,
+        )
+        figure.add_trace(bar)
+    # Parts of a stack cannot be read off a logarithmic axis, so there every owner stands on the ground.
+    figure.update_layout(barmode="overlay" if logarithmic else "stack", bargap=0)
     figure.update_xaxes(title_text=x_title)
-    figure.update_yaxes(title_text="features", type="log" if logarithmic else "linear")
+    if bins:
+        figure.update_xaxes(range=[min(low for low, *_ in bins), max(high for _, high, *_ in bins)])
+    if logarithmic:
+        tallest = max((count for *_, count in bins), default=1)
+        # From below 1, or a single feature would have no height.
+        figure.update_yaxes(title_text="features", type="log", range=[-0.2, math.log10(tallest) * 1.05 + 0.1])
+    else:
+        figure.update_yaxes(title_text="features")
     return _plain(figure)
 
 
