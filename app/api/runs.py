@@ -75,25 +75,34 @@ def read_plot(
     looks = {name: owner.look for name, owner in view.owners.items()}
     if plot == "training":
         return _training(view, measure, looks)
+    two = len(view.results.sources) == 2
     if plot == "norms":
         bins = view.library.remember(view.run, "norms", overview.norm_histogram)
-        two = len(view.results.sources) == 2
         title = "relative norm" if two else f"norm share of {view.results.sources[-1].name}"
     else:
         bins = view.library.remember(view.run, "densities", overview.density_histogram)
         title = "log₁₀ of density"
     path, prefix = f"/runs/{view.run}/features", request.app.state.settings.root_path
-    links = {(each.owner, each.low): address(prefix, path, _filter(plot, each)) for each in bins}
+    links = {(each.owner, each.low): address(prefix, path, _filter(plot, each, two=two)) for each in bins}
     counted = [(each.low, each.high, each.owner, each.count) for each in bins]
     return stacked_histogram(counted, looks, x_title=title, logarithmic=scale == "log", links=links)
 
 
-def _filter(plot: str, each: overview.Bin) -> dict[str, str]:
-    """The list's filter for the features of one bar; a relative norm is no column of the list, a density is."""
-    query = {"owner": each.owner, "life": "alive"}
-    if plot == "densities":
-        query |= {"density_min": f"{10**each.low:.6g}", "density_max": f"{10**each.high:.6g}"}
-    return query
+def _filter(plot: str, each: overview.Bin, *, two: bool) -> dict[str, str]:
+    """The list's filter for the features of one bar; the list knows norm shares, not relative norms."""
+    bound, edge = (
+        ("density", _power) if plot == "densities" else ("share", overview.share_of_relative if two else float)
+    )
+    return {
+        "owner": each.owner,
+        "life": "alive",
+        f"{bound}_min": f"{edge(each.low):.7g}",
+        f"{bound}_max": f"{edge(each.high):.7g}",
+    }
+
+
+def _power(exponent: float) -> float:
+    return float(10.0**exponent)
 
 
 def _training(view: View, measure: str, looks: dict[str, str]) -> dict[str, Any]:

@@ -102,6 +102,12 @@ def norm_histogram(results: Results) -> list[Bin]:
     return [Bin(place / SHARE_BINS, (place + 1) / SHARE_BINS, owner, count) for place, owner, count in rows]
 
 
+def share_of_relative(relative: float) -> float:
+    """The norm share that a relative norm means for two sources; one grows with the other."""
+    ratio = 2 * relative if relative <= 0.5 else 1 / max(2 * (1 - relative), 1e-12)
+    return ratio / (1 + ratio)
+
+
 def density_histogram(results: Results) -> list[Bin]:
     """Living features by the decimal logarithm of their density, per owner."""
     rows = results.rows(

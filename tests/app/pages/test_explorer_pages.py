@@ -51,12 +51,13 @@ def test_the_figure_of_norms_counts_every_living_feature(reader: TestClient):
     assert logarithmic["layout"]["yaxis"]["type"] == "log"
 
 
-def test_a_bar_leads_to_exactly_its_features(reader: TestClient):
-    figure = reader.get(f"/api/v1/runs/{RUN}/plots/densities").json()
-    trace = figure["data"][0]
+@pytest.mark.parametrize("plot", ["densities", "norms"])
+def test_a_bar_leads_to_exactly_its_features(reader: TestClient, plot: str):
+    figure = reader.get(f"/api/v1/runs/{RUN}/plots/{plot}").json()
 
-    for count, (address, *_) in zip(trace["y"], trace["customdata"], strict=True):
-        assert reader.get(f"/api/v1{address}").json()["total"] == count
+    for trace in figure["data"]:
+        for count, (address, *_) in zip(trace["y"], trace["customdata"], strict=True):
+            assert reader.get(f"/api/v1{address}").json()["total"] == count, address
 
 
 def test_the_list_shows_the_state_of_its_address(reader: TestClient):
