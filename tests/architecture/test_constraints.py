@@ -49,6 +49,14 @@ def read_pins() -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in (line.split("==") for line in pin_lines())}
 
 
+def requirements_of(name: str) -> list[str]:
+    """What a distribution asks for; nothing of one that is not installed (npm's wheel, where the system has npm)."""
+    try:
+        return importlib.metadata.requires(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+
+
 def closure(name: str, extras: tuple[str, ...]) -> set[str]:
     """Canonical names of everything that installing a distribution brings along on this machine."""
     found: set[str] = set()
@@ -56,7 +64,7 @@ def closure(name: str, extras: tuple[str, ...]) -> set[str]:
     seen = set(waiting)
     while waiting:
         current, extra = waiting.pop()
-        for requirement in map(Requirement, importlib.metadata.requires(current) or []):
+        for requirement in map(Requirement, requirements_of(current)):
             if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
                 continue
             dependency = canonicalize_name(requirement.name)
