@@ -94,7 +94,7 @@ activations_option = click.option(
     "--activations",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Train on this activation store, which another program may have written; the recipe needs no models.",
+    help="Work on this activation store, which another program may have written; the recipe needs no models.",
 )
 
 
@@ -152,16 +152,18 @@ def train(recipe: Path, overrides: tuple[str, ...], force: bool, activations: Pa
 
 @main.command()
 @recipe_options
-def evaluate(recipe: Path, overrides: tuple[str, ...], force: bool) -> None:
+@activations_option
+def evaluate(recipe: Path, overrides: tuple[str, ...], force: bool, activations: Path | None) -> None:
     """Measure the crosscoder on text that training never saw."""
-    _run(recipe, overrides, force=force, stages=("evaluate",))
+    _run(recipe, overrides, force=force, stages=("evaluate",), activations=activations)
 
 
 @main.command()
 @recipe_options
-def analyse(recipe: Path, overrides: tuple[str, ...], force: bool) -> None:
+@activations_option
+def analyse(recipe: Path, overrides: tuple[str, ...], force: bool, activations: Path | None) -> None:
     """Measure every feature and publish the results."""
-    _run(recipe, overrides, force=force, stages=("analyse",))
+    _run(recipe, overrides, force=force, stages=("analyse",), activations=activations)
 
 
 @main.command()
@@ -212,6 +214,32 @@ def export(run: str, folder: Path, tool: str, options: tuple[str, ...]) -> None:
     write(Crosscoder.load(Library(Settings.from_environment().runs).folder(run)), folder, tool, **chosen)
     click.echo(folder)
     if lost := FORMATS[tool].write_losses:
+        click.echo(lost, err=True)
+
+
+@main.command("import")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--name", required=True, help="What the new run is called.")
+@click.option("--format", "tool", metavar="TOOL", help="Whose format it is; recognised when not given.")
+@click.option("--source", "sources", multiple=True, metavar="NAME", help="Name of a source; give all, in their order.")
+@click.option("--threshold", type=float, help="Score above which a feature is active, where the file does not say it.")
+@click.option("--scale", "scales", multiple=True, type=float, help="What activations are multiplied with; per source.")
+@click.option("--code-normalization", metavar="NAME", help="What an old dictionary_learning file ranked by.")
+@overrides_option
+def import_(path: Path, name: str, tool: str | None, overrides: tuple[str, ...], **options: Any) -> None:
+    """Make a run of a crosscoder that another tool trained.
+
+    Then hold it against activations of the same sources: `crossdiff run FOLDER/recipe.yaml --activations DIR`.
+    """
+    from trainer.commands import import_crosscoder
+    from trainer.interchange.formats import FORMATS
+    from trainer.recipe import load_recipe
+
+    given = {key: value for key, value in options.items() if value not in (None, ())}
+    folder = import_crosscoder(path, name, format=tool, options=given, overrides=overrides)
+    click.echo(folder.path)
+    imported = load_recipe(folder.recipe).imported
+    if imported is not None and (lost := FORMATS[imported.format].read_losses):
         click.echo(lost, err=True)
 
 

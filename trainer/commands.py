@@ -9,11 +9,12 @@ from typing import Any
 from trainer.activation_store import ActivationStore, sha256_of
 from trainer.analysis import analyse
 from trainer.analysis.logit_effects import Unembedding
-from trainer.crosscoder import Crosscoder
+from trainer.crosscoder import Crosscoder, check_sources
 from trainer.errors import RecipeError, StoreError
 from trainer.evaluate import evaluate
 from trainer.fidelity import fidelity, obstacle
 from trainer.harvest import Harvest
+from trainer.interchange.imported import crosscoder_of, recipe_of
 from trainer.progress import STAGES, Progress
 from trainer.recipe import Recipe, load_recipe
 from trainer.results import SCHEMA
@@ -29,6 +30,7 @@ class Run:
         """With `activations` the rows come from a store that something else wrote, and no model is run."""
         self.recipe, self.activations, self.force = recipe, activations, force
         self.folder = RunFolder.of(recipe)
+        self._looked_through: set[Path] = set()
         self.folder.path.mkdir(parents=True, exist_ok=True)
         with published(self.folder.recipe) as draft:
             draft.write_text(recipe.to_yaml(), encoding="utf-8")
@@ -75,11 +77,16 @@ class Run:
         """Changes when anything that a stage reads changes."""
         if stage == "harvest":
             return str(self.activations) if self.activations else self._harvest_fingerprint()
+        store = self._store_or_none()
+        if stage == "train" and self.recipe.imported is not None:
+            return _digest(self.recipe.imported.model_dump(mode="json"))
         if stage == "train":
-            store = self._store_or_none()
             return "" if store is None else fingerprint_of(self.recipe, store)
         parts = [self.folder.weights, *([self.folder.evaluation] if stage == "analyse" else [])]
         sums = [sha256_of(part) if part.is_file() else "" for part in parts]
+        if self.recipe.imported is not None and store is not None:
+            # A crosscoder trained here belongs to one store; one from elsewhere may be held against several.
+            sums += [shard.sha256 for shard in store.manifest.shards]
         wanted: list[Any] = [self.recipe.evaluation.model_dump(mode="json")]
         if stage == "analyse":
             wanted = [self.recipe.analysis.model_dump(mode="json"), SCHEMA.read_text()]
@@ -116,13 +123,17 @@ class Run:
         Harvest(self.recipe, sources, path, self._harvest_fingerprint()).run(self.progress)
 
     def _train(self) -> None:
+        if self.recipe.imported is not None:
+            crosscoder_of(self.recipe.imported).save(self.folder.path)
+            return
         store = ActivationStore.open(self.store_path())
         if self.activations is not None:
             store.verify()
         train(self.recipe, store, self.folder, self.progress)
 
     def _evaluate(self) -> None:
-        store, crosscoder = self._store(), Crosscoder.load(self.folder.path)
+        crosscoder = Crosscoder.load(self.folder.path)
+        store = self._store_for(crosscoder)
         measures = evaluate(store, crosscoder, self.progress)
         sequences = self.recipe.evaluation.sequences
         reason = obstacle(store, crosscoder, [source.name for source in self.recipe.sources], sequences)
@@ -135,7 +146,8 @@ class Run:
     def _analyse(self) -> None:
         crosscoder = Crosscoder.load(self.folder.path)
         readouts = {source.name: Unembedding.of_source(source) for source in self._loaded()}
-        analyse(self.recipe, self._store(), crosscoder, folder=self.folder, progress=self.progress, readouts=readouts)
+        store = self._store_for(crosscoder)
+        analyse(self.recipe, store, crosscoder, folder=self.folder, progress=self.progress, readouts=readouts)
 
     def _loaded(self) -> list[Source]:
         """The whole models; none when the recipe has none."""
@@ -143,6 +155,15 @@ class Run:
 
     def _store(self) -> ActivationStore:
         return ActivationStore.open(self.store_path())
+
+    def _store_for(self, crosscoder: Crosscoder) -> ActivationStore:
+        """The rows to measure a crosscoder on; those of other programs are looked through once."""
+        store = self._store()
+        check_sources(crosscoder, store.widths, store.path)
+        if self.recipe.imported is not None and self.activations is not None and store.path not in self._looked_through:
+            store.verify()
+            self._looked_through.add(store.path)
+        return store
 
     def _store_or_none(self) -> ActivationStore | None:
         return self._store() if (self.store_path() / "manifest.json").is_file() else None
@@ -175,6 +196,24 @@ def run(
     for one in runs:
         one.execute(wanted)
     return runs[0].folder
+
+
+def import_crosscoder(
+    path: Path,
+    name: str,
+    *,
+    format: str | None = None,  # noqa: A002
+    options: dict[str, Any],
+    overrides: tuple[str, ...] = (),
+) -> RunFolder:
+    """Make a run of another tool's checkpoint and return its folder; evaluate and analyse it as any other.
+
+    Options are those of the format (`trainer.interchange`). Raises CrossdiffError for whatever a person can mend.
+    """
+    recipe = recipe_of(path, name, format=format, options=options, overrides=overrides)
+    imported = Run(recipe, force=True)
+    imported.execute(("train",))
+    return imported.folder
 
 
 def train_side_by_side(runs: list[Run]) -> None:

@@ -5,7 +5,7 @@ group, W width of a source. In memory both weights are [F, W], because every spa
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -281,6 +281,21 @@ def check_shapes(crosscoder: Crosscoder, origin: Path) -> None:
     missing = {group.name for group in crosscoder.groups} - crosscoder.threshold.keys()
     if missing:
         raise CrosscoderError(f"{origin}: no threshold for {', '.join(sorted(missing))}. Calibrate and save again.")
+
+
+def check_sources(crosscoder: Crosscoder, widths: Mapping[str, int], store: Path) -> None:
+    """A store with sources of these widths has every one the crosscoder reads or subtracts. Raises CrosscoderError."""
+    parts = {name: crosscoder.differences.get(name, (name,)) for name in crosscoder.sources}
+    needed = {part: crosscoder.widths[name] for name, those in parts.items() for part in those}
+    if not needed.items() <= widths.items():
+        raise CrosscoderError(
+            f"The crosscoder needs {_sources(needed)}, but the activation store {store} holds {_sources(widths)}. "
+            "Train on this store, name the store it was trained on, or import it with the names that the store has."
+        )
+
+
+def _sources(widths: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} (width {width})" for name, width in widths.items())
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trainer.errors import RecipeError
+from trainer.overrides import apply_override
 
 SHARED_IN_A_SWEEP = ("training.batch", "training.epochs", "training.shuffle_seed", "training.device")
 """Settings that decide which rows come when and where: runs trained side by side have them in common."""
@@ -261,6 +262,17 @@ class AnalysisRecipe(Part):
     """A feature of two sources is shared when its norm share lies in this band."""
 
 
+class ImportedRecipe(Part):
+    """A crosscoder that another program trained; what the recipe says of training is then without meaning."""
+
+    path: str
+    format: str
+    sha256: str
+    """Of the weights file, in hex."""
+    options: dict[str, Any] = {}
+    """What reading it took, such as names of the sources or a threshold."""
+
+
 class Recipe(Part):
     """One run, described completely."""
 
@@ -274,6 +286,8 @@ class Recipe(Part):
     analysis: AnalysisRecipe = AnalysisRecipe()
     sweep: dict[str, tuple[Any, ...]] = {}
     """Settings to vary, by path (`training.seed: [0, 1, 2]`): one run for every combination, trained side by side."""
+    imported: ImportedRecipe | None = None
+    """Where the crosscoder comes from when this run did not train it; `crossdiff import` writes it."""
 
     @model_validator(mode="after")
     def _distinct_sources(self) -> "Recipe":
@@ -284,7 +298,9 @@ class Recipe(Part):
 
     def fingerprint(self) -> str:
         """Eight hex digits that change when anything in the recipe changes."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        # Runs that trained keep the names they had before anything could be imported.
+        data = self.model_dump(mode="json", exclude=None if self.imported else {"imported"})
+        text = json.dumps(data, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def variants(self) -> tuple["Recipe", ...]:
@@ -300,7 +316,7 @@ class Recipe(Part):
             for path, value in zip(self.sweep, values, strict=True):
                 if path.split(".")[0] not in ("crosscoder", "training") or path in SHARED_IN_A_SWEEP:
                     raise RecipeError(f"sweep: {path!r} cannot vary within one, because its runs share their rows.")
-                _apply(data, f"{path}={json.dumps(value)}")
+                apply_override(data, f"{path}={json.dumps(value)}")
             recipes.append(parse_recipe(data, origin=f"sweep of {self.name}"))
         return tuple(recipes)
 
@@ -322,13 +338,13 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise RecipeError(f"{path} is not readable YAML: {error}. Mend it at the place named.") from None
     if not isinstance(data, dict):
         raise RecipeError(f"{path} holds no recipe: expected keys such as `name:` and `sources:` at the top.")
+    return parse_recipe(data, origin=str(path), overrides=overrides)
+
+
+def parse_recipe(data: dict[str, Any], *, origin: str, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Check a recipe given as plain data, with overrides applied; `origin` is named in errors. Raises RecipeError."""
     for override in overrides:
-        _apply(data, override)
-    return parse_recipe(data, origin=str(path))
-
-
-def parse_recipe(data: dict[str, Any], *, origin: str) -> Recipe:
-    """Check a recipe given as plain data; `origin` is named in errors. Raises RecipeError."""
+        apply_override(data, override)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -338,25 +354,6 @@ def parse_recipe(data: dict[str, Any], *, origin: str) -> Recipe:
 
 def _example() -> Path:
     return Path(__file__).parent / "recipes" / "demo.yaml"
-
-
-def _apply(data: dict[str, Any], override: str) -> None:
-    """Put `a.b=value` into nested data; a number steps into a list."""
-    path, separator, text = override.partition("=")
-    if not separator or not path:
-        raise RecipeError(f"--set {override!r} has no value. Write it as --set crosscoder.features=4096.")
-    *parents, last = path.split(".")
-    place: Any = data
-    try:
-        for key in parents:
-            place = place[int(key)] if isinstance(place, list) else place.setdefault(key, {})
-        place[int(last) if isinstance(place, list) else last] = yaml.safe_load(text)
-    except (AttributeError, TypeError):
-        raise RecipeError(f"--set {override!r} goes into something that is a value, not a section.") from None
-    except (ValueError, IndexError):
-        raise RecipeError(f"--set {override!r}: a list is stepped into by a number, 0 for its first entry.") from None
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {override!r}: {text!r} is not a YAML value. Put it in quotes.") from None
 
 
 def _explain(problem: Any) -> str:

@@ -6,6 +6,7 @@ needs more is refused.
 
 import json
 import pickle
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,10 @@ def read_tensors(path: Path) -> TensorFile:
         if path.suffix == ".safetensors":
             entries = load_file(path)
         else:
-            entries = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                # torch wonders about pickles it did not write; whether they can be read is said below.
+                warnings.simplefilter("ignore", UserWarning)
+                entries = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CrosscoderError(f"{path} does not exist. Give the checkpoint's folder or its weights file.") from None
     except pickle.UnpicklingError:
