@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any
 
 from trainer.bench.chart import Panel, svg
+from trainer.bench.deciding import fingerprint
 from trainer.bench.machine import Machine
 from trainer.bench.report import Report
 from trainer.bench.trial import HELD_OUT, Ground, Outcome, trial
@@ -19,8 +20,9 @@ from trainer.run_folder import RunFolder, home, published, write_json
 from trainer.toy.presets import Preset, preset
 from trainer.toy.scoring import MATCH
 
-PACKAGE = Path(__file__).resolve().parents[1]
-RECIPE = PACKAGE / "recipes" / "toy.yaml"
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "toy.yaml"
+DECIDING = ("trainer.bench.trial", "trainer.toy.presets")
+"""What an outcome on file was found with: these modules and what they import."""
 HEAD = (
     "variant",
     "features",
@@ -107,7 +109,7 @@ def bench_toy(
 def compare(comparison: Comparison, folder: RunFolder) -> list[Outcome]:
     """Every trial's outcome, seed by seed; those on file in the folder are read, the others computed and filed."""
     outcomes = []
-    code = code_fingerprint()
+    code = fingerprint(*DECIDING)
     plans = {seed: comparison.recipes(seed) for seed in comparison.seeds}
     progress = Progress(folder, "toy")
     with progress.task("toy", total=sum(map(len, plans.values())) * comparison.rows) as task:
@@ -123,15 +125,6 @@ def compare(comparison: Comparison, folder: RunFolder) -> list[Outcome]:
                         write_json(file, trial(recipe, ground, task.advance).as_json())
             outcomes += [Outcome.from_json(json.loads(file.read_text(encoding="utf-8"))) for file in files]
     return outcomes
-
-
-def code_fingerprint() -> str:
-    """Changes with any of the trainer's own modules, so that no outcome of older code passes for one of today's."""
-    modules = sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("toy/*.py"), *PACKAGE.glob("bench/t*.py")])
-    digest = hashlib.sha256()
-    for module in modules:
-        digest.update(module.read_bytes())
-    return digest.hexdigest()
 
 
 def _key(comparison: Comparison, seed: int, recipe: Recipe, code: str) -> str:
