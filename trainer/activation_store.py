@@ -132,12 +132,12 @@ class ActivationStore:
                 places = (None if place is None else place[part] for place in whole[1:])
                 yield Block({name: tensor[part] for name, tensor in whole.rows.items()}, *places)
 
-    def documents(self, only: list[int] | None = None) -> pa.Table | None:
-        """The sequences' texts and tokens, or None; all of them, or `only` those of these numbers."""
+    def documents(self, only: list[int] | None = None, *, columns: list[str] | None = None) -> pa.Table | None:
+        """The sequences' texts and tokens, or None; all of them, or `only` those of these numbers and `columns`."""
         if self.manifest.documents is None:
             return None
         wanted = None if only is None else [("document", "in", only)]
-        return pq.read_table(self.path / self.manifest.documents, filters=wanted)
+        return pq.read_table(self.path / self.manifest.documents, columns=columns, filters=wanted)
 
     def document_columns(self) -> set[str]:
         """What is known of the sequences; empty when the store has no documents."""
