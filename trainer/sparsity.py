@@ -87,15 +87,20 @@ def annealed_k(recipe: SparsityRecipe, step: int, steps: int) -> int:
     return round(start + (recipe.k - start) * step / over)
 
 
+RECENT = 10
+"""A running threshold looks back over one step in this many, at most: earlier scores are of other weights."""
+
+
 @dataclass
 class RunningThreshold:
-    """Moving average of the smallest score kept: the threshold at inference."""
+    """Moving average of the smallest score kept: the threshold at inference of a store without held-out rows."""
 
     decay: float
     value: float = 0.0
     steps: int = 0
 
     def update(self, smallest: float) -> None:
-        """Count one batch in; the first sets it."""
-        self.value = smallest if self.steps == 0 else self.decay * self.value + (1 - self.decay) * smallest
+        """Count one batch in; the first sets it, and the first ones soon weigh nothing."""
+        new = max(1 - self.decay, RECENT / (RECENT + self.steps))
+        self.value += new * (smallest - self.value)
         self.steps += 1

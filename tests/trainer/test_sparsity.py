@@ -69,9 +69,15 @@ def test_k_falls_linearly_from_its_start_and_then_stays():
     assert [annealed_k(recipe, step, steps=8) for step in range(6)] == [50, 40, 30, 20, 10, 10]
 
 
-def test_the_running_threshold_begins_at_the_first_value_it_sees():
+def test_the_running_threshold_begins_at_the_first_value_and_follows_early_ones_fast_and_late_ones_slowly():
     running = RunningThreshold(decay=0.9)
     running.update(2.0)
-    running.update(3.0)
+    assert running.value == 2.0
 
-    assert running.value == pytest.approx(2.1)
+    running.update(3.1)
+    assert running.value == pytest.approx(3.0), "of two values, the second weighs ten parts in eleven"
+
+    for _ in range(500):
+        running.update(3.0)
+    running.update(4.0)
+    assert running.value == pytest.approx(3.1)

@@ -1,8 +1,8 @@
 """Training learns, goes on exactly where it stopped, and does not repeat the defects known from other trainers."""
 
 import json
-import multiprocessing
 import random
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.worlds.forked import fork
 from tests.worlds.tiny_activations import tiny_activations, tiny_recipe
 from trainer import training as training_module
 from trainer.batches import Batches
@@ -53,33 +54,24 @@ def test_a_trained_crosscoder_explains_most_of_rows_it_has_never_seen(tmp_path):
 
 
 def test_training_killed_at_any_moment_ends_with_the_same_weights_to_the_bit(tmp_path):
-    store = tiny_activations(tmp_path / "store")
-    fit(store, tiny_recipe(), tmp_path / "whole")
+    store, recipe = tiny_activations(tmp_path / "store"), tiny_recipe(training={"epochs": 24})
+    fit(store, recipe, tmp_path / "whole")
     expected = load_file(tmp_path / "whole" / "crosscoder.safetensors")
-    chance, kills = random.Random(3), 0
+    chance = random.Random(3)
     for _ in range(10):
-        process = fork(fit, store, tiny_recipe(), tmp_path / "killed")
+        process = fork(fit, store, recipe, tmp_path / "killed")
         wait_for_a_step(tmp_path / "killed" / "metrics.jsonl", process)
-        time.sleep(chance.uniform(0, 0.1))
-        if process.is_alive():
-            process.kill()
-            kills += 1
+        time.sleep(chance.uniform(0, 0.03))
+        process.kill()
         process.join()
-    fit(store, tiny_recipe(), tmp_path / "killed")
+        assert process.exitcode == -signal.SIGKILL, "it had not ended yet"
+    fit(store, recipe, tmp_path / "killed")
 
-    assert kills > 0
     found = load_file(tmp_path / "killed" / "crosscoder.safetensors")
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps)), "metrics of steps that were run twice stand once"
-
-
-def fork(work: Any, *arguments: Any) -> Any:
-    """Run work in a forked process, which has torch imported already."""
-    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
-    process.start()
-    return process
 
 
 def wait_for_a_step(metrics: Path, process: Any) -> None:
