@@ -78,6 +78,7 @@ def differences(recipe: CrosscoderRecipe, widths: Mapping[str, int]) -> dict[str
 
 
 def _whole(recipe: CrosscoderRecipe, inputs: Names, targets: Names, _: Mapping[str, int]) -> list[_Plan]:
+    _need_several(recipe, inputs, targets)
     return [_Plan("shared", recipe.features, inputs, targets)]
 
 
@@ -88,6 +89,7 @@ def _single(recipe: CrosscoderRecipe, inputs: Names, targets: Names, _: Mapping[
 
 
 def _dedicated(recipe: CrosscoderRecipe, inputs: Names, targets: Names, _: Mapping[str, int]) -> list[_Plan]:
+    _need_several(recipe, inputs, targets)
     sets = [(source,) for source in inputs] + [tuple(subset) for subset in recipe.subsets]
     dedicated = round(recipe.features * recipe.exclusive_share)
     shared = recipe.features - dedicated * len(sets)
@@ -100,6 +102,7 @@ def _dedicated(recipe: CrosscoderRecipe, inputs: Names, targets: Names, _: Mappi
 
 
 def _designated(recipe: CrosscoderRecipe, inputs: Names, targets: Names, widths: Mapping[str, int]) -> list[_Plan]:
+    _need_several(recipe, inputs, targets)
     shared = max(1, round(recipe.features * recipe.shared_share))
     tied = len({widths[name] for name in targets}) == 1
     discount = {"k_factor": recipe.shared_k_factor, "penalty": recipe.shared_penalty}
@@ -156,6 +159,15 @@ def _by_layer(recipe: CrosscoderRecipe, spans: list[tuple[Names, Names]], inputs
         _Plan(f"at-{inputs[index]}", each + (index < rest), reads, writes)
         for index, (reads, writes) in enumerate(spans)
     ]
+
+
+def _need_several(recipe: CrosscoderRecipe, inputs: Names, targets: Names) -> None:
+    names = {*inputs, *targets}
+    if len(names) < 2:
+        raise RecipeError(
+            f"crosscoder: {recipe.variant} compares sources, and there is only {', '.join(names)}. "
+            "Add the other source, or set crosscoder.variant to sae."
+        )
 
 
 def _need_targets(recipe: CrosscoderRecipe, inputs: Names, targets: Names) -> None:

@@ -120,3 +120,9 @@ GROUP = {"name": "g", "features": 2, "reads": ("a",)}
 def test_a_variant_that_does_not_fit_the_sources_is_refused_with_the_reason(settings, message):
     with pytest.raises(RecipeError, match=message):
         preset(CrosscoderRecipe(**settings), {"a": 3, "b": 5})
+
+
+@pytest.mark.parametrize("variant", ["standard", "dfc", "designated_shared"])
+def test_a_comparison_needs_a_second_source(variant):
+    with pytest.raises(RecipeError, match=f"{variant} compares sources, and there is only a"):
+        preset(CrosscoderRecipe(variant=variant), {"a": 3})
