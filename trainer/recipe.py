@@ -21,6 +21,9 @@ from trainer.overrides import apply_override
 SHARED_IN_A_SWEEP = ("training.batch", "training.epochs", "training.shuffle_seed", "training.device")
 """Settings that decide which rows come when and where: runs trained side by side have them in common."""
 
+LATER = (("", "imported"), ("crosscoder", "damp_above"))
+"""Section and key of what recipes could not say at first; without it they mean what they meant."""
+
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 
@@ -203,6 +206,8 @@ class CrosscoderRecipe(Part):
     aggregation: Literal["sum", "mean"] = "sum"
     """How a group adds up the sources it reads; a mean divides by the group's own reads."""
     normalisation: Literal["centred_rms", "median_norm"] = "centred_rms"
+    damp_above: float | None = Field(default=None, gt=0, lt=1)
+    """While training, a direction that alone holds more than this share of a source's variance is scaled down to it."""
     decoder_norm: float = Field(default=1.0, gt=0)
     """Norm of every decoder direction at the start."""
     sparsity: SparsityRecipe = SparsityRecipe()
@@ -298,10 +303,16 @@ class Recipe(Part):
 
     def fingerprint(self) -> str:
         """Eight hex digits that change when anything in the recipe changes."""
-        # Runs that trained keep the names they had before anything could be imported.
-        data = self.model_dump(mode="json", exclude=None if self.imported else {"imported"})
-        text = json.dumps(data, sort_keys=True)
+        text = json.dumps(self.identity(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def identity(self) -> dict[str, Any]:
+        """What makes the run this one, as plain data; without unused keys that came later, so that older runs stay."""
+        data = self.model_dump(mode="json")
+        for section, key in LATER:
+            if (data[section] if section else data)[key] is None:
+                del (data[section] if section else data)[key]
+        return data
 
     def variants(self) -> tuple["Recipe", ...]:
         """The recipes of a sweep, each complete in itself; just this one when nothing is varied.

@@ -10,6 +10,7 @@ from typing import IO, Any
 from trainer.activation_store import ActivationStore, Rows
 from trainer.checkpoint import latest
 from trainer.crosscoder import Crosscoder
+from trainer.damping import undamped
 from trainer.progress import Progress
 from trainer.recipe import Recipe
 from trainer.run_folder import RunFolder
@@ -73,14 +74,15 @@ class _Fit:
     def finish(self) -> Crosscoder:
         """Set the inference thresholds and save the crosscoder."""
         self.training.calibrate()
-        self.training.crosscoder.save(self.folder.path)
-        return self.training.crosscoder
+        trained = undamped(self.training.crosscoder)
+        trained.save(self.folder.path)
+        return trained
 
 
 def fingerprint_of(recipe: Recipe, store: ActivationStore) -> str:
     """Changes when anything that decides the weights changes: what to fit, how, and the data."""
     parts: list[Any] = [
-        recipe.crosscoder.model_dump(mode="json"),
+        recipe.identity()["crosscoder"],
         recipe.training.model_dump(mode="json", exclude={"checkpoint_every", "device"}),
         [shard.sha256 for shard in store.manifest.shards],
     ]

@@ -16,7 +16,7 @@ from trainer.encoding import Encoders, Encoding, budgets, encode_dense, encode_s
 from trainer.errors import StoreError
 from trainer.groups import differences, preset
 from trainer.losses import dead_features_loss, reconstruction_loss, sparsity_penalty
-from trainer.normalisation import Normaliser, centred_rms, median_norm
+from trainer.normalisation import Normaliser, centred_rms, damped, median_norm
 from trainer.recipe import Recipe
 from trainer.sparsity import RunningThreshold, annealed_k
 
@@ -250,9 +250,12 @@ def estimate_normalisers(recipe: Recipe, store: ActivationStore, crosscoder: Cro
                 return
 
     if recipe.crosscoder.normalisation == "centred_rms":
-        return {source: centred_rms(blocks(source)) for source in crosscoder.sources}
-    mean_width = sum(crosscoder.widths.values()) / len(crosscoder.widths)
-    return {source: median_norm(blocks(source), mean_width) for source in crosscoder.sources}
+        found = {source: centred_rms(blocks(source)) for source in crosscoder.sources}
+    else:
+        mean_width = sum(crosscoder.widths.values()) / len(crosscoder.widths)
+        found = {source: median_norm(blocks(source), mean_width) for source in crosscoder.sources}
+    above = recipe.crosscoder.damp_above
+    return found if above is None else {source: damped(one, blocks(source), above) for source, one in found.items()}
 
 
 def precision(recipe: Recipe, device: torch.device) -> torch.dtype:

@@ -11,6 +11,7 @@ import torch
 
 from trainer.activation_store import ActivationStore
 from trainer.crosscoder import Crosscoder
+from trainer.damping import undamped
 from trainer.evaluate import Tally
 from trainer.recipe import Recipe
 from trainer.toy.scoring import THIRDS, Calls, Found, Truth, recall
@@ -98,7 +99,7 @@ def trial(recipe: Recipe, ground: Ground, advance: Advance) -> Outcome:
             advance(STEPS * recipe.training.batch)
     advance(training.steps % STEPS * recipe.training.batch)
     training.calibrate()
-    return score(recipe, training.crosscoder, ground)
+    return score(recipe, undamped(training.crosscoder), ground)
 
 
 def score(recipe: Recipe, crosscoder: Crosscoder, ground: Ground) -> Outcome:
