@@ -265,6 +265,9 @@ class AnalysisRecipe(Part):
     """A feature belongs to one source when that source's share of the decoder norms is above this."""
     shared_within: tuple[float, float] = (0.3, 0.7)
     """A feature of two sources is shared when its norm share lies in this band."""
+    same_space: Literal["auto"] | tuple[tuple[str, ...], ...] = "auto"
+    """Sources that share a space, such as `[[base, tuned]]`, so that latent scaling can look for a direction of one in
+    the other; `auto` asks the decoder directions, and `[]` means none."""
 
 
 class ImportedRecipe(Part):
