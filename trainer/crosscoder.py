@@ -110,7 +110,12 @@ class Crosscoder:
 
         The dense product runs in `compute`; float32 gives the definition to rounding.
         """
-        normal = {source: x.to(compute) for source, x in self.normalise(rows).items()}
+        return self.encode_normalised(self.normalise(rows), compute=compute)
+
+    @torch.no_grad()
+    def encode_normalised(self, rows: Rows, *, compute: torch.dtype = torch.bfloat16) -> Codes:
+        """Active features of normalised activations; see `encode`."""
+        normal = {source: x.to(compute) for source, x in rows.items()}
         count = len(next(iter(normal.values())))
         parts = []
         for group in self.groups:

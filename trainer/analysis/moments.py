@@ -37,12 +37,6 @@ class Moments:
         """Sum of f, fp64 [H, F]."""
         self.squares = _double(HALVES, features, device=device)
         """Sum of f², fp64 [H, F]."""
-        self.fourths = _double(HALVES, features, device=device)
-        """Sum of f⁴, fp64 [H, F]."""
-        self.energy = {source: _double(HALVES, features, device=device) for source in widths}
-        """Per source, sum of f² |x|², fp64 [H, F]."""
-        self.lengths = {source: _double(HALVES, device=device) for source in widths}
-        """Per source, sum of |x|², fp64 [H]."""
 
     @torch.no_grad()
     def add(self, rows: Rows, codes: Codes, half: Tensor) -> None:
@@ -56,21 +50,16 @@ class Moments:
         cell = codes.feature + half[codes.row] * self.features
         cells = HALVES * self.features
         value = codes.value.double()
-        square = value.square()
 
         def summed(weights: Tensor | None) -> Tensor:
             return torch.bincount(cell, weights=weights, minlength=cells).view(HALVES, -1)
 
         self.firings += summed(None)
         self.sums += summed(value)
-        self.squares += summed(square)
-        self.fourths += summed(square.square())
+        self.squares += summed(value.square())
         pattern = Pattern(codes.row.contiguous(), cell, rows=codes.rows, features=cells)
         for source in self.widths:
             x = rows[source].float()
-            length = torch.linalg.vector_norm(x, dim=1).double().square()
-            self.energy[source] += summed(square * length[codes.row])
-            self.lengths[source] += torch.bincount(half, weights=length, minlength=HALVES)
             self.cross[source] += sum_by_feature(pattern, codes.value, x).view(HALVES, self.features, -1)
             for number in range(HALVES):
                 mine = x[half == number]

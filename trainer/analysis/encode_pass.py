@@ -1,0 +1,56 @@
+"""Encode pass: the one time that analysis reads activations; everything that needs them is summed on the way."""
+
+from typing import NamedTuple
+
+from trainer.activation_store import ActivationStore
+from trainer.analysis.codes import CodeSpool
+from trainer.analysis.firings import Ground
+from trainer.analysis.halves import Halves
+from trainer.analysis.latent_scaling import LatentScaling, Scaling
+from trainer.analysis.moments import Moments
+from trainer.analysis.places import PlaceCollector, Places
+from trainer.analysis.spaces import Spaces
+from trainer.analysis.texts import check_places, read_texts
+from trainer.crosscoder import Crosscoder
+from trainer.progress import Progress
+
+
+class Encoded(NamedTuple):
+    """What one pass leaves behind, beside the codes it spooled."""
+
+    ground: Ground
+    moments: Moments
+    scaling: Scaling
+
+
+def encode_rows(
+    store: ActivationStore, crosscoder: Crosscoder, codes: CodeSpool, spaces: Spaces, *, progress: Progress
+) -> Encoded:
+    """Encode every row of a store into `codes`, and sum what readouts and latent scaling need.
+
+    Raises StoreError for a store that does not fit together.
+    """
+    halves, collector = Halves.of(store), PlaceCollector()
+    moments = Moments(crosscoder.widths, crosscoder.features, device=crosscoder.device)
+    scaling = LatentScaling(crosscoder, spaces)
+    with progress.task("Encoding", total=store.manifest.rows):
+        for block in store.blocks():
+            half = halves.of_block(block, codes.rows)
+            rows = crosscoder.normalise(block.rows)
+            found = crosscoder.encode_normalised(rows)
+            codes.append(found)
+            collector.add(block)
+            moments.add(rows, found, half)
+            scaling.add(rows, found)
+            progress.advance(found.rows)
+    codes.flush()
+    return Encoded(_ground(store, codes.rows, collector.finish()), moments, scaling.finish())
+
+
+def _ground(store: ActivationStore, rows: int, places: Places | None) -> Ground:
+    table = store.documents()
+    if places is None or table is None:
+        return Ground.of(rows, places, None)
+    texts = read_texts(table, len(store.sources))
+    check_places(texts, places)
+    return Ground.of(rows, places, texts)
