@@ -24,8 +24,21 @@ from trainer.recipe import Recipe
 from trainer.run_folder import RunFolder, discard, is_disk_full, write_json
 
 SCHEMA = Path(__file__).with_name("results.sql")
-SCHEMA_VERSION = 1
-SORTED = frozenset({"feature", "feature_source", "firing", "histogram", "logit", "neighbour"})
+SCHEMA_VERSION = 2
+SORTED = frozenset(
+    {
+        "agreement",
+        "evidence",
+        "feature",
+        "feature_corpus",
+        "feature_language",
+        "feature_source",
+        "firing",
+        "histogram",
+        "logit",
+        "neighbour",
+    }
+)
 """Tables that must arrive sorted by feature."""
 LIBRARIES = ("torch", "numpy", "scipy", "transformers", "tokenizers", "safetensors", "pyarrow", "duckdb")
 """Libraries that decide numbers."""
@@ -47,6 +60,7 @@ class SourceRow:
     layer: int | None
     width: int
     scale: float
+    space: int | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ comment on column run.name is 'The recipe''s name.';
 comment on column run.created_at is 'When the results were published, UTC.';
 comment on column run.recipe_json is 'The resolved recipe, every default spelled out, as JSON.';
 comment on column run.versions_json is 'Versions of Crossdiff, Python and the libraries that decide numbers, as JSON.';
-comment on column run.schema_version is 'Version of this schema; an explorer refuses a newer one than it knows.';
+comment on column run.schema_version is 'Version of this schema; an explorer refuses any other than its own.';
 
 create table source (
     source tinyint not null,
@@ -25,7 +25,8 @@ create table source (
     hookpoint text not null,
     layer integer,
     width integer not null,
-    scale double not null
+    scale double not null,
+    space integer
 );
 comment on table source is 'The streams of activations that were compared, in order.';
 comment on column source.source is 'Index of the source, from 0.';
@@ -36,6 +37,7 @@ comment on column source.hookpoint is 'Where in the model activations are read.'
 comment on column source.layer is 'Layer of the hookpoint, from 0; null when a store without models was used.';
 comment on column source.width is 'Numbers per activation vector.';
 comment on column source.scale is 'Factor from raw (mean subtracted) to normalised activations.';
+comment on column source.space is 'Sources of one number share a space: a direction of one means something in the other, and latent scaling compares them; null for a source that shares its space with none.';
 
 create table feature (
     feature integer not null,
@@ -53,7 +55,12 @@ create table feature (
     main_corpus_share double,
     verdict text not null,
     q_value double,
-    score double
+    score double,
+    main_language text,
+    main_language_share double,
+    unity double,
+    polysemous boolean,
+    readout_ratio double
 );
 comment on table feature is 'One row per feature of the dictionary.';
 comment on column feature.feature is 'Index of the feature, from 0; what people see in URLs.';
@@ -72,6 +79,11 @@ comment on column feature.main_corpus_share is 'Share of its firings in that cor
 comment on column feature.verdict is 'supported, refuted, undecided or untested: what the evidence says about the claim that only its owner has it; empty for shared features.';
 comment on column feature.q_value is 'Expected share of false claims among claims at least this strong, 0 to 1; null when not calibrated.';
 comment on column feature.score is 'Default ranking: larger is more defensible, comparable within one run.';
+comment on column feature.main_language is 'Language that most of its firings are in, as an ISO 639 code, und where it is not clear; null when it never fired.';
+comment on column feature.main_language_share is 'Share of its firings in that language, 0 to 1.';
+comment on column feature.unity is 'How alike the activations are at two of its firings from different documents: their mean inner product over the mean squared length of all rows, centred, weighted by activation, in the source of its owners where it is largest. 0 for rows that have nothing in common; null when it fired in too few documents.';
+comment on column feature.polysemous is 'Warning that it may stand for several things: unity is below 0.05; null when there is no unity.';
+comment on column feature.readout_ratio is 'Best linear readout of the feature from a source outside its owners over the best from inside: near 0 when the others cannot tell where it fires, near 1 when they tell as well; null for shared features, and where the inside itself explains less than 0.02.';
 
 create table feature_source (
     feature integer not null,
@@ -82,7 +94,10 @@ create table feature_source (
     relative_norm double,
     nu_reconstruction double,
     nu_error double,
-    readout double
+    readout double,
+    cosine double,
+    beta_reconstruction double,
+    beta_error double
 );
 comment on table feature_source is 'What a feature is in one source.';
 comment on column feature_source.feature is 'Index of the feature.';
@@ -90,10 +105,13 @@ comment on column feature_source.source is 'Index of the source.';
 comment on column feature_source.decoder_norm is 'Norm of the decoder direction, in normalised space; 0 when the feature does not write to this source.';
 comment on column feature_source.encoder_norm is 'Norm of the encoder direction, in normalised space; 0 when the feature does not read this source.';
 comment on column feature_source.norm_share is 'This source''s decoder norm over the sum of all sources'' decoder norms, 0 to 1.';
-comment on column feature_source.relative_norm is '0.5 (1 + (norm here - norm there) / larger of both), 0 to 1; null for other than two sources.';
-comment on column feature_source.nu_reconstruction is 'Latent scaling, reconstruction target: this source''s beta over the owner''s; null when not computed.';
-comment on column feature_source.nu_error is 'Latent scaling, error target: this source''s beta over the owner''s; null when not computed.';
-comment on column feature_source.readout is 'How well this source''s activations alone predict the feature linearly, as explained variance on held-out rows; null when not computed.';
+comment on column feature_source.relative_norm is '0.5 (1 + (norm here - norm there) / larger of both), 0 to 1: 1 is written here only, 0 there only (the sign of arXiv 2504.02922); null for other than two sources.';
+comment on column feature_source.nu_reconstruction is 'Latent scaling, reconstruction target: this source''s beta over that of the source where the feature''s direction is longest. High where other features rebuild it (latent decoupling); null where no space is shared.';
+comment on column feature_source.nu_error is 'Latent scaling, error target: this source''s beta over that of the source where the feature''s direction is longest. High where the dictionary missed it (complete shrinkage); null where no space is shared.';
+comment on column feature_source.readout is 'How well this source''s activations alone predict the feature''s activation linearly: explained variance on documents that the fit has not seen; below 0 is worse than the mean; null when it fired fewer than 20 times in either half.';
+comment on column feature_source.cosine is 'Cosine of the decoder direction here with the one in the source where it is longest; null there, for other widths, and where the feature does not write.';
+comment on column feature_source.beta_reconstruction is 'How much of the feature''s longest direction, times its activation, is in this source''s reconstruction (least squares); null where no space is shared.';
+comment on column feature_source.beta_error is 'The same in what this source''s reconstruction leaves over when the feature itself is left out; null where no space is shared.';
 
 create table context (
     context integer not null,
@@ -184,6 +202,68 @@ comment on column neighbour.other is 'Index of the other feature.';
 comment on column neighbour.kind is 'twin: of another owner and firing on the same rows; similar: of the same owner; coactive: fires on the same rows more often than chance.';
 comment on column neighbour.cosine is 'Cosine of the decoder directions, in the source where it is largest that both write to; null when they share none.';
 comment on column neighbour.correlation is 'Correlation of both activations over the rows analysed, -1 to 1.';
+
+create table agreement (
+    feature integer not null,
+    other integer not null,
+    bin tinyint not null,
+    other_bin tinyint not null,
+    rows bigint not null
+);
+comment on table agreement is 'How two twins compare row by row, for the strongest twin of every feature that is claimed for some sources; cells without rows are left out.';
+comment on column agreement.feature is 'Index of the claimed feature.';
+comment on column agreement.other is 'Index of its strongest twin.';
+comment on column agreement.bin is '0: the feature does not fire; 1 to 5: the fifth of its range up to its largest activation, weakest first.';
+comment on column agreement.other_bin is 'The same for the twin.';
+comment on column agreement.rows is 'Rows analysed where both are so; bin 0 against the others are the rows where only one fires.';
+
+create table feature_corpus (
+    feature integer not null,
+    corpus text not null,
+    firings bigint not null
+);
+comment on table feature_corpus is 'Firings of each feature by corpus part; parts without any are left out.';
+comment on column feature_corpus.feature is 'Index of the feature.';
+comment on column feature_corpus.corpus is 'Corpus part.';
+comment on column feature_corpus.firings is 'Rows of that part on which it fired.';
+
+create table feature_language (
+    feature integer not null,
+    language text not null,
+    firings bigint not null
+);
+comment on table feature_language is 'Firings of each feature by the language of the sequence; languages without any are left out.';
+comment on column feature_language.feature is 'Index of the feature.';
+comment on column feature_language.language is 'ISO 639 code of the language a sequence is mostly in, und where it is not clear.';
+comment on column feature_language.firings is 'Rows of such sequences on which it fired.';
+
+create table text_part (
+    kind text not null,
+    name text not null,
+    rows bigint not null,
+    sequences integer not null
+);
+comment on table text_part is 'How much of the text analysed is of each kind, to compare a feature''s firings with.';
+comment on column text_part.kind is 'corpus or language.';
+comment on column text_part.name is 'Name of the corpus part, or code of the language.';
+comment on column text_part.rows is 'Rows analysed.';
+comment on column text_part.sequences is 'Sequences with at least one of those rows.';
+
+create table evidence (
+    feature integer not null,
+    test text not null,
+    value double not null,
+    threshold double,
+    n bigint,
+    says text not null
+);
+comment on table evidence is 'What each test says of the claim that only its owners have a feature; nothing for features without a claim.';
+comment on column evidence.feature is 'Index of the feature.';
+comment on column evidence.test is 'What was tested.';
+comment on column evidence.value is 'What was measured.';
+comment on column evidence.threshold is 'Where the test turns; null when it has no threshold.';
+comment on column evidence.n is 'On how many rows, decoys or runs the value rests; null when that means nothing.';
+comment on column evidence.says is 'supports, refutes or undecided.';
 
 create table evaluation (
     source tinyint,

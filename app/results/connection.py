@@ -16,8 +16,8 @@ import duckdb
 from app.errors import ResultsMissing, ResultsUnreadable, RunNotFound
 from app.results.folders import results_pointer, run_names
 
-SCHEMA_VERSION = 1
-"""Newest schema of results files that this explorer reads."""
+SCHEMA_VERSION = 2
+"""Schema of the results files that this explorer reads."""
 
 OPTIONS: dict[str, str | bool | int | float | list[str]] = {
     "threads": 1,
@@ -171,10 +171,12 @@ def _open(path: Path, run: str) -> _Open:
     try:
         connection = duckdb.connect(str(path), read_only=True, config=OPTIONS)
         (version,) = connection.execute("select max(schema_version) from run").fetchone() or (None,)
-        if version is None or version > SCHEMA_VERSION:
+        if version != SCHEMA_VERSION:
+            newer = version is not None and version > SCHEMA_VERSION
+            update = "Update Crossdiff (`git pull`, then `make setup`) and start the explorer again."
             raise ResultsUnreadable(
-                f"{path.name} of run {run!r} has schema {version}; this explorer reads up to {SCHEMA_VERSION}.",
-                remedy="Update Crossdiff (`git pull`, then `make setup`) and start the explorer again.",
+                f"{path.name} of run {run!r} has schema {version}; this explorer reads schema {SCHEMA_VERSION}.",
+                remedy=update if newer else f"Publish again: {AGAIN}.",
             )
         sources = connection.execute(
             "select source, name, model, revision, hookpoint, layer, width, scale from source order by source"

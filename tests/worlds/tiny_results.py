@@ -116,9 +116,9 @@ def _write_run(connection: duckdb.DuckDBPyConnection, run: str, features: int) -
     recipe = {**RECIPE, "crosscoder": {**RECIPE["crosscoder"], "features": features}}
     versions = {"crossdiff": "0.1.0", "python": "3.11", "torch": "2.13.0", "duckdb": "2.0.0"}
     made = datetime.datetime(2026, 11, 19, 16, 20)  # noqa: DTZ001 - the column has no zone
-    row = [run, RECIPE["name"], made, json.dumps(recipe), json.dumps(versions), 1]
+    row = [run, RECIPE["name"], made, json.dumps(recipe), json.dumps(versions), 2]
     connection.execute("insert into run values (?, ?, ?, ?, ?, ?)", row)
-    connection.executemany("insert into source values (?, ?, ?, ?, ?, ?, ?, ?)", SOURCES)
+    connection.executemany("insert into source values (?, ?, ?, ?, ?, ?, ?, ?, null)", SOURCES)
 
 
 def _write_features(connection: duckdb.DuckDBPyConnection, features: int, chance: random.Random) -> None:
@@ -340,12 +340,12 @@ def _training() -> list[list[Any]]:
 
 
 def _insert(connection: duckdb.DuckDBPyConnection, table: str, rows: list[list[Any]]) -> None:
-    """Insert many rows at once, through JSON, which keeps nested lists as they are."""
+    """Insert many rows at once, through JSON, which keeps nested lists as they are; last columns may be missing."""
     columns = connection.execute(
         "select column_name, data_type from duckdb_columns() where table_name = ? order by column_index", [table]
     ).fetchall()
     names = [name for name, _ in columns]
-    text = json.dumps([dict(zip(names, row, strict=True)) for row in rows], default=str)
+    text = json.dumps([dict(zip(names, row, strict=False)) for row in rows], default=str)
     shape = json.dumps([dict(columns)])
     connection.execute(
         f"insert into {table} select unnest(row) from (select unnest(from_json($rows::json, $shape)) as row)",

@@ -70,6 +70,32 @@ def decoder_norms(crosscoder: Crosscoder) -> DecoderNorms:
     )
 
 
+def cosines(crosscoder: Crosscoder) -> np.ndarray:
+    """Cosine of each decoder direction with the feature's longest one [F, S].
+
+    NaN in the source that has the longest, in sources of another width, and where the feature does not write.
+    """
+    directions = [crosscoder.decoder(source).double() for source in crosscoder.sources]
+    norms = torch.stack([torch.linalg.vector_norm(direction, dim=1) for direction in directions], dim=1)
+    longest = norms.argmax(dim=1)
+    result = torch.full_like(norms, torch.nan)
+    for one, there in enumerate(directions):
+        mine = longest == one
+        for two, here in enumerate(directions):
+            if one != two and here.shape[1] == there.shape[1]:
+                product = (here[mine] * there[mine]).sum(dim=1)
+                length = norms[mine, one] * norms[mine, two]
+                result[mine, two] = torch.where(length > 0, product / length, torch.nan)
+    return result.cpu().numpy()
+
+
+def holders(owner: list[str], sources: tuple[str, ...]) -> np.ndarray:
+    """Which of these sources each owner names, bool [F, S]: all for `shared`, none for `other`."""
+    named = {name: [source in name.split("+") for source in sources] for name in set(owner)}
+    named |= {SHARED: [True] * len(sources), OTHER: [False] * len(sources)}
+    return np.array([named[name] for name in owner], bool).reshape(len(owner), len(sources))
+
+
 def owners(share: np.ndarray, sources: tuple[str, ...], recipe: AnalysisRecipe) -> list[str]:
     """Owner of each feature from its norm shares [F, S] over the sources that the crosscoder writes.
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.analysis.codes import FeatureCodes, begins
+from trainer.analysis.languages import languages
 from trainer.analysis.places import Places
 from trainer.analysis.texts import Texts
 
@@ -20,6 +21,8 @@ class Ground:
     """Whether each place ends in a chat template, bool [P]."""
     opening: np.ndarray | None = None
     """Whether each place is one of the first eight rows of its sequence, bool [P]."""
+    parts: tuple["Parts", ...] = ()
+    """Ways to divide the sequences: by corpus part, and by language; none without texts."""
 
     @classmethod
     def of(cls, rows: int, places: Places | None, texts: Texts | None) -> "Ground":
@@ -30,14 +33,53 @@ class Ground:
             texts,
             template=texts.in_template(places) if places is not None and texts is not None else None,
             opening=None if places is None else places.opening,
+            parts=()
+            if texts is None
+            else (Parts("corpus", texts.corpus, texts.corpora), Parts("language", *languages(texts))),
         )
+
+    def text_parts(self) -> dict[str, list[str] | np.ndarray]:
+        """Columns of the table `text_part`."""
+        sequence = np.zeros(0, np.int64) if self.places is None else self.places.sequence
+        read = np.unique(sequence)
+        return {
+            "kind": [part.kind for part in self.parts for _ in part.names],
+            "name": [name for part in self.parts for name in part.names],
+            "rows": _joined([np.bincount(part.of[sequence], minlength=len(part.names)) for part in self.parts]),
+            "sequences": _joined([np.bincount(part.of[read], minlength=len(part.names)) for part in self.parts]),
+        }
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A way to divide the sequences of the text."""
+
+    kind: str
+    """corpus or language."""
+    of: np.ndarray
+    """Part of each sequence, index into `names` [Q]."""
+    names: tuple[str, ...]
+
+    def firings(self, codes: FeatureCodes, places: Places) -> np.ndarray:
+        """Firings of each feature of a range in each part, int64 [features, parts]."""
+        cell = codes.feature * len(self.names) + self.of[places.sequence[codes.row]]
+        return np.bincount(cell, minlength=codes.features * len(self.names)).reshape(codes.features, -1)
+
+    def columns(self, first: int, firings: np.ndarray) -> dict[str, list[str] | np.ndarray]:
+        """Columns of the table `feature_corpus` or `feature_language` for a range that begins with feature `first`."""
+        feature, part = np.nonzero(firings)
+        return {
+            "feature": first + feature,
+            self.kind: [self.names[index] for index in part],
+            "firings": firings[feature, part],
+        }
 
 
 def measure(codes: FeatureCodes, ground: Ground) -> dict[str, np.ndarray]:
     """Measures of a range of features, as columns of the table `feature` [features]; NaN where not known.
 
-    `main_corpus` is an index into the texts' corpora here, -1 where not known. `squares` is the sum of squared
-    activations, which the ranking needs.
+    `main_corpus` and `main_language` are indices into the ground's parts here, -1 where not known. `squares` is the sum
+    of squared activations, which the ranking needs.
     """
     firings = codes.counts
     total = np.bincount(codes.feature, weights=codes.value, minlength=codes.features)
@@ -54,20 +96,19 @@ def measure(codes: FeatureCodes, ground: Ground) -> dict[str, np.ndarray]:
 
 
 def _text_measures(codes: FeatureCodes, ground: Ground) -> dict[str, np.ndarray]:
-    if ground.texts is None or ground.places is None:
-        nothing = np.full(codes.features, np.nan)
-        return {"documents": nothing, "main_corpus": np.full(codes.features, -1), "main_corpus_share": nothing}
-    sequence = ground.places.sequence[codes.row]
-    documents = _distinct(codes, ground.texts.origin[sequence])
-    parts = len(ground.texts.corpora)
-    cell = codes.feature * parts + ground.texts.corpus[sequence]
-    table = np.bincount(cell, minlength=codes.features * parts).reshape(codes.features, parts)
-    main = table.argmax(axis=1)
-    return {
-        "documents": documents,
-        "main_corpus": np.where(codes.counts > 0, main, -1),
-        "main_corpus_share": _per(table.max(axis=1), codes.counts),
-    }
+    measures = {"documents": np.full(codes.features, np.nan)}
+    if ground.texts is not None and ground.places is not None:
+        measures["documents"] = _distinct(codes, ground.texts.origin[ground.places.sequence[codes.row]])
+    for kind in ("corpus", "language"):
+        part = next((part for part in ground.parts if part.kind == kind), None)
+        if part is None or ground.places is None:
+            main, share = np.full(codes.features, -1), np.full(codes.features, np.nan)
+        else:
+            table = part.firings(codes, ground.places)
+            main = np.where(codes.counts > 0, table.argmax(axis=1), -1)
+            share = _per(table.max(axis=1), codes.counts)
+        measures |= {f"main_{kind}": main, f"main_{kind}_share": share}
+    return measures
 
 
 def corpus_shares(ground: Ground) -> np.ndarray:
@@ -97,6 +138,10 @@ def _share(codes: FeatureCodes, flag: np.ndarray | None) -> np.ndarray:
     if flag is None:
         return np.full(codes.features, np.nan)
     return _per(np.bincount(codes.feature, weights=flag[codes.row], minlength=codes.features), codes.counts)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.int64), *parts])
 
 
 def _per(total: np.ndarray, count: np.ndarray) -> np.ndarray:

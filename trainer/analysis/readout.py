@@ -20,6 +20,9 @@ FEWEST = 20
 """Firings that a feature needs in each half; below, its score would be mostly chance."""
 STRENGTHS = tuple(10.0**power for power in range(-5, 2))
 """Ridge strengths to choose from, in units of the mean variance of the source's coordinates."""
+LEAST = 0.02
+"""Score that the owners' own readout needs for a ratio to mean anything: about seven times what chance costs a fit of
+six hundred coordinates to two hundred thousand rows."""
 BLOCK = 1024
 """Features solved at a time."""
 
@@ -112,6 +115,20 @@ def readout(moments: Moments, source: str) -> Readout:
     total = centred[0].squares + centred[1].squares
     score = torch.where(enough & (total > 0), 1 - errors / total, torch.nan)
     return Readout(score.cpu().numpy(), moments, source)
+
+
+def readout_ratio(score: np.ndarray, holds: np.ndarray) -> np.ndarray:
+    """Best score of the sources that do not have a feature over the best of those that do [F].
+
+    From scores and who has it, bool, both [F, S]. NaN for features that all have or none, where the best inside is
+    below LEAST, and where nothing is known outside.
+    """
+    known = np.where(np.isnan(score), -np.inf, score)
+    inside = np.where(holds, known, -np.inf).max(axis=1)
+    outside = np.where(holds, -np.inf, known).max(axis=1)
+    told = (inside >= LEAST) & np.isfinite(outside)
+    ratio: np.ndarray = np.divide(outside, inside, out=np.full(len(inside), np.nan), where=told)
+    return ratio
 
 
 def _errors(cross: Tensor, centred: list[_Centred], fitted: int) -> Iterator[tuple[slice, Tensor]]:

@@ -8,17 +8,32 @@ import numpy as np
 import pyarrow as pa
 
 from trainer.activation_store import ActivationStore, StoredSource
+from trainer.analysis.agreement import agreement
+from trainer.analysis.agreement import columns as columns_of
 from trainer.analysis.coactivation import Coactivation
 from trainer.analysis.codes import CodeSpool
 from trainer.analysis.contexts import keep
-from trainer.analysis.decoder_norms import DecoderNorms, claims, content_hashes, decoder_norms, owners
+from trainer.analysis.decoder_norms import (
+    DecoderNorms,
+    claims,
+    content_hashes,
+    cosines,
+    decoder_norms,
+    holders,
+    owners,
+)
+from trainer.analysis.encode_pass import Encoded, encode_rows
 from trainer.analysis.firings import Ground, corpus_shares, measure, share_of_rows
 from trainer.analysis.histogram import histogram
-from trainer.analysis.logit_effects import Unembedding, columns, logit_effects
-from trainer.analysis.places import PlaceCollector
+from trainer.analysis.latent_scaling import Scaling
+from trainer.analysis.logit_effects import Unembedding, logit_effects
+from trainer.analysis.logit_effects import columns as logit_columns
+from trainer.analysis.moments import Moments
 from trainer.analysis.ranking import Evidence, excess, scores, verdicts
-from trainer.analysis.texts import check_places, read_texts
+from trainer.analysis.readout import readout, readout_ratio
+from trainer.analysis.spaces import Spaces, spaces
 from trainer.analysis.twins import Cosines, neighbours
+from trainer.analysis.unity import POLYSEMOUS, best_of_holders, unity
 from trainer.analysis.windows import Windows, context_columns
 from trainer.crosscoder import Crosscoder
 from trainer.errors import CrosscoderError
@@ -46,17 +61,18 @@ def analyse(
     Raises StoreError for a store that does not fit together, CrosscoderError when it is not the crosscoder's.
     """
     _check_fit(store, crosscoder)
+    shared = spaces(crosscoder, recipe.analysis)
     with CodeSpool(folder.path, crosscoder.features) as codes, publishing(folder) as draft:
-        sources = _sources(store, crosscoder)
+        sources = _sources(store, crosscoder, shared)
         analysis = _Analysis(recipe, crosscoder, [source.name for source in sources], codes, draft, progress)
-        ground = analysis.encode(store)
+        encoded = encode_rows(store, crosscoder, codes, shared, progress=progress)
         draft.add_run(recipe, folder.run)
         draft.add_rows("source", sources)
         draft.add_rows("evaluation", read_evaluation(folder.evaluation, crosscoder.sources))
         draft.add_rows("coverage", read_coverage(store.manifest.statistics))
         draft.add_rows("training_metric", read_metrics(folder.metrics))
-        measures = analysis.one_by_one(ground)
-        analysis.together(measures, ground)
+        measures = analysis.one_by_one(encoded.ground)
+        analysis.together(measures, encoded)
         analysis.logits(readouts or {})
     published = folder.results()
     assert published is not None, "publishing leaves current.json behind"
@@ -75,23 +91,6 @@ class _Analysis:
     draft: ResultsDraft
     progress: Progress
 
-    def encode(self, store: ActivationStore) -> Ground:
-        """The one pass over activations."""
-        collector = PlaceCollector()
-        with self.progress.task("Encoding", total=store.manifest.rows):
-            for block in store.blocks():
-                found = self.crosscoder.encode(block.rows)
-                self.codes.append(found)
-                collector.add(block)
-                self.progress.advance(found.rows)
-        self.codes.flush()
-        places, table = collector.finish(), store.documents()
-        if places is None or table is None:
-            return Ground.of(self.codes.rows, places, None)
-        texts = read_texts(table, len(store.sources))
-        check_places(texts, places)
-        return Ground.of(self.codes.rows, places, texts)
-
     def one_by_one(self, ground: Ground) -> dict[str, np.ndarray]:
         """Everything that is asked of a feature alone; fills `histogram`, `firing` and `context`."""
         parts: list[dict[str, np.ndarray]] = []
@@ -102,6 +101,9 @@ class _Analysis:
             for stored in self.codes.pieces():
                 piece = stored.placed(None if places is None else places.of_row)
                 self.draft.add("histogram", histogram(piece))
+                if places is not None:
+                    for part in ground.parts:
+                        self.draft.add(f"feature_{part.kind}", part.columns(piece.first, part.firings(piece, places)))
                 if windows is not None:
                     kept = keep(piece, windows.places, self.recipe.analysis.contexts)
                     self.draft.add("firing", windows.columns(piece, kept))
@@ -110,32 +112,54 @@ class _Analysis:
                 self.progress.advance(piece.features)
         if windows is not None:
             self.draft.add("context", context_columns(windows.texts, contexts))
+            self.draft.add("text_part", ground.text_parts())
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def together(self, measures: dict[str, np.ndarray], ground: Ground) -> None:
-        """Everything that compares features; fills `feature_source`, `neighbour` and `feature`."""
-        norms = decoder_norms(self.crosscoder)
-        self.draft.add("feature_source", norms.columns([self.sources.index(name) for name in self.crosscoder.sources]))
-        targets = self.crosscoder.targets
+    def together(self, measures: dict[str, np.ndarray], encoded: Encoded) -> None:
+        """Everything that compares features or sources; fills all other tables of features."""
+        norms, targets, ground = decoder_norms(self.crosscoder), self.crosscoder.targets, encoded.ground
         written = [self.crosscoder.sources.index(name) for name in targets]
         owner = owners(norms.share[:, written], targets, self.recipe.analysis)
-        claimed = claims(owner, targets)
+        claimed, holds = claims(owner, targets), holders(owner, targets)
+        score = self.readouts(encoded.moments)
+        self._in_sources(norms, score, encoded.scaling)
         with self.progress.task("Comparing features", total=None, unit="features"):
             count = self.recipe.analysis.neighbours
             alike = neighbours(Coactivation(self.codes), Cosines(self.crosscoder), owner, count)
-        self.draft.add("neighbour", alike.columns())
-        score = scores(owner, claimed, _evidence(measures, norms, alike.strongest_twin, ground))
-        corpora = np.array([*(ground.texts.corpora if ground.texts is not None else ()), None], object)
+            self.draft.add("neighbour", alike.columns())
+            pairs = alike.pairs_of(claimed)
+            self.draft.add("agreement", columns_of(pairs, agreement(self.codes, pairs, measures["max_activation"])))
+        united = np.stack([unity(encoded.moments, name) for name in targets], axis=1)
+        one = best_of_holders(united, holds)
         stored = {name: measures[name] for name in MEASURED} | {
             "feature": np.arange(self.codes.features),
             "group_name": [group.name for group in self.crosscoder.groups for _ in range(group.features)],
             "content_hash": content_hashes(self.crosscoder),
             "owner": owner,
-            "main_corpus": pa.array(corpora[measures["main_corpus"]], pa.string()),
+            "main_corpus": _named(ground, "corpus", measures["main_corpus"]),
+            "main_language": _named(ground, "language", measures["main_language"]),
+            "unity": one,
+            "polysemous": pa.array(one < POLYSEMOUS, mask=np.isnan(one)),
+            "readout_ratio": readout_ratio(score[:, written], holds),
             "verdict": verdicts(claimed),
-            "score": score,
+            "score": scores(owner, claimed, _evidence(measures, norms, alike.strongest_twin, ground)),
         }
         self.draft.add("feature", stored)
+
+    def readouts(self, moments: Moments) -> np.ndarray:
+        """Readout scores of all features from every source of the crosscoder [F, S]."""
+        found = []
+        with self.progress.task("Reading out", total=len(self.crosscoder.sources), unit="sources"):
+            for source in self.crosscoder.sources:
+                found.append(readout(moments, source).score)
+                self.progress.advance(1)
+        return np.stack(found, axis=1)
+
+    def _in_sources(self, norms: DecoderNorms, score: np.ndarray, scaling: Scaling) -> None:
+        """Fill `feature_source`."""
+        columns = norms.columns([self.sources.index(name) for name in self.crosscoder.sources])
+        more = {"readout": score.ravel(), "cosine": cosines(self.crosscoder).ravel()}
+        self.draft.add("feature_source", columns | scaling.columns() | more)
 
     def logits(self, readouts: Mapping[str, Unembedding]) -> None:
         """What features that fire do to every source's logits; fills `logit`."""
@@ -146,7 +170,7 @@ class _Analysis:
                 writes = (direction != 0).any(dim=1).cpu().numpy()
                 some = np.flatnonzero(writes & (self.codes.counts > 0))
                 effects = logit_effects(direction[some], unembedding, self.recipe.analysis.logits)
-                tables.append(columns(some, self.sources.index(source), effects, unembedding.text))
+                tables.append(logit_columns(some, self.sources.index(source), effects, unembedding.text))
                 self.progress.advance(1)
         if tables:
             whole = pa.concat_tables(tables)
@@ -163,6 +187,7 @@ MEASURED = (
     "first_token_share",
     "documents",
     "main_corpus_share",
+    "main_language_share",
 )
 """Measures that go into the table `feature` as they are."""
 
@@ -184,6 +209,12 @@ def _evidence(
     )
 
 
+def _named(ground: Ground, kind: str, index: np.ndarray) -> pa.StringArray:
+    """Names of parts by index, null for -1."""
+    names = next((part.names for part in ground.parts if part.kind == kind), ())
+    return pa.array(np.array([*names, None], object)[index], pa.string())
+
+
 def _check_fit(store: ActivationStore, crosscoder: Crosscoder) -> None:
     """The store has every source the crosscoder reads or subtracts, with its width."""
     parts = {name: crosscoder.differences.get(name, (name,)) for name in crosscoder.sources}
@@ -199,17 +230,19 @@ def _described(widths: Mapping[str, int]) -> str:
     return ", ".join(f"{name} (width {width})" for name, width in widths.items())
 
 
-def _sources(store: ActivationStore, crosscoder: Crosscoder) -> list[SourceRow]:
+def _sources(store: ActivationStore, crosscoder: Crosscoder, shared: Spaces) -> list[SourceRow]:
     """The store's sources, whose tokens contexts have, and then those that the crosscoder made of them."""
     known = {source.name: source for source in store.sources}
     made = {
         name: StoredSource(name, crosscoder.widths[name], model=f"{one} minus {other}", hookpoint=known[one].hookpoint)
         for name, (one, other) in crosscoder.differences.items()
     }
-    return [_source(index, source, crosscoder) for index, source in enumerate((known | made).values())]
+    space = {name: number for number, names in enumerate(shared) for name in names}
+    everything = enumerate((known | made).values())
+    return [_source(index, source, crosscoder, space.get(source.name)) for index, source in everything]
 
 
-def _source(index: int, source: StoredSource, crosscoder: Crosscoder) -> SourceRow:
+def _source(index: int, source: StoredSource, crosscoder: Crosscoder, space: int | None) -> SourceRow:
     # Stores that Crossdiff harvested say "resid_post.15"; others may say anything.
     hookpoint, _, layer = source.hookpoint.rpartition(".")
     with_layer = layer.isdecimal()
@@ -223,4 +256,5 @@ def _source(index: int, source: StoredSource, crosscoder: Crosscoder) -> SourceR
         layer=int(layer) if with_layer else None,
         width=source.width,
         scale=crosscoder.normaliser[source.name].scale if used else 1.0,
+        space=space,
     )

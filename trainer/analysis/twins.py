@@ -12,7 +12,6 @@ import torch
 
 from trainer.analysis.coactivation import Coactivation
 from trainer.analysis.codes import rank_within
-from trainer.analysis.companions import cohesion
 from trainer.crosscoder import Crosscoder
 
 KINDS = ("coactive", "similar", "twin")
@@ -38,8 +37,6 @@ class Neighbours:
     """Correlation of activations [N]."""
     strongest_twin: np.ndarray
     """Largest correlation of each feature with one of another owner [F]; 0 when none is at least 0.1."""
-    cohesion: np.ndarray
-    """Share of the pairs among each feature's strongest companions that are companions too [F]; NaN for too few."""
 
     def pairs_of(self, features: np.ndarray) -> np.ndarray:
         """Each of these features, bool [F], that has a twin, with its strongest one, int64 [P, 2]."""
@@ -116,12 +113,10 @@ def neighbours(coactivation: Coactivation, cosines: Cosines, owner: list[str], c
         kind = np.where(~apart & (angle >= SIMILAR), KINDS.index("similar"), kind)
         parts.append((first + row, other, kind, np.where(kind == KINDS.index("similar"), angle, joint), joint))
     feature, other, kind, likeness, joint = (np.concatenate(column) for column in zip(*parts, strict=True))
-    often = joint >= COACTIVE
-    circles = cohesion(feature[often], other[often], joint[often], len(owner))
     order = np.lexsort((other, -likeness, kind, feature))
     best = order[rank_within(feature[order] * len(KINDS) + kind[order]) < count]
     feature, other = feature[best], other[best]
-    return Neighbours(feature, other, kind[best], cosines.of(feature, other), joint[best], strongest, circles)
+    return Neighbours(feature, other, kind[best], cosines.of(feature, other), joint[best], strongest)
 
 
 def _parts(index: np.ndarray, size: int = 16384) -> list[np.ndarray]:
