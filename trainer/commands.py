@@ -26,10 +26,20 @@ from trainer.train import fingerprint_of, train, train_together
 class Run:
     """One run of a recipe: knows its folder, its store and which stages are up to date."""
 
-    def __init__(self, recipe: Recipe, *, activations: Path | None = None, force: bool = False) -> None:
-        """With `activations` the rows come from a store that something else wrote, and no model is run."""
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        activations: Path | None = None,
+        force: bool = False,
+        folder: RunFolder | None = None,
+    ) -> None:
+        """With `activations` the rows come from a store that something else wrote, and no model is run.
+
+        The folder is that of the recipe unless another is given.
+        """
         self.recipe, self.activations, self.force = recipe, activations, force
-        self.folder = RunFolder.of(recipe)
+        self.folder = folder or RunFolder.of(recipe)
         self._looked_through: set[Path] = set()
         self.folder.path.mkdir(parents=True, exist_ok=True)
         with published(self.folder.recipe) as draft:
@@ -187,7 +197,9 @@ def run(
             f"{recipe_path}: `sources` and `corpus` are needed to run models. "
             "To train on activations you already have, add --activations DIR."
         )
-    runs = [Run(variant, activations=activations, force=force) for variant in recipe.variants()]
+    # A recipe in a run's folder is that run's, also when it was written before recipes could say what they can now.
+    own = None if overrides else RunFolder.around(recipe_path)
+    runs = [Run(variant, activations=activations, force=force, folder=own) for variant in recipe.variants()]
     wanted = stages or STAGES
     if len(runs) > 1:
         runs[0].execute(tuple(stage for stage in wanted if stage == "harvest"))

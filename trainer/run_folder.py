@@ -29,6 +29,13 @@ class RunFolder:
         """The folder of a recipe, whether it exists or not."""
         return cls(home() / "runs" / f"{recipe.name}-{recipe.fingerprint()}")
 
+    @classmethod
+    def around(cls, recipe: Path) -> "RunFolder | None":
+        """The folder of the run whose own recipe a file is, or None for a file elsewhere."""
+        folder = recipe.absolute().parent
+        mine = folder.parent == home() / "runs" and recipe.name == cls(folder).recipe.name
+        return cls(folder) if mine else None
+
     @property
     def run(self) -> str:
         """The run's id: its folder's name."""

@@ -113,6 +113,22 @@ def test_importing_twice_gives_one_run_and_another_option_another(theirs: Path):
     assert again[0] == again[1] != with_threshold
 
 
+def test_a_recipe_written_before_a_key_was_there_still_belongs_to_its_run(theirs: Path, tmp_path: Path, own_home: Path):
+    folder = imported(theirs)
+    lines = (folder / "recipe.yaml").read_text().splitlines(keepends=True)
+    (folder / "recipe.yaml").write_text(
+        "".join(line for line in lines if "damp_above" not in line and "logits" not in line)
+    )
+    store = store_at(tmp_path / "store")
+
+    outcome = crossdiff("evaluate", folder / "recipe.yaml", "--activations", store.path)
+
+    assert outcome.exit_code == 0, outcome.output
+    assert (folder / "evaluation.json").is_file()
+    assert [path.name for path in (own_home / "runs").iterdir()] == [folder.name]
+    assert crossdiff("evaluate", folder / "recipe.yaml", "--set", "analysis.logits=3").exit_code != 0, "another run"
+
+
 def test_training_never_replaces_what_was_imported(theirs: Path, tmp_path: Path):
     folder = imported(theirs)
     weights = (folder / "crosscoder.safetensors").read_bytes()
