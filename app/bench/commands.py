@@ -55,6 +55,19 @@ def train(variant: str | None, widths: str, rounds: int, as_json: bool, **number
 
 
 @bench.command()
+@click.option("--rows", type=click.IntRange(2048), default=200_000, show_default=True, help="Rows; then twice as many.")
+@click.option("--widths", default="576,640", show_default=True, help="Widths of the two sources.")
+@click.option("--features", type=click.IntRange(64), default=8192, show_default=True, help="Size of the dictionary.")
+@click.option("--k", type=click.IntRange(1), default=32, show_default=True, help="Active features per row.")
+@json_option
+def analyse(widths: str, as_json: bool, **sizes: int) -> None:
+    """Measuring every feature, against encoding the same rows once; and the memory when rows double."""
+    from trainer.bench.analyse import bench_analyse
+
+    _show(bench_analyse(widths=_numbers("--widths", widths), **sizes), as_json)
+
+
+@bench.command()
 @click.option("--world", default="paper", show_default=True, help="paper, widths, pairs, ample, scarce or layers.")
 @click.option("--variants", metavar="A,B", help="Variants to fit.  [default: those the world is made for]")
 @click.option("--sizes", metavar="N,M", help="Features in the dictionary.  [default: those the world is made for]")

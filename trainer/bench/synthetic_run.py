@@ -40,6 +40,7 @@ MEASURES = (
     "first_token_share",
     "documents",
     "main_corpus_share",
+    "main_language_share",
 )
 
 
@@ -76,9 +77,12 @@ def publish_synthetic_run(folder: RunFolder, *, features: int, seed: int = 0) ->
         results.add_rows("evaluation", evaluation)
         results.add("context", context_columns(texts, np.arange(texts.sequences)))
         windows = Windows(places, texts, recipe.analysis.contexts.window)
+        ground = Ground.of(len(places.sequence), places, texts)
+        results.add("text_part", ground.text_parts())
         for first in range(0, features, RANGE):
             codes = firings(first, min(RANGE, features - first), len(places.sequence), chance)
-            _add_range(results, codes, windows, recipe, chance)
+            _add_range(results, codes, windows, recipe)
+            _add_measures(results, codes, ground, recipe, chance)
             _add_words(results, codes, features, vocabulary, chance)
     file = folder.results()
     assert file is not None, "publishing leaves current.json behind"
@@ -100,24 +104,31 @@ def firings(first: int, features: int, places: int, chance: np.random.Generator)
     return FeatureCodes(first, start, row, value)
 
 
-def _add_range(
-    results: ResultsDraft, codes: FeatureCodes, windows: Windows, recipe: Recipe, chance: np.random.Generator
-) -> None:
-    """What the analysis writes of a range of features, by the same code, with random decoder norms."""
+def _add_range(results: ResultsDraft, codes: FeatureCodes, windows: Windows, recipe: Recipe) -> None:
+    """What the analysis writes of a range of features, by the same code."""
     results.add("histogram", histogram(codes))
     results.add("firing", windows.columns(codes, keep(codes, windows.places, recipe.analysis.contexts)))
+
+
+def _add_measures(
+    results: ResultsDraft, codes: FeatureCodes, ground: Ground, recipe: Recipe, chance: np.random.Generator
+) -> None:
+    """What is measured of a range of features, with random decoder norms."""
     norms = _norms(codes.features, chance)
     rows = norms.columns([source.source for source in SOURCES])
     results.add("feature_source", rows | {"feature": rows["feature"] + codes.first})
-    results.add("feature", _measured(codes, windows) | _drawn(codes, norms, recipe, chance))
+    assert ground.places is not None, "synthetic text has places"
+    for part in ground.parts:
+        results.add(f"feature_{part.kind}", part.columns(codes.first, part.firings(codes, ground.places)))
+    results.add("feature", _measured(codes, ground) | _drawn(codes, norms, recipe, chance))
 
 
-def _measured(codes: FeatureCodes, windows: Windows) -> dict[str, np.ndarray | pa.Array]:
+def _measured(codes: FeatureCodes, ground: Ground) -> dict[str, np.ndarray | pa.Array]:
     """Columns of the table `feature` that follow from the firings."""
-    measures = measure(codes, Ground.of(len(windows.places.sequence), windows.places, windows.texts))
-    corpora = np.array([*windows.texts.corpora, None], object)
+    measures = measure(codes, ground)
+    names = {f"main_{part.kind}": np.array([*part.names, None], object) for part in ground.parts}
     return {name: measures[name] for name in MEASURES} | {
-        "main_corpus": pa.array(corpora[measures["main_corpus"]], pa.string())
+        name: pa.array(known[measures[name]], pa.string()) for name, known in names.items()
     }
 
 

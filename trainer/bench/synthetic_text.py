@@ -58,6 +58,12 @@ class Vocabulary:
 
 def synthetic_text(sequences: int, words: int, chance: np.random.Generator) -> tuple[Texts, Places, Vocabulary]:
     """So many sequences of so many words, frequent words more often, and a place where each token of both ends."""
+    documents, places, vocabulary = synthetic_documents(sequences, words, chance)
+    return read_texts(documents, 2), places, vocabulary
+
+
+def synthetic_documents(sequences: int, words: int, chance: np.random.Generator) -> tuple[pa.Table, Places, Vocabulary]:
+    """The same with the texts as documents.parquet holds them."""
     vocabulary = Vocabulary.made_up(chance)
     weight = 1 / (10 + np.arange(VOCABULARY))
     chosen = chance.choice(VOCABULARY, sequences * words, p=weight / weight.sum())
@@ -82,7 +88,7 @@ def synthetic_text(sequences: int, words: int, chance: np.random.Generator) -> t
         }
     )
     places = Places(np.repeat(np.arange(sequences, dtype=np.int32), np.diff(lists[1].offsets)), ends[1], None)
-    return read_texts(documents, 2), places, vocabulary
+    return documents, places, vocabulary
 
 
 def _tokens(

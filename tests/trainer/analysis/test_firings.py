@@ -78,3 +78,33 @@ def test_shares_of_all_rows():
     # 4 + 4 + 3 + 4 rows of wiki, 4 of chat; the first two of sequence 3 are template.
     assert corpus_shares(ground()).tolist() == [15 / 19, 4 / 19]
     assert share_of_rows(ground().template) == 2 / 19
+
+
+def test_firings_are_counted_by_corpus_part_and_by_language():
+    corpus, language = ground().parts
+    codes = feature_codes(dense({(0, 7): 1.0, (1, 5): 1.0, (3, 10): 1.0}, {}), first=6)
+
+    assert corpus.names == ("wiki", "chat")
+    assert corpus.columns(6, corpus.firings(codes, ground().places)) == {
+        "feature": pytest.approx([6, 6]),
+        "corpus": ["wiki", "chat"],
+        "firings": pytest.approx([2, 1]),
+    }
+    assert language.kind == "language"
+    assert language.firings(codes, ground().places).sum(axis=1).tolist() == [3, 0]
+
+
+def test_how_much_text_there_is_of_every_kind():
+    columns = ground().text_parts()
+    wiki, chat = (list(columns["name"]).index(name) for name in ("wiki", "chat"))
+
+    assert (columns["rows"][wiki], columns["sequences"][wiki]) == (15, 4)
+    assert (columns["rows"][chat], columns["sequences"][chat]) == (4, 1)
+    languages = np.array(columns["kind"]) == "language"
+    assert (columns["rows"][languages].sum(), columns["sequences"][languages].sum()) == (19, 5)
+
+
+def test_without_text_there_are_no_parts():
+    columns = Ground.of(4, None, None).text_parts()
+
+    assert {len(column) for column in columns.values()} == {0}

@@ -1,0 +1,37 @@
+"""The bench of the analysis measures a real one, part by part."""
+
+from pathlib import Path
+
+import pytest
+
+from trainer.bench.analyse import PUBLISHING, Setup, bench_analyse, recipe_of, synthetic_crosscoder, synthetic_store
+
+TINY = {"features": 64, "k": 4, "widths": (12, 20)}
+
+
+def test_the_figures_are_those_of_the_design_and_the_parts_add_up():
+    report = bench_analyse(2048, **TINY)
+
+    assert set(report.figures) == {"cost_over_encode", "peak_memory_ratio_when_rows_double", "results"}
+    assert [result["rows"] for result in report.figures["results"]] == [2048, 4096]
+    for result in report.figures["results"]:
+        assert sum(result["parts_s"].values()) == pytest.approx(result["analyse_s"])
+        assert {"Encoding", "Reading features", "Reading out", "Comparing features", PUBLISHING} == set(
+            result["parts_s"]
+        )
+        expected = (result["analyse_s"] - result["encode_s"]) / result["encode_s"]
+        assert result["over_encode"] == pytest.approx(expected)
+    assert report.figures["cost_over_encode"] == report.figures["results"][1]["over_encode"]
+
+
+def test_about_k_features_are_active_on_a_row_of_the_synthetic_store(tmp_path: Path):
+    setup = Setup(4000, **TINY)
+    store = synthetic_store(tmp_path, setup)
+    crosscoder = synthetic_crosscoder(recipe_of(setup), store, setup)
+
+    codes = [crosscoder.encode(block.rows) for block in store.blocks()]
+
+    rows = sum(found.rows for found in codes)
+    assert rows == pytest.approx(4000, rel=0.15)
+    assert sum(len(found.row) for found in codes) / rows == pytest.approx(4, rel=0.1)
+    assert store.documents() is not None

@@ -1,0 +1,210 @@
+"""Bench of the analysis: the measures of all features, against encoding the same rows once."""
+
+import contextlib
+import multiprocessing
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer.activation_store import ActivationStore, StoredSource, StoreWriter
+from trainer.analysis import analyse
+from trainer.bench.machine import Machine
+from trainer.bench.report import Report, shown
+from trainer.bench.synthetic_text import synthetic_documents
+from trainer.crosscoder import Crosscoder, Rows, initial
+from trainer.groups import preset
+from trainer.memory import forget_peak, peak_gigabytes
+from trainer.normalisation import centred_rms
+from trainer.progress import Progress
+from trainer.recipe import Recipe, parse_recipe
+from trainer.run_folder import RunFolder
+
+CONCEPTS = 512
+"""Directions that the synthetic activations are sparse mixtures of."""
+WORDS = 200
+"""Words in a sequence; about as many rows."""
+SHARD = 1 << 15
+"""Rows per shard."""
+SAMPLE = 1024
+"""Rows from which the thresholds are taken."""
+PUBLISHING = "Publishing"
+"""What is left of an analysis beside its tasks: writing and checking the results."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is analysed."""
+
+    rows: int
+    features: int = 8192
+    k: int = 32
+    widths: tuple[int, int] = (576, 640)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one analysis took, in seconds and GB."""
+
+    setup: Setup
+    encode_s: float
+    """Encoding all rows once and nothing else; the mean of one pass before and one after the analysis."""
+    analyse_s: float
+    """The whole analysis, its own encoding included."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """The analysis by task."""
+    peak_gb: float = 0.0
+
+    @property
+    def over_encode(self) -> float:
+        """What the analysis takes on top of the encoding, over the encoding."""
+        return (self.analyse_s - self.encode_s) / self.encode_s
+
+
+class TimedProgress(Progress):
+    """Progress that also adds up the seconds of every task."""
+
+    def __init__(self, folder: RunFolder, name: str) -> None:
+        super().__init__(folder, name)
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextlib.contextmanager
+    def task(self, message: str, *, total: int | None, unit: str = "rows") -> Iterator["TimedProgress"]:
+        """As ever, and the clock runs."""
+        began = time.perf_counter()
+        with super().task(message, total=total, unit=unit):
+            yield self
+        self.seconds[message] += time.perf_counter() - began
+
+
+def bench_analyse(rows: int = 200_000, **sizes: Any) -> Report:
+    """Analyse a synthetic store, and one with twice the rows; each in a process of its own, to see its memory.
+
+    `sizes` are those of Setup. Contexts of made-up text are written as ever; logit effects need models and are not.
+    """
+    machine = Machine()
+    single, double = (_alone(Setup(count, **sizes)) for count in (rows, 2 * rows))
+    head = ("rows", "encode s", "analyse s", "over encode", "peak GB", *(f"{name.lower()} s" for name in double.parts))
+    figures = {
+        "cost_over_encode": double.over_encode,
+        "peak_memory_ratio_when_rows_double": double.peak_gb / single.peak_gb,
+        "results": [_figures(cost) for cost in (single, double)],
+    }
+    setup, widths = double.setup, " and ".join(map(str, double.setup.widths))
+    notes = (
+        f"{setup.features:,} features, k {setup.k}, widths {widths}; contexts written, no logit effects.",
+        "over encode: what the analysis takes on top of encoding the rows once, over that encoding.",
+        "Encoding includes the sums for readouts; publishing is writing, checking and naming the file.",
+        f"Torch uses {torch.get_num_threads()} threads.",
+        machine.note(),
+    )
+    return Report("Analysis", head, tuple(map(_row, (single, double))), figures, notes)
+
+
+def cost_of(setup: Setup) -> Cost:
+    """Make a store and a crosscoder for it, and time the analysis between two passes that only encode."""
+    with tempfile.TemporaryDirectory(prefix="crossdiff-bench-") as folder:
+        recipe = recipe_of(setup)
+        store = synthetic_store(Path(folder) / "store", setup)
+        crosscoder = synthetic_crosscoder(recipe, store, setup)
+        run = RunFolder(Path(folder) / "run")
+        progress = TimedProgress(run, "bench")
+        before = encode_seconds(store, crosscoder)
+        forget_peak()
+        began = time.perf_counter()
+        analyse(recipe, store, crosscoder, folder=run, progress=progress)
+        seconds, peak = time.perf_counter() - began, peak_gigabytes()
+        encode = (before + encode_seconds(store, crosscoder)) / 2
+    parts = dict(progress.seconds) | {PUBLISHING: seconds - sum(progress.seconds.values())}
+    return Cost(setup, encode, seconds, parts, peak)
+
+
+def encode_seconds(store: ActivationStore, crosscoder: Crosscoder) -> float:
+    """Seconds for reading and encoding every row."""
+    began = time.perf_counter()
+    for block in store.blocks():
+        crosscoder.encode(block.rows)
+    return time.perf_counter() - began
+
+
+def recipe_of(setup: Setup) -> Recipe:
+    """A recipe with everything else as it is by default."""
+    sparsity = {"k": setup.k}
+    return parse_recipe(
+        {"name": "bench", "crosscoder": {"features": setup.features, "sparsity": sparsity}}, origin="the bench"
+    )
+
+
+def synthetic_store(path: Path, setup: Setup) -> ActivationStore:
+    """About as many rows as asked for, of sparse mixtures of random directions, at places of made-up text."""
+    documents, places, _ = synthetic_documents(max(setup.rows // WORDS, 8), WORDS, np.random.default_rng(0))
+    generator = torch.Generator().manual_seed(0)
+    sources = tuple(StoredSource(f"source{number}", width) for number, width in enumerate(setup.widths))
+    directions = {
+        source.name: torch.nn.functional.normalize(torch.randn(CONCEPTS, source.width, generator=generator), dim=1)
+        for source in sources
+    }
+    writer = StoreWriter(path, sources)
+    for first in range(0, len(places.sequence), SHARD):
+        some = slice(first, min(first + SHARD, len(places.sequence)))
+        count = some.stop - first
+        where = {
+            "document": torch.from_numpy(places.sequence[some].copy()),
+            "position": torch.arange(first, some.stop, dtype=torch.int32),
+            "byte_end": torch.from_numpy(places.byte_end[some].astype(np.int32)),
+        }
+        writer.add(_mixtures(directions, count, generator), where, "train")
+    writer.finish(documents, {})
+    return ActivationStore.open(path)
+
+
+def synthetic_crosscoder(recipe: Recipe, store: ActivationStore, setup: Setup) -> Crosscoder:
+    """Random directions, with thresholds at which k features are active on a row."""
+    groups = preset(recipe.crosscoder, store.widths)
+    weights = initial(store.widths, groups, decoder_norm=1.0, generator=torch.Generator().manual_seed(1))
+    block = next(store.blocks(rows=SAMPLE))
+    normaliser = {name: centred_rms([x]) for name, x in block.rows.items()}
+    crosscoder = Crosscoder(store.widths, groups, weights, normaliser, {})
+    rows = crosscoder.normalise(block.rows)
+    for group in groups:
+        kept = max(round(len(rows[group.reads[0]]) * setup.k * group.features / setup.features), 1)
+        crosscoder.threshold[group.name] = crosscoder.pre_activations(group, rows).flatten().topk(kept).values[-1]
+    return crosscoder
+
+
+def _mixtures(directions: Rows, count: int, generator: torch.Generator) -> Rows:
+    active = (torch.randn(count, CONCEPTS, generator=generator) - 1.5).relu()
+    return {
+        name: (active @ vectors + 0.01 * torch.randn(count, vectors.shape[1], generator=generator)).bfloat16()
+        for name, vectors in directions.items()
+    }
+
+
+def _alone(setup: Setup) -> Cost:
+    """Measured in a fresh process, whose memory nothing else has used."""
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=fresh) as process:
+        return process.submit(cost_of, setup).result()
+
+
+def _figures(cost: Cost) -> dict[str, Any]:
+    return {
+        "rows": cost.setup.rows,
+        "encode_s": cost.encode_s,
+        "analyse_s": cost.analyse_s,
+        "over_encode": cost.over_encode,
+        "parts_s": cost.parts,
+        "peak_gb": cost.peak_gb,
+    }
+
+
+def _row(cost: Cost) -> tuple[str, ...]:
+    measured = (cost.encode_s, cost.analyse_s, cost.over_encode, cost.peak_gb, *cost.parts.values())
+    return (f"{cost.setup.rows:,}", *map(shown, measured))
