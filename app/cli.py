@@ -36,6 +36,8 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command: 0 fine, 1 failed, 2 usage, 130 stopped by Ctrl-C."""
+        # Large pages for torch's large tensors, where the system offers them; read when torch is first used.
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trainer.errors import CrosscoderError
 from trainer.groups import Group
-from trainer.kernels import Pattern, sum_by_row
+from trainer.kernels import Pattern, dense_above, sum_by_row
 from trainer.normalisation import Normaliser
 from trainer.run_folder import published, write_json
 from trainer.sparsity import ranking_norm, row_topk
@@ -119,18 +119,24 @@ class Crosscoder:
         count = len(next(iter(normal.values())))
         parts = []
         for group in self.groups:
-            pre = self.pre_activations(group, normal)
-            scale = self.scale_of(group).clamp_min(1e-12)
-            if group.name in self.row_k:
-                flat = row_topk([pre], [scale], self.row_k[group.name]).kept[0]
-                at = torch.stack([flat // group.features, flat % group.features], dim=1)
-            else:
-                bound = self.threshold[group.name].to(self.device) / scale
-                at = torch.nonzero(pre > bound.clamp_min(0).to(compute))
-            parts.append((at[:, 0], at[:, 1] + group.first, pre[at[:, 0], at[:, 1]].float()))
+            at, value = self._active(group, normal)
+            parts.append((at // group.features, at % group.features + group.first, value))
         row, feature, value = (torch.cat(column) for column in zip(*parts, strict=True))
         order = torch.argsort(row, stable=True)
         return Codes(row[order], feature[order], value[order], count)
+
+    def _active(self, group: Group, normal: Rows) -> tuple[Tensor, Tensor]:
+        """Flat indices, in order, of a group's active entries [R, F] for normalised rows, and their activations."""
+        scale = self.scale_of(group).clamp_min(1e-12)
+        if group.name in self.row_k:
+            selected = row_topk([self.pre_activations(group, normal)], [scale], self.row_k[group.name])
+            return selected.kept[0], selected.value[0]
+        compute = normal[group.reads[0]].dtype
+        inputs = torch.cat([normal[source] for source in group.reads], dim=1) * self.read_factor(group)
+        weight = torch.cat([self.weights[f"encoder.{s}.{group.name}"].to(compute) for s in group.reads], dim=1)
+        bias = self.weights[f"encoder_bias.{group.name}"].to(compute)
+        bound = (self.threshold[group.name].to(self.device) / scale).clamp_min(0)
+        return dense_above(inputs, weight, bias, bound)
 
     @torch.no_grad()
     def decode(self, codes: Codes, *, raw: bool = True) -> Rows:

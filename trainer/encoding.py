@@ -1,10 +1,12 @@
 """Encoding: one training batch from normalised rows to active features and reconstruction errors.
 
-Families that keep k features (TopK, BatchTopK) touch only active entries after one dense product in low precision.
-Families with a penalty (L1, JumpReLU) begin with most features active, so they stay dense. Axes: R rows,
+Families that keep k features (TopK, BatchTopK) touch only active entries after one dense product in low precision;
+their gradient is written out in `trainer.gradients`. Families with a penalty (L1, JumpReLU) begin with most features
+active, so they stay dense and leave the gradient to autograd. Axes: R rows,
 F features of a group, W width of a source, N active pairs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,9 +16,9 @@ from torch import Tensor
 from trainer.crosscoder import Crosscoder, Rows
 from trainer.groups import Group
 from trainer.jumprelu import jumprelu
-from trainer.kernels import Pattern, decode_active, encode_active
+from trainer.kernels import Pattern, dense_above, sum_by_row
 from trainer.recipe import SparsityRecipe
-from trainer.sparsity import batch_topk, row_topk
+from trainer.sparsity import Search, batch_topk, row_topk
 
 
 class Sparse(NamedTuple):
@@ -24,11 +26,11 @@ class Sparse(NamedTuple):
 
     pattern: Pattern
     value: Tensor
-    """Activation of every pair [N], with gradient."""
+    """Activation of every pair [N]."""
 
     def decode(self, weight: Tensor) -> Tensor:
         """Reconstruction [R, W] from decoder rows [F, W]."""
-        return decode_active(self.pattern, self.value, weight)
+        return sum_by_row(self.pattern, self.value, weight)
 
     @property
     def active(self) -> int:
@@ -75,7 +77,7 @@ class Encoding:
     codes: dict[str, Sparse | Dense]
     """Per group, its activations."""
     errors: Rows
-    """Per target, target minus reconstruction [R, W], fp32, with gradient."""
+    """Per target, target minus reconstruction [R, W], fp32; with gradient in the dense families."""
     smallest: dict[str, float]
     """Per group, the smallest score kept in its budget; empty without budgets."""
 
@@ -112,8 +114,15 @@ class Encoders:
     @torch.no_grad()
     def dense(self, group: Group, inputs: Tensor) -> Tensor:
         """Pre-activations of all features of a group [R, F], in the compute dtype."""
-        bias = self._crosscoder.weights[f"encoder_bias.{group.name}"].to(self.compute)
-        return torch.nn.functional.linear(inputs, self._weights[group.name], bias)
+        return torch.nn.functional.linear(inputs, self._weights[group.name], self._bias(group))
+
+    @torch.no_grad()
+    def above(self, group: Group, inputs: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
+        """Flat indices, in order, and values of a group's pre-activations above a bound per feature [F]."""
+        return dense_above(inputs, self._weights[group.name], self._bias(group), bound)
+
+    def _bias(self, group: Group) -> Tensor:
+        return self._crosscoder.weights[f"encoder_bias.{group.name}"].to(self.compute)
 
 
 Budgets = list[tuple[tuple[Group, ...], int]]
@@ -130,6 +139,7 @@ def budgets(crosscoder: Crosscoder, recipe: SparsityRecipe, keep: int) -> Budget
     return [((group,), max(1, round(keep * group.features / size * group.k_factor))) for group in groups]
 
 
+@torch.no_grad()
 def encode_sparse(  # noqa: PLR0917 - the parts of one step, all of them needed
     crosscoder: Crosscoder,
     rows: Rows,
@@ -149,19 +159,24 @@ def encode_sparse(  # noqa: PLR0917 - the parts of one step, all of them needed
     codes: dict[str, Sparse | Dense] = {}
     smallest: dict[str, float] = {}
     for groups, pairs in keep:
-        scale = [crosscoder.scale_of(group).detach().clamp_min(1e-6) for group in groups]
-        pre = [encoders.dense(group, inputs[group.name]) for group in groups]
+        scale = [crosscoder.scale_of(group).clamp_min(1e-6) for group in groups]
         if recipe.kind == "topk":
+            pre = [encoders.dense(group, inputs[group.name]) for group in groups]
             selected = row_topk(pre, scale, max(1, round(pairs / count)))
         else:
-            selected = batch_topk(pre, scale, pairs, guess[groups[0].name])
-        for group, dense, flat in zip(groups, pre, selected.kept, strict=True):
+            selected = batch_topk(_search(groups, inputs, encoders), scale, pairs, guess[groups[0].name])
+        for group, flat, value in zip(groups, selected.kept, selected.value, strict=True):
             pattern = Pattern(flat // group.features, flat % group.features, rows=count, features=group.features)
-            codes[group.name] = Sparse(
-                pattern, _attach(crosscoder, group, dense.reshape(-1)[flat].float(), pattern, rows)
-            )
+            codes[group.name] = Sparse(pattern, value)
             smallest[group.name] = selected.threshold
     return Encoding(inputs, codes, _errors(crosscoder, rows, codes), smallest)
+
+
+def _search(groups: tuple[Group, ...], inputs: dict[str, Tensor], encoders: Encoders) -> Search:
+    def search(bounds: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        return [encoders.above(g, inputs[g.name], bound) for g, bound in zip(groups, bounds, strict=True)]
+
+    return search
 
 
 def encode_dense(
@@ -185,13 +200,6 @@ def _inputs(crosscoder: Crosscoder, group: Group, low: Rows) -> Tensor:
     joined = torch.cat([low[source] for source in group.reads], dim=1) if len(group.reads) > 1 else low[group.reads[0]]
     factor = crosscoder.read_factor(group)
     return joined if factor == 1.0 else joined * factor
-
-
-def _attach(crosscoder: Crosscoder, group: Group, pre: Tensor, pattern: Pattern, rows: Rows) -> Tensor:
-    factor = crosscoder.read_factor(group)
-    inputs = [rows[source] if factor == 1.0 else rows[source] * factor for source in group.reads]
-    weights = [crosscoder.weights[f"encoder.{source}.{group.name}"] for source in group.reads]
-    return encode_active(pre, pattern, crosscoder.weights[f"encoder_bias.{group.name}"], inputs, weights)
 
 
 def _errors(crosscoder: Crosscoder, rows: Rows, codes: dict[str, Sparse | Dense]) -> Rows:

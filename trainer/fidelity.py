@@ -24,7 +24,7 @@ from trainer.sources import Source
 
 CONDITIONS = ("reconstruction", "zero", "mean")
 """What an activation is replaced with."""
-SCORED = 64
+SCORED = 128
 """Predictions scored in one sequence at most, spread evenly: logits of large vocabularies are dear."""
 CHUNK = 32
 """Predictions whose logits are held in fp32 at a time; 32 MiB for each condition with 262,144 tokens."""

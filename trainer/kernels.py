@@ -1,18 +1,26 @@
-"""Kernels: the products of a crosscoder that touch only active entries.
+"""Kernels: the products of a crosscoder that touch only active entries, and the one dense product that finds them.
 
-Only the encoder product is dense. Decoding, the gradient of the activations and the gradients of both weights
-need just the (row, feature) pairs that are active: `rows * k` of `rows * features`. `Pattern` holds these
-pairs in row order and in feature order, so that every sum runs over contiguous entries. The sums are in fp32:
-casting the weights would cost more than it saves.
+Only the encoder product is dense, and only what exceeds a bound is kept of it. Decoding, the gradient of the
+activations and the gradients of both weights need just the (row, feature) pairs that are active: `rows * k` of
+`rows * features`. `Pattern` holds these pairs in row order and in feature order, so that every sum runs over
+contiguous entries. The sums are in fp32: casting the weights would cost more than it saves.
 
-Axes: R rows, F features of one group, W width of one source, N active pairs.
+On a CPU the loops of `trainer.compiled` do what torch has no good operation for; elsewhere, and without numba, torch
+does it all. Axes: R rows, F features of one group, W width of one source, N active pairs.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from trainer import compiled
+
+BLOCK = 2**22
+"""Entries of the dense product on a CPU at a time: so few that they are still in its cache when they are looked at."""
+LEAST_ROWS = 256
+"""Rows of the dense product at a time at least; with fewer it is no longer at full speed."""
+
+SHARED_BY = 4
+"""Rows per vector from which it pays to read each vector once, rather than once for every row that needs it."""
 
 
 class Pattern:
@@ -23,9 +31,12 @@ class Pattern:
         self.row, self.feature = row, feature
         self.rows, self.features = rows, features
         self.row_offsets = _offsets(row, rows)
-        self.by_feature = torch.argsort(feature, stable=True)
+        if compiled.AVAILABLE and feature.device.type == "cpu":
+            self.by_feature, self.feature_offsets = compiled.order_by(feature.contiguous(), features)
+        else:
+            self.by_feature = torch.argsort(feature, stable=True)
+            self.feature_offsets = _offsets(feature[self.by_feature], features)
         self.row_by_feature = row[self.by_feature]
-        self.feature_offsets = _offsets(feature[self.by_feature], features)
 
     def __len__(self) -> int:
         return self.row.numel()
@@ -38,15 +49,26 @@ def _offsets(keys: Tensor, count: int) -> Tensor:
 
 def sum_by_row(pattern: Pattern, value: Tensor, vectors: Tensor) -> Tensor:
     """For each row, its active features' vectors [F, W] weighted by value [N]; gives [R, W]."""
-    return _weighted_sum(pattern.feature, pattern.row_offsets, value, vectors)
+    if len(pattern) >= SHARED_BY * len(vectors) and compiled.usable(value, vectors):
+        weight = value[pattern.by_feature]
+        return compiled.spread_sums(pattern.feature_offsets, pattern.row_by_feature, weight, vectors, pattern.rows)
+    return _bags(pattern.feature, pattern.row_offsets, value, vectors)
 
 
-def sum_by_feature(pattern: Pattern, value: Tensor, vectors: Tensor) -> Tensor:
-    """For each feature, the vectors [R, W] of rows where it is active weighted by value [N]; gives [F, W]."""
-    return _weighted_sum(pattern.row_by_feature, pattern.feature_offsets, value[pattern.by_feature], vectors)
+def sum_by_feature(pattern: Pattern, value: Tensor, vectors: Tensor, out: Tensor | None = None) -> Tensor:
+    """For each feature, the vectors [R, W] of rows where it is active weighted by value [N]; gives [F, W].
+
+    With `out` the sums are written there: room that is taken once is much faster than fresh memory every time.
+    """
+    weight = value[pattern.by_feature]
+    if compiled.usable(weight, vectors):
+        room = vectors.new_empty(len(pattern.feature_offsets) - 1, vectors.shape[1]) if out is None else out
+        return compiled.weighted_sums(pattern.feature_offsets, pattern.row_by_feature, weight, vectors, room)
+    found = _bags(pattern.row_by_feature, pattern.feature_offsets, weight, vectors)
+    return found if out is None else out.copy_(found)
 
 
-def _weighted_sum(index: Tensor, offsets: Tensor, weight: Tensor, vectors: Tensor) -> Tensor:
+def _bags(index: Tensor, offsets: Tensor, weight: Tensor, vectors: Tensor) -> Tensor:
     if not index.numel():
         return vectors.new_zeros(offsets.numel() - 1, vectors.shape[1])
     return torch.nn.functional.embedding_bag(
@@ -55,61 +77,45 @@ def _weighted_sum(index: Tensor, offsets: Tensor, weight: Tensor, vectors: Tenso
 
 
 def products(pattern: Pattern, left: Tensor, right: Tensor) -> Tensor:
-    """Inner product of left [R, W] and right [F, W] for every active pair; gives [N].
-
-    This is how embedding_bag differentiates its per-sample weights, and nothing else in torch is as fast at it on
-    a CPU (12 times faster than gathering both sides).
-    """
+    """Inner product of left [R, W] and right [F, W] for every active pair; gives [N]."""
     if not len(pattern):
         return left.new_zeros(0)
-    found: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(  # noqa: SLF001
-        left.contiguous(), right, pattern.feature, pattern.row_offsets[:-1], pattern.row, 0
+    left = left.contiguous()
+    if compiled.usable(left, right):
+        found = compiled.inner_products(pattern.feature_offsets, pattern.row_by_feature, left, right)
+        return torch.empty_like(found).index_copy_(0, pattern.by_feature, found)
+    # This is how embedding_bag differentiates its per-sample weights; nothing else in torch is as fast at it.
+    slow: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(  # noqa: SLF001
+        left, right, pattern.feature, pattern.row_offsets[:-1], pattern.row, 0
     )
-    return found
+    return slow
 
 
-class _EncodeActive(torch.autograd.Function):
-    """Pre-activations at active pairs, taken from the dense product; its gradients touch those pairs alone."""
+def dense_above(inputs: Tensor, weight: Tensor, bias: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
+    """Entries of inputs [R, W] . weight [F, W] + bias [F] above a bound [F] that is not negative.
 
-    @staticmethod
-    def forward(ctx: Any, pre: Tensor, pattern: Pattern, bias: Tensor, *inputs_and_weights: Tensor) -> Tensor:  # noqa: ARG004
-        ctx.pattern = pattern
-        ctx.save_for_backward(*inputs_and_weights[: len(inputs_and_weights) // 2])
-        return pre.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        bias = grad.new_zeros(ctx.pattern.features).index_add_(0, ctx.pattern.feature, grad)
-        weights = [sum_by_feature(ctx.pattern, grad, inputs) for inputs in ctx.saved_tensors]
-        return (None, None, bias, *([None] * len(weights)), *weights)
-
-
-def encode_active(pre: Tensor, pattern: Pattern, bias: Tensor, inputs: list[Tensor], weights: list[Tensor]) -> Tensor:
-    """Attach gradients to pre-activations pre [N] already computed by the dense encoder product.
-
-    pre = bias[feature] + sum over sources of inputs[row] . weights[feature]; inputs [R, W] carry no gradient,
-    weights [F, W] and bias [F] do. Inputs have the weights' dtype.
+    Gives their flat indices, row * F + feature, in order, int64 [N], and their values, fp32 [N]. The product and the
+    comparison are in the dtype of the inputs. On a CPU it comes in blocks of rows.
     """
-    return _EncodeActive.apply(pre, pattern, bias, *inputs, *weights)  # type: ignore[no-any-return, no-untyped-call]
+    rows, features = len(inputs), len(weight)
+    step = max(BLOCK // features, LEAST_ROWS) if inputs.device.type == "cpu" else max(rows, 1)
+    room = inputs.new_empty(min(step, rows), features)
+    places, values = [], []
+    for first in range(0, rows, step):
+        part = inputs[first : first + step]
+        dense = torch.addmm(bias, part, weight.T, out=room[: len(part)])
+        place, value = entries_above(dense, bound)
+        places.append(place + first * features)
+        values.append(value)
+    if not places:
+        return inputs.new_zeros(0, dtype=torch.int64), inputs.new_zeros(0, dtype=torch.float32)
+    return torch.cat(places), torch.cat(values)
 
 
-class _DecodeActive(torch.autograd.Function):
-    """Sum of active decoder directions per row; both gradients touch active pairs alone."""
-
-    @staticmethod
-    def forward(ctx: Any, pattern: Pattern, value: Tensor, weight: Tensor) -> Tensor:
-        ctx.pattern = pattern
-        ctx.save_for_backward(value, weight)
-        return sum_by_row(pattern, value, weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        value, weight = ctx.saved_tensors
-        return None, products(ctx.pattern, grad, weight), sum_by_feature(ctx.pattern, value, grad)
-
-
-def decode_active(pattern: Pattern, value: Tensor, weight: Tensor) -> Tensor:
-    """Sum over active features of value [N] times weight [F, W]; gives [R, W]."""
-    return _DecodeActive.apply(pattern, value, weight)  # type: ignore[no-any-return, no-untyped-call]
+def entries_above(dense: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat indices in order, int64 [N], and values, fp32 [N], of a matrix's entries above the bound of their column."""
+    bound = bound.to(dense.dtype)
+    if compiled.AVAILABLE and dense.device.type == "cpu" and dense.dtype == torch.bfloat16 and dense.is_contiguous():
+        return compiled.above(dense, bound.contiguous())
+    place = torch.nonzero((dense > bound).reshape(-1)).squeeze(1)
+    return place, dense.reshape(-1)[place].float()

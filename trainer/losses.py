@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainer.crosscoder import Crosscoder
 from trainer.encoding import Dense, Encoding
+from trainer.gradients import chosen_rows
 from trainer.groups import Group
 from trainer.recipe import SparsityRecipe
 
@@ -60,7 +61,7 @@ def dead_features_loss(crosscoder: Crosscoder, done: Encoding, dead: dict[str, T
         kept = torch.topk(pre, min(k, len(index)), dim=1, sorted=False)
         active = torch.zeros_like(pre).scatter(1, kept.indices, kept.values.relu())
         for source in group.writes:
-            weight = crosscoder.weights[f"decoder.{source}.{group.name}"].index_select(0, index)
+            weight = chosen_rows(crosscoder.weights[f"decoder.{source}.{group.name}"], index)
             parts[source].append(active @ weight.to(active.dtype))
     losses = []
     for source, contributions in parts.items():
@@ -82,7 +83,7 @@ def _penalty_norm(crosscoder: Crosscoder, group: Group, recipe: SparsityRecipe) 
 def _pre_of(crosscoder: Crosscoder, group: Group, index: Tensor, inputs: Tensor) -> Tensor:
     """Pre-activations of some features of a group [R, features], with gradient."""
     weight = torch.cat(
-        [crosscoder.weights[f"encoder.{source}.{group.name}"].index_select(0, index) for source in group.reads], dim=1
+        [chosen_rows(crosscoder.weights[f"encoder.{source}.{group.name}"], index) for source in group.reads], dim=1
     )
-    bias = crosscoder.weights[f"encoder_bias.{group.name}"].index_select(0, index)
+    bias = chosen_rows(crosscoder.weights[f"encoder_bias.{group.name}"], index)
     return torch.nn.functional.linear(inputs, weight.to(inputs.dtype), bias.to(inputs.dtype))

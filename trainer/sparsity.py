@@ -5,7 +5,7 @@ Selection is exact, without sorting rows x features: candidates above a running 
 largest is found among them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,36 +19,43 @@ SAFETY = 0.9
 
 
 class Selected(NamedTuple):
-    """What BatchTopK keeps of several groups' scores."""
+    """What is kept of several groups' scores."""
 
     kept: list[Tensor]
     """Per group, flat indices of kept entries in increasing order, int64."""
+    value: list[Tensor]
+    """Per group, their pre-activations, fp32."""
     threshold: float
     """The smallest score kept; 0 when nothing was."""
 
 
-def batch_topk(pre: Sequence[Tensor], scale: Sequence[Tensor], keep: int, guess: float = 0.0) -> Selected:
+Search = Callable[[Sequence[Tensor]], Sequence[tuple[Tensor, Tensor]]]
+"""From a bound per group [features] to what exceeds it: flat indices in order, int64 [n], and pre-activations [n]."""
+
+
+def batch_topk(search: Search, scale: Sequence[Tensor], keep: int, guess: float = 0.0) -> Selected:
     """Keep the `keep` largest positive scores over all groups together.
 
-    Scores are pre-activations [rows, features] of a group times its scale [features]. `guess` is about the
-    threshold expected; a bad one costs time, never exactness.
+    Scores are pre-activations times the group's scale [features]. `guess` is about the threshold expected; a bad one
+    costs another search, never exactness.
     """
     bound = max(guess, 0.0) * SAFETY
     while True:
-        at = [
-            torch.nonzero((p > (bound / s).to(p.dtype)).reshape(-1)).squeeze(1) for p, s in zip(pre, scale, strict=True)
-        ]
-        if sum(map(len, at)) >= keep or bound == 0.0:
+        found = search([bound / s for s in scale])
+        count = sum(len(at) for at, _ in found)
+        if count >= keep or bound == 0.0:
             break
         # A guess so small that it cannot be lowered any more must not keep the search going.
         bound = bound * 0.7 if bound > max(guess * 0.2, 1e-12) else 0.0
-    scores = torch.cat([p.reshape(-1)[i].float() * s[i % len(s)] for p, s, i in zip(pre, scale, at, strict=True)])
-    if len(scores) > keep:
+    scores = torch.cat([value * s[at % len(s)] for (at, value), s in zip(found, scale, strict=True)])
+    if count > keep:
         scores, chosen = torch.topk(scores, keep, sorted=False)
-        mask = torch.zeros(sum(map(len, at)), dtype=torch.bool, device=chosen.device)
+        mask = torch.zeros(count, dtype=torch.bool, device=chosen.device)
         mask[chosen] = True
-        at = [i[part] for i, part in zip(at, mask.split([len(i) for i in at]), strict=True)]
-    return Selected(at, float(scores.min()) if len(scores) else 0.0)
+        parts = mask.split([len(at) for at, _ in found])
+        found = [(at[part], value[part]) for (at, value), part in zip(found, parts, strict=True)]
+    kept, values = [at for at, _ in found], [value for _, value in found]
+    return Selected(kept, values, float(scores.min()) if len(scores) else 0.0)
 
 
 def row_topk(pre: Sequence[Tensor], scale: Sequence[Tensor], k: int) -> Selected:
@@ -57,7 +64,8 @@ def row_topk(pre: Sequence[Tensor], scale: Sequence[Tensor], k: int) -> Selected
     best = torch.topk(scores, min(k, scores.shape[1]), dim=1)
     mask = torch.zeros_like(scores, dtype=torch.bool).scatter(1, best.indices, best.values > 0)
     parts = mask.split([p.shape[1] for p in pre], dim=1)
-    return Selected([torch.nonzero(part.reshape(-1)).squeeze(1) for part in parts], 0.0)
+    kept = [torch.nonzero(part.reshape(-1)).squeeze(1) for part in parts]
+    return Selected(kept, [p.reshape(-1)[at].float() for p, at in zip(pre, kept, strict=True)], 0.0)
 
 
 def ranking_norm(norms: Sequence[Tensor], rank_by: str) -> Tensor:

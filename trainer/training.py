@@ -14,6 +14,7 @@ from trainer.crosscoder import Crosscoder, initial
 from trainer.device import compute_dtype, pick_device
 from trainer.encoding import Encoders, Encoding, budgets, encode_dense, encode_sparse
 from trainer.errors import StoreError
+from trainer.gradients import write_gradients
 from trainer.groups import differences, preset
 from trainer.losses import dead_features_loss, reconstruction_loss, sparsity_penalty
 from trainer.normalisation import Normaliser, centred_rms, damped, median_norm
@@ -63,15 +64,14 @@ class Training:
         k = annealed_k(recipe.crosscoder.sparsity, self.step, self.steps)
         done = self._encode(rows, k)
         loss = reconstruction_loss(done)
+        dead = self._dead()
         if self._penalised:
             loss = loss + sparsity_penalty(crosscoder, done, recipe.crosscoder.sparsity, self.step / self.steps)
-        dead = self._dead()
-        if not self._penalised and any(map(len, dead.values())):
-            auxiliary = dead_features_loss(crosscoder, done, dead, recipe.crosscoder.dead_features.k)
-            if auxiliary is not None:
-                loss = loss + recipe.crosscoder.dead_features.weight * auxiliary
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+        else:
+            write_gradients(crosscoder, rows, done)
+            loss = loss + self._revive(done, dead)
         clip_gradient(self.parameters, recipe.training.gradient_clip)
         for settings in self.optimiser.param_groups:
             settings["lr"] = self._learning_rate()
@@ -79,6 +79,16 @@ class Training:
         self._remember(done, annealing=k != recipe.crosscoder.sparsity.k)
         self.step += 1
         return self._measures(done, loss, rows, dead) if self.step % LOG_EVERY == 0 or self.step == self.steps else {}
+
+    def _revive(self, done: Encoding, dead: dict[str, Tensor]) -> Tensor | float:
+        """Add the gradient of the dead features' loss, and return it as it counts."""
+        settings = self.recipe.crosscoder.dead_features
+        loss = dead_features_loss(self.crosscoder, done, dead, settings.k) if any(map(len, dead.values())) else None
+        if loss is None:
+            return 0.0
+        loss = settings.weight * loss
+        loss.backward()
+        return loss.detach()
 
     @property
     def _penalised(self) -> bool:

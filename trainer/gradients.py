@@ -1,0 +1,86 @@
+"""Gradients of the families that keep k features, written out: every term runs over active pairs alone.
+
+With error e_t = x_t - y_t of target t, loss = mean over targets of mean e_t^2, and an active pair (r, f):
+
+    d loss / d y_t         = c_t e_t,                       c_t = -2 / (R W_t targets)
+    d loss / d W_dec[f, t] = sum over r of value[r, f] c_t e_t[r]
+    d loss / d pre[r, f]   = sum over t of c_t e_t[r] . W_dec[f, t]
+    d loss / d W_enc[f, s] = sum over r of d pre[r, f] x_s[r],    d loss / d b[f] = sum over r of d pre[r, f]
+
+Axes: R rows, F features of a group, W width of a source, N active pairs.
+"""
+
+import torch
+from torch import Tensor
+
+from trainer.crosscoder import Crosscoder, Rows
+from trainer.encoding import Encoding, Sparse
+from trainer.groups import Group
+from trainer.kernels import products, sum_by_feature
+
+
+@torch.no_grad()
+def write_gradients(crosscoder: Crosscoder, rows: Rows, done: Encoding) -> None:
+    """Replace the gradient of every weight by that of the reconstruction loss of an encoded batch.
+
+    Room for gradients is taken once and written again in every step: fresh memory costs as much as the sums.
+    """
+    share = {t: -2.0 / (error.numel() * len(done.errors)) for t, error in done.errors.items()}
+    for target, error in done.errors.items():
+        _room(crosscoder.weights[f"decoder_bias.{target}"]).copy_(error.sum(dim=0) * share[target])
+    for group in crosscoder.groups:
+        codes = done.codes[group.name]
+        assert isinstance(codes, Sparse), "the dense families leave this to autograd"
+        pull = _decoders(crosscoder, group, codes, done.errors, share)
+        bias = _room(crosscoder.weights[f"encoder_bias.{group.name}"])
+        bias.zero_().index_add_(0, codes.pattern.feature, pull)
+        pull = pull * crosscoder.read_factor(group)
+        for source in group.reads:
+            weight = crosscoder.weights[f"encoder.{source}.{group.name}"]
+            sum_by_feature(codes.pattern, pull, rows[source], out=_room(weight))
+
+
+def _decoders(crosscoder: Crosscoder, group: Group, codes: Sparse, errors: Rows, share: dict[str, float]) -> Tensor:
+    """Write the gradients of a group's decoders; returns that of its active pre-activations [N]."""
+    pull = torch.zeros_like(codes.value)
+    begun: list[Tensor] = []
+    for target in group.writes:
+        weight, error = crosscoder.weights[f"decoder.{target}.{group.name}"], errors[target]
+        pull += share[target] * products(codes.pattern, error, weight.detach())
+        value = codes.value * share[target]
+        if any(weight is one for one in begun):  # a tied decoder stands for several targets
+            _room(weight).add_(sum_by_feature(codes.pattern, value, error))
+        else:
+            sum_by_feature(codes.pattern, value, error, out=_room(weight))
+        begun.append(weight)
+    return pull
+
+
+def _room(weight: Tensor) -> Tensor:
+    """Where a weight's gradient goes."""
+    if weight.grad is None:
+        weight.grad = torch.empty_like(weight)
+    return weight.grad
+
+
+class _Chosen(torch.autograd.Function):
+    """Some rows of a weight; their gradient is added to the weight's own in place, without a matrix of zeros."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, weight: Tensor, index: Tensor) -> Tensor:
+        ctx.weight, ctx.index = weight, index  # type: ignore[attr-defined]
+        return weight.detach().index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[None, None]:
+        weight: Tensor = ctx.weight  # type: ignore[attr-defined]
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        weight.grad.index_add_(0, ctx.index, grads[0])  # type: ignore[attr-defined]
+        return None, None
+
+
+def chosen_rows(weight: Tensor, index: Tensor) -> Tensor:
+    """Rows of a weight [n, ...] whose gradient reaches `weight.grad` when a loss of them is differentiated backward."""
+    rows: Tensor = _Chosen.apply(weight, index)  # type: ignore[no-untyped-call]
+    return rows

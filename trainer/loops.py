@@ -1,0 +1,107 @@
+"""Loops over active entries that numba compiles for the CPU.
+
+Each works on the indices from `first` up to `stop` and writes no result outside them, so that threads can share the
+work. Sums run in a fixed order: results do not depend on the number of threads.
+"""
+
+import numpy as np
+from numba import njit
+
+compiled = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+"""Sums may be reordered as vector instructions do it; NaN and infinity keep their meaning."""
+STRIDE = 64
+"""Entries looked at together when few of them are wanted."""
+
+
+@compiled
+def spread_sums(first, stop, offsets, row, value, vectors, out):
+    """out[row[i]] += value[i] * vectors[f] for i from offsets[f] up to offsets[f + 1] and rows of the range.
+
+    Vectors are read once each and in order; sorted by row, each of them would come from memory for every row it is in.
+    """
+    width = vectors.shape[1]
+    for f in range(len(offsets) - 1):
+        vector = vectors[f]
+        for i in range(offsets[f], offsets[f + 1]):
+            if first <= row[i] < stop:
+                total, weight = out[row[i]], value[i]
+                for c in range(width):
+                    total[c] += weight * vector[c]
+
+
+@compiled
+def weighted_sums(first, stop, offsets, row, value, vectors, out):
+    """out[f] = sum of value[i] * vectors[row[i]] for i from offsets[f] up to offsets[f + 1]."""
+    width = vectors.shape[1]
+    for f in range(first, stop):
+        total, i, end = out[f], offsets[f], offsets[f + 1]
+        total[:] = 0
+        while i + 4 <= end:  # four at a time: the running total is read and written a quarter as often
+            w0, w1, w2, w3 = value[i], value[i + 1], value[i + 2], value[i + 3]
+            v0, v1, v2, v3 = vectors[row[i]], vectors[row[i + 1]], vectors[row[i + 2]], vectors[row[i + 3]]
+            for c in range(width):
+                total[c] += w0 * v0[c] + w1 * v1[c] + w2 * v2[c] + w3 * v3[c]
+            i += 4
+        while i < end:
+            w0, v0 = value[i], vectors[row[i]]
+            for c in range(width):
+                total[c] += w0 * v0[c]
+            i += 1
+
+
+@compiled
+def inner_products(first, stop, offsets, row, left, right, out):
+    """out[i] = left[row[i]] . right[f] for i from offsets[f] up to offsets[f + 1]."""
+    width = left.shape[1]
+    for f in range(first, stop):
+        vector = right[f]
+        for i in range(offsets[f], offsets[f + 1]):
+            other, total = left[row[i]], np.float32(0)
+            for c in range(width):
+                total += other[c] * vector[c]
+            out[i] = total
+
+
+@compiled
+def count_above(first, stop, values, bound, counts):
+    """counts[r] = entries of values[r] above the bound of their column."""
+    width = values.shape[1]
+    for r in range(first, stop):
+        row, count = values[r], 0
+        for begin in range(0, width, STRIDE):
+            part, least = row[begin : begin + STRIDE], bound[begin : begin + STRIDE]
+            for c in range(len(part)):
+                count += part[c] > least[c]
+        counts[r] = count
+
+
+@compiled
+def fill_above(first, stop, values, bound, begins, place, bits):
+    """Flat index of each such entry in order, and its value as fp32 bits, from begins[r] on; values are bf16 bits."""
+    width = values.shape[1]
+    for r in range(first, stop):
+        row, at = values[r], begins[r]
+        for begin in range(0, width, STRIDE):
+            part, least = row[begin : begin + STRIDE], bound[begin : begin + STRIDE]
+            count = 0
+            for c in range(len(part)):
+                count += part[c] > least[c]
+            if count:
+                for c in range(len(part)):
+                    if part[c] > least[c]:
+                        place[at] = r * width + begin + c
+                        bits[at] = np.int32(part[c]) << 16
+                        at += 1
+
+
+@compiled
+def counting_sort(keys, order, offsets):
+    """Stable order of the keys, and where each key's run begins in it."""
+    for key in keys:
+        offsets[key + 1] += 1
+    for key in range(1, len(offsets)):
+        offsets[key] += offsets[key - 1]
+    place = offsets[:-1].copy()
+    for i in range(len(keys)):
+        order[place[keys[i]]] = i
+        place[keys[i]] += 1
