@@ -253,6 +253,36 @@ class ContextsRecipe(Part):
     """Rows shown around the strongest one."""
 
 
+class VerdictRecipe(Part):
+    """What it takes for a claim of exclusivity to be supported or refuted (`trainer/analysis/verdict.py`)."""
+
+    q_value: float = Field(default=0.05, gt=0, le=1)
+    """Supported claims may be wrong this often, as far as decoys tell."""
+    readout_ratio: float = Field(default=0.5, gt=0, le=1)
+    """Of what the owner's activations tell of a supported feature, the other side's tell at most this share."""
+    readout_ratio_same_space: float = Field(default=0.9, gt=0, le=1)
+    """The same where latent scaling was possible, because a fine-tune may use what its base only carries."""
+    absent_below: float = Field(default=0.1, ge=0, le=1)
+    """Up to this readout ratio a feature is absent on the other side, above it is weaker there."""
+    refuted_from: float = Field(default=0.1, gt=0, le=1)
+    """A claim is refuted when at least this share of the decoys look as exclusive."""
+    twin: float = Field(default=0.5, gt=0, le=1)
+    """A claim is refuted when a feature of another owner correlates more than this."""
+    nu_error: float = Field(default=0.2, gt=0)
+    """Latent scaling leaves a claim in doubt above this (arXiv 2504.02922)."""
+    nu_reconstruction: float = Field(default=0.5, gt=0)
+    owner_readout: float = Field(default=0.02, ge=0, lt=1)
+    """Variance of the feature that its owner's activations explain at least; below, readouts cannot be compared."""
+    firings: int = Field(default=100, ge=0)
+    documents: int = Field(default=20, ge=0)
+    density: float = Field(default=0.05, gt=0, le=1)
+    """What fires on more of the rows than this is unlikely to mean one thing."""
+    template_share: float = Field(default=0.5, gt=0, le=1)
+    """Share of the firings that may lie on chat templates."""
+    first_token_share: float = Field(default=0.5, gt=0, le=1)
+    """Share of the firings that may lie in the first eight rows of a sequence."""
+
+
 class AnalysisRecipe(Part):
     """What to measure of every feature."""
 
@@ -261,13 +291,16 @@ class AnalysisRecipe(Part):
     """Tokens promoted, and as many suppressed, kept per source."""
     neighbours: int = Field(default=5, ge=0)
     """Twins and similar features kept per feature."""
-    exclusive_above: float = Field(default=0.95, gt=0.5, le=1)
-    """A feature belongs to one source when that source's share of the decoder norms is above this."""
+    exclusive_above: float = Field(default=0.7, gt=0.5, le=1)
+    """A feature is claimed for one source when that source's share of the decoder norms is above this."""
     shared_within: tuple[float, float] = (0.3, 0.7)
     """A feature of two sources is shared when its norm share lies in this band."""
     same_space: Literal["auto"] | tuple[tuple[str, ...], ...] = "auto"
     """Sources that share a space, such as `[[base, tuned]]`, so that latent scaling can look for a direction of one in
     the other; `auto` asks the decoder directions, and `[]` means none."""
+    decoys: int = Field(default=1024, ge=0)
+    """Shared features, per owner, that are tested as if they were claimed, to learn what false claims look like."""
+    verdict: VerdictRecipe = VerdictRecipe()
 
 
 class ImportedRecipe(Part):

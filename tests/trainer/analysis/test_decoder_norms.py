@@ -52,13 +52,12 @@ def test_columns_go_by_feature_and_then_source():
     [
         ((1.0, 0.0), "a"),
         ((0.04, 0.96), "b"),
-        ((0.95, 0.05), "other"),  # above the threshold, not at it
-        ((0.7, 0.3), "shared"),
+        ((0.71, 0.29), "a"),
+        ((0.7, 0.3), "shared"),  # above the threshold, not at it
         ((0.3, 0.7), "shared"),
-        ((0.71, 0.29), "other"),
         ((0.5, 0.5), "shared"),
         ((0.96, 0.02, 0.02), "a"),
-        ((0.9, 0.06, 0.04), "other"),  # one holder alone, but not by enough
+        ((0.68, 0.16, 0.16), "other"),  # one holder alone, but not by enough
         ((0.5, 0.4, 0.1), "a+b"),
         ((0.4, 0.1, 0.5), "a+c"),
         ((0.4, 0.2, 0.4), "shared"),  # half of an equal share is a sixth

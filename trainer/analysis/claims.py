@@ -1,0 +1,168 @@
+"""Claims: every feature that some source is said to lack, held against the decoys of its owner."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from trainer.activation_store import ActivationStore
+from trainer.analysis.contrast import Contrast, contrast, slack_of
+from trainer.analysis.decoder_norms import DecoderNorms, claims, holders, owners
+from trainer.analysis.decoys import examine, one_sided
+from trainer.analysis.halves import Halves
+from trainer.analysis.latent_scaling import Scaling
+from trainer.analysis.moments import Moments
+from trainer.analysis.q_values import most_doubtful, p_values, q_values
+from trainer.analysis.verdict import Facts, Judgement, judge, largest_ratio
+from trainer.crosscoder import Crosscoder
+from trainer.progress import Progress
+from trainer.recipe import AnalysisRecipe
+
+ENOUGH_DECOYS = 100
+"""A set of fewer decoys cannot tell small q-values and is not asked."""
+
+Known = Mapping[str, np.ndarray]
+"""How exclusive claims look that are known to be false: strengths by owner."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is known of every feature beside its readouts [F]; NaN where something is not known."""
+
+    firings: np.ndarray
+    documents: np.ndarray
+    density: np.ndarray
+    template_share: np.ndarray
+    first_token_share: np.ndarray
+    twin: np.ndarray
+    """Largest correlation with a feature of another owner."""
+
+    @classmethod
+    def without_text(cls, firings: np.ndarray, rows: int, twin: np.ndarray) -> "Measures":
+        """For a store that has no documents."""
+        unknown = np.full(len(firings), np.nan)
+        return cls(firings, unknown, firings / max(rows, 1), unknown, unknown, twin)
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """Claims after their trial. Axis F: features."""
+
+    contrast: Contrast
+    p_value: np.ndarray
+    q_value: np.ndarray
+    decoys: Known
+    """Strengths of the one-sided decoys by owner."""
+    judgement: Judgement
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """Which features are claimed, by decoder norms alone. Axes: F features, T reconstructed sources."""
+
+    owner: list[str]
+    claims: np.ndarray
+    """Bool [F]."""
+    holds: np.ndarray
+    """Bool [F, T]."""
+
+    @classmethod
+    def of(cls, crosscoder: Crosscoder, norms: DecoderNorms, recipe: AnalysisRecipe) -> "Claimed":
+        """By the recipe's thresholds."""
+        written = [crosscoder.sources.index(name) for name in crosscoder.targets]
+        owner = owners(norms.share[:, written], crosscoder.targets, recipe)
+        return cls(owner, claims(owner, crosscoder.targets), holders(owner, crosscoder.targets))
+
+
+@dataclass(frozen=True)
+class Case:
+    """All that is known of a crosscoder's features before their claims are judged."""
+
+    crosscoder: Crosscoder
+    claimed: Claimed
+    moments: Moments
+    scores: Mapping[str, np.ndarray]
+    """Readout scores [F] by source, of at least the crosscoder's targets."""
+    measures: Measures
+    scaling: Scaling | None = None
+
+
+def weigh(
+    case: Case, store: ActivationStore, recipe: AnalysisRecipe, *, known: Sequence[Known] = (), progress: Progress
+) -> Weighed:
+    """Judge all claims, held against decoys made here and against what is `known` to be false beside them.
+
+    Takes one more pass over the store, for the decoys.
+    """
+    crosscoder, claimed = case.crosscoder, case.claimed
+    mine = contrast({name: case.scores[name] for name in crosscoder.targets}, claimed.holds, slack_of(case.moments))
+    decoys = _decoys(case, store, recipe, progress)
+    nu_error, nu_reconstruction = _elsewhere(case.scaling, crosscoder, claimed.holds)
+    unknown = np.full(len(claimed.owner), np.nan)
+    facts = Facts(
+        mine,
+        p_value=unknown,
+        q_value=unknown,
+        decoys=np.zeros(len(unknown), np.int64),
+        nu_error=nu_error,
+        nu_reconstruction=nu_reconstruction,
+        **vars(case.measures),
+    )
+    p, q, count = doubts(claimed, mine, largest_ratio(facts, recipe.verdict), [decoys, *known])
+    facts = replace(facts, p_value=p, q_value=q, decoys=count)
+    return Weighed(mine, p, q, decoys, judge(claimed.claims, facts, recipe.verdict))
+
+
+def _decoys(case: Case, store: ActivationStore, recipe: AnalysisRecipe, progress: Progress) -> Known:
+    """Strengths of one-sided decoys for every owner that claims something."""
+    claimed, owner = case.claimed, np.array(case.claimed.owner)
+    firings = case.moments.firings.cpu().numpy()
+    made = []
+    for name in sorted(set(owner[claimed.claims])) if recipe.decoys else ():
+        mine = claimed.claims & (owner == name)
+        made.append(one_sided(name, case.crosscoder, claimed.holds, mine, firings, count=recipe.decoys))
+    found = examine(
+        store,
+        case.crosscoder,
+        [one for one in made if one is not None],
+        case.measures.density,
+        halves=Halves.of(store),
+        progress=progress,
+    )
+    return {name: one.strength for name, one in found.items()}
+
+
+def doubts(
+    claimed: Claimed, contrast: Contrast, limit: np.ndarray, sets: Sequence[Known]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """p-value, q-value and the number of decoys behind them [F], owner by owner.
+
+    A claim whose readout ratio is above its limit counts as certainly false: it does not claim a difference that is
+    worth the name. Of several sets of decoys the most doubtful decides; sets that are too small are not asked.
+    """
+    owner = np.array(claimed.owner)
+    p, q, count = np.full(len(owner), np.nan), np.full(len(owner), np.nan), np.zeros(len(owner), np.int64)
+    for name in set(owner[claimed.claims]):
+        mine = np.flatnonzero(claimed.claims & (owner == name))
+        strong = contrast.strength[mine]
+        able = [one[name][~np.isnan(one[name])] for one in sets if name in one]
+        able = [one for one in able if len(one) >= ENOUGH_DECOYS]
+        ranks = [p_values(strong, one) for one in able]
+        beyond = contrast.ratio[mine] > limit[mine]
+        p[mine] = most_doubtful(ranks, len(mine))
+        q[mine] = most_doubtful((q_values(np.where(beyond, 1.0, one)) for one in ranks), len(mine))
+        count[mine] = min(map(len, able), default=0)
+    return p, q, count
+
+
+def _elsewhere(scaling: Scaling | None, crosscoder: Crosscoder, holds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Largest nu of error and of reconstruction over the sources each claim leaves out [F]; NaN where not known."""
+    if scaling is None:
+        return np.full(len(holds), np.nan), np.full(len(holds), np.nan)
+    written = [crosscoder.sources.index(name) for name in crosscoder.targets]
+
+    def largest(nu: np.ndarray) -> np.ndarray:
+        outside = np.where(holds | np.isnan(nu[:, written]), -np.inf, nu[:, written]).max(axis=1)
+        return np.where(np.isinf(outside), np.nan, outside)
+
+    return largest(scaling.nu_error), largest(scaling.nu_reconstruction)

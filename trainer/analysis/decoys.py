@@ -1,0 +1,150 @@
+"""Decoys: shared features seen through one side's eyes, so that whatever is claimed of them is known to be false.
+
+A claim says "only these sources have it". For every such owner, shared features are picked that fire about as often as
+the claimed ones, and each is made *one-sided*: its own encoder, with all sources but the owner's left out, cut where it
+fires as often as the feature itself. A decoy reads what a dedicated feature reads, in the real geometry of the models,
+but means something that others write too. How exclusive decoys look is how exclusive a false claim can look. Axes:
+D decoys, R rows, W width of a source.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.activation_store import ActivationStore, Rows
+from trainer.analysis.contrast import Contrast, contrast, slack_of
+from trainer.analysis.decoder_norms import holders
+from trainer.analysis.halves import Halves
+from trainer.analysis.moments import Moments
+from trainer.analysis.readout import FEWEST, readout
+from trainer.crosscoder import Codes, Crosscoder
+from trainer.progress import Progress
+
+SAMPLE = 32_768
+"""Rows on which the decoys' thresholds are set, at most."""
+COLUMNS = 256
+"""Decoys whose pre-activations on the sample are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Decoys:
+    """Decoys for the claims of one owner."""
+
+    owner: str
+    features: np.ndarray
+    """The shared feature each was made from, int64 [D]."""
+    encoder: Mapping[str, Tensor]
+    """Per source of the owner, fp32 [D, W]."""
+
+    def pre_activations(self, rows: Rows, some: slice = slice(None)) -> Tensor:
+        """What some decoys read from normalised rows [R, D]; there is no bias, because a threshold follows."""
+        parts = [rows[source] @ weight[some].to(rows[source].dtype).T for source, weight in self.encoder.items()]
+        return torch.stack(parts).sum(dim=0) if len(parts) > 1 else parts[0]
+
+
+def one_sided(
+    owner: str, crosscoder: Crosscoder, holds: np.ndarray, claimed: np.ndarray, firings: np.ndarray, *, count: int
+) -> Decoys | None:
+    """Decoys for one owner's claims, or None when there is no feature to make them of.
+
+    Made of features that the owner's sources hold and others too (`holds`, bool [F, T] over the crosscoder's targets),
+    `count` at most, firing about as often as the `claimed` ones, bool [F]; `firings` are of both halves, int64 [2, F].
+    """
+    members = holders([owner], crosscoder.targets)[0]
+    encoder = {s: crosscoder.encoder(s) for s, member in zip(crosscoder.targets, members, strict=True) if member}
+    reads = np.any([weight.any(dim=1).cpu().numpy() for weight in encoder.values()], axis=0)
+    often = (firings >= FEWEST).all(axis=0)
+    able = np.flatnonzero(holds[:, members].all(axis=1) & holds[:, ~members].any(axis=1) & reads & often)
+    if not len(able):
+        return None
+    total = firings.sum(axis=0)
+    chosen = able[matched(total[able], total[claimed & often], count)]
+    index = torch.from_numpy(chosen)
+    return Decoys(owner, chosen, {source: weight[index.to(weight.device)] for source, weight in encoder.items()})
+
+
+def matched(values: np.ndarray, wanted: np.ndarray, count: int) -> np.ndarray:
+    """Indices, in rising order, of `count` different values that are spread like the wanted ones as far as possible.
+
+    All when there are no more than `count`; evenly over the ranks when nothing is wanted.
+    """
+    if len(values) <= count:
+        return np.arange(len(values))
+    targets = np.quantile(wanted if len(wanted) else values, (np.arange(count) + 0.5) / count)
+    order = np.argsort(values, kind="stable")
+    turn = np.arange(count)
+    # Each takes the first free one at or after its place; what would run over the end moves down.
+    place = np.maximum.accumulate(np.searchsorted(values[order], targets) - turn) + turn
+    return np.sort(order[np.minimum(place, len(values) - count + turn)])
+
+
+def examine(
+    store: ActivationStore,
+    crosscoder: Crosscoder,
+    decoys: Sequence[Decoys],
+    density: np.ndarray,
+    *,
+    halves: Halves,
+    progress: Progress,
+) -> dict[str, Contrast]:
+    """What the readouts say of every owner's decoys [D], by the same test as of claims.
+
+    One more pass over the store, dense in the decoys only. `density` is firings per row of every feature [F].
+    """
+    if not decoys:
+        return {}
+    bounds = thresholds(store, crosscoder, decoys, density)
+    moments = Moments(crosscoder.widths, sum(len(part.features) for part in decoys), device=crosscoder.device)
+    first = 0
+    with progress.task("Testing decoys", total=store.manifest.rows):
+        for block in store.blocks():
+            rows = crosscoder.normalise(block.rows)
+            codes = fired(decoys, bounds, rows)
+            moments.add(rows, codes, halves.of_block(block, first))
+            first += codes.rows
+            progress.advance(codes.rows)
+    scores = {source: readout(moments, source).score for source in crosscoder.targets}
+    found, at = {}, 0
+    for part in decoys:
+        mine = {source: score[at : at + len(part.features)] for source, score in scores.items()}
+        holds = holders([part.owner] * len(part.features), crosscoder.targets)
+        found[part.owner] = contrast(mine, holds, slack_of(moments))
+        at += len(part.features)
+    return found
+
+
+def fired(decoys: Sequence[Decoys], bounds: Sequence[Tensor], rows: Rows) -> Codes:
+    """Where decoys exceed their thresholds on normalised rows, and by how much; numbered one after another."""
+    low = {source: x.to(torch.bfloat16) for source, x in rows.items()}
+    parts, first = [], 0
+    for part, bound in zip(decoys, bounds, strict=True):
+        above = part.pre_activations(low).float() - bound
+        at = torch.nonzero(above > 0)
+        parts.append((at[:, 0], at[:, 1] + first, above[at[:, 0], at[:, 1]]))
+        first += len(part.features)
+    row, feature, value = (torch.cat(column) for column in zip(*parts, strict=True))
+    order = torch.argsort(row, stable=True)
+    return Codes(row[order], feature[order], value[order], len(next(iter(rows.values()))))
+
+
+def thresholds(
+    store: ActivationStore, crosscoder: Crosscoder, decoys: Sequence[Decoys], density: np.ndarray
+) -> list[Tensor]:
+    """Where to cut each decoy so that it fires as often as its feature, by an even sample of the rows."""
+    step = max(1, store.manifest.rows // SAMPLE)
+    picked = [{name: x[::step] for name, x in block.rows.items()} for block in store.blocks()]
+    sample = crosscoder.normalise({name: torch.cat([part[name] for part in picked]) for name in store.widths})
+    count = len(next(iter(sample.values())))
+    bounds = []
+    for part in decoys:
+        keep = torch.from_numpy(np.clip(np.round(density[part.features] * count), 1, count - 1).astype(np.int64))
+        found = []
+        for first in range(0, len(keep), COLUMNS):
+            some = slice(first, first + COLUMNS)
+            ordered = part.pre_activations(sample, some).sort(dim=0, descending=True).values
+            found.append(ordered.gather(0, keep[some].to(ordered.device)[None])[0])
+        bounds.append(torch.cat(found))
+    return bounds
