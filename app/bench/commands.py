@@ -64,7 +64,10 @@ def analyse(widths: str, as_json: bool, **sizes: int) -> None:
     """Measuring every feature, against encoding the same rows once; and the memory when rows double."""
     from trainer.bench.analyse import bench_analyse
 
-    _show(bench_analyse(widths=_numbers("--widths", widths), **sizes), as_json)
+    two = _numbers("--widths", widths)
+    if len(two) != 2:
+        raise click.UsageError(f"--widths {widths!r} is not two numbers. Write them like 576,640.")
+    _show(bench_analyse(widths=two, **sizes), as_json)
 
 
 @bench.command()

@@ -73,7 +73,8 @@ def analyse(
         draft.add_rows("training_metric", read_metrics(folder.metrics))
         measures = analysis.one_by_one(encoded.ground)
         analysis.together(measures, encoded)
-        analysis.logits(readouts or {})
+        if readouts:
+            analysis.logits(readouts)
     published = folder.results()
     assert published is not None, "publishing leaves current.json behind"
     return published

@@ -54,3 +54,10 @@ def test_without_the_demo_s_models_one_sentence_says_how_to_get_them():
     assert outcome.exit_code == 1
     assert "is not on this machine" in outcome.stderr
     assert outcome.stderr.count("\n") == 1
+
+
+def test_the_analysis_is_measured_over_two_sources():
+    outcome = bench("analyse", "--widths", "8,12,16")
+
+    assert outcome.exit_code == 2
+    assert "is not two numbers" in outcome.output
