@@ -82,7 +82,7 @@ comment on column feature.score is 'Default ranking: larger is more defensible, 
 comment on column feature.main_language is 'Language that most of its firings are in, as an ISO 639 code, und where it is not clear; null when it never fired.';
 comment on column feature.main_language_share is 'Share of its firings in that language, 0 to 1.';
 comment on column feature.unity is 'How alike the activations are at two of its firings from different documents: their mean inner product over the mean squared length of all rows, centred, weighted by activation, in the source of its owners where it is largest. 0 for rows that have nothing in common; null when it fired in too few documents.';
-comment on column feature.polysemous is 'Warning that it may stand for several things: unity is below 0.05; null when there is no unity.';
+comment on column feature.polysemous is 'Warning that it may stand for several things: unity is below 0.07; null when there is no unity.';
 comment on column feature.readout_ratio is 'Best linear readout of the feature from a source outside its owners over the best from inside: near 0 when the others cannot tell where it fires, near 1 when they tell as well; null for shared features, and where the inside itself explains less than 0.02.';
 
 create table feature_source (

@@ -9,9 +9,9 @@ import numpy as np
 
 from trainer.analysis.moments import Moments
 
-POLYSEMOUS = 0.05
-"""Unity below which a feature is said to stand for several things: a twentieth of what a row has in common with itself.
-Of the demo's features one in six is below; read at random strength, most of those have no theme, and most others do."""
+POLYSEMOUS = 0.07
+"""Unity below which a feature may well stand for several things. One in ten of the demo's features is below, and of
+those read there at every strength, most had no single theme; above it there are such features too, only fewer."""
 
 
 def unity(moments: Moments, source: str) -> np.ndarray:
