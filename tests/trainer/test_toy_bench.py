@@ -11,8 +11,10 @@ from trainer.bench.toy import Comparison, bench_toy, chart, compare, report
 from trainer.bench.trial import Outcome
 from trainer.errors import RecipeError, UsageError
 from trainer.run_folder import RunFolder
-from trainer.toy.presets import Preset
+from trainer.toy.presets import Preset, preset
+from trainer.toy.scoring import cosines
 from trainer.toy.world import WorldPlan, random_world
+from trainer.training import Training
 
 PLAN = WorldPlan(concepts=32, widths=(20, 28), exclusive_share=0.25)
 SETTINGS = (
@@ -45,6 +47,19 @@ def test_dedicated_features_find_the_exclusive_concepts_of_a_tiny_world(found):
     assert one.by_norm.right >= 7
     assert one.variance_explained > 0.9
     assert one.l0 == pytest.approx(1, abs=0.15)
+
+
+def test_no_feature_begins_as_a_concept_of_its_world(tmp_path):
+    """Both are random unit vectors; drawn from one seed they were the same ones."""
+    comparison = Comparison("paper", preset("paper"), ("standard", "dfc"), (512,), (0, 1), 2048)
+    for seed in comparison.seeds:
+        world = comparison.preset.make(seed)
+        store, _ = world.write(tmp_path / str(seed), rows=2048, held_out=64)
+        for recipe in comparison.recipes(seed):
+            crosscoder = Training(recipe, store).crosscoder
+            for source in world.sources:
+                # Of 262,144 pairs of random directions in 128 dimensions, the closest has a cosine of about 0.41.
+                assert cosines(crosscoder.decoder(source), world.vectors[source]).max() < 0.6
 
 
 def test_an_interrupted_bench_goes_on_with_what_is_missing(tmp_path):

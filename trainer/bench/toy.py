@@ -23,6 +23,8 @@ from trainer.toy.scoring import MATCH
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "toy.yaml"
 DECIDING = ("trainer.bench.trial", "trainer.toy.presets")
 """What an outcome on file was found with: these modules and what they import."""
+FIRST_TRAINING_SEED = 10_000
+"""Weights must not begin with the random numbers that the world's directions were made of."""
 HEAD = (
     "variant",
     "features",
@@ -66,7 +68,10 @@ class Comparison:
     def _recipe(self, variant: str, features: int, seed: int) -> Recipe:
         settings = self.preset.per_variant.get(variant, {}) | {"variant": variant, "features": features}
         fixed = [f"crosscoder.{key}={json.dumps(value)}" for key, value in settings.items()]
-        fixed += [f"crosscoder.sparsity.k={round(self.preset.concepts / 100)}", f"training.seed={seed}"]
+        fixed += [
+            f"crosscoder.sparsity.k={round(self.preset.concepts / 100)}",
+            f"training.seed={FIRST_TRAINING_SEED + seed}",
+        ]
         return load_recipe(RECIPE, (*fixed, *self.overrides))
 
 
