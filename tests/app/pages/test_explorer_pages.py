@@ -205,8 +205,11 @@ def test_a_run_of_three_sources_is_shown_as_well(own_home: Path):
         own_home,
         features=64,
         amend=(
-            "insert into source values (2, 'third', 'm', null, 'resid_post', 1, 8, 1.0)",
-            "insert into feature_source select feature, 2, 0.2, 0.2, 0.1, null, null, null, null from feature",
+            "insert into source values (2, 'third', 'm', null, 'resid_post', 1, 8, 1.0, null)",
+            (
+                "insert into feature_source by name "
+                "select feature, 2 as source, 0.2 as decoder_norm, 0.2 as encoder_norm, 0.1 as norm_share from feature"
+            ),
             "update feature_source set relative_norm = null",
             "update feature set owner = 'smollm2+third' where feature < 4",
             "update firing set tokens = list_append(tokens, tokens[1])",
