@@ -13,7 +13,9 @@ def test_the_figures_are_those_of_the_design_and_the_parts_add_up():
     report = bench_analyse(2048, **TINY)
 
     assert set(report.figures) == {"cost_over_encode", "peak_memory_ratio_when_rows_double", "results"}
-    assert [result["rows"] for result in report.figures["results"]] == [2048, 4096]
+    single, double = (result["rows"] for result in report.figures["results"])
+    assert single == pytest.approx(2048, rel=0.1)
+    assert double / single == pytest.approx(2, rel=0.05)
     for result in report.figures["results"]:
         assert sum(result["parts_s"].values()) == pytest.approx(result["analyse_s"])
         assert {"Encoding", "Reading features", "Reading out", "Comparing features", PUBLISHING} == set(
@@ -21,6 +23,7 @@ def test_the_figures_are_those_of_the_design_and_the_parts_add_up():
         )
         expected = (result["analyse_s"] - result["encode_s"]) / result["encode_s"]
         assert result["over_encode"] == pytest.approx(expected)
+        assert result["processor_over_encode"] > 0
     assert report.figures["cost_over_encode"] == report.figures["results"][1]["over_encode"]
 
 
@@ -32,6 +35,6 @@ def test_about_k_features_are_active_on_a_row_of_the_synthetic_store(tmp_path: P
     codes = [crosscoder.encode(block.rows) for block in store.blocks()]
 
     rows = sum(found.rows for found in codes)
-    assert rows == pytest.approx(4000, rel=0.15)
+    assert rows == pytest.approx(4000, rel=0.05)
     assert sum(len(found.row) for found in codes) / rows == pytest.approx(4, rel=0.1)
     assert store.documents() is not None
