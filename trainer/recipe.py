@@ -21,7 +21,7 @@ from trainer.overrides import apply_override
 SHARED_IN_A_SWEEP = ("training.batch", "training.epochs", "training.shuffle_seed", "training.device")
 """Settings that decide which rows come when and where: runs trained side by side have them in common."""
 
-LATER = (("", "imported"), ("crosscoder", "damp_above"))
+LATER = (("", "imported"), ("", "calibration"), ("crosscoder", "damp_above"))
 """Section and key of what recipes could not say at first; without it they mean what they meant."""
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -243,6 +243,19 @@ class EvaluationRecipe(Part):
     """Held-out sequences on which the models run with their activations replaced; 0 runs none."""
 
 
+class BaselinesRecipe(Part):
+    """What to compare without the crosscoder (`trainer/baselines/`)."""
+
+    lens: bool = True
+    """The mean activation difference on first tokens, for sources of one space."""
+    divergence: bool = True
+    """How differently the models go on from the same held-out text."""
+    sequences: int = Field(default=16, gt=0)
+    """Held-out sequences that `divergence` reads, as many of every corpus part."""
+    diff_sae: bool = False
+    """Also train the preset `diff_sae`, as a run of its own beside this one; needs two sources of one space."""
+
+
 class ContextsRecipe(Part):
     """Which contexts of a feature are kept."""
 
@@ -262,6 +275,8 @@ class VerdictRecipe(Part):
     """Of what the owner's activations tell of a supported feature, the other side's tell at most this share."""
     readout_ratio_same_space: float = Field(default=0.9, gt=0, le=1)
     """The same where latent scaling was possible, because a fine-tune may use what its base only carries."""
+    equal_readout: float = Field(default=0.8, gt=0)
+    """A claim is refuted when the other side's activations tell at least this share."""
     absent_below: float = Field(default=0.1, ge=0, le=1)
     """Up to this readout ratio a feature is absent on the other side, above it is weaker there."""
     refuted_from: float = Field(default=0.1, gt=0, le=1)
@@ -303,6 +318,20 @@ class AnalysisRecipe(Part):
     verdict: VerdictRecipe = VerdictRecipe()
 
 
+class CalibrationRecipe(Part):
+    """Two further trainings with the same recipe, on data whose truth is known."""
+
+    rows: int = Field(default=100_000, gt=0)
+    """Training rows of each, taken evenly from the store."""
+    amplitudes: tuple[float, ...] = (0.1, 0.2, 0.4)
+    """Lengths of what a spike-in adds, in units of a source's typical distance from its mean."""
+    frequencies: tuple[float, ...] = (0.001, 0.01)
+    """Shares of the rows on which a spike-in fires."""
+    per_cell: int = Field(default=8, gt=0)
+    """Spike-ins of every amplitude and frequency in every source alone, and in all together."""
+    seed: int = 0
+
+
 class ImportedRecipe(Part):
     """A crosscoder that another program trained; what the recipe says of training is then without meaning."""
 
@@ -324,7 +353,10 @@ class Recipe(Part):
     crosscoder: CrosscoderRecipe = CrosscoderRecipe()
     training: TrainingRecipe = TrainingRecipe()
     evaluation: EvaluationRecipe = EvaluationRecipe()
+    baselines: BaselinesRecipe = BaselinesRecipe()
     analysis: AnalysisRecipe = AnalysisRecipe()
+    calibration: CalibrationRecipe | None = None
+    """Null run and spike-ins as a stage of the run; `{}` takes the defaults, and nothing leaves them out."""
     sweep: dict[str, tuple[Any, ...]] = {}
     """Settings to vary, by path (`training.seed: [0, 1, 2]`): one run for every combination, trained side by side."""
     imported: ImportedRecipe | None = None
@@ -345,19 +377,23 @@ class Recipe(Part):
     def identity(self) -> dict[str, Any]:
         """What makes the run this one, as plain data; without unused keys that came later, so that older runs stay."""
         data = self.model_dump(mode="json")
+        if self.baselines == BaselinesRecipe():
+            del data["baselines"]
         for section, key in LATER:
             if (data[section] if section else data)[key] is None:
                 del (data[section] if section else data)[key]
         return data
 
     def variants(self) -> tuple["Recipe", ...]:
-        """The recipes of a sweep, each complete in itself; just this one when nothing is varied.
+        """The recipes of a sweep, each complete in itself, and then those that `baselines.diff_sae` adds.
+
+        Just this one when nothing is varied or added.
 
         Raises RecipeError for a setting that does not exist, or that a sweep cannot vary because the runs share
         their rows.
         """
         plain = self.model_dump(mode="json", exclude={"sweep"})
-        recipes = []
+        recipes: list[Recipe] = []
         for values in itertools.product(*self.sweep.values()):
             data = copy.deepcopy(plain)
             for path, value in zip(self.sweep, values, strict=True):
@@ -365,7 +401,16 @@ class Recipe(Part):
                     raise RecipeError(f"sweep: {path!r} cannot vary within one, because its runs share their rows.")
                 apply_override(data, f"{path}={json.dumps(value)}")
             recipes.append(parse_recipe(data, origin=f"sweep of {self.name}"))
-        return tuple(recipes)
+        beside = [one for recipe in recipes if (one := recipe.beside()) is not None]
+        return (*recipes, *beside)
+
+    def beside(self) -> "Recipe | None":
+        """The diff-SAE that `baselines.diff_sae` asks for, the same recipe otherwise; None where nothing asks."""
+        if not self.baselines.diff_sae or self.crosscoder.variant == "diff_sae":
+            return None
+        data = self.model_dump(mode="json")
+        data["crosscoder"]["variant"], data["baselines"]["diff_sae"] = "diff_sae", False
+        return parse_recipe(data, origin=f"diff-SAE beside {self.name}")
 
     def to_yaml(self) -> str:
         """The resolved recipe, every default spelled out."""

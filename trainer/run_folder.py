@@ -77,6 +77,16 @@ class RunFolder:
         return self.path / "evaluation.json"
 
     @property
+    def calibration(self) -> Path:
+        """What null run and spike-ins said."""
+        return self.path / "calibration.json"
+
+    @property
+    def calibration_work(self) -> Path:
+        """Folder of the crosscoders that were trained to calibrate."""
+        return self.path / "calibration"
+
+    @property
     def progress(self) -> Path:
         """What the run is doing now; the home page shows it live."""
         return self.path / "progress.json"
@@ -95,6 +105,14 @@ class RunFolder:
     def log(self) -> Path:
         """One line per event."""
         return self.path / "log.txt"
+
+    def finished_stages(self) -> dict[str, str]:
+        """Fingerprint of the inputs of every finished stage; empty when nothing is known."""
+        try:
+            found: dict[str, str] = json.loads(self.stages.read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+        return found
 
     def results(self) -> Path | None:
         """The published results file, or None while there is none."""

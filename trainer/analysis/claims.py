@@ -8,11 +8,12 @@ import numpy as np
 from trainer.activation_store import ActivationStore
 from trainer.analysis.contrast import Contrast, contrast, slack_of
 from trainer.analysis.decoder_norms import DecoderNorms, claims, holders, owners
-from trainer.analysis.decoys import examine, one_sided
+from trainer.analysis.decoys import examine, transplants
 from trainer.analysis.halves import Halves
 from trainer.analysis.latent_scaling import Scaling
 from trainer.analysis.moments import Moments
 from trainer.analysis.q_values import most_doubtful, p_values, q_values
+from trainer.analysis.readout import Readout
 from trainer.analysis.verdict import Facts, Judgement, judge, largest_ratio
 from trainer.crosscoder import Crosscoder
 from trainer.progress import Progress
@@ -52,7 +53,7 @@ class Weighed:
     p_value: np.ndarray
     q_value: np.ndarray
     decoys: Known
-    """Strengths of the one-sided decoys by owner."""
+    """Strengths of the transplanted decoys by owner."""
     judgement: Judgement
 
 
@@ -81,8 +82,8 @@ class Case:
     crosscoder: Crosscoder
     claimed: Claimed
     moments: Moments
-    scores: Mapping[str, np.ndarray]
-    """Readout scores [F] by source, of at least the crosscoder's targets."""
+    readouts: Mapping[str, Readout]
+    """By source, of at least the crosscoder's targets."""
     measures: Measures
     scaling: Scaling | None = None
 
@@ -95,7 +96,9 @@ def weigh(
     Takes one more pass over the store, for the decoys.
     """
     crosscoder, claimed = case.crosscoder, case.claimed
-    mine = contrast({name: case.scores[name] for name in crosscoder.targets}, claimed.holds, slack_of(case.moments))
+    mine = contrast(
+        {name: case.readouts[name].score for name in crosscoder.targets}, claimed.holds, slack_of(case.moments)
+    )
     decoys = _decoys(case, store, recipe, progress)
     nu_error, nu_reconstruction = _elsewhere(case.scaling, crosscoder, claimed.holds)
     unknown = np.full(len(claimed.owner), np.nan)
@@ -108,19 +111,21 @@ def weigh(
         nu_reconstruction=nu_reconstruction,
         **vars(case.measures),
     )
-    p, q, count = doubts(claimed, mine, largest_ratio(facts, recipe.verdict), [decoys, *known])
+    p, q, count = doubts(
+        claimed, mine, largest_ratio(facts, recipe.verdict), [decoys, *known], least=recipe.verdict.owner_readout
+    )
     facts = replace(facts, p_value=p, q_value=q, decoys=count)
     return Weighed(mine, p, q, decoys, judge(claimed.claims, facts, recipe.verdict))
 
 
 def _decoys(case: Case, store: ActivationStore, recipe: AnalysisRecipe, progress: Progress) -> Known:
-    """Strengths of one-sided decoys for every owner that claims something."""
-    claimed, owner = case.claimed, np.array(case.claimed.owner)
-    firings = case.moments.firings.cpu().numpy()
+    """Strengths of transplanted decoys for every owner that claims something; NaN for those that cannot be judged."""
+    claimed, owner, least = case.claimed, np.array(case.claimed.owner), recipe.verdict.owner_readout
+    readouts = {name: case.readouts[name] for name in case.crosscoder.targets}
     made = []
     for name in sorted(set(owner[claimed.claims])) if recipe.decoys else ():
         mine = claimed.claims & (owner == name)
-        made.append(one_sided(name, case.crosscoder, claimed.holds, mine, firings, count=recipe.decoys))
+        made.append(transplants(name, readouts, claimed.holds, mine, count=recipe.decoys, least=least))
     found = examine(
         store,
         case.crosscoder,
@@ -129,22 +134,23 @@ def _decoys(case: Case, store: ActivationStore, recipe: AnalysisRecipe, progress
         halves=Halves.of(store),
         progress=progress,
     )
-    return {name: one.strength for name, one in found.items()}
+    return {name: np.where(one.own >= least, one.strength, np.nan) for name, one in found.items()}
 
 
 def doubts(
-    claimed: Claimed, contrast: Contrast, limit: np.ndarray, sets: Sequence[Known]
+    claimed: Claimed, contrast: Contrast, limit: np.ndarray, sets: Sequence[Known], *, least: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """p-value, q-value and the number of decoys behind them [F], owner by owner.
 
     A claim whose readout ratio is above its limit counts as certainly false: it does not claim a difference that is
-    worth the name. Of several sets of decoys the most doubtful decides; sets that are too small are not asked.
+    worth the name. One of which the owner's own activations tell less than `least` cannot be judged. Of several sets of
+    decoys the most doubtful decides; sets that are too small are not asked.
     """
     owner = np.array(claimed.owner)
     p, q, count = np.full(len(owner), np.nan), np.full(len(owner), np.nan), np.zeros(len(owner), np.int64)
     for name in set(owner[claimed.claims]):
         mine = np.flatnonzero(claimed.claims & (owner == name))
-        strong = contrast.strength[mine]
+        strong = np.where(contrast.own[mine] >= least, contrast.strength[mine], np.nan)
         able = [one[name][~np.isnan(one[name])] for one in sets if name in one]
         able = [one for one in able if len(one) >= ENOUGH_DECOYS]
         ranks = [p_values(strong, one) for one in able]

@@ -11,9 +11,6 @@ import numpy as np
 
 from trainer.analysis.moments import Moments
 
-CHANCE = 4.0
-"""By how many times what chance costs a fit both scores are raised before they are compared."""
-
 
 @dataclass(frozen=True)
 class Contrast:
@@ -30,7 +27,7 @@ class Contrast:
     def ratio(self) -> np.ndarray:
         """The other side's score over the owner's own, raised by the slack: 0 for absent, 1 for equally readable.
 
-        The slack keeps features that nobody can read from looking exclusive by chance.
+        The slack is what chance costs a readout; it keeps features that hardly anybody can tell from looking exclusive.
         """
         ratio: np.ndarray = (np.maximum(self.other, 0) + self.slack) / (np.maximum(self.own, 0) + self.slack)
         return ratio
@@ -51,5 +48,5 @@ def contrast(scores: Mapping[str, np.ndarray], holders: np.ndarray, slack: float
 
 
 def slack_of(moments: Moments) -> float:
-    """Four times what chance costs a fit to half of the rows: its widest source's coordinates over its rows."""
-    return CHANCE * max(moments.widths.values()) / max(int(moments.rows.sum()) / 2, 1)
+    """What chance costs a fit to half of the rows: the coordinates of the widest source over those rows."""
+    return max(moments.widths.values()) / max(int(moments.rows.sum()) / 2, 1)

@@ -1,10 +1,10 @@
 """Decoys: shared features seen through one side's eyes, so that whatever is claimed of them is known to be false.
 
 A claim says "only these sources have it". For every such owner, shared features are picked that fire about as often as
-the claimed ones, and each is made *one-sided*: its own encoder, with all sources but the owner's left out, cut where it
-fires as often as the feature itself. A decoy reads what a dedicated feature reads, in the real geometry of the models,
-but means something that others write too. How exclusive decoys look is how exclusive a false claim can look. Axes:
-D decoys, R rows, W width of a source.
+the claimed ones, and each is *transplanted*: the linear readout of its activation from the owner's sources alone, cut
+where it fires as often as the feature itself. A decoy reads what a dedicated feature reads, in the real geometry of the
+models, but means something that others write too. How exclusive decoys look is how exclusive a false claim can look.
+Axes: D decoys, R rows, W width of a source.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,14 @@ from trainer.analysis.contrast import Contrast, contrast, slack_of
 from trainer.analysis.decoder_norms import holders
 from trainer.analysis.halves import Halves
 from trainer.analysis.moments import Moments
-from trainer.analysis.readout import FEWEST, readout
+from trainer.analysis.readout import Readout, readout
 from trainer.crosscoder import Codes, Crosscoder
 from trainer.progress import Progress
 
 SAMPLE = 32_768
 """Rows on which the decoys' thresholds are set, at most."""
 COLUMNS = 256
-"""Decoys whose pre-activations on the sample are in memory at a time."""
+"""Decoys whose readouts on the sample are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -36,34 +36,39 @@ class Decoys:
     owner: str
     features: np.ndarray
     """The shared feature each was made from, int64 [D]."""
-    encoder: Mapping[str, Tensor]
-    """Per source of the owner, fp32 [D, W]."""
+    weights: Mapping[str, Tensor]
+    """Readout from each source of the owner, fp32 [D, W]."""
 
-    def pre_activations(self, rows: Rows, some: slice = slice(None)) -> Tensor:
-        """What some decoys read from normalised rows [R, D]; there is no bias, because a threshold follows."""
-        parts = [rows[source] @ weight[some].to(rows[source].dtype).T for source, weight in self.encoder.items()]
-        return torch.stack(parts).sum(dim=0) if len(parts) > 1 else parts[0]
+    def told(self, rows: Rows, some: slice = slice(None)) -> Tensor:
+        """What the owner's sources tell of some features on normalised rows [R, D], up to a constant."""
+        parts = [rows[source] @ weight[some].to(rows[source].dtype).T for source, weight in self.weights.items()]
+        return torch.stack(parts).mean(dim=0) if len(parts) > 1 else parts[0]
 
 
-def one_sided(
-    owner: str, crosscoder: Crosscoder, holds: np.ndarray, claimed: np.ndarray, firings: np.ndarray, *, count: int
+def transplants(
+    owner: str,
+    readouts: Mapping[str, Readout],
+    holds: np.ndarray,
+    claimed: np.ndarray,
+    *,
+    count: int,
+    least: float,
 ) -> Decoys | None:
     """Decoys for one owner's claims, or None when there is no feature to make them of.
 
-    Made of features that the owner's sources hold and others too (`holds`, bool [F, T] over the crosscoder's targets),
-    `count` at most, firing about as often as the `claimed` ones, bool [F]; `firings` are of both halves, int64 [2, F].
+    Made of features that the owner's sources hold and others too (`holds`, bool [F, T] over the sources of the
+    readouts), and of which the owner's sources tell at least `least` of the variance; `count` at most, firing about as
+    often as the `claimed` ones, bool [F]. Several sources of one owner see a feature by the mean of their readouts.
     """
-    members = holders([owner], crosscoder.targets)[0]
-    encoder = {s: crosscoder.encoder(s) for s, member in zip(crosscoder.targets, members, strict=True) if member}
-    reads = np.any([weight.any(dim=1).cpu().numpy() for weight in encoder.values()], axis=0)
-    often = (firings >= FEWEST).all(axis=0)
-    able = np.flatnonzero(holds[:, members].all(axis=1) & holds[:, ~members].any(axis=1) & reads & often)
+    members = holders([owner], tuple(readouts))[0]
+    mine = {name: one for (name, one), member in zip(readouts.items(), members, strict=True) if member}
+    firings = next(iter(mine.values())).moments.firings.cpu().numpy().sum(axis=0)
+    tells = np.max([np.nan_to_num(one.score, nan=-np.inf) for one in mine.values()], axis=0) >= least
+    able = np.flatnonzero(holds[:, members].all(axis=1) & holds[:, ~members].any(axis=1) & tells)
     if not len(able):
         return None
-    total = firings.sum(axis=0)
-    chosen = able[matched(total[able], total[claimed & often], count)]
-    index = torch.from_numpy(chosen)
-    return Decoys(owner, chosen, {source: weight[index.to(weight.device)] for source, weight in encoder.items()})
+    chosen = able[matched(firings[able], firings[claimed & tells], count)]
+    return Decoys(owner, chosen, {name: one.weight(chosen)[0].float() for name, one in mine.items()})
 
 
 def matched(values: np.ndarray, wanted: np.ndarray, count: int) -> np.ndarray:
@@ -121,7 +126,7 @@ def fired(decoys: Sequence[Decoys], bounds: Sequence[Tensor], rows: Rows) -> Cod
     low = {source: x.to(torch.bfloat16) for source, x in rows.items()}
     parts, first = [], 0
     for part, bound in zip(decoys, bounds, strict=True):
-        above = part.pre_activations(low).float() - bound
+        above = part.told(low).float() - bound
         at = torch.nonzero(above > 0)
         parts.append((at[:, 0], at[:, 1] + first, above[at[:, 0], at[:, 1]]))
         first += len(part.features)
@@ -144,7 +149,7 @@ def thresholds(
         found = []
         for first in range(0, len(keep), COLUMNS):
             some = slice(first, first + COLUMNS)
-            ordered = part.pre_activations(sample, some).sort(dim=0, descending=True).values
+            ordered = part.told(sample, some).sort(dim=0, descending=True).values
             found.append(ordered.gather(0, keep[some].to(ordered.device)[None])[0])
         bounds.append(torch.cat(found))
     return bounds

@@ -1,7 +1,7 @@
 """Verdict: what the evidence makes of the claim that only a feature's owner has it; the one place with the rule.
 
-- *Refuted* when a feature of another owner fires on the same rows as strongly (a twin), or when the other side's
-  activations tell the feature as well as they tell decoys, which both sides have.
+- *Refuted* when a feature of another owner fires on the same rows as strongly (a twin), when the other side's
+  activations tell the feature nearly as well as the owner's do, or as well as they tell decoys, which both sides have.
 - *Supported* when the other side's activations tell at most half of what the owner's tell, so seldom among decoys that
   the q-value is small, and nothing raises a doubt: too few firings or documents, a density at which nothing has one
   meaning, firings mostly on chat templates or first rows, a readout too poor to compare, or latent scaling that finds

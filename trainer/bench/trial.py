@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from trainer.activation_store import ActivationStore
+from trainer.bench.verdicts import calls
 from trainer.crosscoder import Crosscoder
 from trainer.damping import undamped
 from trainer.evaluate import Tally
@@ -24,6 +25,8 @@ BLOCK = 8192
 """Rows scored at a time."""
 STEPS = 20
 """Steps between signs of progress."""
+CALLS = ("by_norm", "by_group", "by_verdict", "by_q_value")
+"""Ways to call features, as fields of an outcome."""
 Advance = Callable[[int], object]
 
 
@@ -58,16 +61,22 @@ class Outcome:
     """Mean over the sources, on held-out rows."""
     l0: float
     """Active features per held-out row."""
+    by_verdict: Calls
+    """Calls that the evidence supports."""
+    by_q_value: Calls
+    """Calls with a q-value of at most 0.1."""
+    supported_recall: float | None
+    """Of the exclusive concepts recovered, those recovered by a feature whose right call is supported."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
-        return vars(self) | {"by_norm": vars(self.by_norm), "by_group": vars(self.by_group)}
+        return vars(self) | {key: vars(getattr(self, key)) for key in CALLS}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Outcome":
         """The inverse of `as_json`."""
         plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-        return cls(**(plain | {key: Calls(**data[key]) for key in ("by_norm", "by_group")}))
+        return cls(**(plain | {key: Calls(**data[key]) for key in CALLS}))
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,8 @@ def score(recipe: Recipe, crosscoder: Crosscoder, ground: Ground) -> Outcome:
     alive = tally.firings > 0
     found = Found(truth, {source: crosscoder.decoder(source).cpu() for source in crosscoder.targets}, alive)
     by_norm, by_group = found.norm_call(), found.declared_call()
+    called = calls(crosscoder, ground.store, recipe.analysis, ground.store.path)
+    supported = called.supported[alive]
     thirds = [truth.third(name) for name in THIRDS]
     return Outcome(
         recipe.crosscoder.variant,
@@ -129,6 +140,9 @@ def score(recipe: Recipe, crosscoder: Crosscoder, ground: Ground) -> Outcome:
         dead_share=1 - float(alive.float().mean()),
         variance_explained=sum(explained) / len(explained),
         l0=dict(measures)["l0"],
+        by_verdict=found.calls(supported),
+        by_q_value=found.calls(called.discovered[alive]),
+        supported_recall=recall(found.recovered_as_called(supported), truth.exclusive & found.recovered),
     )
 
 

@@ -1,0 +1,43 @@
+"""Verdicts of a toy: which of a crosscoder's claims the evidence supports, found out without looking at the truth."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from trainer.activation_store import ActivationStore
+from trainer.analysis.blind import judged
+from trainer.analysis.codes import CodeSpool
+from trainer.analysis.verdict import SUPPORTED
+from trainer.crosscoder import Crosscoder
+from trainer.progress import Progress
+from trainer.recipe import AnalysisRecipe
+from trainer.run_folder import RunFolder
+
+DISCOVERED = 0.1
+"""q-value up to which claims count as discoveries, when the share of false ones among them is held against it."""
+
+
+class Called(NamedTuple):
+    """Calls of all features, bool [F, T] over the crosscoder's targets; all true for what is not called narrower."""
+
+    supported: torch.Tensor
+    """By verdict."""
+    discovered: torch.Tensor
+    """By q-value alone."""
+
+
+def calls(crosscoder: Crosscoder, store: ActivationStore, recipe: AnalysisRecipe, folder: Path) -> Called:
+    """Judge a crosscoder on a store's held-out rows; `folder` gets temporary files."""
+    held_out = ActivationStore(store.path, replace(store.manifest, shards=store.shards("held_out")))
+    with CodeSpool(folder, crosscoder.features) as codes:
+        claimed, weighed = judged(held_out, crosscoder, codes, recipe, progress=Progress(RunFolder(folder), "toy"))
+    supported = np.array([word == SUPPORTED for word in weighed.judgement.verdict])
+    # A comparison with NaN is false: what could not be tested is no discovery.
+    return Called(*(_narrowed(claimed.holds, chosen) for chosen in (supported, weighed.q_value <= DISCOVERED)))
+
+
+def _narrowed(holds: np.ndarray, chosen: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(holds | ~chosen[:, None])

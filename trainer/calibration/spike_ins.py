@@ -1,0 +1,95 @@
+"""Spike-ins: concepts of known direction, frequency and amplitude, added to real activations.
+
+An *exclusive* spike-in is added to one source, a *shared* one to all, in each source along a random direction of its
+own; on the rows where it fires, every source gets the same magnitude. Axes: R rows, C spike-ins, W width of a source.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trainer.activation_store import ActivationStore, Rows
+from trainer.calibration.samples import write_sample
+from trainer.normalisation import Normaliser
+from trainer.recipe import CalibrationRecipe
+
+BLOCK = 4096
+"""Rows whose firings are drawn together, so that any of them can be drawn again."""
+
+
+@dataclass(frozen=True)
+class SpikeIn:
+    """One planted concept."""
+
+    source: str | None
+    """The only source that has it; None when all have."""
+    amplitude: float
+    """Mean length of what is added where it fires, in units of the source's typical distance from its mean."""
+    frequency: float
+    """Share of the rows on which it fires."""
+
+
+@dataclass(frozen=True)
+class Planted:
+    """All spike-ins of a calibration, with their directions."""
+
+    concepts: tuple[SpikeIn, ...]
+    directions: Mapping[str, Tensor]
+    """By source, unit directions [C, W]; zero where a source does not have the concept."""
+    seed: int
+
+    @classmethod
+    def of(cls, recipe: CalibrationRecipe, widths: Mapping[str, int]) -> "Planted":
+        """The grid of the recipe: every amplitude at every frequency, for every source alone and for all."""
+        cells = itertools.product([*widths, None], recipe.amplitudes, recipe.frequencies, range(recipe.per_cell))
+        concepts = tuple(SpikeIn(source, amplitude, frequency) for source, amplitude, frequency, _ in cells)
+        generator = torch.Generator().manual_seed(recipe.seed)
+        directions = {}
+        for name, width in widths.items():
+            has = torch.tensor([concept.source in (None, name) for concept in concepts])
+            random = torch.randn(len(concepts), width, generator=generator)
+            directions[name] = torch.nn.functional.normalize(random, dim=1) * has[:, None]
+        return cls(concepts, directions, recipe.seed)
+
+    def magnitudes(self, first: int, count: int) -> Tensor:
+        """Activations of all spike-ins on rows `first` to `first + count` of the sample [count, C]; mostly zero.
+
+        Where one fires it is uniform between a half and one and a half, times the amplitude.
+        """
+        low, high = first // BLOCK, -(-(first + count) // BLOCK)
+        blocks = [self._block(number) for number in range(low, high)]
+        return torch.cat(blocks)[first - low * BLOCK :][:count]
+
+    def _block(self, number: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        frequency = torch.tensor([concept.frequency for concept in self.concepts])
+        amplitude = torch.tensor([concept.amplitude for concept in self.concepts])
+        fires = torch.rand(BLOCK, len(self.concepts), generator=generator) < frequency
+        return fires * (0.5 + torch.rand(BLOCK, len(self.concepts), generator=generator)) * amplitude
+
+
+def spiked_store(
+    store: ActivationStore,
+    path: Path,
+    names: Sequence[str],
+    normaliser: Mapping[str, Normaliser],
+    planted: Planted,
+    *,
+    rows: int,
+) -> ActivationStore:
+    """A store of the sources named with the spike-ins added."""
+    known = {source.name: source for source in store.sources}
+    # In normalised space the typical distance from the mean is the square root of the width.
+    added = {name: planted.directions[name] * math.sqrt(known[name].width) / normaliser[name].scale for name in names}
+
+    def change(raw: Rows, first: int) -> Rows:
+        magnitude = planted.magnitudes(first, len(raw[names[0]]))
+        return {name: raw[name].float() + magnitude @ added[name] for name in names}
+
+    sources = tuple(replace(known[name], dtype="bfloat16") for name in names)
+    return write_sample(store, path, sources, rows=rows, change=change)
