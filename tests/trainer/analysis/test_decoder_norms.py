@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.worlds.tiny_store import tiny_crosscoder
-from trainer.analysis.decoder_norms import DecoderNorms, claims, content_hashes, decoder_norms, owners
+from trainer.analysis.decoder_norms import DecoderNorms, claims, content_hashes, decoder_norms, holders, owners
 from trainer.recipe import AnalysisRecipe
 
 
@@ -94,3 +94,10 @@ def test_the_content_hash_follows_a_feature_to_another_index_and_changes_with_it
     assert after[:2] == before[1::-1]
     assert after[2] != before[2]
     assert after[3] == before[3]
+
+
+def test_an_owner_names_the_sources_that_have_the_feature():
+    found = holders(["b", "a+c", "shared", "other", "b"], ("a", "b", "c"))
+
+    assert found.astype(int).tolist() == [[0, 1, 0], [1, 0, 1], [1, 1, 1], [0, 0, 0], [0, 1, 0]]
+    assert holders([], ("a", "b")).shape == (0, 2)

@@ -6,7 +6,7 @@ import torch
 
 from tests.worlds.dense_codes import codes_of
 from trainer.analysis.moments import Moments
-from trainer.analysis.readout import FEWEST, STRENGTHS, readout
+from trainer.analysis.readout import FEWEST, STRENGTHS, readout, readout_ratio
 from trainer.crosscoder import Codes
 from trainer.toy.world import BLOCK, WorldPlan, random_world
 
@@ -158,3 +158,22 @@ def sums(codes: Codes, vectors: torch.Tensor) -> torch.Tensor:
     """Rows of activations: every active concept's direction times its magnitude, and a little noise."""
     dense = torch.zeros(codes.rows, len(vectors)).index_put_((codes.row, codes.feature), codes.value)
     return dense @ vectors + 0.01 * torch.randn(codes.rows, vectors.shape[1])
+
+
+def test_the_ratio_is_the_best_from_outside_over_the_best_of_the_owners():
+    score = np.array(
+        [
+            [0.4, 0.1, 0.2],  # the first one's: the third tells half of it
+            [0.4, 0.5, -0.1],  # of the first two: the third tells nothing
+            [0.4, 0.5, 0.3],  # of all three
+            [0.4, 0.5, 0.3],  # of nobody
+            [0.01, 0.3, 0.2],  # the first one's, which hardly tells it itself
+            [np.nan, np.nan, np.nan],  # fired too rarely
+        ]
+    )
+    holds = np.array([[1, 0, 0], [1, 1, 0], [1, 1, 1], [0, 0, 0], [1, 0, 0], [1, 0, 0]], bool)
+
+    found = readout_ratio(score, holds)
+
+    assert found[:2].tolist() == pytest.approx([0.5, -0.2])
+    assert np.isnan(found[2:]).all()

@@ -111,3 +111,19 @@ def test_no_neighbours_are_kept_when_none_are_asked_for(tmp_path):
 
     assert len(result.feature) == 0
     assert result.strongest_twin.tolist() == pytest.approx([1, 1, 0, 0])
+
+
+def test_each_feature_of_interest_is_paired_with_its_strongest_twin():
+    kinds = [KINDS.index(kind) for kind in ("coactive", "twin", "twin", "twin", "similar")]
+    table = Neighbours(
+        feature=np.array([0, 0, 0, 2, 3]),
+        other=np.array([5, 4, 3, 0, 1]),
+        kind=np.array(kinds),
+        cosine=np.zeros(5),
+        correlation=np.array([0.2, 0.8, 0.5, 0.6, 0.9]),
+        strongest_twin=np.zeros(6),
+    )
+
+    assert table.pairs_of(np.array([True, True, True, True, True, True])).tolist() == [[0, 4], [2, 0]]
+    assert table.pairs_of(np.array([False, True, True, True, True, True])).tolist() == [[2, 0]]
+    assert table.pairs_of(np.zeros(6, bool)).shape == (0, 2)
