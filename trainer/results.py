@@ -248,6 +248,21 @@ def read_evaluation(path: Path, sources: Sequence[str]) -> list[EvaluationRow]:
     return [EvaluationRow(index.get(row["source"]), row["measure"], float(row["value"])) for row in measures]
 
 
+def read_calibration(path: Path, sources: Sequence[str]) -> dict[str, dict[str, pa.Array]]:
+    """Columns of `calibration` and `spike_in` from a run's `calibration.json`; none when there is no such file."""
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    index = {name: number for number, name in enumerate(sources)}
+    spikes = [row | {"source": index.get(row["source"])} for row in found["spike_in"]]
+    tables = {"calibration": found["measures"], "spike_in": spikes}
+    return {
+        table: {name: pa.array([row[name] for row in rows]) for name in rows[0]}
+        for table, rows in tables.items()
+        if rows
+    }
+
+
 def read_coverage(statistics: Mapping[str, Any]) -> list[CoverageRow]:
     """Counts in an activation store's statistics, keyed there by corpus part, source index or nothing, and measure."""
     keys = {tuple(key.rsplit("/", 2)): float(count) for key, count in statistics.get("counts", {}).items()}

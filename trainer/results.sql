@@ -60,7 +60,10 @@ create table feature (
     main_language_share double,
     unity double,
     polysemous boolean,
-    readout_ratio double
+    readout_ratio double,
+    kind text,
+    found_in integer,
+    looked_in integer
 );
 comment on table feature is 'One row per feature of the dictionary.';
 comment on column feature.feature is 'Index of the feature, from 0; what people see in URLs.';
@@ -76,14 +79,18 @@ comment on column feature.first_token_share is 'Share of its firings in the firs
 comment on column feature.documents is 'Documents in which it fired.';
 comment on column feature.main_corpus is 'Corpus part that holds most of its firings; null when it never fired.';
 comment on column feature.main_corpus_share is 'Share of its firings in that corpus part, 0 to 1.';
-comment on column feature.verdict is 'supported, refuted, undecided or untested: what the evidence says about the claim that only its owner has it; empty for shared features.';
-comment on column feature.q_value is 'Expected share of false claims among claims at least this strong, 0 to 1; null when not calibrated.';
-comment on column feature.score is 'Default ranking: larger is more defensible, comparable within one run.';
+comment on column feature.verdict is 'supported, refuted, undecided or untested: what the evidence says about the claim that only its owner has it; empty for features without a claim. The rule is in trainer/analysis/verdict.py.';
+comment on column feature.q_value is 'Expected share of false claims among the owner''s claims at least this strong, 0 to 1, learned from decoys: features known to be shared, tested as if they were claimed. Of several sets of decoys the most doubtful counts; null when it could not be told.';
+comment on column feature.score is 'Default ranking: larger is more defensible, comparable within one run. Supported claims are from 3 to 4, undecided ones from 2 to 3, refuted ones from 1 to 2, features without a claim up to 1.';
 comment on column feature.main_language is 'Language that most of its firings are in, as an ISO 639 code, und where it is not clear; null when it never fired.';
 comment on column feature.main_language_share is 'Share of its firings in that language, 0 to 1.';
 comment on column feature.unity is 'How alike the activations are at two of its firings from different documents: their mean inner product over the mean squared length of all rows, centred, weighted by activation, in the source of its owners where it is largest. 0 for rows that have nothing in common; null when it fired in too few documents.';
 comment on column feature.polysemous is 'Warning that it may stand for several things: unity is below 0.07; null when there is no unity.';
 comment on column feature.readout_ratio is 'Best linear readout of the feature from a source outside its owners over the best from inside: near 0 when the others cannot tell where it fires, near 1 when they tell as well; null for shared features, and where the inside itself explains less than 0.02.';
+
+comment on column feature.kind is 'How the owner differs from the others, if the claim stands: absent, next to nothing of the feature can be told from the others; weaker, a part can; analogue, a feature of another owner fires on the same rows. Null for features without a claim, for those that are refuted by readouts, and where nothing could be told.';
+comment on column feature.found_in is 'In how many other runs of the same comparison a feature of the same owner points the same way and fires on the same rows; null when there are no other runs.';
+comment on column feature.looked_in is 'How many other runs of the same comparison were looked through.';
 
 create table feature_source (
     feature integer not null,
@@ -259,11 +266,11 @@ create table evidence (
 );
 comment on table evidence is 'What each test says of the claim that only its owners have a feature; nothing for features without a claim.';
 comment on column evidence.feature is 'Index of the feature.';
-comment on column evidence.test is 'What was tested.';
+comment on column evidence.test is 'readout_ratio: what the others'' activations tell of it over what the owner''s tell; like_decoys: share of decoys that look as exclusive; q_value; twin: correlation with a feature of another owner; nu_error, nu_reconstruction: latent scaling, the largest of the others; owner_readout: share of its variance that the owner''s activations tell; firings; documents; density; template_share; first_token_share.';
 comment on column evidence.value is 'What was measured.';
 comment on column evidence.threshold is 'Where the test turns; null when it has no threshold.';
 comment on column evidence.n is 'On how many rows, decoys or runs the value rests; null when that means nothing.';
-comment on column evidence.says is 'supports, refutes or undecided.';
+comment on column evidence.says is 'supports; refutes; doubts, which keeps the claim from being supported; or silent, which neither helps nor harms it.';
 
 create table evaluation (
     source tinyint,
@@ -291,9 +298,29 @@ create table calibration (
     value double not null
 );
 comment on table calibration is 'Null runs and spike-ins; empty until the run is calibrated.';
-comment on column calibration.kind is 'null or spike-in.';
+comment on column calibration.kind is 'null: the first source against rotated copies of itself, where every claim is false; spike-in: concepts planted in the real activations.';
 comment on column calibration.measure is 'What was measured.';
 comment on column calibration.value is 'The value.';
+
+create table spike_in (
+    placement text not null,
+    source tinyint,
+    amplitude double not null,
+    frequency double not null,
+    planted integer not null,
+    recovered integer not null,
+    as_claimed integer not null,
+    supported integer not null
+);
+comment on table spike_in is 'Concepts planted in the real activations, and how many came back when the same recipe was trained on them.';
+comment on column spike_in.placement is 'exclusive: planted in one source; shared: in all.';
+comment on column spike_in.source is 'Index of the source that has them; null for shared ones.';
+comment on column spike_in.amplitude is 'Mean length of what was added, in units of the source''s typical distance from its mean.';
+comment on column spike_in.frequency is 'Share of the rows on which each was added.';
+comment on column spike_in.planted is 'How many were planted.';
+comment on column spike_in.recovered is 'For how many some feature points the same way in every source that has it (cosine at least 0.7) and fires with it (correlation at least 0.5).';
+comment on column spike_in.as_claimed is 'How many of those features have the owner that the concept was planted in.';
+comment on column spike_in.supported is 'How many of those features were judged supported: right for exclusive ones, wrong for shared ones.';
 
 create table coverage (
     corpus text not null,

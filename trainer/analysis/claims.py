@@ -1,7 +1,9 @@
 """Claims: every feature that some source is said to lack, held against the decoys of its owner."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -172,3 +174,15 @@ def _elsewhere(scaling: Scaling | None, crosscoder: Crosscoder, holds: np.ndarra
         return np.where(np.isinf(outside), np.nan, outside)
 
     return largest(scaling.nu_error), largest(scaling.nu_reconstruction)
+
+
+def known_false(path: Path, claimed: Claimed) -> list[Known]:
+    """Strengths of false claims from a run's `calibration.json`, for every owner; none when there is no such file.
+
+    All sources of a null run are copies of one, so that whatever is claimed for any stands for all.
+    """
+    if not path.is_file():
+        return []
+    strengths = json.loads(path.read_text(encoding="utf-8"))["known_false"]
+    owners = {name for name, claim in zip(claimed.owner, claimed.claims, strict=True) if claim}
+    return [dict.fromkeys(owners, np.array(values, float)) for values in strengths.values()]

@@ -1,12 +1,16 @@
-"""Ranking: the default order of features, most defensible first, as long as nothing is calibrated.
+"""Ranking: the default order of features, most defensible first.
 
-It weighs what is known of every feature without a null run, and says nothing about how often it is wrong.
+Verdicts decide first; among features of one verdict it weighs how much there is to see.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from trainer.analysis.verdict import REFUTED, SUPPORTED, UNDECIDED
+
+TIERS = {SUPPORTED: 3.0, UNDECIDED: 2.0, REFUTED: 1.0, "": 0.0}
+"""What a verdict adds to the score; a feature without a verdict claims nothing."""
 ENOUGH_FIRINGS = 300
 """Firings from which more add nothing to a feature's standing."""
 ENOUGH_DOCUMENTS = 30
@@ -44,8 +48,8 @@ def excess(share: np.ndarray, usual: np.ndarray | float) -> np.ndarray:
     return beyond
 
 
-def scores(owner: list[str], claims: np.ndarray, evidence: Evidence) -> np.ndarray:
-    """Score of each feature [F]: a product of parts from 0 to 1, plus 1 for claims that some source lacks it.
+def scores(owner: list[str], verdicts: list[str], evidence: Evidence) -> np.ndarray:
+    """Score of each feature [F]: a product of parts from 0 to 1, plus 3, 2 or 1 by its verdict.
 
     The parts: enough firings; enough documents; not dense; not on chat templates or first rows more than usual; no
     feature of another owner that fires on the same rows; much energy, compared with others of its owner; one corpus
@@ -61,12 +65,8 @@ def scores(owner: list[str], claims: np.ndarray, evidence: Evidence) -> np.ndarr
         * (LIGHT + (1 - LIGHT) * _standing(evidence.energy, owner))
         * (SPREAD + (1 - SPREAD) * _known(evidence.focus, 1))
     )
-    return np.where(evidence.firings > 0, product + claims, np.nan)
-
-
-def verdicts(claims: np.ndarray) -> list[str]:
-    """`untested` for every claim that some source lacks a feature; empty for the rest."""
-    return ["untested" if claim else "" for claim in claims]
+    tier = np.array([TIERS[verdict] for verdict in verdicts])
+    return np.where(evidence.firings > 0, product + tier, np.nan)
 
 
 def _standing(energy: np.ndarray, owner: list[str]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Stage: encode every row once, ask all questions of the codes, publish the answers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +10,15 @@ import pyarrow as pa
 from trainer.activation_store import ActivationStore, StoredSource
 from trainer.analysis.agreement import agreement
 from trainer.analysis.agreement import columns as columns_of
+from trainer.analysis.claims import Case, Claimed, Measures, Weighed, known_false, weigh
 from trainer.analysis.coactivation import Coactivation
 from trainer.analysis.codes import CodeSpool
 from trainer.analysis.contexts import keep
 from trainer.analysis.decoder_norms import (
     DecoderNorms,
-    claims,
     content_hashes,
     cosines,
     decoder_norms,
-    holders,
-    owners,
 )
 from trainer.analysis.encode_pass import Encoded, encode_rows
 from trainer.analysis.firings import Ground, corpus_shares, measure, share_of_rows
@@ -29,8 +27,8 @@ from trainer.analysis.latent_scaling import Scaling
 from trainer.analysis.logit_effects import Unembedding, logit_effects
 from trainer.analysis.logit_effects import columns as logit_columns
 from trainer.analysis.moments import Moments
-from trainer.analysis.ranking import Evidence, excess, scores, verdicts
-from trainer.analysis.readout import readout, readout_ratio
+from trainer.analysis.ranking import Evidence, excess, scores
+from trainer.analysis.readout import Readout, readout, readout_ratio
 from trainer.analysis.spaces import Spaces, spaces
 from trainer.analysis.twins import Cosines, neighbours
 from trainer.analysis.unity import POLYSEMOUS, best_of_holders, unity
@@ -39,7 +37,15 @@ from trainer.crosscoder import Crosscoder
 from trainer.errors import CrosscoderError
 from trainer.progress import Progress
 from trainer.recipe import Recipe
-from trainer.results import ResultsDraft, SourceRow, publishing, read_coverage, read_evaluation, read_metrics
+from trainer.results import (
+    ResultsDraft,
+    SourceRow,
+    publishing,
+    read_calibration,
+    read_coverage,
+    read_evaluation,
+    read_metrics,
+)
 from trainer.run_folder import RunFolder
 
 
@@ -72,7 +78,9 @@ def analyse(
         draft.add_rows("coverage", read_coverage(store.manifest.statistics))
         draft.add_rows("training_metric", read_metrics(folder.metrics))
         measures = analysis.one_by_one(encoded.ground)
-        analysis.together(measures, encoded)
+        analysis.together(measures, encoded, store, folder)
+        for table, columns in read_calibration(folder.calibration, [source.name for source in sources]).items():
+            draft.add(table, columns)
         if readouts:
             analysis.logits(readouts)
     published = folder.results()
@@ -116,20 +124,24 @@ class _Analysis:
             self.draft.add("text_part", ground.text_parts())
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def together(self, measures: dict[str, np.ndarray], encoded: Encoded) -> None:
+    def together(
+        self, measures: dict[str, np.ndarray], encoded: Encoded, store: ActivationStore, folder: RunFolder
+    ) -> None:
         """Everything that compares features or sources; fills all other tables of features."""
         norms, targets, ground = decoder_norms(self.crosscoder), self.crosscoder.targets, encoded.ground
-        written = [self.crosscoder.sources.index(name) for name in targets]
-        owner = owners(norms.share[:, written], targets, self.recipe.analysis)
-        claimed, holds = claims(owner, targets), holders(owner, targets)
-        score = self.readouts(encoded.moments)
-        self._in_sources(norms, score, encoded.scaling)
+        claimed = Claimed.of(self.crosscoder, norms, self.recipe.analysis)
+        owner, holds = claimed.owner, claimed.holds
+        read = self.readouts(encoded.moments)
+        self._in_sources(norms, np.stack([one.score for one in read.values()], axis=1), encoded.scaling)
         with self.progress.task("Comparing features", total=None, unit="features"):
             count = self.recipe.analysis.neighbours
             alike = neighbours(Coactivation(self.codes), Cosines(self.crosscoder), owner, count)
             self.draft.add("neighbour", alike.columns())
-            pairs = alike.pairs_of(claimed)
+            pairs = alike.pairs_of(claimed.claims)
             self.draft.add("agreement", columns_of(pairs, agreement(self.codes, pairs, measures["max_activation"])))
+        known = {name: measures[name] for name in MEASURES}
+        case = Case(self.crosscoder, claimed, encoded.moments, read, Measures(**known, twin=alike.strongest_twin))
+        weighed = self._weigh(replace(case, scaling=encoded.scaling), store, folder)
         united = np.stack([unity(encoded.moments, name) for name in targets], axis=1)
         one = best_of_holders(united, holds)
         stored = {name: measures[name] for name in MEASURED} | {
@@ -141,20 +153,29 @@ class _Analysis:
             "main_language": _named(ground, "language", measures["main_language"]),
             "unity": one,
             "polysemous": pa.array(one < POLYSEMOUS, mask=np.isnan(one)),
-            "readout_ratio": readout_ratio(score[:, written], holds),
-            "verdict": verdicts(claimed),
-            "score": scores(owner, claimed, _evidence(measures, norms, alike.strongest_twin, ground)),
+            "readout_ratio": readout_ratio(np.stack([read[name].score for name in targets], axis=1), holds),
+            "verdict": weighed.judgement.verdict,
+            "kind": pa.array(weighed.judgement.kind, pa.string()),
+            "q_value": weighed.q_value,
+            "score": scores(owner, weighed.judgement.verdict, _evidence(measures, norms, alike.strongest_twin, ground)),
         }
         self.draft.add("feature", stored)
 
-    def readouts(self, moments: Moments) -> np.ndarray:
-        """Readout scores of all features from every source of the crosscoder [F, S]."""
-        found = []
+    def _weigh(self, case: Case, store: ActivationStore, folder: RunFolder) -> Weighed:
+        """Judge all claims; fills `evidence`."""
+        known = known_false(folder.calibration, case.claimed)
+        weighed = weigh(case, store, self.recipe.analysis, known=known, progress=self.progress)
+        self.draft.add("evidence", weighed.judgement.columns())
+        return weighed
+
+    def readouts(self, moments: Moments) -> dict[str, Readout]:
+        """Readouts of all features from every source of the crosscoder."""
+        found = {}
         with self.progress.task("Reading out", total=len(self.crosscoder.sources), unit="sources"):
             for source in self.crosscoder.sources:
-                found.append(readout(moments, source).score)
+                found[source] = readout(moments, source)
                 self.progress.advance(1)
-        return np.stack(found, axis=1)
+        return found
 
     def _in_sources(self, norms: DecoderNorms, score: np.ndarray, scaling: Scaling) -> None:
         """Fill `feature_source`."""
@@ -191,6 +212,8 @@ MEASURED = (
     "main_language_share",
 )
 """Measures that go into the table `feature` as they are."""
+MEASURES = ("firings", "documents", "density", "template_share", "first_token_share")
+"""Measures that verdicts rest on."""
 
 
 def _evidence(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainer.analysis.ranking import ENOUGH_DOCUMENTS, ENOUGH_FIRINGS, Evidence, excess, scores, verdicts
+from trainer.analysis.ranking import ENOUGH_DOCUMENTS, ENOUGH_FIRINGS, Evidence, excess, scores
 
 GOOD = {
     "firings": 1000.0,
@@ -23,18 +23,18 @@ def evidence(*features: dict[str, float]) -> Evidence:
 
 def score_of(**change: float) -> float:
     """Score of a claim that stands beside one of the same owner with less energy."""
-    return float(scores(["left", "left"], np.array([True, True]), evidence(change, {"energy": 1.0}))[0])
+    return float(scores(["left", "left"], ["undecided"] * 2, evidence(change, {"energy": 1.0}))[0])
 
 
-def test_any_claim_stands_before_any_other_feature():
+def test_verdicts_decide_before_anything_else():
     found = scores(
-        ["left", "a+b", "shared"],
-        np.array([True, True, False]),
-        evidence({"firings": 1, "strongest_twin": 0.9}, {}, {}),
+        ["left", "left", "a+b", "left", "shared"],
+        ["supported", "supported", "undecided", "refuted", ""],
+        evidence({"energy": 1}, {"firings": 1, "strongest_twin": 0.9}, {}, {}, {}),
     )
 
-    assert found.tolist()[1:] == [2.0, 1.0]
-    assert 1.0 < found[0] < 2.0
+    assert found.tolist()[2:] == [3.0, 2.0, 1.0]
+    assert 3.0 < found[1] < found[0] < 4.0
 
 
 @pytest.mark.parametrize(
@@ -51,16 +51,16 @@ def test_any_claim_stands_before_any_other_feature():
     ],
 )
 def test_each_reason_for_doubt_lowers_a_score(name, value):
-    assert 1.0 <= score_of(**{name: value}) < score_of()
+    assert 2.0 <= score_of(**{name: value}) < score_of()
 
 
 def test_more_than_enough_firings_and_documents_add_nothing():
-    assert score_of(firings=ENOUGH_FIRINGS, documents=ENOUGH_DOCUMENTS) == score_of() == 2.0
+    assert score_of(firings=ENOUGH_FIRINGS, documents=ENOUGH_DOCUMENTS) == score_of() == 3.0
 
 
 def test_energy_is_compared_with_features_of_the_same_owner():
-    owner, claims = ["left", "left", "left", "right"], np.array([True] * 4)
-    found = scores(owner, claims, evidence({"energy": 8.0}, {"energy": 2.0}, {"energy": 2.0}, {"energy": 0.1}))
+    owner, verdicts = ["left", "left", "left", "right"], ["refuted"] * 4
+    found = scores(owner, verdicts, evidence({"energy": 8.0}, {"energy": 2.0}, {"energy": 2.0}, {"energy": 0.1}))
 
     # Of three, one carries as much as all and two as much as two thirds; the fourth is alone and so first.
     assert found.tolist() == pytest.approx([2.0, 1 + 0.25 + 0.75 * 2 / 3, 1 + 0.25 + 0.75 * 2 / 3, 2.0])
@@ -81,7 +81,3 @@ def test_excess_is_zero_at_the_usual_share_and_one_at_all():
         [0, 0, 0.5, 1, np.nan], nan_ok=True
     )
     assert excess(np.array([1.0]), 1.0).tolist() == [0.0]
-
-
-def test_claims_are_untested_until_they_are_tested():
-    assert verdicts(np.array([True, False])) == ["untested", ""]

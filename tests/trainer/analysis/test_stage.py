@@ -36,7 +36,7 @@ AMPLITUDES = {
 }
 """Concept 3 never fires."""
 
-TABLES = ("feature", "feature_source", "context", "firing", "histogram", "logit", "neighbour", "source")
+TABLES = ("feature", "feature_source", "context", "firing", "histogram", "logit", "neighbour", "source", "evidence")
 
 
 def recipe(**contexts: int) -> Recipe:
@@ -71,8 +71,15 @@ def test_every_measure_of_every_feature(tmp_path):
 
     assert [row["feature"] for row in features] == list(range(FEATURES))
     assert [row["group_name"] for row in features] == ["shared", "shared", "left", "right"]
-    assert [row["owner"] for row in features] == ["shared", "other", "left", "right"]
-    assert [row["verdict"] for row in features] == ["", "", "untested", "untested"]
+    assert [row["owner"] for row in features] == ["shared", "left", "left", "right"]
+    # Feature 1 fires with feature 0, which is shared; three firings are too few to tell of feature 2.
+    assert [row["verdict"] for row in features] == ["", "refuted", "undecided", "undecided"]
+    assert [row["kind"] for row in features] == [None, "analogue", None, None]
+    assert {(row["feature"], row["says"]) for row in found["evidence"] if row["test"] == "twin"} == {
+        (1, "refutes"),
+        (2, "silent"),
+        (3, "silent"),
+    }
     assert [row["firings"] for row in features] == [3, 4, 3, 0]
     assert [row["density"] for row in features] == [3 / 19, 4 / 19, 3 / 19, 0]
     assert [row["max_activation"] for row in features] == [2.0, 2.0, 3.0, 0.0]
@@ -82,7 +89,7 @@ def test_every_measure_of_every_feature(tmp_path):
     assert [row["main_corpus"] for row in features] == ["wiki", "wiki", "chat", None]
     assert [row["main_corpus_share"] for row in features] == [1, 1, 1, None]
     assert features[3]["score"] is None
-    assert features[2]["score"] > 1 > features[0]["score"]
+    assert features[2]["score"] > 2 > 1 > features[0]["score"]
     assert [row["name"] for row in found["source"]] == ["left", "right"]
 
 
