@@ -9,7 +9,7 @@ from typing import Any
 
 from app.errors import BadQuery, NotFound
 from app.results.connection import Results, Source
-from app.results.tokens import Row, rows_of
+from app.results.tokens import Line, Row, rows_of
 
 BUCKETS = ("top", "q5", "q4", "q3", "q2", "q1", "random")
 """Kinds of kept firings, in the order pages show them."""
@@ -76,11 +76,8 @@ def check_tokens(tokens: str, sources: Sequence[Source]) -> None:
 
 def kept_of(results: Results, feature: int) -> list[Kept]:
     """What is kept of a feature, by kind and corpus part."""
-    rows = results.rows(
-        "select bucket, corpus, count(*) from firing where feature = $feature group by all order by all",
-        feature=feature,
-    )
-    return [Kept(*row) for row in rows]
+    counts = Counter(results.rows("select bucket, corpus from firing where feature = $feature", feature=feature))
+    return [Kept(bucket, corpus, count) for (bucket, corpus), count in sorted(counts.items())]
 
 
 def buckets_of(kept: Sequence[Kept], corpus: str) -> list[Bucket]:
@@ -94,10 +91,15 @@ def buckets_of(kept: Sequence[Kept], corpus: str) -> list[Bucket]:
 
 def windows_of(results: Results, feature: int, bucket: str, corpus: str, *, scale: float) -> list[Window]:
     """Kept firings of one kind, strongest first, those on the same words folded into the first of them."""
-    # Sorted here: DuckDB would first copy every token list into the shape it sorts in.
+    # Sorted here: DuckDB would first copy every token list into the shape it sorts in. Plain lists, because every
+    # struct would come as a dict of its own.
     rows = results.rows(
         """
-        select context, rank, corpus, peak, peak_byte_end, byte_start, "text", tokens, activations
+        select context, rank, corpus, peak, peak_byte_end, byte_start, "text",
+            list_transform(tokens, lambda line: list_transform(line, lambda token: token."text")),
+            list_transform(tokens, lambda line: list_transform(line, lambda token: token.byte_end)),
+            list_transform(activations, lambda row: row.byte_end),
+            list_transform(activations, lambda row: row.activation)
         from firing
         where feature = $feature and bucket = $bucket and ($corpus = '' or corpus = $corpus)
         """,
@@ -105,7 +107,11 @@ def windows_of(results: Results, feature: int, bucket: str, corpus: str, *, scal
         bucket=bucket,
         corpus=corpus,
     )
-    return _folded([_window(row, scale) for row in sorted(rows, key=itemgetter(1))])
+    windows = []
+    for *head, texts, ends, places, values in sorted(rows, key=itemgetter(1)):
+        lines = [Line(*line) for line in zip(texts, ends, strict=True)]
+        windows.append(_window(head, lines, dict(zip(places, values, strict=True)), scale))
+    return _folded(windows)
 
 
 def strongest_windows(results: Results, features: list[int]) -> dict[int, Window]:
@@ -120,8 +126,10 @@ def strongest_windows(results: Results, features: list[int]) -> dict[int, Window
     found = {}
     for feature, shown in rows:
         kept = json.loads(shown)
-        row = (kept["context"], 0, kept["corpus"], kept["peak"], kept["peak_byte_end"], kept["byte_start"])
-        found[feature] = _window((*row, kept["text"], kept["tokens"], kept["activations"]), kept["peak"])
+        head = (kept["context"], 0, kept["corpus"], kept["peak"], kept["peak_byte_end"], kept["byte_start"])
+        values = {row["byte_end"]: row["activation"] for row in kept["activations"]}
+        lines = [Line.of(tokens) for tokens in kept["tokens"]]
+        found[feature] = _window((*head, kept["text"]), lines, values, kept["peak"])
     return found
 
 
@@ -145,14 +153,14 @@ def whole_context(results: Results, context: int, feature: int, *, scale: float)
     activations = {row["byte_end"]: row["activation"] for *_, kept in windows for row in kept}
     known = [(start, start + size) for start, size, _ in windows]
     peak = max(activations, key=lambda end: activations[end], default=None)
-    rows = rows_of(tokens, activations, scale=scale, peak=peak, text=text.encode(), known=known)
+    lines = [Line.of(each) for each in tokens]
+    rows = rows_of(lines, activations, scale=scale, peak=peak, text=text.encode(), known=known)
     return WholeContext(context, document, corpus, held_out, rows, len(windows))
 
 
-def _window(row: tuple[Any, ...], scale: float) -> Window:
-    context, rank, corpus, peak, peak_end, start, text, tokens, activations = row
-    values = {entry["byte_end"]: entry["activation"] for entry in activations}
-    rows = rows_of(tokens, values, scale=scale, peak=peak_end, text=text.encode(), start=start)
+def _window(head: Sequence[Any], lines: Sequence[Line], activations: dict[int, float], scale: float) -> Window:
+    context, rank, corpus, peak, peak_end, start, text = head
+    rows = rows_of(lines, activations, scale=scale, peak=peak_end, text=text.encode(), start=start)
     return Window(context, rank, corpus, peak, rows, ())
 
 

@@ -49,8 +49,21 @@ class Row(NamedTuple):
     """Per source, in order."""
 
 
+class Line(NamedTuple):
+    """The tokens of one source over some stretch of text, in order."""
+
+    texts: Sequence[str]
+    ends: Sequence[int]
+    """Byte of the context's text where each token ends; -1 for tokens that stand for no text."""
+
+    @classmethod
+    def of(cls, tokens: Sequence[dict[str, Any]]) -> "Line":
+        """From a list of `text` and `byte_end`, as results files have them."""
+        return cls([token["text"] for token in tokens], [token["byte_end"] for token in tokens])
+
+
 def rows_of(
-    tokens: Sequence[Sequence[dict[str, Any]]],
+    lines: Sequence[Line],
     activations: dict[int, float],
     *,
     scale: float,
@@ -59,63 +72,59 @@ def rows_of(
     start: int = 0,
     known: Sequence[tuple[int, int]] | None = None,
 ) -> list[Row]:
-    """Cut the tokens of a window, per source, into rows.
+    """Cut the tokens of a window, a line per source, into rows.
 
     `scale` is the activation that is drawn strongest; `text` the window's text, which begins at byte `start`
     of the context; `known` the stretches of bytes for which activations were kept, all when None.
     """
-    shared = set.intersection(*({token["byte_end"] for token in sequence} for sequence in tokens)) - {-1}
-    columns = [_columns(sequence, shared, text, start) for sequence in tokens]
-    rows = _specials(columns, start)
+    shared = set.intersection(*(set(line.ends) for line in lines)) - {-1}
+    columns = [_column(line, shared, text, start) for line in lines]
+    cells = [column.cells for column in columns]
     special = {end for column in columns for end in column.specials}
+    rows = _specials(columns, start) if start in special else []
     for end in sorted(shared):
         activation = activations.get(end)
         level = level_of(activation, scale) if activation else 0
         seen = known is None or any(low < end <= high for low, high in known)
-        rows.append(Row(end, activation, level, end == peak, seen, tuple([tuple(each.cells[end]) for each in columns])))
+        rows.append(Row(end, activation, level, end == peak, seen, tuple([each[end] for each in cells])))
         if end in special and end != start:
             rows += _specials(columns, end)
-    if any(TAIL in column.cells for column in columns):
-        rows.append(
-            Row(-1, None, 0, False, known is None, tuple([tuple(each.cells.get(TAIL, ())) for each in columns]))
-        )
+    if any(TAIL in each for each in cells):
+        rows.append(Row(-1, None, 0, False, known is None, tuple([each.get(TAIL, ()) for each in cells])))
     return rows
 
 
 def _specials(columns: Sequence["_Column"], end: int) -> list[Row]:
-    """The row of tokens without text that follow a place, if there are any."""
-    if not any(end in column.specials for column in columns):
-        return []
-    return [Row(-1, None, 0, False, True, tuple(tuple(column.specials.get(end, ())) for column in columns))]
+    """The row of tokens without text that follow a place."""
+    return [Row(-1, None, 0, False, True, tuple([column.specials.get(end, ()) for column in columns]))]
 
 
 class _Column(NamedTuple):
     """The tokens of one source by the row they belong to."""
 
-    cells: dict[int, list[Token]]
+    cells: dict[int, tuple[Token, ...]]
     """By the end of the row; TAIL for tokens after the last one."""
-    specials: dict[int, list[Token]]
+    specials: dict[int, tuple[Token, ...]]
     """Tokens that stand for no text, by the end of the row before them."""
 
 
-def _columns(sequence: Sequence[dict[str, Any]], shared: set[int], text: bytes, start: int) -> _Column:
-    column, cell, last = _Column({}, {}), [], start
-    for token in sequence:
-        end, shown = token["byte_end"], token["text"]
-        if end < 0:
-            column.specials.setdefault(last, []).append(token_of(shown, "special"))
-            continue
-        if "\ufffd" in shown:
-            shown = _whole(text, end - start)
-        if end not in shared:
-            cell.append(token_of(shown, "part"))
-            continue
-        cell.append(token_of(shown, "own"))
-        column.cells.setdefault(end, []).extend(cell)
-        cell, last = [], end
+def _column(line: Line, shared: set[int], text: bytes, start: int) -> _Column:
+    cells: dict[int, tuple[Token, ...]] = {}
+    specials: dict[int, tuple[Token, ...]] = {}
+    cell: tuple[Token, ...] = ()
+    last = start
+    for shown, end in zip(line.texts, line.ends, strict=True):
+        if end in shared:
+            own = cell_of(shown if "\ufffd" not in shown else _whole(text, end - start))
+            cells[end] = cells.get(end, ()) + cell + own if cell or end in cells else own
+            cell, last = (), end
+        elif end < 0:
+            specials[last] = (*specials.get(last, ()), token_of(shown, "special"))
+        else:
+            cell += (token_of(shown if "\ufffd" not in shown else _whole(text, end - start), "part"),)
     if cell:
-        column.cells[TAIL] = cell
-    return column
+        cells[TAIL] = cell
+    return _Column(cells, specials)
 
 
 def level_of(activation: float | None, scale: float) -> int:
@@ -129,6 +138,12 @@ def level_of(activation: float | None, scale: float) -> int:
 def token_of(text: str, look: str) -> Token:
     """A token as it is shown; most tokens of a page were seen before."""
     return Token(visible(text), look)
+
+
+@lru_cache(maxsize=2**16)
+def cell_of(text: str) -> tuple[Token, ...]:
+    """What a source shows in a row that is one token of its; most rows are."""
+    return (token_of(text, "own"),)
 
 
 def visible(text: str) -> str:

@@ -2,11 +2,11 @@
 
 import pytest
 
-from app.results.tokens import Row, Token, level_of, rows_of, visible
+from app.results.tokens import Line, Row, Token, level_of, rows_of, visible
 
 
-def tokens(*pieces: tuple[str, int]) -> list[dict[str, object]]:
-    return [{"text": text, "byte_end": end} for text, end in pieces]
+def tokens(*pieces: tuple[str, int]) -> Line:
+    return Line.of([{"text": text, "byte_end": end} for text, end in pieces])
 
 
 def spelled(rows: list[Row]) -> list[tuple[str, ...]]:
