@@ -16,7 +16,7 @@ from trainer.errors import CrossdiffError
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells count it."""
 DEMO = Path(__file__).resolve().parents[1] / "trainer" / "recipes" / "demo.yaml"
-STAGES = ("harvest", "train", "evaluate", "analyse")
+STAGES = ("harvest", "train", "evaluate", "calibrate", "analyse")
 
 
 class Failure(click.ClickException):
@@ -158,6 +158,32 @@ def train(recipe: Path, overrides: tuple[str, ...], force: bool, activations: Pa
 def evaluate(recipe: Path, overrides: tuple[str, ...], force: bool, activations: Path | None) -> None:
     """Measure the crosscoder on text that training never saw."""
     _run(recipe, overrides, force=force, stages=("evaluate",), activations=activations)
+
+
+@main.command()
+@click.argument("run")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the calibration, such as rows=50000. May be given several times.",
+)
+@click.option("--force", is_flag=True, help="Do again what is already up to date.")
+def calibrate(run: str, overrides: tuple[str, ...], force: bool) -> None:
+    """Measure how far the claims of a finished RUN can be trusted.
+
+    Trains with the run's recipe on one model against rotated copies of itself, where every claim is false, and on
+    activations with concepts planted in them. Results are published again, with q-values that know of both.
+    """
+    from app.results.connection import Library
+    from app.settings import Settings
+    from trainer.commands import calibrate_run
+    from trainer.run_folder import RunFolder
+
+    folder = RunFolder(Library(Settings.from_environment().runs).folder(run))
+    calibrate_run(folder, tuple(f"calibration.{override}" for override in overrides), force=force)
+    click.echo(folder.path)
 
 
 @main.command()

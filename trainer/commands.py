@@ -9,6 +9,7 @@ from typing import Any
 from trainer.activation_store import ActivationStore, sha256_of
 from trainer.analysis import analyse
 from trainer.analysis.logit_effects import Unembedding
+from trainer.calibration import calibrate
 from trainer.crosscoder import Crosscoder, check_sources
 from trainer.errors import RecipeError, StoreError
 from trainer.evaluate import evaluate
@@ -16,7 +17,7 @@ from trainer.fidelity import fidelity, obstacle
 from trainer.harvest import Harvest
 from trainer.interchange.imported import crosscoder_of, recipe_of
 from trainer.progress import STAGES, Progress
-from trainer.recipe import Recipe, load_recipe
+from trainer.recipe import CalibrationRecipe, Recipe, load_recipe, parse_recipe
 from trainer.results import SCHEMA
 from trainer.run_folder import RunFolder, home, published, write_json
 from trainer.sources import Source, cut, load_source
@@ -33,12 +34,14 @@ class Run:
         activations: Path | None = None,
         force: bool = False,
         folder: RunFolder | None = None,
+        calibration: CalibrationRecipe | None = None,
     ) -> None:
         """With `activations` the rows come from a store that something else wrote, and no model is run.
 
-        The folder is that of the recipe unless another is given.
+        The folder is that of the recipe unless another is given; `calibration` stands in for the recipe's.
         """
         self.recipe, self.activations, self.force = recipe, activations, force
+        self.calibration = calibration or recipe.calibration
         self.folder = folder or RunFolder.of(recipe)
         self._looked_through: set[Path] = set()
         self.folder.path.mkdir(parents=True, exist_ok=True)
@@ -52,6 +55,7 @@ class Run:
             "harvest": self._harvest,
             "train": self._train,
             "evaluate": self._evaluate,
+            "calibrate": self._calibrate,
             "analyse": self._analyse,
         }
         with self.progress.running():
@@ -59,7 +63,8 @@ class Run:
                 if name not in stages:
                     continue
                 fingerprint = self._fingerprint(name)
-                if not self.force and self._finished(name, fingerprint):
+                unwanted = name == "calibrate" and self.calibration is None
+                if unwanted or (not self.force and self._finished(name, fingerprint)):
                     self.progress.skip(name)
                     continue
                 with self.progress.stage(name):
@@ -98,8 +103,13 @@ class Run:
             # A crosscoder trained here belongs to one store; one from elsewhere may be held against several.
             sums += [shard.sha256 for shard in store.manifest.shards]
         wanted: list[Any] = [self.recipe.evaluation.model_dump(mode="json")]
+        if stage == "analyse" and self.folder.calibration.is_file():
+            sums.append(sha256_of(self.folder.calibration))
         if stage == "analyse":
             wanted = [self.recipe.analysis.model_dump(mode="json"), SCHEMA.read_text()]
+        if stage == "calibrate" and self.calibration is not None:
+            judging = self.recipe.analysis.model_dump(mode="json", exclude={"contexts", "logits", "neighbours"})
+            wanted = [judging, self.calibration.model_dump(mode="json")]
         return _digest([sums, wanted, self._fingerprint("train")])
 
     def _finished(self, stage: str, fingerprint: str) -> bool:
@@ -107,19 +117,13 @@ class Run:
             "harvest": self.store_path() / "manifest.json",
             "train": self.folder.crosscoder,
             "evaluate": self.folder.evaluation,
+            "calibrate": self.folder.calibration,
             "analyse": self.folder.current,
         }[stage]
-        return product.is_file() and self._stages().get(stage) == fingerprint != ""
-
-    def _stages(self) -> dict[str, str]:
-        try:
-            stages: dict[str, str] = json.loads(self.folder.stages.read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
-            return {}
-        return stages
+        return product.is_file() and self.folder.finished_stages().get(stage) == fingerprint != ""
 
     def _mark(self, stage: str, fingerprint: str) -> None:
-        write_json(self.folder.stages, self._stages() | {stage: fingerprint})
+        write_json(self.folder.stages, self.folder.finished_stages() | {stage: fingerprint})
 
     def _harvest(self) -> None:
         path = self.store_path()
@@ -152,6 +156,12 @@ class Run:
         else:
             self.progress.say(f"evaluate: the models' own loss is not measured, because {reason}")
         write_json(self.folder.evaluation, measures)
+
+    def _calibrate(self) -> None:
+        assert self.calibration is not None, "a stage that nobody wants is skipped"
+        crosscoder = Crosscoder.load(self.folder.path)
+        store = self._store_for(crosscoder)
+        calibrate(self.recipe, self.calibration, store, crosscoder, folder=self.folder, progress=self.progress)
 
     def _analyse(self) -> None:
         crosscoder = Crosscoder.load(self.folder.path)
@@ -226,6 +236,26 @@ def import_crosscoder(
     imported = Run(recipe, force=True)
     imported.execute(("train",))
     return imported.folder
+
+
+def calibrate_run(folder: RunFolder, overrides: tuple[str, ...] = (), *, force: bool = False) -> None:
+    """Calibrate a finished run, whether its recipe says so or not, and publish its results again.
+
+    Overrides are of the recipe's `calibration`. Raises CrossdiffError for whatever a person can mend.
+    """
+    recipe = load_recipe(folder.recipe)
+    plain = {} if recipe.calibration is None else recipe.calibration.model_dump(mode="json")
+    wanted = parse_recipe({"name": recipe.name, "calibration": plain}, origin="calibration", overrides=overrides)
+    store = json.loads(folder.store.read_text(encoding="utf-8"))["path"] if folder.store.is_file() else None
+    known = recipe.sources and recipe.corpus is not None
+    one = Run(
+        recipe,
+        activations=None if known or store is None else Path(store),
+        force=force,
+        folder=folder,
+        calibration=wanted.calibration,
+    )
+    one.execute(("calibrate", "analyse"))
 
 
 def train_side_by_side(runs: list[Run]) -> None:

@@ -16,7 +16,7 @@ from trainer.errors import CrossdiffError
 from trainer.memory import forget_peak, peak_gigabytes
 from trainer.run_folder import RunFolder, write_json
 
-STAGES = ("harvest", "train", "evaluate", "analyse")
+STAGES = ("harvest", "train", "evaluate", "calibrate", "analyse")
 """Stages of a run in order."""
 
 LINE_EVERY = 10.0

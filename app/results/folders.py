@@ -19,7 +19,7 @@ SILENT_AFTER = 60.0
 
 STATUSES = ("running", "finished", "failed", "stopped")
 
-STAGES = ("harvest", "train", "evaluate", "analyse")
+STAGES = ("harvest", "train", "evaluate", "calibrate", "analyse")
 """Stages of a run in order."""
 
 
