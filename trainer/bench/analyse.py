@@ -134,7 +134,8 @@ def bench_analyse(rows: int = 200_000, **sizes: Any) -> Report:
         f"Torch uses {torch.get_num_threads()} threads.",
         machine.note(),
     )
-    return Report("Analysis", head, tuple(map(_row, (single, double))), figures, notes)
+    rows_shown = tuple(_row(cost, tuple(double.parts)) for cost in (single, double))
+    return Report("Analysis", head, rows_shown, figures, notes)
 
 
 def cost_of(setup: Setup) -> Cost:
@@ -232,6 +233,6 @@ def _figures(cost: Cost) -> dict[str, Any]:
     }
 
 
-def _row(cost: Cost) -> tuple[str, ...]:
+def _row(cost: Cost, parts: tuple[str, ...]) -> tuple[str, ...]:
     figures = (cost.encode_s, cost.analyse.wall, cost.over_encode, cost.processor_over_encode, cost.peak_gb)
-    return (f"{cost.rows:,}", *map(shown, (*figures, *cost.parts.values())))
+    return (f"{cost.rows:,}", *map(shown, (*figures, *(cost.parts.get(part) for part in parts))))
