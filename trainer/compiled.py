@@ -4,21 +4,25 @@ Numba compiles a loop on first use and keeps the machine code for the next proce
 the loops; callers use torch where they do not, and everywhere when numba is not there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import pairwise
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 AVAILABLE = find_spec("numba") is not None
 """Some platforms have no wheel of it."""
-Loop = Callable[..., None]
+Loop = Callable[..., Any]
 WORTH_A_THREAD = 2**20
 """Multiplications for which it pays to wake another thread."""
+SELDOM = 32
+"""Of so many entries about one is above its bound; room for more is made when needed."""
 
 
 def usable(*tensors: Tensor) -> bool:
@@ -26,37 +30,102 @@ def usable(*tensors: Tensor) -> bool:
     return AVAILABLE and all(x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() for x in tensors)
 
 
-def spread_sums(offsets: Tensor, row: Tensor, value: Tensor, vectors: Tensor, rows: int) -> Tensor:
-    """For each row, the vectors [F, W] of its pairs, weighted [N]: [rows, W]; f's pairs between offsets [F + 1]."""
-    out = torch.zeros(rows, vectors.shape[1])
-    _run("spread_sums", rows, len(row) * vectors.shape[1], offsets, row, value, vectors, out)
+class Pairs(NamedTuple):
+    """Active pairs of a group in feature order. Axes: N pairs, F features, R rows, W width."""
+
+    offsets: Tensor
+    """Where each feature's pairs begin, and their number at the end, int64 [F + 1]."""
+    row: Tensor
+    """Row of each pair int64 [N]."""
+    value: Tensor
+    """fp32 [N]."""
+
+    @property
+    def work(self) -> int:
+        """Pairs, or features where there are more: each costs a pass over a vector."""
+        return max(len(self.row), len(self.offsets))
+
+
+def add_decoded(terms: Sequence[tuple[Pairs, Tensor, Tensor]], factor: float) -> None:
+    """To the last of each three, [R, W], add the pairs' vectors [F, W] weighted by value and factor; R is the same."""
+    loop, scale = _loop("spread_sums"), np.float32(factor)
+    prepared = [(*map(_array, (*pairs, vectors)), scale, _array(out)) for pairs, vectors, out in terms]
+
+    def part(first: int, stop: int) -> None:
+        for arrays in prepared:
+            loop(first, stop, *arrays)
+
+    _share_out(part, len(terms[0][2]), sum(pairs.work * vectors.shape[1] for pairs, vectors, _ in terms))
+
+
+def weighted_sums(pairs: Pairs, vectors: Tensor, out: Tensor) -> Tensor:
+    """For each feature, the vectors [R, W] of its pairs' rows, weighted, into out [F, W]."""
+    loop, arrays = _loop("weighted_sums"), tuple(map(_array, (*pairs, vectors)))
+    _share_out(
+        lambda first, stop: loop(first, stop, *arrays, np.float32(1), _array(out)),
+        len(out),
+        pairs.work * vectors.shape[1],
+    )
     return out
 
 
-def weighted_sums(offsets: Tensor, row: Tensor, value: Tensor, vectors: Tensor, out: Tensor) -> Tensor:
-    """For each feature, the vectors [R, W] of its pairs' rows [N], weighted, into out [F, W]."""
-    _run("weighted_sums", len(out), out.numel(), offsets, row, value, vectors, out)
+def inner_products(pairs: Pairs, left: Tensor, right: Tensor) -> Tensor:
+    """Inner products of left [R, W] at each pair's row with right [F, W] at its feature, in the pairs' order [N]."""
+    out = torch.zeros(len(pairs.row))
+    loop, arrays = _loop("inner_products"), tuple(map(_array, (pairs.offsets, pairs.row, left, right)))
+    _share_out(
+        lambda first, stop: loop(first, stop, *arrays, np.float32(1), _array(out)),
+        len(right),
+        pairs.work * left.shape[1],
+    )
     return out
 
 
-def inner_products(offsets: Tensor, row: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Inner products [N] of left [R, W] at each pair's row with right [F, W]; pairs by f between offsets [F + 1]."""
-    out = torch.empty(len(row))
-    _run("inner_products", len(right), len(row) * left.shape[1], offsets, row, left, right, out)
-    return out
+class Block(NamedTuple):
+    """One weight of a group with what its gradient is made of."""
+
+    beside: Tensor
+    """Errors of the target or inputs of the source [R, W]."""
+    factor: float
+    weight: Tensor
+    """[F, W]; used of decoders only."""
+    gradient: Tensor
+    """[F, W]; written."""
+
+
+def write_gradients(pairs: Pairs, decoders: Sequence[Block], encoders: Sequence[Block], bias: Tensor) -> None:
+    """Gradients of a group's weights and bias [F] (see `trainer.gradients`), each thread for features of its own.
+
+    Every target has a decoder of its own.
+    """
+    products, sums, weighted = map(_loop, ("inner_products", "sums", "weighted_sums"))
+    offsets, row, value = map(_array, pairs)
+    pull = np.zeros_like(value)
+    down = [(_array(b.beside), _array(b.weight), np.float32(b.factor), _array(b.gradient)) for b in decoders]
+    up = [(_array(b.beside), np.float32(b.factor), _array(b.gradient)) for b in encoders]
+
+    def part(first: int, stop: int) -> None:
+        for beside, weight, factor, gradient in down:
+            products(first, stop, offsets, row, beside, weight, factor, pull)
+            weighted(first, stop, offsets, row, value, beside, factor, gradient)
+        for beside, factor, gradient in up:
+            weighted(first, stop, offsets, row, pull, beside, factor, gradient)
+        sums(first, stop, offsets, pull, _array(bias))
+
+    _share_out(part, len(bias), pairs.work * sum(b.beside.shape[1] for b in (*decoders, *decoders, *encoders)))
 
 
 def above(values: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
     """Flat indices int64 and values fp32 of a bf16 matrix's entries above the bound of their column, bf16, >= 0."""
     # Non-negative bf16 numbers compare as their bits do, and bits of negative ones are negative integers.
-    bits, least = values.view(torch.int16), bound.view(torch.int16)
-    begins = torch.zeros(len(values) + 1, dtype=torch.int64)
-    _run("count_above", len(values), values.numel(), bits, least, begins[1:])
-    begins = begins.cumsum(0)
-    place = torch.empty(int(begins[-1]), dtype=torch.int64)
-    found = torch.empty(len(place), dtype=torch.int32)
-    _run("fill_above", len(values), values.numel(), bits, least, begins, place, found)
-    return place, found.view(torch.float32)
+    arrays = _array(values.view(torch.int16)), _array(bound.view(torch.int16))
+    room = values.numel() // SELDOM + 1
+    while True:
+        place, bits = torch.empty(room, dtype=torch.int64), torch.empty(room, dtype=torch.int32)
+        found = _loop("find_above")(0, len(values), *arrays, _array(place), _array(bits))
+        if found <= room:
+            return place[:found], bits[:found].view(torch.float32)
+        room = found
 
 
 def order_by(keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -66,15 +135,18 @@ def order_by(keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return order, offsets
 
 
-def _run(name: str, count: int, work: int, *tensors: Tensor) -> None:
-    """Run a loop over all indices below `count`, each thread on one range of them, this one included."""
-    loop, arrays = _loop(name), [x.detach().numpy() for x in tensors]
+def _share_out(part: Callable[[int, int], None], count: int, work: int) -> None:
+    """Run a part on all indices below `count`, each thread on one range of them, this one included."""
     parts = max(1, min(torch.get_num_threads(), count, work // WORTH_A_THREAD))
-    edges = [count * part // parts for part in range(parts + 1)]
-    others = [_pool(parts - 1).submit(loop, *edge, *arrays) for edge in pairwise(edges[:-1])]
-    loop(*edges[-2:], *arrays)
+    edges = [count * number // parts for number in range(parts + 1)]
+    others = [_pool(parts - 1).submit(part, *edge) for edge in pairwise(edges[:-1])]
+    part(*edges[-2:])
     for one in others:
         one.result()
+
+
+def _array(tensor: Tensor) -> Any:
+    return tensor.detach().numpy()
 
 
 @cache

@@ -16,7 +16,7 @@ from torch import Tensor
 from trainer.crosscoder import Crosscoder, Rows
 from trainer.groups import Group
 from trainer.jumprelu import jumprelu
-from trainer.kernels import Pattern, dense_above, sum_by_row
+from trainer.kernels import Pattern, dense_above, subtract_decoded
 from trainer.recipe import SparsityRecipe
 from trainer.sparsity import Search, batch_topk, row_topk
 
@@ -27,10 +27,6 @@ class Sparse(NamedTuple):
     pattern: Pattern
     value: Tensor
     """Activation of every pair [N]."""
-
-    def decode(self, weight: Tensor) -> Tensor:
-        """Reconstruction [R, W] from decoder rows [F, W]."""
-        return sum_by_row(self.pattern, self.value, weight)
 
     @property
     def active(self) -> int:
@@ -52,10 +48,6 @@ class Dense(NamedTuple):
     """Pre-activations [R, F], with gradient."""
     threshold: Tensor | None
     """What they had to exceed [F], with gradient; None for zero."""
-
-    def decode(self, weight: Tensor) -> Tensor:
-        """Reconstruction [R, W] from decoder rows [F, W]."""
-        return self.value @ weight
 
     @property
     def active(self) -> int:
@@ -204,8 +196,14 @@ def _inputs(crosscoder: Crosscoder, group: Group, low: Rows) -> Tensor:
 
 def _errors(crosscoder: Crosscoder, rows: Rows, codes: dict[str, Sparse | Dense]) -> Rows:
     errors = {source: rows[source] - crosscoder.weights[f"decoder_bias.{source}"] for source in crosscoder.targets}
+    terms = []
     for group in crosscoder.groups:
+        found = codes[group.name]
         for source in group.writes:
             weight = crosscoder.weights[f"decoder.{source}.{group.name}"]
-            errors[source] = errors[source] - codes[group.name].decode(weight)
+            if isinstance(found, Dense):
+                errors[source] = errors[source] - found.value @ weight
+            else:
+                terms.append((found.pattern, found.value, weight, errors[source]))
+    subtract_decoded(terms)
     return errors

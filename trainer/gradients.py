@@ -13,6 +13,7 @@ Axes: R rows, F features of a group, W width of a source, N active pairs.
 import torch
 from torch import Tensor
 
+from trainer import compiled
 from trainer.crosscoder import Crosscoder, Rows
 from trainer.encoding import Encoding, Sparse
 from trainer.groups import Group
@@ -31,29 +32,42 @@ def write_gradients(crosscoder: Crosscoder, rows: Rows, done: Encoding) -> None:
     for group in crosscoder.groups:
         codes = done.codes[group.name]
         assert isinstance(codes, Sparse), "the dense families leave this to autograd"
-        pull = _decoders(crosscoder, group, codes, done.errors, share)
+        decoders, encoders = _blocks(crosscoder, group, rows, done.errors, share)
         bias = _room(crosscoder.weights[f"encoder_bias.{group.name}"])
-        bias.zero_().index_add_(0, codes.pattern.feature, pull)
-        pull = pull * crosscoder.read_factor(group)
-        for source in group.reads:
-            weight = crosscoder.weights[f"encoder.{source}.{group.name}"]
-            sum_by_feature(codes.pattern, pull, rows[source], out=_room(weight))
-
-
-def _decoders(crosscoder: Crosscoder, group: Group, codes: Sparse, errors: Rows, share: dict[str, float]) -> Tensor:
-    """Write the gradients of a group's decoders; returns that of its active pre-activations [N]."""
-    pull = torch.zeros_like(codes.value)
-    begun: list[Tensor] = []
-    for target in group.writes:
-        weight, error = crosscoder.weights[f"decoder.{target}.{group.name}"], errors[target]
-        pull += share[target] * products(codes.pattern, error, weight.detach())
-        value = codes.value * share[target]
-        if any(weight is one for one in begun):  # a tied decoder stands for several targets
-            _room(weight).add_(sum_by_feature(codes.pattern, value, error))
+        tied = len({id(block.weight) for block in decoders}) < len(decoders)
+        if not tied and compiled.usable(
+            codes.value, *(x for b in (*decoders, *encoders) for x in (b.beside, b.weight))
+        ):
+            compiled.write_gradients(codes.pattern.pairs(codes.value), decoders, encoders, bias)
         else:
-            sum_by_feature(codes.pattern, value, error, out=_room(weight))
-        begun.append(weight)
-    return pull
+            _write(codes, decoders, encoders, bias)
+
+
+def _blocks(
+    crosscoder: Crosscoder, group: Group, rows: Rows, errors: Rows, share: dict[str, float]
+) -> tuple[list[compiled.Block], list[compiled.Block]]:
+    """A group's decoders by target and encoders by source."""
+    weights, factor = crosscoder.weights, crosscoder.read_factor(group)
+    decoders = [(errors[target], share[target], weights[f"decoder.{target}.{group.name}"]) for target in group.writes]
+    encoders = [(rows[source], factor, weights[f"encoder.{source}.{group.name}"]) for source in group.reads]
+    down, up = (
+        [compiled.Block(beside.contiguous(), scale, weight, _room(weight)) for beside, scale, weight in blocks]
+        for blocks in (decoders, encoders)
+    )
+    return down, up
+
+
+def _write(codes: Sparse, decoders: list[compiled.Block], encoders: list[compiled.Block], bias: Tensor) -> None:
+    """The gradients of a group matrix by matrix."""
+    pattern, pull = codes.pattern, torch.zeros_like(codes.value)
+    for block in decoders:
+        pull += block.factor * products(pattern, block.beside, block.weight.detach())
+        block.gradient.zero_()
+    for block in decoders:  # a tied decoder stands for several targets
+        block.gradient.add_(sum_by_feature(pattern, codes.value * block.factor, block.beside))
+    bias.zero_().index_add_(0, pattern.feature, pull)
+    for block in encoders:
+        block.gradient.copy_(sum_by_feature(pattern, pull * block.factor, block.beside))
 
 
 def _room(weight: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ On a CPU the loops of `trainer.compiled` do what torch has no good operation for
 does it all. Axes: R rows, F features of one group, W width of one source, N active pairs.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,10 @@ class Pattern:
     def __len__(self) -> int:
         return self.row.numel()
 
+    def pairs(self, value: Tensor) -> compiled.Pairs:
+        """The pairs in feature order with their values [N]."""
+        return compiled.Pairs(self.feature_offsets, self.row_by_feature, value[self.by_feature])
+
 
 def _offsets(keys: Tensor, count: int) -> Tensor:
     """Where each key's run begins in sorted keys, and their number at the end int64 [count + 1]."""
@@ -49,23 +55,35 @@ def _offsets(keys: Tensor, count: int) -> Tensor:
 
 def sum_by_row(pattern: Pattern, value: Tensor, vectors: Tensor) -> Tensor:
     """For each row, its active features' vectors [F, W] weighted by value [N]; gives [R, W]."""
-    if len(pattern) >= SHARED_BY * len(vectors) and compiled.usable(value, vectors):
-        weight = value[pattern.by_feature]
-        return compiled.spread_sums(pattern.feature_offsets, pattern.row_by_feature, weight, vectors, pattern.rows)
-    return _bags(pattern.feature, pattern.row_offsets, value, vectors)
+    if not _read_once(pattern, value, vectors):
+        return _bags(pattern.feature, pattern.row_offsets, value, vectors)
+    out = torch.zeros(pattern.rows, vectors.shape[1])
+    compiled.add_decoded([(pattern.pairs(value), vectors, out)], 1.0)
+    return out
 
 
-def sum_by_feature(pattern: Pattern, value: Tensor, vectors: Tensor, out: Tensor | None = None) -> Tensor:
-    """For each feature, the vectors [R, W] of rows where it is active weighted by value [N]; gives [F, W].
+def subtract_decoded(terms: Sequence[tuple[Pattern, Tensor, Tensor, Tensor]]) -> None:
+    """Take the sums by row of a pattern, value [N] and vectors [F, W] from a matrix [R, W], in place, for each four."""
+    once = [_read_once(*term[:3]) and compiled.usable(term[3]) for term in terms]
+    for (pattern, value, vectors, out), fast in zip(terms, once, strict=True):
+        if not fast:
+            out.sub_(_bags(pattern.feature, pattern.row_offsets, value, vectors))
+    rest = [(p.pairs(value), vectors, out) for (p, value, vectors, out), fast in zip(terms, once, strict=True) if fast]
+    if rest:
+        compiled.add_decoded(rest, -1.0)
 
-    With `out` the sums are written there: room that is taken once is much faster than fresh memory every time.
-    """
-    weight = value[pattern.by_feature]
-    if compiled.usable(weight, vectors):
-        room = vectors.new_empty(len(pattern.feature_offsets) - 1, vectors.shape[1]) if out is None else out
-        return compiled.weighted_sums(pattern.feature_offsets, pattern.row_by_feature, weight, vectors, room)
-    found = _bags(pattern.row_by_feature, pattern.feature_offsets, weight, vectors)
-    return found if out is None else out.copy_(found)
+
+def _read_once(pattern: Pattern, value: Tensor, vectors: Tensor) -> bool:
+    """Whether sums by row are better taken vector by vector than row by row."""
+    return len(pattern) >= SHARED_BY * len(vectors) and compiled.usable(value, vectors)
+
+
+def sum_by_feature(pattern: Pattern, value: Tensor, vectors: Tensor) -> Tensor:
+    """For each feature, the vectors [R, W] of rows where it is active weighted by value [N]; gives [F, W]."""
+    if compiled.usable(value, vectors):
+        room = vectors.new_empty(len(pattern.feature_offsets) - 1, vectors.shape[1])
+        return compiled.weighted_sums(pattern.pairs(value), vectors, room)
+    return _bags(pattern.row_by_feature, pattern.feature_offsets, value[pattern.by_feature], vectors)
 
 
 def _bags(index: Tensor, offsets: Tensor, weight: Tensor, vectors: Tensor) -> Tensor:
@@ -82,7 +100,7 @@ def products(pattern: Pattern, left: Tensor, right: Tensor) -> Tensor:
         return left.new_zeros(0)
     left = left.contiguous()
     if compiled.usable(left, right):
-        found = compiled.inner_products(pattern.feature_offsets, pattern.row_by_feature, left, right)
+        found = compiled.inner_products(pattern.pairs(left.new_empty(len(pattern))), left, right)
         return torch.empty_like(found).index_copy_(0, pattern.by_feature, found)
     # This is how embedding_bag differentiates its per-sample weights; nothing else in torch is as fast at it.
     slow: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(  # noqa: SLF001

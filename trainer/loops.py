@@ -9,13 +9,13 @@ from numba import njit
 
 compiled = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
 """Sums may be reordered as vector instructions do it; NaN and infinity keep their meaning."""
-STRIDE = 64
+STRIDE = 32
 """Entries looked at together when few of them are wanted."""
 
 
 @compiled
-def spread_sums(first, stop, offsets, row, value, vectors, out):
-    """out[row[i]] += value[i] * vectors[f] for i from offsets[f] up to offsets[f + 1] and rows of the range.
+def spread_sums(first, stop, offsets, row, value, vectors, factor, out):
+    """out[row[i]] += factor * value[i] * vectors[f] for i from offsets[f] up to offsets[f + 1] and rows of the range.
 
     Vectors are read once each and in order; sorted by row, each of them would come from memory for every row it is in.
     """
@@ -24,34 +24,34 @@ def spread_sums(first, stop, offsets, row, value, vectors, out):
         vector = vectors[f]
         for i in range(offsets[f], offsets[f + 1]):
             if first <= row[i] < stop:
-                total, weight = out[row[i]], value[i]
+                total, weight = out[row[i]], factor * value[i]
                 for c in range(width):
                     total[c] += weight * vector[c]
 
 
 @compiled
-def weighted_sums(first, stop, offsets, row, value, vectors, out):
-    """out[f] = sum of value[i] * vectors[row[i]] for i from offsets[f] up to offsets[f + 1]."""
+def weighted_sums(first, stop, offsets, row, value, vectors, factor, out):
+    """out[f] = factor * sum of value[i] * vectors[row[i]] for i from offsets[f] up to offsets[f + 1]."""
     width = vectors.shape[1]
     for f in range(first, stop):
         total, i, end = out[f], offsets[f], offsets[f + 1]
         total[:] = 0
         while i + 4 <= end:  # four at a time: the running total is read and written a quarter as often
-            w0, w1, w2, w3 = value[i], value[i + 1], value[i + 2], value[i + 3]
+            w0, w1, w2, w3 = factor * value[i], factor * value[i + 1], factor * value[i + 2], factor * value[i + 3]
             v0, v1, v2, v3 = vectors[row[i]], vectors[row[i + 1]], vectors[row[i + 2]], vectors[row[i + 3]]
             for c in range(width):
                 total[c] += w0 * v0[c] + w1 * v1[c] + w2 * v2[c] + w3 * v3[c]
             i += 4
         while i < end:
-            w0, v0 = value[i], vectors[row[i]]
+            w0, v0 = factor * value[i], vectors[row[i]]
             for c in range(width):
                 total[c] += w0 * v0[c]
             i += 1
 
 
 @compiled
-def inner_products(first, stop, offsets, row, left, right, out):
-    """out[i] = left[row[i]] . right[f] for i from offsets[f] up to offsets[f + 1]."""
+def inner_products(first, stop, offsets, row, left, right, factor, out):
+    """out[i] += factor * left[row[i]] . right[f] for i from offsets[f] up to offsets[f + 1]."""
     width = left.shape[1]
     for f in range(first, stop):
         vector = right[f]
@@ -59,39 +59,44 @@ def inner_products(first, stop, offsets, row, left, right, out):
             other, total = left[row[i]], np.float32(0)
             for c in range(width):
                 total += other[c] * vector[c]
-            out[i] = total
+            out[i] += factor * total
 
 
 @compiled
-def count_above(first, stop, values, bound, counts):
-    """counts[r] = entries of values[r] above the bound of their column."""
-    width = values.shape[1]
-    for r in range(first, stop):
-        row, count = values[r], 0
-        for begin in range(0, width, STRIDE):
-            part, least = row[begin : begin + STRIDE], bound[begin : begin + STRIDE]
-            for c in range(len(part)):
-                count += part[c] > least[c]
-        counts[r] = count
+def sums(first, stop, offsets, value, out):
+    """out[f] = sum of value[i] for i from offsets[f] up to offsets[f + 1]."""
+    for f in range(first, stop):
+        total = np.float32(0)
+        for i in range(offsets[f], offsets[f + 1]):
+            total += value[i]
+        out[f] = total
 
 
 @compiled
-def fill_above(first, stop, values, bound, begins, place, bits):
-    """Flat index of each such entry in order, and its value as fp32 bits, from begins[r] on; values are bf16 bits."""
-    width = values.shape[1]
+def find_above(first, stop, values, bound, place, bits):
+    """Flat indices, in order, of entries above the bound of their column, and their values as fp32 bits.
+
+    Values are bf16 bits. Returns how many there are; no more are written than there is room for.
+    """
+    width, found = values.shape[1], 0
     for r in range(first, stop):
-        row, at = values[r], begins[r]
+        row = values[r]
         for begin in range(0, width, STRIDE):
             part, least = row[begin : begin + STRIDE], bound[begin : begin + STRIDE]
             count = 0
             for c in range(len(part)):
                 count += part[c] > least[c]
-            if count:
-                for c in range(len(part)):
-                    if part[c] > least[c]:
-                        place[at] = r * width + begin + c
-                        bits[at] = np.int32(part[c]) << 16
-                        at += 1
+            if count == 0:
+                continue
+            if found + count > len(place):
+                found += count
+                continue
+            for c in range(len(part)):
+                if part[c] > least[c]:
+                    place[found] = r * width + begin + c
+                    bits[found] = np.int32(part[c]) << 16
+                    found += 1
+    return found
 
 
 @compiled

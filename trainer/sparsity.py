@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trainer.recipe import SparsityRecipe
 
-SAFETY = 0.9
+SAFETY = 0.95
 """Candidates are scores above this share of the last threshold; too few of them, and it is lowered."""
 
 

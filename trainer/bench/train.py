@@ -2,7 +2,7 @@
 
 import gc
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from trainer.activation_store import ActivationStore, Rows, StoredSource, StoreWriter
 from trainer.bench.at_hand import DEMO
 from trainer.bench.machine import Machine
+from trainer.bench.peers import peers
 from trainer.bench.report import Report, shown
 from trainer.bench.spread import Spread, in_turns, ratios
 from trainer.device import compute_dtype
@@ -40,8 +41,15 @@ class Setup:
 
 
 DEMO_WIDTHS = (576, 640)
-PEERS = (Setup("standard", (576, 576), 4096, 32, 2048), Setup("standard", (576, 576), 16384, 64, 2048))
-"""Setups at which other trainers were measured."""
+SIZES = (
+    Setup("standard", (576, 576), 4096, 32, 2048),
+    Setup("standard", (576, 576), 16384, 64, 2048),
+    Setup("dfc", (576, 576), 16384, 64, 2048),
+    Setup("standard", (576, 576), 16384, 64, 4096),
+    Setup("standard", (2304, 2304), 16384, 64, 2048),
+)
+"""Setups at which we are held against other trainers."""
+PEERS = ("dictionary_learning", "dictionary_learning_bf16", "sparsify")
 
 
 @dataclass(frozen=True)
@@ -54,24 +62,29 @@ class Speed:
     """Rows per second over those of the bare bf16 encoder product; None where bf16 has no fast product."""
     step_ms: Spread
     product_ms: Spread | None
+    over_peers: dict[str, Spread]
+    """Rows per second over those of every peer that is here."""
     peak_gb: float
 
 
 def bench_train(setups: tuple[Setup, ...] = (), *, rounds: int = 5) -> Report:
-    """Train every setup for some steps and compare; without any, the demo's own and those of PEERS.
+    """Train every setup for some steps and compare; without any, the demo's own and those of SIZES.
 
     Raises UsageError for a device that is not there and RecipeError for a setup that is no recipe.
     """
     machine = Machine()
-    speeds = [speed_of(setup, rounds) for setup in setups or (demo_setup(), *PEERS)]
+    speeds = [speed_of(setup, rounds) for setup in setups or (demo_setup(), *SIZES)]
     notes = (
         "rows/s: whole steps on rows in memory, from normalising to Adam; no AuxK, as no feature is dead yet.",
         "over product: against the bare bf16 product of all sources with all features, in turns with the steps.",
         f"Median (least–most) of {rounds}. Torch uses {torch.get_num_threads()} threads.",
-        "No peers are installed here: dictionary_learning and sparsify are left out.",
+        _about_peers(speeds),
         machine.note(),
     )
-    head = ("variant", "widths", "features", "k", "batch", "rows/s", "over product", "step ms", "product ms", "peak GB")
+    head = (
+        *("variant", "widths", "features", "k", "batch", "rows/s", "over product", "over dictionary_learning"),
+        *("the same in bf16", "over sparsify", "step ms", "product ms", "peak GB"),
+    )
     figures = {"results": [_figures(speed) for speed in speeds]}
     return Report("Training", head, tuple(map(_row, speeds)), figures, notes)
 
@@ -95,7 +108,7 @@ def speed_of(setup: Setup, rounds: int) -> Speed:
         for _ in range(WARM_UP):
             training.run_step(next(batches))
         peak = _peak_gigabytes(training.device)
-        seconds = _in_turns_with_product(training, batches, setup, rounds)
+        seconds = _in_turns(training, batches, setup, rounds)
     steps, products = seconds["step"], seconds.get("product")
     return Speed(
         setup,
@@ -103,6 +116,7 @@ def speed_of(setup: Setup, rounds: int) -> Speed:
         over_product=None if products is None else Spread.of(ratios(products, steps)),
         step_ms=Spread.of([1000 * one for one in steps]),
         product_ms=None if products is None else Spread.of([1000 * one for one in products]),
+        over_peers={name: Spread.of(ratios(seconds[name], steps)) for name in PEERS if name in seconds},
         peak_gb=peak,
     )
 
@@ -146,9 +160,8 @@ def _in_memory(training: Training) -> Iterator[Rows]:
     return cycle(list(training.batches.epoch(0)))
 
 
-def _in_turns_with_product(
-    training: Training, batches: Iterator[Rows], setup: Setup, rounds: int
-) -> dict[str, list[float]]:
+def _in_turns(training: Training, batches: Iterator[Rows], setup: Setup, rounds: int) -> dict[str, list[float]]:
+    """Seconds of our steps, of the bare product and of the peers' steps, round by round."""
     device = training.device
 
     def step() -> None:
@@ -164,9 +177,30 @@ def _in_turns_with_product(
             torch.nn.functional.linear(inputs, weights)
             _wait(device)
 
-        product()
         actions["product"] = product
+    rows = training.crosscoder.normalise(next(batches))
+    for name, peer in peers(rows, features=setup.features, k=setup.k).items():
+        actions[name] = _waiting(peer, device)
+    for name, action in actions.items():
+        for _ in range(1 if name == "step" else WARM_UP):
+            action()
     return in_turns(actions, rounds)
+
+
+def _waiting(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    def whole() -> None:
+        step()
+        _wait(device)
+
+    return whole
+
+
+def _about_peers(speeds: list[Speed]) -> str:
+    missing = [name for name in ("dictionary_learning", "sparsify") if not any(name in s.over_peers for s in speeds)]
+    note = (
+        "over a peer: rows/s of ours over those of its own whole step on the same rows, in turns; widths must be equal."
+    )
+    return f"{note} Not installed here: {', '.join(missing)}." if missing else note
 
 
 def _wait(device: torch.device) -> None:
@@ -193,8 +227,7 @@ def _figures(speed: Speed) -> dict[str, Any]:
         "batch": setup.batch,
         "rows_per_s": speed.rows_per_s.median,
         "over_encoder_product_bf16": None if speed.over_product is None else speed.over_product.median,
-        "over_dictionary_learning": None,
-        "over_sparsify": None,
+        **{f"over_{name}": speed.over_peers[name].median if name in speed.over_peers else None for name in PEERS},
         "peak_gb": speed.peak_gb,
     }
 
@@ -203,5 +236,6 @@ def _row(speed: Speed) -> tuple[str, ...]:
     setup = speed.setup
     widths = " + ".join(map(str, setup.widths))
     numbers = (f"{setup.features:,}", str(setup.k), f"{setup.batch:,}")
-    measured = (speed.rows_per_s, speed.over_product, speed.step_ms, speed.product_ms, speed.peak_gb)
+    over = [speed.over_peers.get(name) for name in PEERS]
+    measured = (speed.rows_per_s, speed.over_product, *over, speed.step_ms, speed.product_ms, speed.peak_gb)
     return (setup.variant, widths, *numbers, *map(shown, measured))
