@@ -9,6 +9,7 @@ from typing import Any
 from trainer.activation_store import ActivationStore, sha256_of
 from trainer.analysis import analyse
 from trainer.analysis.logit_effects import Unembedding
+from trainer.analysis.stability import other_runs
 from trainer.calibration import calibrate
 from trainer.crosscoder import Crosscoder, check_sources
 from trainer.errors import RecipeError, StoreError
@@ -106,6 +107,7 @@ class Run:
         if stage == "analyse" and self.folder.calibration.is_file():
             sums.append(sha256_of(self.folder.calibration))
         if stage == "analyse":
+            sums += [sha256_of(other.weights) for other in other_runs(self.folder) if other.weights.is_file()]
             wanted = [self.recipe.analysis.model_dump(mode="json"), SCHEMA.read_text()]
         if stage == "calibrate" and self.calibration is not None:
             judging = self.recipe.analysis.model_dump(mode="json", exclude={"contexts", "logits", "neighbours"})

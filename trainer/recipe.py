@@ -250,7 +250,7 @@ class BaselinesRecipe(Part):
     """The mean activation difference on first tokens, for sources of one space."""
     divergence: bool = True
     """How differently the models go on from the same held-out text."""
-    sequences: int = Field(default=16, gt=0)
+    sequences: int = Field(default=12, gt=0)
     """Held-out sequences that `divergence` reads, as many of every corpus part."""
     diff_sae: bool = False
     """Also train the preset `diff_sae`, as a run of its own beside this one; needs two sources of one space."""
@@ -296,6 +296,8 @@ class VerdictRecipe(Part):
     """Share of the firings that may lie on chat templates."""
     first_token_share: float = Field(default=0.5, gt=0, le=1)
     """Share of the firings that may lie in the first eight rows of a sequence."""
+    found_again: float = Field(default=0.5, ge=0, le=1)
+    """Share of the other runs of the same comparison, where there are any, that have the feature too."""
 
 
 class AnalysisRecipe(Part):

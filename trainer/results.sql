@@ -266,7 +266,7 @@ create table evidence (
 );
 comment on table evidence is 'What each test says of the claim that only its owners have a feature; nothing for features without a claim.';
 comment on column evidence.feature is 'Index of the feature.';
-comment on column evidence.test is 'readout_ratio: what the others'' activations tell of it over what the owner''s tell; like_decoys: share of decoys that look as exclusive; q_value; twin: correlation with a feature of another owner; nu_error, nu_reconstruction: latent scaling, the largest of the others; owner_readout: share of its variance that the owner''s activations tell; firings; documents; density; template_share; first_token_share.';
+comment on column evidence.test is 'readout_ratio: what the others'' activations tell of it over what the owner''s tell; like_decoys: share of decoys that look as exclusive; q_value; twin: correlation with a feature of another owner; nu_error, nu_reconstruction: latent scaling, the largest of the others; owner_readout: share of its variance that the owner''s activations tell; firings; documents; density; template_share; first_token_share; found_again: share of the other runs that have it.';
 comment on column evidence.value is 'What was measured.';
 comment on column evidence.threshold is 'Where the test turns; null when it has no threshold.';
 comment on column evidence.n is 'On how many rows, decoys or runs the value rests; null when that means nothing.';

@@ -88,6 +88,9 @@ class Case:
     """By source, of at least the crosscoder's targets."""
     measures: Measures
     scaling: Scaling | None = None
+    found_again: np.ndarray | None = None
+    """Share of the other runs that have each feature [F]."""
+    other_runs: int = 0
 
 
 def weigh(
@@ -111,6 +114,8 @@ def weigh(
         decoys=np.zeros(len(unknown), np.int64),
         nu_error=nu_error,
         nu_reconstruction=nu_reconstruction,
+        found_again=unknown if case.found_again is None else case.found_again,
+        other_runs=np.full(len(unknown), case.other_runs),
         **vars(case.measures),
     )
     p, q, count = doubts(

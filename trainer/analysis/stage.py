@@ -30,6 +30,7 @@ from trainer.analysis.moments import Moments
 from trainer.analysis.ranking import Evidence, excess, scores
 from trainer.analysis.readout import Readout, readout, readout_ratio
 from trainer.analysis.spaces import Spaces, spaces
+from trainer.analysis.stability import other_runs, stability
 from trainer.analysis.twins import Cosines, neighbours
 from trainer.analysis.unity import POLYSEMOUS, best_of_holders, unity
 from trainer.analysis.windows import Windows, context_columns
@@ -141,7 +142,9 @@ class _Analysis:
             self.draft.add("agreement", columns_of(pairs, agreement(self.codes, pairs, measures["max_activation"])))
         known = {name: measures[name] for name in MEASURES}
         case = Case(self.crosscoder, claimed, encoded.moments, read, Measures(**known, twin=alike.strongest_twin))
-        weighed = self._weigh(replace(case, scaling=encoded.scaling), store, folder)
+        again = stability(store, self.crosscoder, claimed, other_runs(folder), self.recipe.analysis)
+        case = replace(case, scaling=encoded.scaling, found_again=again.share, other_runs=again.looked_in)
+        weighed = self._weigh(case, store, folder)
         united = np.stack([unity(encoded.moments, name) for name in targets], axis=1)
         one = best_of_holders(united, holds)
         stored = {name: measures[name] for name in MEASURED} | {
@@ -156,6 +159,8 @@ class _Analysis:
             "readout_ratio": readout_ratio(np.stack([read[name].score for name in targets], axis=1), holds),
             "verdict": weighed.judgement.verdict,
             "kind": pa.array(weighed.judgement.kind, pa.string()),
+            "found_in": again.found_in if again.looked_in else np.full(len(again.found_in), np.nan),
+            "looked_in": np.full(len(again.found_in), again.looked_in),
             "q_value": weighed.q_value,
             "score": scores(owner, weighed.judgement.verdict, _evidence(measures, norms, alike.strongest_twin, ground)),
         }

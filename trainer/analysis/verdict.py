@@ -4,8 +4,8 @@
   activations tell the feature nearly as well as the owner's do, or as well as they tell decoys, which both sides have.
 - *Supported* when the other side's activations tell at most half of what the owner's tell, so seldom among decoys that
   the q-value is small, and nothing raises a doubt: too few firings or documents, a density at which nothing has one
-  meaning, firings mostly on chat templates or first rows, a readout too poor to compare, or latent scaling that finds
-  the direction in the other source.
+  meaning, firings mostly on chat templates or first rows, a readout too poor to compare, latent scaling that finds the
+  direction in the other source, or other runs of the comparison that do not have the feature.
 - *Undecided* otherwise. A norm ratio or a place in a dedicated group makes a claim and supports none.
 
 A claim that stands is of a *kind*: `absent` when next to nothing of the feature can be told from the other side,
@@ -48,6 +48,10 @@ class Facts:
     nu_error: np.ndarray
     """Largest over the sources that the claim leaves out; NaN across spaces."""
     nu_reconstruction: np.ndarray
+    found_again: np.ndarray
+    """Share of the other runs of the comparison that have the feature too."""
+    other_runs: np.ndarray
+    """How many other runs there are, int64 [F]."""
 
     def of(self, some: np.ndarray) -> "Facts":
         """The facts of some features, by their indices."""
@@ -66,7 +70,7 @@ class Test:
     threshold: np.ndarray
     """What the value is held against [C]."""
     n: np.ndarray
-    """How much the value rests on: firings, or decoys where those decide, int64 [C]."""
+    """How much the value rests on: firings, or decoys or other runs where those decide, int64 [C]."""
     says: np.ndarray
     """SUPPORTS, DOUBTS, REFUTES or SILENT [C]."""
 
@@ -146,7 +150,10 @@ def _tests(facts: Facts, recipe: VerdictRecipe) -> Iterator[Test]:
         return test(name, value, most, _says(np.isnan(value), value <= most, within, beyond), firings)
 
     limit = largest_ratio(facts, recipe)
-    yield test("readout_ratio", ratio, limit, _says(np.isnan(ratio), ratio <= limit, SUPPORTS, DOUBTS), firings)
+    enough = facts.contrast.own >= recipe.owner_readout
+    equal = enough & (ratio >= np.maximum(limit, recipe.equal_readout))
+    told = np.select([np.isnan(ratio), equal, ratio <= limit], [SILENT, REFUTES, SUPPORTS], DOUBTS)
+    yield test("readout_ratio", ratio, limit, told, firings)
     ordinary = (facts.p_value >= recipe.refuted_from) & (ratio > limit)
     like = np.where(ordinary, REFUTES, SILENT)
     yield test("like_decoys", facts.p_value, recipe.refuted_from, like, facts.decoys)
@@ -161,6 +168,8 @@ def _tests(facts: Facts, recipe: VerdictRecipe) -> Iterator[Test]:
     yield at_most("density", facts.density, recipe.density)
     yield at_most("template_share", facts.template_share, recipe.template_share)
     yield at_most("first_token_share", facts.first_token_share, recipe.first_token_share)
+    seldom = np.where(facts.found_again < recipe.found_again, DOUBTS, SILENT)
+    yield test("found_again", facts.found_again, recipe.found_again, seldom, facts.other_runs)
 
 
 def _says(unknown: np.ndarray, within: np.ndarray, if_within: str, beyond: str) -> np.ndarray:

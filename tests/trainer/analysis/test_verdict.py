@@ -21,6 +21,8 @@ GOOD = {
     "twin": 0.0,
     "nu_error": np.nan,
     "nu_reconstruction": np.nan,
+    "found_again": np.nan,
+    "other_runs": 0,
 }
 SAME_SPACE = {"nu_error": 0.1, "nu_reconstruction": 0.2}
 
@@ -57,6 +59,7 @@ def test_what_the_other_side_holds_in_part_is_weaker_there():
         {"density": 0.06},
         {"template_share": 0.6},
         {"first_token_share": 0.6},
+        {"found_again": 0.25, "other_runs": 4},
         SAME_SPACE | {"nu_error": 0.3},
         SAME_SPACE | {"nu_reconstruction": 0.6},
     ],
@@ -84,6 +87,10 @@ def test_stores_without_text_can_support_a_claim():
     unknown = {name: np.nan for name in ("documents", "template_share", "first_token_share")}
 
     assert verdict(**unknown)[0] == "supported"
+
+
+def test_what_the_other_side_tells_nearly_as_well_is_refuted_however_unlike_decoys():
+    assert verdict(other=0.33) == ("refuted", None)
 
 
 def test_features_that_claim_nothing_have_no_verdict_and_no_evidence():
