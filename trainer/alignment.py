@@ -109,7 +109,7 @@ def _split_shared_spans(tokenizer: FastTokenizer, ids: NDArray[np.int64], starts
     """
     overlaps = np.flatnonzero((starts[1:] < ends[:-1]) & (ends[1:] > starts[1:]))
     done = -1
-    byte_level = bool(len(overlaps)) and _is_byte_level(tokenizer)
+    byte_level = bool(len(overlaps)) and is_byte_level(tokenizer)
     for first in overlaps.tolist():
         if first <= done:
             continue
@@ -129,7 +129,7 @@ def _split_shared_spans(tokenizer: FastTokenizer, ids: NDArray[np.int64], starts
             ends[first:last] = NO_END
 
 
-def _is_byte_level(tokenizer: FastTokenizer) -> bool:
+def is_byte_level(tokenizer: FastTokenizer) -> bool:
     """Whether the tokens' strings spell bytes, as in GPT-2."""
     return "ByteLevel" in repr(tokenizer.backend_tokenizer.decoder)
 

@@ -1,6 +1,7 @@
 """Commands: the stages of a run in order, each skipped when its inputs have not changed."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from trainer.activation_store import ActivationStore, sha256_of
 from trainer.analysis import analyse
 from trainer.analysis.logit_effects import Unembedding
 from trainer.analysis.stability import other_runs
+from trainer.baselines import stage as baselines
 from trainer.calibration import calibrate
 from trainer.crosscoder import Crosscoder, check_sources
 from trainer.errors import RecipeError, StoreError
@@ -23,6 +25,13 @@ from trainer.results import SCHEMA
 from trainer.run_folder import RunFolder, home, published, write_json
 from trainer.sources import Source, cut, load_source
 from trainer.train import fingerprint_of, train, train_together
+
+MEASURED: dict[str, Any] = {
+    "evaluation": True,
+    "baselines": {"lens", "divergence", "sequences"},
+    "analysis": {"same_space", "logits"},
+}
+"""Parts of the recipe that decide what evaluating gives, besides the crosscoder and the rows."""
 
 
 class Run:
@@ -98,12 +107,13 @@ class Run:
             return _digest(self.recipe.imported.model_dump(mode="json"))
         if stage == "train":
             return "" if store is None else fingerprint_of(self.recipe, store)
-        parts = [self.folder.weights, *([self.folder.evaluation] if stage == "analyse" else [])]
+        measured = (self.folder.evaluation, self.folder.baselines) if stage == "analyse" else ()
+        parts = [self.folder.weights, *measured]
         sums = [sha256_of(part) if part.is_file() else "" for part in parts]
         if self.recipe.imported is not None and store is not None:
             # A crosscoder trained here belongs to one store; one from elsewhere may be held against several.
             sums += [shard.sha256 for shard in store.manifest.shards]
-        wanted: list[Any] = [self.recipe.evaluation.model_dump(mode="json")]
+        wanted: list[Any] = [self.recipe.model_dump(mode="json", include=MEASURED)]
         if stage == "analyse" and self.folder.calibration.is_file():
             sums.append(sha256_of(self.folder.calibration))
         if stage == "analyse":
@@ -152,11 +162,21 @@ class Run:
         store = self._store_for(crosscoder)
         measures = evaluate(store, crosscoder, self.progress)
         sequences = self.recipe.evaluation.sequences
-        reason = obstacle(store, crosscoder, [source.name for source in self.recipe.sources], sequences)
+        names = [source.name for source in self.recipe.sources]
+        reason = obstacle(store, crosscoder, names, sequences)
+        without = baselines.obstacle(self.recipe, store, names)
+        sources = self._loaded() if reason is None or without is None else []
         if reason is None:
-            measures += fidelity(store, crosscoder, self._loaded(), sequences=sequences, progress=self.progress)
+            measures += fidelity(store, crosscoder, sources, sequences=sequences, progress=self.progress)
         else:
             self.progress.say(f"evaluate: the models' own loss is not measured, because {reason}")
+        # Here, because the models are loaded; of the crosscoder they only ask which sources share a space.
+        if without is None:
+            tables = baselines.measure_baselines(self.recipe, store, crosscoder, sources, self.progress)
+        else:
+            self.progress.say(f"evaluate: the models are not compared directly, because {without}")
+            tables = baselines.unmeasured(self.recipe, without)
+        write_json(self.folder.baselines, tables)
         write_json(self.folder.evaluation, measures)
 
     def _calibrate(self) -> None:
@@ -211,7 +231,12 @@ def run(
         )
     # A recipe in a run's folder is that run's, also when it was written before recipes could say what they can now.
     own = None if overrides else RunFolder.around(recipe_path)
-    runs = [Run(variant, activations=activations, force=force, folder=own) for variant in recipe.variants()]
+    # Of several variants only the first can be the one whose folder the recipe lies in.
+    folders = itertools.chain([own], itertools.repeat(None))
+    runs = [
+        Run(variant, activations=activations, force=force, folder=folder)
+        for variant, folder in zip(recipe.variants(), folders, strict=False)
+    ]
     wanted = stages or STAGES
     if len(runs) > 1:
         runs[0].execute(tuple(stage for stage in wanted if stage == "harvest"))

@@ -185,18 +185,22 @@ def _spread(count: int, wanted: int) -> Tensor:
     return torch.arange(wanted) * count // max(wanted, 1)
 
 
+def logits_at(source: Source, ids: Tensor, at: Tensor) -> Tensor:
+    """What a source predicts after some positions [n] of a sequence [tokens]: logits [n, vocabulary], in its dtype."""
+    if "logits_to_keep" in inspect.signature(source.model.forward).parameters:
+        found = source.model(input_ids=ids[None], use_cache=False, logits_to_keep=at).logits[0]
+    else:
+        found = source.model(input_ids=ids[None], use_cache=False).logits[0, at]
+    logits: Tensor = found
+    return logits
+
+
 def _runner(source: Source, hookpoint: Hookpoint, ids: Tensor, scored: Tensor) -> Run:
     """How to run a source on a sequence [tokens]; only the scored positions go through the head."""
-    only_scored = "logits_to_keep" in inspect.signature(source.model.forward).parameters
 
     def run(edit: Edit) -> Tensor:
         with editing(source, hookpoint, edit):
-            if only_scored:
-                found = source.model(input_ids=ids[None], use_cache=False, logits_to_keep=scored).logits[0]
-            else:
-                found = source.model(input_ids=ids[None], use_cache=False).logits[0, scored]
-        logits: Tensor = found
-        return logits
+            return logits_at(source, ids, scored)
 
     return run
 

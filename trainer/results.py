@@ -121,8 +121,11 @@ class ResultsDraft:
 
     def add_rows(self, table: str, rows: Sequence[SourceRow | EvaluationRow | MetricRow | CoverageRow]) -> None:
         """Append row objects of this module."""
-        if rows:
-            records = [asdict(row) for row in rows]
+        self.add_records(table, [asdict(row) for row in rows])
+
+    def add_records(self, table: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows given as mappings with the same keys."""
+        if records:
             self.add(table, {name: pa.array([record[name] for record in records]) for name in records[0]})
 
     def add_run(self, recipe: Recipe, run: str) -> None:
@@ -246,6 +249,14 @@ def read_evaluation(path: Path, sources: Sequence[str]) -> list[EvaluationRow]:
     index: dict[str | None, int | None] = {name: number for number, name in enumerate(sources)}
     measures = json.loads(path.read_text(encoding="utf-8"))
     return [EvaluationRow(index.get(row["source"]), row["measure"], float(row["value"])) for row in measures]
+
+
+def read_baselines(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the tables of baselines in a run's `baselines.json`, by table; none when there is no such file."""
+    if not path.is_file():
+        return {}
+    tables: dict[str, list[dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
+    return tables
 
 
 def read_calibration(path: Path, sources: Sequence[str]) -> dict[str, dict[str, pa.Array]]:

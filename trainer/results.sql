@@ -333,3 +333,89 @@ comment on column coverage.corpus is 'Corpus part.';
 comment on column coverage.source is 'Index of the source; null for measures of all.';
 comment on column coverage.measure is 'What was counted: documents, sequences, tokens, possible (anchors), anchors, special, outliers, kept, documents_over_80.';
 comment on column coverage.value is 'The count.';
+
+create table baseline (
+    baseline text not null,
+    state text not null,
+    reason text not null
+);
+comment on table baseline is 'What was compared without a crosscoder, or why not; one row per baseline.';
+comment on column baseline.baseline is 'lens: activation differences on first tokens; divergence: predictions on the same text; diff_sae: a sparse autoencoder of the difference, trained beside the run.';
+comment on column baseline.state is 'measured; undefined: it has no meaning for these sources; off: the recipe leaves it out; impossible: something it needs is missing.';
+comment on column baseline.reason is 'Why it was not measured; for a measured diff_sae the id of its run; else empty.';
+
+create table baseline_difference (
+    base tinyint not null,
+    source tinyint not null,
+    position integer not null,
+    texts bigint not null,
+    norm double not null,
+    expected_norm double not null,
+    typical_norm double not null
+);
+comment on table baseline_difference is 'Activation difference lens (arXiv 2510.13900): mean of source minus base over texts, at each of their first tokens; only for sources of one space.';
+comment on column baseline_difference.base is 'Index of the source that is subtracted.';
+comment on column baseline_difference.source is 'Index of the source it is subtracted from.';
+comment on column baseline_difference.position is 'Token of the text, from 0; BOS and other special tokens are not counted.';
+comment on column baseline_difference.texts is 'Texts in the mean; chats are left out where there is other text.';
+comment on column baseline_difference.norm is 'Norm of the mean difference, in raw activations.';
+comment on column baseline_difference.expected_norm is 'Norm that it would have if the texts'' differences had no direction in common.';
+comment on column baseline_difference.typical_norm is 'Mean norm of the base''s activations at these tokens.';
+
+create table baseline_lens (
+    base tinyint not null,
+    source tinyint not null,
+    reader tinyint not null,
+    position integer not null,
+    rank integer not null,
+    token text not null,
+    effect float not null
+);
+comment on table baseline_lens is 'Tokens that the mean activation difference promotes or suppresses, through the final norm and the unembedding of either source.';
+comment on column baseline_lens.base is 'Index of the source that is subtracted.';
+comment on column baseline_lens.source is 'Index of the source it is subtracted from.';
+comment on column baseline_lens.reader is 'Index of the source whose final norm and unembedding read it: base or source.';
+comment on column baseline_lens.position is 'Token of the text, from 0.';
+comment on column baseline_lens.rank is '1, 2, ... for the most promoted tokens, -1, -2, ... for the most suppressed.';
+comment on column baseline_lens.token is 'The token''s text.';
+comment on column baseline_lens.effect is 'Effect on the logit of the difference scaled to length one, before the final norm''s division; comparable within one reader.';
+
+create table baseline_divergence (
+    corpus text,
+    base tinyint,
+    source tinyint not null,
+    measure text not null,
+    value double not null,
+    n bigint not null
+);
+comment on table baseline_divergence is 'How differently two models go on from the same held-out text.';
+comment on column baseline_divergence.corpus is 'Corpus part; null for all together.';
+comment on column baseline_divergence.base is 'Index of the first source of a pair; null for a measure of one source.';
+comment on column baseline_divergence.source is 'Index of the other source, or of the one.';
+comment on column baseline_divergence.measure is 'surprise: of one source, nats per byte; surprise_apart: mean distance of both surprises over spans between common token ends, nats per byte; kl_base_source, kl_source_base, jensen_shannon: of what is expected next, nats, followed by _token where it is over the tokens of one vocabulary and by _byte where it is over the next byte.';
+comment on column baseline_divergence.value is 'The mean.';
+comment on column baseline_divergence.n is 'Spans of text it is over.';
+
+create table baseline_passage (
+    base tinyint not null,
+    source tinyint not null,
+    rank integer not null,
+    corpus text not null,
+    document integer not null,
+    apart double not null,
+    byte_start integer not null,
+    text text not null,
+    tokens struct("text" text, byte_end integer)[][] not null,
+    places struct(byte_end integer, divergence float, base_surprise float, source_surprise float)[] not null
+);
+comment on table baseline_passage is 'Held-out passages on which two models differ most.';
+comment on column baseline_passage.base is 'Index of the first source of the pair.';
+comment on column baseline_passage.source is 'Index of the other source.';
+comment on column baseline_passage.rank is 'Place among the pair''s passages, from 0, the most different first.';
+comment on column baseline_passage.corpus is 'Corpus part.';
+comment on column baseline_passage.document is 'Index of the sequence in the activation store.';
+comment on column baseline_passage.apart is 'What they are ranked by: mean Jensen-Shannon divergence in nats, or surprise_apart where there is none.';
+comment on column baseline_passage.byte_start is 'Byte of the sequence''s text where the passage begins.';
+comment on column baseline_passage.text is 'The passage''s text.';
+comment on column baseline_passage.tokens is 'Its tokens, of the base and then of the source: text and byte of the sequence''s text where each ends.';
+comment on column baseline_passage.places is 'Spans by the byte where each ends: Jensen-Shannon divergence of what was expected where it begins, nats, and what it cost either source, nats. Spans on chat templates are left out.';

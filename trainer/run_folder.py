@@ -77,6 +77,11 @@ class RunFolder:
         return self.path / "evaluation.json"
 
     @property
+    def baselines(self) -> Path:
+        """What comparing the models says without a crosscoder, as rows of the results' tables."""
+        return self.path / "baselines.json"
+
+    @property
     def calibration(self) -> Path:
         """What null run and spike-ins said."""
         return self.path / "calibration.json"

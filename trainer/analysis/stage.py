@@ -42,6 +42,7 @@ from trainer.results import (
     ResultsDraft,
     SourceRow,
     publishing,
+    read_baselines,
     read_calibration,
     read_coverage,
     read_evaluation,
@@ -77,6 +78,8 @@ def analyse(
         draft.add_rows("source", sources)
         draft.add_rows("evaluation", read_evaluation(folder.evaluation, crosscoder.sources))
         draft.add_rows("coverage", read_coverage(store.manifest.statistics))
+        for table, records in read_baselines(folder.baselines).items():
+            draft.add_records(table, records)
         draft.add_rows("training_metric", read_metrics(folder.metrics))
         measures = analysis.one_by_one(encoded.ground)
         analysis.together(measures, encoded, store, folder)

@@ -1,0 +1,141 @@
+"""Stage: all baselines of a run, as rows of the results' tables; part of evaluating, which has the models loaded."""
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.activation_store import ActivationStore
+from trainer.analysis.logit_effects import Unembedding
+from trainer.analysis.spaces import spaces
+from trainer.baselines.divergence import compare, measures
+from trainer.baselines.lens import difference_rows, lens_rows, trace
+from trainer.baselines.passages import passages
+from trainer.baselines.spans import held_out_passages
+from trainer.crosscoder import Crosscoder
+from trainer.progress import Progress
+from trainer.recipe import Recipe, SourceRecipe
+from trainer.sources import Source
+
+NEEDED = {"document", "origin", "corpus", "held_out", "text", "is_chat", "template_spans", "tokens", "token_ids"}
+"""What must be known of the sequences."""
+
+Tables = dict[str, list[dict[str, Any]]]
+"""Rows by table."""
+
+
+def obstacle(recipe: Recipe, store: ActivationStore, models: Collection[str]) -> str | None:
+    """Why no baseline can be measured, or None; `models` are the sources whose models can be loaded."""
+    if not (recipe.baselines.lens or recipe.baselines.divergence):
+        return "the recipe leaves them out"
+    if not models:
+        return "the recipe has no sources"
+    if missing := sorted(store.widths.keys() - set(models)):
+        return f"the recipe has no model for {', '.join(missing)}"
+    if missing := sorted(NEEDED - store.document_columns()):
+        return f"the activation store does not say {', '.join(missing)} of its sequences"
+    return None
+
+
+def unmeasured(recipe: Recipe, reason: str) -> Tables:
+    """What the results say when there is an `obstacle`."""
+    asked = {"lens": recipe.baselines.lens, "divergence": recipe.baselines.divergence}
+    states = [_state(name, "impossible", reason) if on else _off(name) for name, on in asked.items()]
+    return {"baseline": [*states, _diff_sae(recipe, one_space=True)]}
+
+
+def measure_baselines(
+    recipe: Recipe, store: ActivationStore, crosscoder: Crosscoder, sources: Sequence[Source], progress: Progress
+) -> Tables:
+    """Every baseline that the recipe asks for and that means something for these sources.
+
+    `sources` are whole models of all sources of the store, and there is no `obstacle`. Of the crosscoder only its
+    opinion is asked which sources share a space. Raises StoreError for texts that do not fit together.
+    """
+    order = {source.name: place for place, source in enumerate(store.sources)}
+    work = _Work(recipe, store, sorted(sources, key=lambda source: order[source.name]), progress, defaultdict(list))
+    pairs = [(order[base], order[source]) for base, source in pairs_of_spaces(recipe, crosscoder)]
+    work.tables["baseline"] += [work.lens(pairs), work.divergence(), _diff_sae(recipe, one_space=bool(pairs))]
+    return dict(work.tables)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Baselines being measured."""
+
+    recipe: Recipe
+    store: ActivationStore
+    sources: list[Source]
+    """In the order of the store."""
+    progress: Progress
+    tables: Tables
+
+    def lens(self, pairs: Sequence[tuple[int, int]]) -> dict[str, str]:
+        """Fill the tables of the activation difference lens and give its state."""
+        if not self.recipe.baselines.lens:
+            return _off("lens")
+        if not pairs:
+            names = ", ".join(source.name for source in self.sources)
+            reason = f"no two of {names} share a space, and a difference of activations means nothing across spaces"
+            return _state("lens", "undefined", reason)
+        with self.progress.task("baselines: activation differences", total=len(pairs), unit="pairs") as task:
+            for pair in pairs:
+                found = trace(self.store, *(self.sources[index].name for index in pair))
+                self.tables["baseline_difference"] += difference_rows(found, pair)
+                for reader in pair:
+                    unembedding = Unembedding.of_source(self.sources[reader])
+                    self.tables["baseline_lens"] += lens_rows(
+                        found, pair, reader, unembedding, self.recipe.analysis.logits
+                    )
+                task.advance(1)
+        if not self.tables["baseline_difference"]:
+            return _state("lens", "impossible", "too few texts have rows at their first tokens")
+        return _state("lens", "measured")
+
+    def divergence(self) -> dict[str, str]:
+        """Fill the tables of predictions on the same text and give their state."""
+        if not self.recipe.baselines.divergence:
+            return _off("divergence")
+        pairs = pairs_of_models([source.recipe for source in self.sources])
+        if not pairs:
+            return _state("divergence", "undefined", "all sources are one model")
+        specials = [source.tokenizer.all_special_ids for source in self.sources]
+        texts = held_out_passages(self.store, specials, self.recipe.baselines.sequences)
+        for base, source in pairs:
+            scores = compare(self.sources[base], self.sources[source], (base, source), texts, self.progress)
+            if scores:
+                self.tables["baseline_divergence"] += measures(scores, (base, source))
+                self.tables["baseline_passage"] += passages(scores, (base, source))
+        if not self.tables["baseline_divergence"]:
+            return _state("divergence", "impossible", "no held-out text could be aligned")
+        return _state("divergence", "measured")
+
+
+def pairs_of_spaces(recipe: Recipe, crosscoder: Crosscoder) -> list[tuple[str, str]]:
+    """Names (base, source) of sources that share a space: the first of every space with each of the others."""
+    subtracted = [(other, one) for one, other in crosscoder.differences.values()]
+    found = [(space[0], other) for space in spaces(crosscoder, recipe.analysis) for other in space[1:]]
+    return subtracted + found
+
+
+def pairs_of_models(sources: Sequence[SourceRecipe]) -> list[tuple[int, int]]:
+    """Indexes of sources whose predictions are compared: the first, with the first of every other model."""
+    models = [(source.model, source.revision, source.adapter, source.quantization, source.chat) for source in sources]
+    return [(0, index) for index, model in enumerate(models) if model != models[0] and model not in models[:index]]
+
+
+def _diff_sae(recipe: Recipe, *, one_space: bool) -> dict[str, str]:
+    beside = recipe.beside()
+    if beside is not None:
+        return _state("diff_sae", "measured", f"{beside.name}-{beside.fingerprint()}")
+    if not one_space:
+        return _state("diff_sae", "undefined", "no two sources share a space")
+    return _off("diff_sae")
+
+
+def _off(baseline: str) -> dict[str, str]:
+    return _state(baseline, "off", "the recipe leaves it out")
+
+
+def _state(baseline: str, state: str, reason: str = "") -> dict[str, str]:
+    return {"baseline": baseline, "state": state, "reason": reason}
