@@ -161,7 +161,7 @@ def test_a_calibration_says_what_became_of_both_experiments_and_leaves_no_rows_b
     assert measures["spike-in", "shared.planted"] == 2
     assert sum(row["planted"] for row in found["spike_in"]) == 6
     assert sorted(path.name for path in (folder.calibration_work / "null").iterdir()) == [
-        "crosscoder.json", "crosscoder.safetensors", "log.txt", "metrics.jsonl", "stages.json",
+        "crosscoder.json", "crosscoder.safetensors", "metrics.jsonl", "stages.json",
     ]  # fmt: skip
 
 

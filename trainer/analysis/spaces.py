@@ -49,7 +49,7 @@ def alike(crosscoder: Crosscoder, one: str, other: str) -> float:
     parts = []
     for group in crosscoder.groups:
         if {one, other} <= set(group.writes) and not group.tied:
-            here, there = (crosscoder.weights[f"decoder.{source}.{group.name}"].float() for source in (one, other))
+            here, there = (crosscoder.weights[f"decoder.{name}.{group.name}"].detach().float() for name in (one, other))
             parts.append(torch.nn.functional.cosine_similarity(here, there, dim=1).cpu().numpy())
     return float(np.quantile(np.concatenate(parts), QUARTILE)) if parts else 0.0
 

@@ -18,7 +18,7 @@ from trainer.progress import Progress
 from trainer.recipe import Recipe, load_recipe
 from trainer.run_folder import RunFolder, home, published, write_json
 from trainer.toy.presets import Preset, preset
-from trainer.toy.scoring import MATCH
+from trainer.toy.scoring import MATCH, Calls
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "toy.yaml"
 DECIDING = ("trainer.bench.trial", "trainer.toy.presets")
@@ -35,6 +35,9 @@ HEAD = (
     "called exclusive by norm",
     "false exclusive",
     "by group",
+    "supported",
+    "recall of supported",
+    "q ≤ 0.1",
     "dead",
     "explained",
 )
@@ -43,8 +46,10 @@ HEAD = (
 LEGEND = (
     "called exclusive: living features called narrower than all sources = right + match a concept that more sources "
     "hold + match nothing, summed over the worlds; by norm a source counts when its decoder norm is at least a quarter "
-    "of the largest, by group when the feature's group writes it. false exclusive: how many of the features that match "
-    "a concept of several sources are called by norm for fewer."
+    "of the largest, by group when the feature's group writes it. supported: claims that the evidence supports, judged "
+    "on the held-out rows without the truth; recall of supported: of the exclusive concepts recovered, those whose "
+    "right call is supported; q ≤ 0.1: claims by their q-value alone. false exclusive: how many of the features that "
+    "match a concept of several sources are called by norm for fewer."
 )
 
 
@@ -186,10 +191,6 @@ def _panel(title: str, outcomes: list[Outcome], measure: Callable[[Outcome], flo
 
 def _row(outcomes: list[Outcome]) -> tuple[str, ...]:
     """One line of the table: a variant at a size, over all seeds."""
-    calls = [one.by_norm for one in outcomes]
-    sums = [sum(getattr(call, part) for call in calls) for part in ("right", "too_narrow", "nothing")]
-    groups = [one.by_group for one in outcomes]
-    declared = [sum(getattr(call, part) for call in groups) for part in ("right", "too_narrow", "nothing")]
     return (
         outcomes[0].variant,
         f"{outcomes[0].features:,}",
@@ -197,12 +198,21 @@ def _row(outcomes: list[Outcome]) -> tuple[str, ...]:
         thirds([one.exclusive_by_third for one in outcomes]),
         spread([one.shared_recall for one in outcomes]),
         thirds([one.shared_by_third for one in outcomes]),
-        f"{sum(sums)} = {sums[0]} + {sums[1]} + {sums[2]}",
-        spread([100 * call.false_exclusive_rate for call in calls], "%"),
-        f"{sum(declared)} = {declared[0]} + {declared[1]} + {declared[2]}",
+        counts([one.by_norm for one in outcomes]),
+        spread([100 * one.by_norm.false_exclusive_rate for one in outcomes], "%"),
+        counts([one.by_group for one in outcomes]),
+        counts([one.by_verdict for one in outcomes]),
+        spread([one.supported_recall for one in outcomes]),
+        counts([one.by_q_value for one in outcomes]),
         f"{100 * mean(one.dead_share for one in outcomes):.1f}%",
         f"{mean(one.variance_explained for one in outcomes):.3f}",
     )
+
+
+def counts(calls: Sequence[Calls]) -> str:
+    """Calls of all worlds together, and what they turned out to be."""
+    sums = [sum(getattr(call, part) for call in calls) for part in ("right", "too_narrow", "nothing")]
+    return f"{sum(sums)} = {sums[0]} + {sums[1]} + {sums[2]}"
 
 
 def spread(values: Sequence[float | None], unit: str = "") -> str:
@@ -221,10 +231,9 @@ def thirds(values: Sequence[tuple[float | None, ...]]) -> str:
 
 
 def _figures(one: Outcome) -> dict[str, Any]:
-    """What `--json` says of one trial; verdicts need an analysis, which this bench does not run."""
+    """What `--json` says of one trial; its `supported_recall` is of the exclusive concepts that were recovered."""
     return one.as_json() | {
         "false_exclusive_rate": one.by_norm.false_exclusive_rate,
         "precision": one.by_norm.precision,
-        "supported_precision": None,
-        "supported_recall": None,
+        "supported_precision": one.by_verdict.precision,
     }

@@ -120,10 +120,10 @@ class _Lab:
         fingerprint = fingerprint_of(self.recipe, store)
         if folder.crosscoder.is_file() and folder.finished_stages().get("train") == fingerprint:
             return Crosscoder.load(folder.path)
-        crosscoder = train(self.recipe, store, folder, self.progress)
+        train(self.recipe, store, folder, self.progress)
         write_json(folder.stages, {"train": fingerprint})
         discard(folder.checkpoints)
-        return crosscoder
+        return Crosscoder.load(folder.path)
 
 
 def _of_claims(trial: _Trial) -> dict[str, float]:
