@@ -9,6 +9,7 @@ from app.dependencies import RunResults, Runs, RunView, View
 from app.errors import NotFound
 from app.plots import curves, stacked_histogram
 from app.results import overview
+from app.results.baselines import baselines_of
 from app.results.runs import Headline, Run, all_runs, one_run, recipe_of
 from app.templates import address, as_json
 
@@ -55,6 +56,7 @@ def read_run(run: str, results: RunResults, library: Runs) -> dict[str, Any]:
         "evaluation": as_json(overview.evaluation(results)),
         "coverage": as_json(overview.coverage(results)),
         "calibration": as_json(overview.calibration(results)),
+        "baselines": as_json(baselines_of(results)),
         "norms": as_json(overview.norm_histogram(results)),
         "densities": as_json(overview.density_histogram(results)),
         "training": as_json(overview.training_curves(results)),

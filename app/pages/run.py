@@ -9,6 +9,7 @@ from fastapi.responses import HTMLResponse
 
 from app.dependencies import RunResults, Runs
 from app.results import overview
+from app.results.baselines import Baselines, baselines_of
 from app.results.connection import Source
 from app.results.owners import Owner, owners_of
 from app.results.runs import Headline, Run, headline_of, one_run, recipe_of
@@ -46,6 +47,7 @@ class RunPage:
     """Families of training curves: a measure and what it is split into."""
     coverage: list[overview.Coverage]
     calibration: list[overview.Calibration]
+    baselines: Baselines
 
 
 @router.get("/runs/{run}")
@@ -71,6 +73,7 @@ def show_run(
         curves=families(library.remember(run, "curves", overview.training_curves)),
         coverage=overview.coverage(results),
         calibration=overview.calibration(results),
+        baselines=library.remember(run, "baselines", baselines_of),
     )
     return render(request, page)
 

@@ -1,0 +1,94 @@
+"""What comparing the models says without a crosscoder, on a run's page and in its JSON twin."""
+
+import html
+from pathlib import Path
+
+from starlette.testclient import TestClient
+
+from app.main import create_app
+from app.settings import Settings
+from tests.worlds.tiny_results import RUN, write_tiny_run
+
+TOKENS = """[
+    [{'text': 'good', 'byte_end': 4}, {'text': ' <b>', 'byte_end': 8}],
+    [{'text': 'go', 'byte_end': 2}, {'text': 'od', 'byte_end': 4}, {'text': ' <b>', 'byte_end': 8}]
+]"""
+PLACES = """[
+    {'byte_end': 4, 'divergence': 0.0, 'base_surprise': 1.25, 'source_surprise': 1.25},
+    {'byte_end': 8, 'divergence': 0.35, 'base_surprise': 4.5, 'source_surprise': 0.75}
+]"""
+AMEND = (
+    """insert into baseline values ('lens', 'undefined', 'no two of a & b share a space'),
+        ('divergence', 'measured', ''), ('diff_sae', 'measured', 'tiny-0123abcd')""",
+    """insert into baseline_divergence values
+        (null, null, 0, 'surprise', 0.66, 9), (null, null, 1, 'surprise', 0.59, 9),
+        (null, 0, 1, 'surprise_apart', 0.23, 9), (null, 0, 1, 'jensen_shannon_byte', 0.034, 9),
+        (null, 0, 1, 'kl_base_source_byte', 0.22, 9), (null, 0, 1, 'kl_source_base_byte', 0.18, 9),
+        ('wiki', null, 0, 'surprise', 0.71, 9), ('wiki', null, 1, 'surprise', 0.72, 9),
+        ('wiki', 0, 1, 'surprise_apart', 0.11, 9), ('wiki', 0, 1, 'jensen_shannon_byte', 0.05, 9),
+        ('wiki', 0, 1, 'kl_base_source_byte', 0.06, 9), ('wiki', 0, 1, 'kl_source_base_byte', 0.07, 9)""",
+    f"insert into baseline_passage values (0, 1, 0, 'wiki', 7, 0.175, 0, 'good <b>', {TOKENS}, {PLACES})",
+    "insert into baseline_difference values (0, 1, 0, 2400, 3.0, 0.25, 60.0)",
+    """insert into baseline_lens values (0, 1, 0, 0, 1, ' cake', 0.9), (0, 1, 0, 0, -1, '<i>', -0.8),
+        (0, 1, 1, 0, 1, ' baking', 0.7), (0, 1, 1, 0, -1, ' the', -0.6)""",
+)
+
+
+def test_the_overview_says_what_was_measured_and_why_something_was_not(own_home: Path):
+    write_tiny_run(own_home, features=64, amend=AMEND)
+
+    with TestClient(create_app(Settings(home=own_home))) as client:
+        raw = client.get(f"/runs/{RUN}").text
+
+    section = raw[raw.index('id="without-training"') :]
+    page = html.unescape(section[: section.index("</section>")])
+    for words in ("no two of a & b share a space", "next byte", "0.660", "0.0340", "KL from smollm2", "wiki"):
+        assert words in page, words
+    assert "divergence 0.350 nats; cost smollm2 4.50, gemma3 0.750 nats" in page
+    assert 'href="/runs/tiny-0123abcd"' in page
+    assert " cake" in page and " baking" in page and "5.0 %" in page and "12.0×" in page
+    assert "<b>" not in section and "<i>" not in section, "text from the corpus is escaped"
+
+
+def test_a_place_is_shaded_by_its_divergence_against_ln_2(own_home: Path):
+    write_tiny_run(own_home, features=64, amend=AMEND)
+
+    with TestClient(create_app(Settings(home=own_home))) as client:
+        found = client.get(f"/api/v1/runs/{RUN}").json()["baselines"]
+
+    (pair,) = found["pairs"]
+    cells = pair["passages"][0]["cells"]
+    assert [cell["level"] for cell in cells] == [0, 6], "0.35 of 0.693 is a little more than five tenths"
+    assert cells[0]["tokens"] == [["good"], ["go", "od"]]
+    assert (pair["base"], pair["source"], pair["outcome"]) == ("smollm2", "gemma3", "byte")
+    assert [(part["corpus"], part["kl_source_base"]) for part in pair["parts"]] == [("", 0.18), ("wiki", 0.07)]
+    (position,) = found["differences"][0]["positions"]
+    assert (position["of_typical"], position["of_expected"]) == (0.05, 12.0)
+    assert [reading["reader"] for reading in position["readings"]] == ["smollm2", "gemma3"]
+    assert found["states"]["lens"]["state"] == "undefined"
+
+
+def test_a_run_that_says_nothing_of_baselines_has_no_such_section(own_home: Path):
+    write_tiny_run(own_home, features=64)
+
+    with TestClient(create_app(Settings(home=own_home))) as client:
+        assert "without-training" not in client.get(f"/runs/{RUN}").text
+
+
+def test_models_that_only_surprises_compare_are_shaded_by_those(own_home: Path):
+    places = PLACES.replace("'divergence': 0.35", "'divergence': null").replace(
+        "'divergence': 0.0", "'divergence': null"
+    )
+    passage = f"insert into baseline_passage values (0, 1, 0, 'wiki', 7, 0.5, 0, 'good <b>', {TOKENS}, {places})"
+    surprises = """insert into baseline_divergence values (null, null, 0, 'surprise', 0.66, 9),
+        (null, null, 1, 'surprise', 0.59, 9), (null, 0, 1, 'surprise_apart', 0.23, 9)"""
+    state = "insert into baseline values ('divergence', 'measured', '')"
+    write_tiny_run(own_home, features=64, amend=(state, surprises, passage))
+
+    with TestClient(create_app(Settings(home=own_home))) as client:
+        (pair,) = client.get(f"/api/v1/runs/{RUN}").json()["baselines"]["pairs"]
+        page = client.get(f"/runs/{RUN}").text
+
+    assert (pair["outcome"], pair["parts"][0]["jensen_shannon"]) == ("", None)
+    assert [cell["level"] for cell in pair["passages"][0]["cells"]] == [0, 10]
+    assert "Jensen" not in page
