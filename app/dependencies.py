@@ -14,10 +14,11 @@ from sqlalchemy.orm import Session
 
 from app.errors import ReaderError
 from app.labels.database import transaction
-from app.labels.panel import LabelsPanel, labels_panel
-from app.labels.store import Place, features_matching, labels_of
+from app.labels.panel import LabelsPanel, panel_of
+from app.labels.store import Place, current, features_matching, histories, labels_of
 from app.results.connection import Library, Results
 from app.results.features import order_of
+from app.results.ground import usual_of
 from app.results.listing import Listing
 from app.results.owners import Owner, owners_of
 from app.results.search import features_peaking_on, features_with_text, index_in
@@ -82,10 +83,15 @@ class LabelGlance:
 
         None and nothing when labels cannot be read.
         """
-        features = {place.feature, *others}
-        return self._ask(
-            lambda session: (labels_panel(session, place, name), labels_of(session, place.run, features)), (None, {})
-        )
+        found = self._ask(lambda session: histories(session, place.run, {place.feature, *others}), None)
+        if found is None:
+            return None, {}
+        standing = {feature: current(revisions) for feature, revisions in found.items()}
+        newest = {
+            feature: max(labels, key=lambda one: one.created_at) for feature, labels in standing.items() if labels
+        }
+        names = {feature: label.text for feature, label in newest.items()}
+        return panel_of(found[place.feature], place, name), names
 
     def _ask(self, question: Callable[[Session], Found], otherwise: Otherwise) -> Found | Otherwise:
         try:
@@ -122,6 +128,11 @@ class View:
     def owners(self) -> dict[str, Owner]:
         """Every owner of features in the run."""
         return self.library.remember(self.run, "owners", owners_of)
+
+    @property
+    def usual(self) -> dict[str, dict[str, float]]:
+        """How much of the text is of each corpus part and language."""
+        return self.library.remember(self.run, "usual", usual_of)
 
     def matching(self) -> set[int] | None:
         """Features that the list's text matches; None when it has no text."""

@@ -12,9 +12,11 @@ from fastapi import APIRouter, Path, Query
 from fastapi.responses import StreamingResponse
 
 from app.dependencies import RunView, View
+from app.results.agreement import Agreement
 from app.results.contexts import BUCKETS, Window, check_tokens, whole_context, windows_of
-from app.results.evidence import findings, verdict_in_words
-from app.results.feature import histogram_of, in_sources, logits_of, neighbours_of, one_feature
+from app.results.dossier import dossier_of
+from app.results.evidence import claim_in_words, findings, verdict_in_words
+from app.results.feature import one_feature
 from app.results.features import FeatureRow, every_feature, list_features
 from app.results.listing import PER_PAGE
 from app.results.tokens import Row
@@ -66,19 +68,23 @@ def read_feature(
 ) -> dict[str, Any]:
     """Everything on a feature's page; contexts of one bucket."""
     results = view.results
-    one = one_feature(results, feature)
-    inside, alike = in_sources(results, feature), neighbours_of(results, feature)
+    found = dossier_of(results, feature, view.usual)
+    one = found.feature
     return {
         "run": view.run,
         "file": results.file,
         **asdict(one),
         "label": view.labels.of(view.run, [feature]).get(feature),
-        "verdict_in_words": verdict_in_words(one, results.sources),
-        "sources": as_json(inside),
-        "evidence": as_json(findings(one, inside, alike)),
-        "histogram": as_json(histogram_of(results, feature)),
-        "logits": as_json(logits_of(results, feature)),
-        "neighbours": as_json(alike),
+        "verdict_in_words": verdict_in_words(one, results.sources, found.tests, found.alike),
+        "claim": as_json(claim_in_words(one, found.inside)),
+        "tests": as_json(found.tests),
+        "findings": as_json(findings(found.inside, found.alike)),
+        "sources": as_json(found.inside),
+        "ground": as_json(found.ground),
+        "agreement": _agreement(found.agreement),
+        "histogram": as_json(found.bars),
+        "logits": as_json(found.logits),
+        "neighbours": as_json(found.alike),
         "contexts": [
             window
             for first in windows_of(results, feature, bucket, "", scale=one.max_activation)
@@ -101,6 +107,18 @@ def read_context(context: Index, view: RunView, feature: Annotated[int, Query(ge
         "corpus": whole.corpus,
         "held_out": whole.held_out,
         "rows": [_row(row) for row in whole.rows],
+    }
+
+
+def _agreement(found: Agreement | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "twin": found.other,
+        "rows": [[cell.rows for cell in row] for row in found.cells],
+        "both": found.both,
+        "only_feature": found.only_feature,
+        "only_twin": found.only_twin,
     }
 
 

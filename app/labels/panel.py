@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from sqlalchemy.orm import Session
 
 from app.errors import ReaderError
-from app.labels.store import LabelConflict, Place, Revision, history
+from app.labels.store import LabelConflict, Place, Revision, current, history
 from app.labels.wording import NAME_LIMIT, NOTE_LIMIT, TEXT_LIMIT, WordingRefused
 
 
@@ -47,14 +47,17 @@ class LabelsPanel:
 
 def labels_panel(session: Session, place: Place, author: str, *, news: str = "") -> LabelsPanel:
     """The panel as this author finds it, with the own label in the form."""
-    revisions = history(session, place.run, place.feature)
-    newest = {each.author: each for each in sorted(revisions, key=lambda each: each.revision)}
-    own = newest.get(author)
+    return panel_of(history(session, place.run, place.feature), place, author, news=news)
+
+
+def panel_of(revisions: list[Revision], place: Place, author: str, *, news: str = "") -> LabelsPanel:
+    """The same from all revisions of the feature, newest first."""
+    own = max((each for each in revisions if each.author == author), key=lambda each: each.revision, default=None)
     return LabelsPanel(
         run=place.run,
         feature=place.feature,
         author=author,
-        current=[newest[name] for name in sorted(newest) if not newest[name].withdrawn],
+        current=current(revisions),
         history=revisions,
         own=own,
         text=own.text if own else "",

@@ -1,7 +1,7 @@
 """Store: every question to the labels, and every way to add one. Nothing is ever changed or removed."""
 
 import datetime
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -72,6 +72,26 @@ def history(session: Session, run: str, feature: int) -> list[Revision]:
     """Every revision of every author, newest first."""
     query = sa.select(Label).where(Label.run == run, Label.feature == feature)
     return [_revision(row) for row in session.scalars(query.order_by(Label.created_at.desc(), Label.id.desc()))]
+
+
+def histories(session: Session, run: str, features: Collection[int]) -> dict[int, list[Revision]]:
+    """Every revision of each of these features, newest first; an empty list for those that have none."""
+    # Columns instead of rows of the table: nothing is going to be changed, and a page waits for it.
+    columns = (Label.revision, Label.author, Label.text, Label.note, Label.withdrawn, Label.restores, Label.created_at)
+    query = sa.select(Label.feature, *columns).where(Label.run == run, Label.feature.in_(features))
+    found: dict[int, list[Revision]] = {feature: [] for feature in features}
+    for row in session.execute(query.order_by(Label.created_at.desc(), Label.id.desc())):
+        found[row.feature].append(Revision(*row[1:]))
+    return found
+
+
+def current(revisions: Iterable[Revision]) -> list[Revision]:
+    """Every author's label as it stands, by author; withdrawn ones are left out."""
+    newest: dict[str, Revision] = {}
+    for each in revisions:
+        if each.author not in newest or each.revision > newest[each.author].revision:
+            newest[each.author] = each
+    return [newest[author] for author in sorted(newest) if not newest[author].withdrawn]
 
 
 def save_label(session: Session, place: Place, author: str, *, text: str, note: str, based_on: int) -> Revision:

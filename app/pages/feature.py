@@ -13,25 +13,17 @@ from app.errors import BadQuery
 from app.labels.panel import LabelsPanel
 from app.labels.store import Place
 from app.labels.wording import NAME_COOKIE, name_in_cookie
+from app.results.agreement import Agreement
 from app.results.connection import Source
 from app.results.contexts import BUCKETS, Bucket, Window, buckets_of, check_tokens, kept_of, windows_of
-from app.results.evidence import Finding, findings, verdict_in_words
-from app.results.feature import (
-    Bar,
-    Feature,
-    InSource,
-    Logits,
-    Neighbour,
-    histogram_of,
-    in_sources,
-    logits_of,
-    neighbours_of,
-    one_feature,
-    strongest,
-)
+from app.results.dossier import dossier_of
+from app.results.evidence import Finding, claim_in_words, findings, unity_in_words, verdict_in_words
+from app.results.feature import Bar, Feature, InSource, Logits, Neighbour, strongest
 from app.results.features import Neighbours, neighbours
+from app.results.ground import Ground
 from app.results.listing import Listing
 from app.results.owners import Owner, owner_of
+from app.results.rule import Test
 from app.steering import SteerForm, panel_form
 from app.templates import render
 
@@ -80,7 +72,16 @@ class FeaturePage:
     verdict: str
     label: str | None
     inside: list[InSource]
-    evidence: list[Finding]
+    claim: Finding | None
+    """Where its claim comes from; None without one."""
+    tests: list[Test]
+    """Of its claim."""
+    findings: list[Finding]
+    """What is known instead where there are none."""
+    agreement: Agreement | None
+    """With its strongest twin."""
+    ground: Ground
+    unity: str | None
     bars: list[Bar]
     logits: list[Logits]
     strongest_logit: float
@@ -106,10 +107,8 @@ def show_feature(
     """The page of a feature."""
     results, run = view.results, view.run
     reading.check(results.sources)
-    one = one_feature(results, feature)
-    alike = neighbours_of(results, feature)
-    inside = in_sources(results, feature)
-    logits = logits_of(results, feature)
+    found = dossier_of(results, feature, view.usual)
+    one, inside, alike = found.feature, found.inside, found.alike
     kept = kept_of(results, feature)
     place = Place(run, feature, one.content_hash)
     panel, names = view.labels.around(place, name_in_cookie(name), [each.feature for each in alike])
@@ -120,13 +119,18 @@ def show_feature(
         owners=view.owners,
         owner=owner_of(one.owner, results.sources),
         feature=one,
-        verdict=verdict_in_words(one, results.sources),
+        verdict=verdict_in_words(one, results.sources, found.tests, alike),
         label=names.get(feature),
         inside=inside,
-        evidence=findings(one, inside, alike),
-        bars=histogram_of(results, feature),
-        logits=logits,
-        strongest_logit=strongest(logits),
+        claim=claim_in_words(one, inside),
+        tests=found.tests,
+        findings=[] if found.tests else findings(inside, alike),
+        agreement=found.agreement,
+        ground=found.ground,
+        unity=unity_in_words(one),
+        bars=found.bars,
+        logits=found.logits,
+        strongest_logit=strongest(found.logits),
         alike=alike,
         labels=names,
         reading=reading,

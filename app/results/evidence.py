@@ -5,11 +5,8 @@ from dataclasses import dataclass
 
 from app.results.connection import Source
 from app.results.feature import Feature, InSource, Neighbour
+from app.results.rule import Test, question
 
-DENSE_ABOVE = 0.1
-"""Features that fire on more than this share of rows are seldom about one thing."""
-FEW_BELOW = 30
-"""Fewer firings than this tell little."""
 TWIN_ABOVE = 0.5
 """Correlation from which a feature of another owner is likely to mean the same."""
 
@@ -21,114 +18,124 @@ class Finding:
     measure: str
     value: float
     kind: str
-    """share, number or ratio: how the value is written."""
+    """share or number: how the value is written."""
     meaning: str
-    warning: bool = False
 
 
-def verdict_in_words(feature: Feature, sources: Sequence[Source]) -> str:
-    """Whose feature it is and how well that is known, in one sentence."""
+def verdict_in_words(
+    feature: Feature, sources: Sequence[Source], tests: Sequence[Test] = (), alike: Sequence[Neighbour] = ()
+) -> str:
+    """Whose feature it is and how well that is known, in a sentence that can stand in a report."""
     if feature.firings == 0:
         return "Dead: it never fired on the rows analysed, so nothing can be said about it."
+    if feature.owner in ("shared", "other"):
+        return _unclaimed(feature, sources)
+    owner, several = feature.owner.replace("+", " and "), "+" in feature.owner
+    members = feature.owner.split("+")
+    others = _listed([source.name for source in sources if source.name not in members]) or "any other source"
+    if feature.verdict == "supported":
+        return _supported(feature, owner, others, several=several)
+    claim = f"Only {owner} write{'' if several else 's'} this feature"
+    if feature.verdict == "refuted":
+        return f"{claim}, but the tests refute that this is a difference: {_refuted(feature, others, tests, alike)}."
+    if feature.verdict == "undecided":
+        return f"{claim}; the tests leave it undecided: {_undecided(feature, tests)}."
+    return f"{claim} — a candidate, not yet tested."
+
+
+def _unclaimed(feature: Feature, sources: Sequence[Source]) -> str:
     if feature.owner == "shared":
         return f"Shared: {'both' if len(sources) == 2 else 'all'} sources write it about equally."
-    if feature.owner == "other":
-        return "Neither shared nor exclusive: one source writes it clearly more than the other, none of them alone."
-    several = "+" in feature.owner
-    only = f"Only {feature.owner.replace('+', ' and ')} write{'' if several else 's'} this feature"
-    level = f" (q = {feature.q_value:.2g})" if feature.q_value is not None else ""
-    endings = {
-        "supported": f", and the tests support it{level}.",
-        "refuted": f", but the tests refute that only its owner has it{level}.",
-        "undecided": f"; the tests leave it undecided{level}.",
-    }
-    return only + endings.get(feature.verdict, " — a candidate, not yet tested.")
+    return "Neither shared nor exclusive: one source writes it clearly more than the other, none of them alone."
 
 
-def findings(feature: Feature, inside: Sequence[InSource], neighbours: Sequence[Neighbour]) -> list[Finding]:
-    """Every measure that bears on the claim, strongest evidence first; measures not taken are left out."""
-    found = [*_scaling(feature, inside), *_readouts(inside), *_twins(feature, neighbours), *_norms(feature, inside)]
-    return [*found, *_firing(feature)]
+def _supported(feature: Feature, owner: str, others: str, *, several: bool) -> str:
+    has = "have" if several else "has"
+    level = "" if feature.q_value is None else f" (q = {feature.q_value:.2g})"
+    if feature.kind == "weaker":
+        return (
+            f"{owner} {has} this feature and {others} {_has_less(others)} of it, and the tests support that, of the "
+            f"kind “weaker”: a part of it can be told from {others} too{level}."
+        )
+    kind = (
+        f", of the kind “absent”: next to nothing of it can be told from {others}" if feature.kind == "absent" else ""
+    )
+    return f"Only {owner} {has} this feature, and the tests support it{kind}{level}."
 
 
-def _scaling(feature: Feature, inside: Sequence[InSource]) -> list[Finding]:
-    found = []
-    for each in inside:
-        if each.name == feature.owner:
-            continue
-        for value, target in ((each.nu_reconstruction, "reconstruction"), (each.nu_error, "error")):
-            if value is not None:
-                meaning = (
-                    f"Scaling the owner's feature to fit {each.name}'s {target}: near 0 it is truly absent there, "
-                    "near 1 it is there after all."
-                )
-                found.append(Finding(f"ν {target}, {each.name}", value, "number", meaning, warning=value > 0.5))
-    return found
+def _has_less(others: str) -> str:
+    """*has less*, or *have less* for several sources."""
+    return "have less" if " and " in others else "has less"
 
 
-def _readouts(inside: Sequence[InSource]) -> list[Finding]:
-    meaning = "Part of the feature's activation that {name} alone predicts linearly; high means {name} knows it too."
-    return [
-        Finding(f"readout from {each.name}", each.readout, "share", meaning.format(name=each.name))
+def _refuted(feature: Feature, others: str, tests: Sequence[Test], alike: Sequence[Neighbour]) -> str:
+    twin = closest_twin(alike)
+    if feature.kind == "analogue" and twin is not None:
+        return f"feature {twin.feature} ({twin.owner}) fires on the same rows, so it is an analogue"
+    reasons = [question(one.test).otherwise for one in tests if one.says == "refutes"]
+    return next((reason for reason in reasons if reason), f"{others} has it as well")
+
+
+def _undecided(feature: Feature, tests: Sequence[Test]) -> str:
+    reasons = [question(one.test).otherwise or one.name for one in tests if one.says == "doubts"]
+    if not reasons and feature.q_value is None:
+        return "there was nothing known to be false to hold it against"
+    if not reasons:
+        return f"false claims look as strong too often (q = {feature.q_value:.2g})"
+    return _listed(reasons[:3])
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def closest_twin(alike: Sequence[Neighbour]) -> Neighbour | None:
+    """The feature of another owner that fires most on the same rows."""
+    twins = [one for one in alike if one.kind == "twin" and one.correlation is not None]
+    return max(twins, key=lambda one: one.correlation or 0.0, default=None)
+
+
+def claim_in_words(feature: Feature, inside: Sequence[InSource]) -> Finding | None:
+    """Where a claim comes from, which is no evidence for it; None without one."""
+    if not feature.claimed:
+        return None
+    members = feature.owner.split("+")
+    share = sum(each.norm_share for each in inside if each.name in members)
+    silent = [each.name for each in inside if not each.writes]
+    if silent and not {each.name for each in inside if each.writes} - set(members):
+        why = f"The group “{feature.group}” cannot write to {' or '.join(silent)}: this is so by construction."
+    else:
+        why = "It was free to take any value; training with a sparse dictionary often exaggerates it."
+    return Finding("Norm share", share, "share", why)
+
+
+def findings(inside: Sequence[InSource], alike: Sequence[Neighbour]) -> list[Finding]:
+    """What is known of a feature that makes no claim; measures not taken are left out."""
+    found = [
+        Finding(
+            f"Told from {each.name}",
+            each.readout,
+            "share",
+            f"Part of the feature's activation that {each.name}'s activations predict linearly.",
+        )
         for each in inside
         if each.readout is not None
     ]
-
-
-def _twins(feature: Feature, neighbours: Sequence[Neighbour]) -> list[Finding]:
-    twins = [one for one in neighbours if one.kind == "twin" and one.correlation is not None]
-    if not twins:
-        return []
-    best = max(twins, key=lambda one: one.correlation or 0.0)
-    value = best.correlation or 0.0
-    claimed = feature.owner not in ("shared", "other")
-    likely = value >= TWIN_ABOVE
-    meaning = f"Feature {best.feature} ({best.owner}) fires on the same rows to this degree; " + (
-        "it probably says the same thing." if likely else "too little to be the same thing."
-    )
-    return [Finding("closest twin, correlation", value, "number", meaning, warning=likely and claimed)]
-
-
-def _norms(feature: Feature, inside: Sequence[InSource]) -> list[Finding]:
-    found = []
-    silent = [each.name for each in inside if not each.writes]
-    for each in inside:
-        if silent:
-            meaning = (
-                f"The group “{feature.group}” cannot write to {' or '.join(silent)}: "
-                "this is so by construction and no evidence."
-            )
-        else:
-            meaning = f"{each.name}'s part of the decoder norms; it was free to take any value."
-        found.append(Finding(f"norm share of {each.name}", each.norm_share, "share", meaning))
-    return found if not silent else found[:1] if inside[0].writes else found[-1:]
-
-
-def _firing(feature: Feature) -> list[Finding]:
-    found = [
-        Finding(
-            "density",
-            feature.density,
-            "share",
-            f"{feature.firings:,} firings in {feature.documents or 0:,} documents; "
-            + (
-                "so dense that it is seldom about one thing."
-                if feature.density > DENSE_ABOVE
-                else "few, so every figure here is uncertain."
-                if feature.firings < FEW_BELOW
-                else "an ordinary number."
-            ),
-            warning=feature.density > DENSE_ABOVE or feature.firings < FEW_BELOW,
-        )
+    found += [
+        Finding(f"Norm share of {each.name}", each.norm_share, "share", "Part of its decoder norms.") for each in inside
     ]
-    if feature.template_share is not None:
-        meaning = "Part of its firings on chat-template positions; high means it may only mark the format."
-        found.append(Finding("template share", feature.template_share, "share", meaning, feature.template_share > 0.5))
-    if feature.first_token_share is not None:
-        meaning = "Part of its firings in the first eight rows of a sequence; high means it may mark the position."
-        share = feature.first_token_share
-        found.append(Finding("first-token share", share, "share", meaning, warning=share > 0.5))
-    if feature.corpus_share is not None:
-        meaning = f"Part of its firings in the corpus part “{feature.corpus}”, which holds most of them."
-        found.append(Finding("main corpus share", feature.corpus_share, "share", meaning))
+    twin = closest_twin(alike)
+    if twin is not None and twin.correlation is not None:
+        likely = "it probably says the same thing" if twin.correlation >= TWIN_ABOVE else "too little to be the same"
+        meaning = f"Feature {twin.feature} ({twin.owner}) fires on the same rows to this degree; {likely}."
+        found.append(Finding("Closest twin", twin.correlation, "number", meaning))
     return found
+
+
+def unity_in_words(feature: Feature) -> str | None:
+    """Whether it stands for one thing, as far as activations tell; None when that is not known."""
+    if feature.unity is None:
+        return None
+    if feature.polysemous:
+        return "It may stand for several things: activations at two of its firings have next to nothing in common"
+    return "Activations at two of its firings have something in common, as they do for one thing"

@@ -1,4 +1,4 @@
-"""One feature: its measures, what it is in each source, its histogram, logits and neighbours."""
+"""One feature: its measures, what it is in each source, its histogram, logits and neighbours, as pages show them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +32,33 @@ class Feature:
     verdict: str
     q_value: float | None
     score: float | None
+    language: str | None = None
+    """The language that most of its firings are in."""
+    language_share: float | None = None
+    unity: float | None = None
+    """How alike the activations are where it fires; 0 for rows that have nothing in common."""
+    polysemous: bool | None = None
+    """Whether unity is so low that it may stand for several things."""
+    readout_ratio: float | None = None
+    """What the others' activations tell of it over what its owner's tell."""
+    kind: str | None = None
+    """absent, weaker or analogue: how the owner differs, if the claim stands."""
+    found_in: int | None = None
+    """Other runs of the comparison that have it too."""
+    looked_in: int | None = None
+    """Other runs that were looked through."""
+
+    @property
+    def claimed(self) -> bool:
+        """Whether some source is said to lack it."""
+        return bool(self.verdict)
+
+
+COLUMNS = """
+    feature, group_name, content_hash, owner, firings, density, max_activation, mean_activation, template_share,
+    first_token_share, documents, main_corpus, main_corpus_share, verdict, q_value, score, main_language,
+    main_language_share, unity, polysemous, readout_ratio, kind, found_in, looked_in
+"""
 
 
 @dataclass(frozen=True)
@@ -100,14 +127,8 @@ class Neighbour:
 
 def one_feature(results: Results, feature: int) -> Feature:
     """The feature's measures. Raises FeatureNotFound."""
-    row = results.row(
-        """
-        select feature, group_name, content_hash, owner, firings, density, max_activation, mean_activation,
-            template_share, first_token_share, documents, main_corpus, main_corpus_share, verdict, q_value, score
-        from feature where feature = $feature
-        """,
-        feature=feature,
-    )
+    sql = f"select {COLUMNS} from feature where feature = $feature"  # noqa: S608 - our names
+    row = results.row(sql, feature=feature)
     if row is None:
         raise FeatureNotFound(results.run, feature, count=results.features)
     return Feature(*row)
@@ -124,39 +145,6 @@ def in_sources(results: Results, feature: int) -> list[InSource]:
         feature=feature,
     )
     return [InSource(source, names[source], *rest) for source, *rest in rows]
-
-
-def histogram_of(results: Results, feature: int) -> list[Bar]:
-    """Bins of the feature's activations, weakest first; empty bins are left out."""
-    rows = results.rows("select low, high, count from histogram where feature = $feature order by low", feature=feature)
-    return [Bar(*row) for row in rows]
-
-
-def logits_of(results: Results, feature: int) -> list[Logits]:
-    """Tokens promoted and suppressed in every source that the feature writes to and that has logits."""
-    rows = results.rows(
-        "select source, abs(rank), rank > 0, token, effect from logit where feature = $feature", feature=feature
-    )
-    found: dict[int, tuple[list[Logit], list[Logit]]] = {}
-    for source, _, up, token, effect in sorted(rows):
-        promoted, suppressed = found.setdefault(source, ([], []))
-        (promoted if up else suppressed).append(Logit(token, effect))
-    return [Logits(source, tuple(up), tuple(down)) for source, (up, down) in found.items()]
-
-
-def neighbours_of(results: Results, feature: int) -> list[Neighbour]:
-    """Features alike: twins first, each kind by correlation."""
-    rows = results.rows(
-        """
-        select n.other, n.kind, f.owner, f.density, n.cosine, n.correlation
-        from neighbour n join feature f on f.feature = n.other
-        where n.feature = $feature
-        order by case n.kind when 'twin' then 0 when 'similar' then 1 else 2 end,
-            n.correlation desc nulls last, n.cosine desc nulls last, n.other
-        """,
-        feature=feature,
-    )
-    return [Neighbour(*row) for row in rows]
 
 
 def strongest(logits: Sequence[Logits]) -> float:

@@ -138,7 +138,7 @@ def test_the_feature_page_says_whose_it_is_and_that_it_is_untested(reader: TestC
     page = html.unescape(reader.get(f"{LIST}/200").text)
 
     assert "Only smollm2 writes this feature — a candidate, not yet tested." in page
-    assert "cannot write to gemma3: this is so by construction and no evidence." in page
+    assert "cannot write to gemma3: this is so by construction." in page
 
 
 def test_both_tokenizations_stand_in_the_same_row(reader: TestClient, tables: duckdb.DuckDBPyConnection):
@@ -247,8 +247,8 @@ def test_a_run_with_one_source_is_shown_as_well(own_home: Path):
 @pytest.mark.parametrize(
     ("verdict", "words"),
     [
-        ("supported", "Only gemma3 writes this feature, and the tests support it (q = 0.012)."),
-        ("refuted", "but the tests refute that only its owner has it"),
+        ("supported", "Only gemma3 has this feature, and the tests support it (q = 0.012)."),
+        ("refuted", "but the tests refute that this is a difference: smollm2 has it as well"),
         ("undecided", "the tests leave it undecided"),
     ],
 )
