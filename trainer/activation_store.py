@@ -24,6 +24,8 @@ from trainer.run_folder import published, write_json
 FORMAT, VERSION = "crossdiff.activations", 1
 PLACES = ("document", "position", "byte_end")
 """Tensors that say where in the text a row lies; absent in stores without documents."""
+MAPPED_BYTES = 2**28
+"""Of a large shard so much is read before it is mapped anew: pages of a mapping count as memory until it goes."""
 DTYPES = ("bfloat16", "float16", "float32")
 
 Rows = dict[str, Tensor]
@@ -108,6 +110,11 @@ class ActivationStore:
         """Width of each source by name."""
         return {source.name: source.width for source in self.sources}
 
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of one row's activations."""
+        return sum(source.width * getattr(torch, source.dtype).itemsize for source in self.sources)
+
     def count(self, split: Split) -> int:
         """Rows of a split."""
         return sum(shard.rows for shard in self.shards(split))
@@ -126,11 +133,16 @@ class ActivationStore:
     def blocks(self, split: Split | None = None, *, rows: int = 8192) -> Iterator[Block]:
         """All rows of a split in stored order, at most `rows` at a time and never across shards."""
         for shard in self.shards(split):
-            whole = self.read(shard)
-            for first in range(0, shard.rows, rows):
-                part = slice(first, min(first + rows, shard.rows))
-                places = (None if place is None else place[part] for place in whole[1:])
-                yield Block({name: tensor[part] for name, tensor in whole.rows.items()}, *places)
+            yield from self._blocks_of(shard, rows)
+
+    def _blocks_of(self, shard: Shard, rows: int) -> Iterator[Block]:
+        mapped = max(MAPPED_BYTES // self.bytes_per_row // rows, 1) * rows
+        for first in range(0, shard.rows, rows):
+            if first % mapped == 0:  # what was read leaves memory with the mapping it came from
+                whole = self.read(shard)
+            part = slice(first, min(first + rows, shard.rows))
+            places = (None if place is None else place[part] for place in whole[1:])
+            yield Block({name: tensor[part] for name, tensor in whole.rows.items()}, *places)
 
     def documents(self, only: list[int] | None = None, *, columns: list[str] | None = None) -> pa.Table | None:
         """The sequences' texts and tokens, or None; all of them, or `only` those of these numbers and `columns`."""
@@ -150,13 +162,15 @@ class ActivationStore:
         for shard in self.manifest.shards:
             if sha256_of(self.path / shard.file) != shard.sha256:
                 raise StoreError(f"{self.path / shard.file}: checksum differs from the manifest. Copy the file again.")
-            for name, tensor in self.read(shard).rows.items():
-                bad = int((~torch.isfinite(tensor)).any(dim=1).sum())
-                if bad:
-                    raise StoreError(
-                        f"{self.path / shard.file}: {bad} of {shard.rows} rows of {name!r} are NaN or infinite. "
-                        "Harvest them again in bfloat16 or float32 (float16 overflows in some models)."
-                    )
+            bad = dict.fromkeys(self.widths, 0)
+            for block in self._blocks_of(shard, 8192):
+                for name, tensor in block.rows.items():
+                    bad[name] += int((~torch.isfinite(tensor)).any(dim=1).sum())
+            for name in filter(bad.get, bad):
+                raise StoreError(
+                    f"{self.path / shard.file}: {bad[name]} of {shard.rows} rows of {name!r} are NaN or infinite. "
+                    "Harvest them again in bfloat16 or float32 (float16 overflows in some models)."
+                )
 
     def _check_shapes(self, shard: Shard) -> None:
         path = self.path / shard.file

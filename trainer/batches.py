@@ -1,16 +1,35 @@
 """Batches: shuffled rows of an activation store, the same for the same seed, from any step on.
 
 Shards are taken in a random order, a window of several at a time, and rows are permuted inside the window; so rows
-of one document land far apart while reading stays in large blocks.
+of one document land far apart while reading stays in large blocks. Windows are mapped, not read, and the mapping goes
+with the window: memory does not grow with the store.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from trainer.activation_store import ActivationStore, Rows, Shard
+
+WINDOW_ROWS = 2**19
+WINDOW_BYTES = 2**30
+"""A window of the demo's size; wide sources have fewer rows in theirs."""
+
+
+def window_rows(bytes_per_row: int) -> int:
+    """Rows shuffled together at most, for rows of so many bytes."""
+    return max(1, min(WINDOW_ROWS, WINDOW_BYTES // bytes_per_row))
+
+
+class Piece(NamedTuple):
+    """Consecutive rows of one shard."""
+
+    shard: Shard
+    first: int
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -21,8 +40,8 @@ class Batches:
     batch: int
     """Rows per batch."""
     seed: int
-    window: int = 2**19
-    """Rows shuffled together at most, unless one shard is larger."""
+    window: int | None = None
+    """Rows shuffled together at most; `window_rows` by default. A larger shard comes in several pieces."""
 
     @property
     def per_epoch(self) -> int:
@@ -34,13 +53,13 @@ class Batches:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         skip, left = first * self.batch, self.per_epoch - first
         carried: Rows = {}
-        for shards in self._windows(generator):
-            count = sum(shard.rows for shard in shards)
+        for pieces in self._windows(generator):
+            count = sum(piece.rows for piece in pieces)
             order = torch.randperm(count, generator=generator)
             if skip >= count:
                 skip -= count
                 continue
-            window = _Window(self.store, shards)
+            window = _Window(self.store, pieces)
             order, skip = order[skip:], 0
             while len(order):
                 wanted = self.batch - _length(carried)
@@ -51,24 +70,29 @@ class Batches:
                     yield carried
                     carried, left = {}, left - 1
 
-    def _windows(self, generator: torch.Generator) -> Iterator[list[Shard]]:
-        shards = self.store.shards("train")
-        window: list[Shard] = []
-        for index in torch.randperm(len(shards), generator=generator).tolist():
-            if window and sum(shard.rows for shard in window) + shards[index].rows > self.window:
+    def _windows(self, generator: torch.Generator) -> Iterator[list[Piece]]:
+        most = self.window or window_rows(self.store.bytes_per_row)
+        pieces = [piece for shard in self.store.shards("train") for piece in _cut(shard, most)]
+        window: list[Piece] = []
+        for index in torch.randperm(len(pieces), generator=generator).tolist():
+            if window and sum(piece.rows for piece in window) + pieces[index].rows > most:
                 yield window
                 window = []
-            window.append(shards[index])
+            window.append(pieces[index])
         if window:
             yield window
 
 
 class _Window:
-    """Several mapped shards, addressed as one."""
+    """Several mapped pieces of shards, addressed as one."""
 
-    def __init__(self, store: ActivationStore, shards: list[Shard]) -> None:
-        self._parts = [store.read(shard).rows for shard in shards]
-        self._begins = torch.tensor([0, *(shard.rows for shard in shards)]).cumsum(0)
+    def __init__(self, store: ActivationStore, pieces: list[Piece]) -> None:
+        whole = {shard: store.read(shard).rows for shard in {piece.shard for piece in pieces}}
+        self._parts = [
+            {name: x[piece.first : piece.first + piece.rows] for name, x in whole[piece.shard].items()}
+            for piece in pieces
+        ]
+        self._begins = torch.tensor([0, *(piece.rows for piece in pieces)]).cumsum(0)
 
     def take(self, index: Tensor) -> Rows:
         """Rows by index int64 [n]."""
@@ -81,6 +105,11 @@ class _Window:
             for name in names:
                 out[name].index_copy_(0, mine, rows[name].index_select(0, local))
         return out
+
+
+def _cut(shard: Shard, most: int) -> list[Piece]:
+    """A shard in pieces of at most so many rows."""
+    return [Piece(shard, first, min(most, shard.rows - first)) for first in range(0, shard.rows, most)]
 
 
 def _length(rows: Rows) -> int:

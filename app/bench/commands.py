@@ -55,6 +55,16 @@ def train(variant: str | None, widths: str, rounds: int, as_json: bool, **number
 
 
 @bench.command()
+@rounds_option
+@json_option
+def store(rounds: int, as_json: bool) -> None:
+    """Shuffled batches read from a store, against training on them."""
+    from trainer.bench.store import bench_store
+
+    _show(bench_store(rounds=rounds), as_json)
+
+
+@bench.command()
 @click.option("--rows", type=click.IntRange(2048), default=200_000, show_default=True, help="Rows; then twice as many.")
 @click.option("--widths", default="576,640", show_default=True, help="Widths of the two sources.")
 @click.option("--features", type=click.IntRange(64), default=8192, show_default=True, help="Size of the dictionary.")
