@@ -4,6 +4,7 @@ Numba compiles a loop on first use and keeps the machine code for the next proce
 the loops; callers use torch where they do not, and everywhere when numba is not there.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -158,4 +159,6 @@ def _loop(name: str) -> Loop:
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
+    if hasattr(os, "register_at_fork"):  # threads do not survive a fork
+        os.register_at_fork(after_in_child=_pool.cache_clear)
     return ThreadPoolExecutor(threads, thread_name_prefix="loop")

@@ -7,8 +7,18 @@ work. Sums run in a fixed order: results do not depend on the number of threads.
 import numpy as np
 from numba import njit
 
-compiled = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+OPTIONS = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}}
 """Sums may be reordered as vector instructions do it; NaN and infinity keep their meaning."""
+
+
+def compiled(loop):
+    """A loop that is compiled when it is first called, and kept for the next process where there is a place for it."""
+    try:
+        return njit(cache=True, **OPTIONS)(loop)
+    except RuntimeError:  # neither this folder nor the user's cache can be written
+        return njit(**OPTIONS)(loop)
+
+
 STRIDE = 32
 """Entries looked at together when few of them are wanted."""
 
