@@ -7,7 +7,7 @@ import pytest
 
 from tests.worlds.tiny_activations import tiny_activations
 from tests.worlds.tiny_diff import tiny_diff
-from trainer.commands import run
+from trainer.commands import calibrate_run, run
 from trainer.errors import RecipeError, StoreError
 from trainer.progress import read_progress
 
@@ -22,7 +22,7 @@ def test_a_run_leaves_published_results_with_the_features_of_both_models(recipe)
 
     state = read_progress(folder)
     assert state["status"] == "finished"
-    assert [stage["state"] for stage in state["stages"]] == ["done"] * 4
+    assert [stage["state"] for stage in state["stages"]] == ["done", "done", "done", "skipped", "done"]
     with duckdb.connect(str(folder.results()), read_only=True) as results:
         assert results.sql("select name from source order by source").fetchall() == [("left",), ("right",)]
         assert results.sql("select count(*) from feature").fetchall() == [(48,)]
@@ -38,13 +38,13 @@ def test_a_second_run_does_nothing_and_a_change_redoes_only_what_depends_on_it(r
     weights, published = folder.weights.stat().st_mtime_ns, folder.results()
 
     run(recipe)
-    assert [stage["state"] for stage in read_progress(folder)["stages"]] == ["skipped"] * 4
+    assert [stage["state"] for stage in read_progress(folder)["stages"]] == ["skipped"] * 5
     assert folder.weights.stat().st_mtime_ns == weights and folder.results() == published
 
     other = run(recipe, ("training.seed=1",))
     states = {stage["stage"]: stage["state"] for stage in read_progress(other)["stages"]}
     assert other.path != folder.path
-    assert states == {"harvest": "done", "train": "done", "evaluate": "done", "analyse": "done"}
+    assert states == dict.fromkeys(("harvest", "train", "evaluate", "analyse"), "done") | {"calibrate": "skipped"}
     assert json.loads(other.store.read_text()) == json.loads(folder.store.read_text()), "the harvest is shared"
 
 
@@ -58,6 +58,49 @@ def test_training_on_a_store_that_something_else_wrote_needs_no_models(tmp_path)
     with duckdb.connect(str(folder.results()), read_only=True) as results:
         assert results.sql("select name, width from source order by source").fetchall() == [("left", 12), ("right", 20)]
         assert results.sql("select count(*) from context").fetchall() == [(0,)]
+
+
+CALIBRATED = """
+name: mine
+crosscoder: {features: 40, exclusive_share: 0.1, sparsity: {k: 3}}
+training: {batch: 64}
+calibration: {rows: 1500, amplitudes: [0.8], frequencies: [0.03], per_cell: 2}
+"""
+
+
+def _spike_ins(folder):
+    with duckdb.connect(str(folder.results()), read_only=True) as results:
+        return results.sql("select placement, source, planted from spike_in order by all").fetchall()
+
+
+def test_a_recipe_can_ask_for_calibration_and_gets_it_once(tmp_path):
+    tiny_activations(tmp_path / "store")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(CALIBRATED)
+
+    folder = run(recipe, activations=tmp_path / "store")
+    states = [stage["state"] for stage in read_progress(folder)["stages"]]
+    run(recipe, activations=tmp_path / "store")
+
+    assert states == ["done"] * 5
+    assert [stage["state"] for stage in read_progress(folder)["stages"]] == ["skipped"] * 5
+    assert _spike_ins(folder) == [("exclusive", 0, 2), ("exclusive", 1, 2), ("shared", None, 2)]
+
+
+def test_a_finished_run_is_calibrated_later_and_published_again(tmp_path):
+    tiny_activations(tmp_path / "store")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(CALIBRATED[: CALIBRATED.index("calibration")])
+    folder = run(recipe, activations=tmp_path / "store")
+    before = folder.results()
+    assert _spike_ins(folder) == []
+
+    calibrate_run(folder, ("calibration.rows=1000", "calibration.per_cell=1", "calibration.frequencies=[0.05]"))
+
+    assert folder.results() != before
+    assert sum(planted for *_, planted in _spike_ins(folder)) == 9
+    with pytest.raises(RecipeError, match="rwos"):
+        calibrate_run(folder, ("calibration.rwos=1000",))
 
 
 def test_a_store_with_nan_is_refused_before_training(tmp_path):
