@@ -37,6 +37,7 @@ from trainer.recipe_parts import (
     Part,
     SourceRecipe,
     SparsityRecipe,
+    StreamRecipe,
     TrainingRecipe,
 )
 
@@ -56,6 +57,7 @@ __all__ = [
     "Recipe",
     "SourceRecipe",
     "SparsityRecipe",
+    "StreamRecipe",
     "TrainingRecipe",
     "VerdictRecipe",
     "load_recipe",
@@ -66,7 +68,7 @@ __all__ = [
 SHARED_IN_A_SWEEP = ("training.batch", "training.epochs", "training.shuffle_seed", "training.device")
 """Settings that decide which rows come when and where: runs trained side by side have them in common."""
 
-LATER = (("", "imported"), ("", "calibration"), ("crosscoder", "damp_above"))
+LATER = (("", "imported"), ("", "calibration"), ("crosscoder", "damp_above"), ("harvest", "stream"))
 """Section and key of what recipes could not say at first; without it they mean what they meant."""
 
 
@@ -94,6 +96,14 @@ class Recipe(Part):
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
             raise ValueError(f"two sources have the same name: {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _streamed_once(self) -> "Recipe":
+        if self.harvest.stream is not None and self.training.epochs != 1:
+            raise ValueError("harvest.stream reads every row once: set training.epochs to 1, or leave it out")
+        if self.harvest.stream is not None and (self.sweep or self.baselines.diff_sae):
+            raise ValueError("harvest.stream feeds one training: leave out `sweep` and baselines.diff_sae, or it")
         return self
 
     def fingerprint(self) -> str:
@@ -136,7 +146,10 @@ class Recipe(Part):
         if not self.baselines.diff_sae or self.crosscoder.variant == "diff_sae":
             return None
         data = self.model_dump(mode="json")
-        data["crosscoder"]["variant"], data["baselines"]["diff_sae"] = "diff_sae", False
+        data["baselines"]["diff_sae"], data["calibration"] = False, None
+        # It has one source, which no name in these settings means.
+        data["crosscoder"] |= {"variant": "diff_sae", "inputs": (), "targets": ()}
+        data["analysis"]["same_space"] = "auto"
         return parse_recipe(data, origin=f"diff-SAE beside {self.name}")
 
     def to_yaml(self) -> str:

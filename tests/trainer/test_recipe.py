@@ -87,6 +87,26 @@ def test_a_sweep_gives_every_combination_complete_in_itself():
     assert found == [(0, 64, {}), (0, 128, {}), (1, 64, {}), (1, 128, {})]
 
 
+def test_a_diff_sae_beside_a_run_is_the_same_recipe_otherwise():
+    plain = {"name": "x", "analysis": {"same_space": [["a", "b"]]}, "crosscoder": {"features": 64, "targets": ["b"]}}
+    recipe = parse_recipe(plain | {"baselines": {"diff_sae": True}}, origin="here")
+
+    first, beside = recipe.variants()
+
+    assert first == recipe
+    assert (beside.crosscoder.variant, beside.crosscoder.features, beside.training) == ("diff_sae", 64, recipe.training)
+    assert beside.analysis.same_space == "auto" and beside.crosscoder.targets == ()
+    assert beside.variants() == (beside,) and beside.fingerprint() != recipe.fingerprint()
+    assert len(parse_recipe(plain, origin="here").variants()) == 1
+
+
+def test_recipes_from_before_there_were_baselines_keep_their_run():
+    said = parse_recipe({"name": "x", "baselines": {"lens": True}}, origin="here")
+
+    assert "baselines" not in said.identity()
+    assert parse_recipe({"name": "x", "baselines": {"lens": False}}, origin="here").fingerprint() != said.fingerprint()
+
+
 def test_the_demo_recipe_is_valid():
     recipe = load_recipe(Path(__file__).parents[2] / "trainer" / "recipes" / "demo.yaml")
 

@@ -194,8 +194,11 @@ class _Analysis:
     def logits(self, readouts: Mapping[str, Unembedding]) -> None:
         """What features that fire do to every source's logits; fills `logit`."""
         tables = []
-        with self.progress.task("Reading directions", total=len(readouts), unit="sources"):
-            for source, unembedding in readouts.items():
+        # A difference lies in the space of both its sources; it is read through the one that is subtracted from.
+        models = {name: self.crosscoder.differences.get(name, (name,))[0] for name in self.crosscoder.sources}
+        readable = {name: readouts[model] for name, model in models.items() if model in readouts}
+        with self.progress.task("Reading directions", total=len(readable), unit="sources"):
+            for source, unembedding in readable.items():
                 direction = self.crosscoder.decoder(source)
                 writes = (direction != 0).any(dim=1).cpu().numpy()
                 some = np.flatnonzero(writes & (self.codes.counts > 0))

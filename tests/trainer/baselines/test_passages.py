@@ -1,0 +1,57 @@
+"""Which stretches of text are shown, on scores made up so that it is known."""
+
+import numpy as np
+import pytest
+
+from trainer.baselines.divergence import Scores
+from trainer.baselines.passages import KEPT, passages
+from trainer.baselines.spans import Passage
+
+
+def scored(document: int, text: str, divergence: list[float], scored: list[bool] | None = None) -> Scores:
+    """A text of one token per byte in both sources."""
+    size = len(text.encode())
+    at = np.arange(size + 1)
+    tokens = [{"text": "?", "byte_end": end} for end in at.tolist()]
+    passage = Passage(
+        document=document,
+        corpus="wiki",
+        text=text.encode(),
+        tokens=(tokens, tokens),
+        ids=(at, at),
+        at=at,
+        position=(at, at),
+        scored=np.array(scored or [True] * size),
+    )
+    values = np.where(passage.scored, np.array(divergence), np.nan)
+    return Scores(passage, "byte", np.stack([values] * 3), np.zeros((2, size)))
+
+
+def test_stretches_of_forty_spans_compete_and_no_sequence_takes_more_than_two_places():
+    loud = scored(0, "a" * 120, [0.3] * 40 + [0.1] * 40 + [0.2] * 40)
+    quiet = [scored(document, "b" * 40, [0.05 / document] * 40) for document in range(1, 9)]
+
+    found = passages([*quiet, loud], (0, 1))
+
+    assert [(row["document"], row["byte_start"]) for row in found[:3]] == [(0, 0), (0, 80), (1, 0)]
+    assert [row["apart"] for row in found[:3]] == pytest.approx([0.3, 0.2, 0.05])
+    assert len(found) == KEPT and found[-1]["document"] == 6
+    assert found[1]["text"] == "a" * 40 and len(found[1]["tokens"][0]) == len(found[1]["places"]) == 40
+
+
+def test_a_stretch_is_judged_by_scored_spans_and_left_out_when_they_are_few():
+    half = scored(0, "a" * 40, [0.1] * 20 + [0.6] * 20, [True] * 20 + [False] * 20)
+    fewer = scored(1, "a" * 40, [0.1] * 40, [True] * 19 + [False] * 21)
+
+    (row,) = passages([half, fewer], (0, 1))
+
+    assert row["document"] == 0 and row["apart"] == pytest.approx(0.1)
+    assert [place["byte_end"] for place in row["places"]] == list(range(1, 21))
+
+
+def test_no_stretch_begins_or_ends_inside_a_character():
+    text = "a" * 39 + "語" + "b" * 40
+
+    found = passages([scored(0, text, [0.1] * 82)], (0, 1))
+
+    assert sorted(row["text"] for row in found) == ["a" * 39 + "語", "b" * 40]
