@@ -19,7 +19,7 @@ from app.api import runs as api_runs
 from app.errors import BadQuery, NotFound, ReaderError, ResultsUnreadable
 from app.labels.database import database_url, migrated, open_database
 from app.metrics import CountRequests, Metrics
-from app.pages import context, docs, feature, features, generations, health, home, labels, run, steer
+from app.pages import context, docs, evidence, feature, features, generations, health, home, labels, run, steer
 from app.results.connection import Library
 from app.security import SameOriginWrites, SecurityHeaders
 from app.settings import Settings
@@ -68,7 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(CountRequests, metrics=app.state.metrics)
     _add_errors(app)
     _add_files(app, settings)
-    for module in (home, run, features, feature, context, labels, steer, generations, docs, health):
+    for module in (home, run, features, feature, evidence, context, labels, steer, generations, docs, health):
         app.include_router(module.router)
     for interface in (api_runs, api_features, api_labels, api_generations):
         app.include_router(interface.router)

@@ -5,7 +5,7 @@ the figure looks up, so that one figure serves the light and the dark theme.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -13,6 +13,8 @@ import plotly.graph_objects as go
 GREY = "--muted"
 FILLS = {"other": "--other-fill"}
 """Areas may be lighter than text of the same owner."""
+DASHES, MARKERS = ("solid", "dash", "dot"), ("circle", "diamond", "square")
+"""Ways to draw a line, by frequency."""
 
 
 def stacked_histogram(
@@ -75,6 +77,34 @@ def curves(
     figure.update_xaxes(title_text="step", rangemode="tozero")
     figure.update_yaxes(title_text=y_title, rangemode="tozero")
     return _plain(figure)
+
+
+def recall(lines: Mapping[tuple[str, float], Sequence[tuple[float, float]]], looks: dict[str, str]) -> dict[str, Any]:
+    """Shares of planted concepts over their amplitude, a line for every owner and frequency.
+
+    The colour is the owner's; how the line is drawn stands for the frequency, the most frequent first. There is no
+    legend, because several such figures stand side by side and the page has one for all.
+    """
+    figure = go.Figure()
+    frequencies = sorted({frequency for _, frequency in lines}, reverse=True)
+    for (owner, frequency), points in lines.items():
+        style = frequencies.index(frequency) % len(DASHES)
+        line = go.Scatter(
+            x=[amplitude for amplitude, _ in points],
+            y=[share for _, share in points],
+            name=f"{owner}, {frequency:g} of rows",
+            mode="lines+markers",
+            line={"dash": DASHES[style]},
+            marker={"symbol": MARKERS[style], "size": 7},
+            meta={"colour": f"--{looks[owner]}" if owner in looks else GREY},
+            hovertemplate="amplitude %{x}: %{y:.0%}",
+        )
+        figure.add_trace(line)
+    figure.update_xaxes(title_text="amplitude", rangemode="tozero")
+    figure.update_yaxes(range=[-0.05, 1.05], tickformat=".0%", dtick=0.5)
+    plain = _plain(figure)
+    plain["layout"]["showlegend"] = False
+    return plain
 
 
 def _plain(figure: go.Figure) -> dict[str, Any]:

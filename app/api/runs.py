@@ -7,9 +7,10 @@ from pydantic import BaseModel, Field
 
 from app.dependencies import RunResults, Runs, RunView, View
 from app.errors import NotFound
-from app.plots import curves, stacked_histogram
+from app.plots import curves, recall, stacked_histogram
 from app.results import overview
 from app.results.baselines import baselines_of
+from app.results.calibration import OUTCOMES, trust_of
 from app.results.runs import Headline, Run, all_runs, one_run, recipe_of
 from app.templates import address, as_json
 
@@ -56,6 +57,7 @@ def read_run(run: str, results: RunResults, library: Runs) -> dict[str, Any]:
         "evaluation": as_json(overview.evaluation(results)),
         "coverage": as_json(overview.coverage(results)),
         "calibration": as_json(overview.calibration(results)),
+        "trust": as_json(trust_of(results)),
         "baselines": as_json(baselines_of(results)),
         "norms": as_json(overview.norm_histogram(results)),
         "densities": as_json(overview.density_histogram(results)),
@@ -69,7 +71,7 @@ def read_run(run: str, results: RunResults, library: Runs) -> dict[str, Any]:
 def read_plot(
     request: Request,
     view: RunView,
-    plot: Literal["norms", "densities", "training"],
+    plot: Literal["norms", "densities", "training", "spike-ins"],
     scale: Annotated[Literal["linear", "log"], Query()] = "linear",
     measure: Annotated[str, Query(max_length=200)] = "loss",
 ) -> dict[str, Any]:
@@ -77,6 +79,8 @@ def read_plot(
     looks = {name: owner.look for name, owner in view.owners.items()}
     if plot == "training":
         return _training(view, measure, looks)
+    if plot == "spike-ins":
+        return _spike_ins(view, measure, looks)
     two = len(view.results.sources) == 2
     if plot == "norms":
         bins = view.library.remember(view.run, "norms", overview.norm_histogram)
@@ -114,6 +118,16 @@ def _training(view: View, measure: str, looks: dict[str, str]) -> dict[str, Any]
         known = ", ".join(sorted({curve.measure.partition(".")[0] for curve in found})) or "none"
         raise NotFound(f"Training did not watch {measure!r}.", remedy=f"It watched: {known}.")
     return curves([(line.measure, line.steps, line.values) for line in lines], looks, y_title=measure.replace("_", " "))
+
+
+def _spike_ins(view: View, outcome: str, looks: dict[str, str]) -> dict[str, Any]:
+    if outcome not in OUTCOMES:
+        raise NotFound(f"Spike-ins are not counted by {outcome!r}.", remedy=f"Outcomes: {', '.join(OUTCOMES)}.")
+    lines: dict[tuple[str, float], list[tuple[float, float]]] = {}
+    for one in view.library.remember(view.run, "trust", trust_of).spike_ins:
+        share = getattr(one, outcome) / max(one.planted, 1)
+        lines.setdefault((one.owner, one.frequency), []).append((one.amplitude, share))
+    return recall(lines, looks)
 
 
 def _summary(run: Run) -> RunSummary:

@@ -10,6 +10,7 @@ from fastapi.responses import HTMLResponse
 from app.dependencies import RunResults, Runs
 from app.results import overview
 from app.results.baselines import Baselines, baselines_of
+from app.results.calibration import Trust, trust_of
 from app.results.connection import Source
 from app.results.owners import Owner, owners_of
 from app.results.runs import Headline, Run, headline_of, one_run, recipe_of
@@ -47,6 +48,7 @@ class RunPage:
     """Families of training curves: a measure and what it is split into."""
     coverage: list[overview.Coverage]
     calibration: list[overview.Calibration]
+    trust: Trust
     baselines: Baselines
 
 
@@ -73,6 +75,7 @@ def show_run(
         curves=families(library.remember(run, "curves", overview.training_curves)),
         coverage=overview.coverage(results),
         calibration=overview.calibration(results),
+        trust=library.remember(run, "trust", trust_of),
         baselines=library.remember(run, "baselines", baselines_of),
     )
     return render(request, page)

@@ -19,7 +19,11 @@ class FeatureRow:
     group: str
     owner: str
     verdict: str
+    kind: str | None
+    """absent, weaker or analogue: how the owner differs, if the claim stands."""
     q_value: float | None
+    readout_ratio: float | None
+    """What the others' activations tell of it over what its owner's tell."""
     firings: int
     density: float
     """Firings per row analysed, 0 to 1."""
@@ -35,8 +39,8 @@ class FeatureRow:
 
 
 COLUMNS = """
-    f.feature, f.group_name, f.owner, f.verdict, f.q_value, f.firings, f.density, f.max_activation, s.norm_share,
-    f.template_share, f.documents, f.main_corpus, f.main_corpus_share, f.score
+    f.feature, f.group_name, f.owner, f.verdict, f.kind, f.q_value, f.readout_ratio, f.firings, f.density,
+    f.max_activation, s.norm_share, f.template_share, f.documents, f.main_corpus, f.main_corpus_share, f.score
 """
 
 

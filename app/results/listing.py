@@ -36,11 +36,19 @@ SORTS = {
     "documents": "f.documents",
     "corpus": "f.main_corpus",
     "verdict": "f.verdict",
+    "kind": "f.kind",
     "q_value": "f.q_value",
+    "readout_ratio": "f.readout_ratio",
 }
 """What the list can be sorted by."""
 
-FACETS = {"owner": "f.owner", "verdict": "f.verdict", "group": "f.group_name", "corpus": "f.main_corpus"}
+FACETS = {
+    "owner": "f.owner",
+    "verdict": "f.verdict",
+    "kind": "f.kind",
+    "group": "f.group_name",
+    "corpus": "f.main_corpus",
+}
 """What the list can be narrowed to, by the values that occur."""
 
 RANGES = {
@@ -48,8 +56,14 @@ RANGES = {
     "share": "s.norm_share",
     "activation": "f.max_activation",
     "template": "f.template_share",
+    "q": "f.q_value",
+    "readout": "f.readout_ratio",
 }
 """What the list can be narrowed to by bounds."""
+
+
+RISING = ("feature", "owner", "corpus", "verdict", "kind", "q_value", "readout_ratio")
+"""Columns whose small values come first when they are first sorted by."""
 
 
 class Listing(BaseModel):
@@ -60,6 +74,8 @@ class Listing(BaseModel):
     owner: Choices = ()
     verdict: Choices = ()
     """`none` stands for features that make no claim."""
+    kind: Choices = ()
+    """absent, weaker or analogue: how the owner differs from the others."""
     group: Choices = ()
     corpus: Choices = ()
     life: str = Field(default="", pattern="^(|alive|dead)$")
@@ -77,6 +93,10 @@ class Listing(BaseModel):
     activation_max: Bound = None
     template_min: Bound = None
     template_max: Bound = None
+    q_min: Bound = None
+    q_max: Bound = None
+    readout_min: Bound = None
+    readout_max: Bound = None
     sort: str = "-score"
     page: int = Field(default=1, ge=1, le=100_000)
 
@@ -100,7 +120,7 @@ class Listing(BaseModel):
 
     def sorted_by(self, column: str) -> list[tuple[str, str]]:
         """The state sorted by a column; asking again turns the order round."""
-        first = column if column in ("feature", "owner", "corpus", "verdict", "q_value") else f"-{column}"
+        first = column if column in RISING else f"-{column}"
         second = column if first.startswith("-") else f"-{column}"
         return self.pairs(sort=second if self.sort == first else first, page=1)
 

@@ -23,11 +23,13 @@ class Bin:
 
 @dataclass(frozen=True)
 class Count:
-    """Living features of one owner with one verdict."""
+    """Living features of one owner with one verdict and of one kind."""
 
     owner: str
     verdict: str
     """Empty where the feature makes no claim."""
+    kind: str | None
+    """absent, weaker, analogue, or None where it is not known."""
     count: int
 
 
@@ -122,8 +124,9 @@ def density_histogram(results: Results) -> list[Bin]:
 
 
 def counts(results: Results) -> list[Count]:
-    """Living features per owner and verdict."""
-    rows = results.rows("select owner, verdict, count(*) from feature where firings > 0 group by all order by all")
+    """Living features per owner, verdict and kind."""
+    sql = "select owner, verdict, kind, count(*) from feature where firings > 0 group by all order by all"
+    rows = results.rows(sql)
     return [Count(*row) for row in rows]
 
 

@@ -1,0 +1,118 @@
+"""Calibration: how far a run's verdicts can be trusted, from its q-values, its null run and its spike-ins."""
+
+from dataclasses import dataclass
+
+from app.results.connection import Results
+
+OUTCOMES = ("recovered", "as_claimed", "supported")
+"""What can become of a spike-in, each one including the next."""
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What became of the claims of living features."""
+
+    claims: int
+    supported: int
+    refuted: int
+    undecided: int
+    q_value: float | None
+    """Up to which q-value a claim may be supported; None where nothing was tested."""
+    expected_false: float | None
+    """Supported claims that are expected to be false, at most; None without q-values."""
+
+
+@dataclass(frozen=True)
+class Null:
+    """What became of the claims of a run in which every claim is false."""
+
+    claims: int
+    supported: float
+    """Share of them, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class SpikeIn:
+    """Planted concepts of one kind, and how many came back."""
+
+    owner: str
+    """The source they were planted in, or `shared`."""
+    amplitude: float
+    """Mean length, in units of the source's typical distance from its mean."""
+    frequency: float
+    """Share of the rows on which each was added."""
+    planted: int
+    recovered: int
+    """Some feature stands for them."""
+    as_claimed: int
+    """It has the owner that they were planted in."""
+    supported: int
+    """Its claim was judged supported, which is right for those of one source alone."""
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What verdicts of a run rest on."""
+
+    verdicts: Verdicts
+    null: Null | None
+    spike_ins: tuple[SpikeIn, ...]
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether a null run or spike-ins say something of the verdicts."""
+        return self.null is not None or bool(self.spike_ins)
+
+    @property
+    def owners(self) -> list[str]:
+        """Where spike-ins were planted."""
+        return list(dict.fromkeys(one.owner for one in self.spike_ins))
+
+    @property
+    def frequencies(self) -> list[float]:
+        """How often they were added, the most frequent first."""
+        return sorted({one.frequency for one in self.spike_ins}, reverse=True)
+
+    def planted(self, *, exclusive: bool) -> SpikeIn | None:
+        """All spike-ins of one source alone, or all shared ones, added up; None without any."""
+        some = [one for one in self.spike_ins if (one.owner != "shared") == exclusive]
+        if not some:
+            return None
+        sums = [sum(getattr(one, part) for one in some) for part in ("planted", *OUTCOMES)]
+        return SpikeIn("" if exclusive else "shared", 0.0, 0.0, *sums)
+
+
+def trust_of(results: Results) -> Trust:
+    """What the verdicts of a run rest on."""
+    return Trust(_verdicts(results), _null(results), _spike_ins(results))
+
+
+def _verdicts(results: Results) -> Verdicts:
+    row = results.row(
+        """
+        select count(*), count(*) filter (where verdict = 'supported'), count(*) filter (where verdict = 'refuted'),
+            count(*) filter (where verdict = 'undecided'), max(q_value) filter (where verdict = 'supported'),
+            (select max(threshold) from evidence where test = 'q_value')
+        from feature where verdict <> '' and firings > 0
+        """
+    )
+    claims, supported, refuted, undecided, largest, threshold = row or (0, 0, 0, 0, None, None)
+    expected = None if largest is None else supported * largest
+    return Verdicts(claims, supported, refuted, undecided, threshold, expected)
+
+
+def _null(results: Results) -> Null | None:
+    found = dict(results.rows("select measure, value from calibration where kind = 'null'"))
+    return Null(int(found["claims"]), found.get("supported", 0.0)) if found.get("claims") is not None else None
+
+
+def _spike_ins(results: Results) -> tuple[SpikeIn, ...]:
+    names = {source.source: source.name for source in results.sources}
+    rows = results.rows(
+        """
+        select source, amplitude, frequency, sum(planted)::bigint, sum(recovered)::bigint, sum(as_claimed)::bigint,
+            sum(supported)::bigint
+        from spike_in group by all order by source nulls last, frequency, amplitude
+        """
+    )
+    return tuple(SpikeIn(names.get(source, "shared"), *rest) for source, *rest in rows)
