@@ -95,8 +95,8 @@ class Run:
 
     def _harvest_fingerprint(self) -> str:
         """Changes when the sources, the corpus or the amount to harvest change; not with what is fitted to it."""
-        parts = self.recipe.model_dump(mode="json", include={"sources", "corpus", "harvest"})
-        return _digest(parts)
+        identity = self.recipe.identity()
+        return _digest({part: identity[part] for part in ("sources", "corpus", "harvest")})
 
     def _fingerprint(self, stage: str) -> str:
         """Changes when anything that a stage reads changes."""

@@ -1,13 +1,11 @@
 """Doctor: whether this machine can run a recipe, found out in seconds and without running it."""
 
 import importlib.metadata
-import json
 import os
 import platform
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -16,6 +14,7 @@ from trainer import packages
 from trainer.device import compute_dtype, pick_device
 from trainer.errors import CrossdiffError
 from trainer.model_memory import free_bytes
+from trainer.model_shapes import config_of, shape_of
 from trainer.recipe import CorpusPart, Recipe, SourceRecipe, load_recipe
 from trainer.run_folder import home
 
@@ -163,38 +162,8 @@ def _prediction(loaded: Recipe) -> list[Finding]:
 
 def width_of(source: SourceRecipe) -> int | None:
     """Size of a model's residual stream, if the model is at hand."""
-    config = config_of(source) or {}
-    width = {**config, **config.get("text_config", {})}.get("hidden_size")
-    return width if isinstance(width, int) else None
-
-
-def config_of(source: SourceRecipe) -> dict[str, Any] | None:
-    """A model's config.json, if the model is on this machine; nothing is fetched or unpacked."""
-    for path in _config_places(source):
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(config, dict):
-            return config
-    return None
-
-
-def _config_places(source: SourceRecipe) -> list[Path]:
-    is_address = packages.is_address(source.model)
-    path = packages.place_of(source.model, "models") if is_address else Path(source.model).expanduser()
-    if path.suffix == ".gguf":
-        return sorted((home() / "models").glob(f"{path.stem}-*/config.json"))
-    if is_address or path.exists():
-        return [path / "config.json"]
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        cached = try_to_load_from_cache(source.model, "config.json", revision=source.revision)
-    except HFValidationError:
-        return []
-    return [Path(cached)] if isinstance(cached, str) else []
+    shape = shape_of(source)
+    return None if shape is None else shape.width
 
 
 def _gib(size: int) -> str:

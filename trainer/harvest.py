@@ -5,10 +5,7 @@ documents table, and is then on record: an interrupted harvest goes on after the
 """
 
 import json
-import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -21,20 +18,17 @@ import torch
 from torch import Tensor
 
 from trainer.activation_store import ActivationStore, Rows, Shard, Split, StoredSource, StoreWriter
-from trainer.alignment import NO_END, possible_anchors
-from trainer.corpus import Document, documents
+from trainer.alignment import NO_END
+from trainer.corpus import documents
 from trainer.errors import CorpusError, StoreError
-from trainer.hookpoint import locate, read
+from trainer.pools import Pools
 from trainer.progress import Progress
-from trainer.readings import Reader, read_all
 from trainer.recipe import HarvestRecipe, Recipe
 from trainer.run_folder import discard, published, write_json
-from trainer.sequences import Sequence, Text, cut
+from trainer.sequences import Sequence, Text
 from trainer.sources import Source
 from trainer.tokens import table_of
 
-POOL_ROWS = 32_768
-"""Anchors collected before the models run."""
 ENOUGH = 0.8
 """A document counts as well covered when this share of its possible anchors is there."""
 
@@ -68,21 +62,21 @@ class Harvest:
             discard(path)
         shards = tuple(Shard(**shard) for shard in self.record.shards)
         self.writer = StoreWriter(path, tuple(map(_described, sources)), shards)
-        self.hookpoints = [locate(s, s.recipe.hookpoint, s.recipe.layer) for s in sources]
         self.counts: Counter[str] = Counter(self.record.counts)
-        self.seconds = dict.fromkeys(("corpus", "alignment", "models", "storing"), 0.0)
+        self.pools = Pools(recipe, sources, medians=self.record.medians, counts=self.counts)
+        self.seconds = self.pools.seconds
         """Where the time went since this object was made."""
 
     def run(self, progress: Progress) -> ActivationStore:
         """Harvest until there are enough training rows. Raises CorpusError when the corpus ends with none."""
-        wanted = self.recipe.harvest.rows
+        wanted = self.recipe.harvest.stored_rows
         corpus = documents(self.corpus, notice=progress.say)
         stream = iter(corpus)
         next(islice(stream, self.record.documents, self.record.documents), None)
         with progress.task("harvest", total=wanted) as task:
             task.advance(min(self.writer.rows("train"), wanted))
             while (before := self.writer.rows("train")) < wanted:
-                texts = self._pool(stream)
+                texts = self.pools.draw(stream)
                 if not texts:
                     progress.say(f"harvest: the corpus ended after {before:,} of {wanted:,} rows")
                     break
@@ -96,38 +90,23 @@ class Harvest:
         progress.say(coverage_line(self.counts))
         return self._finish()
 
-    def _pool(self, stream: Iterator[Document]) -> list[Text]:
-        """Documents with about POOL_ROWS anchors between them."""
-        limit = self.corpus.context * self.corpus.sequences_per_document
-        texts, anchors = [], 0
-        while anchors < POOL_ROWS:
-            with self._timed("corpus"):
-                some = list(islice(stream, 64))
-            if not some:
-                break
-            with self._timed("alignment"):
-                for text in read_all(some, [_reader(source) for source in self.sources], tokens=limit):
-                    texts.append(text)
-                    anchors += min(possible_anchors([encoded.ends for encoded in text.encoded]), limit)
-        return texts
-
     def _harvest(self, texts: list[Text], wanted: int) -> None:
         """Run one pool through every source, write its shards and put it on record."""
-        with self._timed("alignment"):
-            sequences = _enough([sequence for text in texts for sequence in self._cut(text)], wanted)
+        with self.pools.timed("alignment"):
+            sequences = _enough(self.pools.sequences(texts), wanted)
         if not sequences:  # a pool of texts too short for one
             self._put_on_record(len(texts), 0)
             return
-        with self._timed("models"):
-            rows = {source.name: self._activations(index, sequences) for index, source in enumerate(self.sources)}
-        with self._timed("storing"):
+        with self.pools.timed("models"):
+            rows = self.pools.activations(sequences)
+        with self.pools.timed("storing"):
             self._store(rows, sequences)
             self._put_on_record(len(texts), len(sequences))
 
     def _store(self, rows: Rows, sequences: list[Sequence]) -> None:
         """Write what is kept of one pool's activations, and its part of the documents table."""
         places = _places(sequences, first=self.record.sequences)
-        keep = self._kept(rows, sequences)
+        keep = self.pools.kept(rows, sequences)
         held_out = torch.from_numpy(np.repeat([s.held_out for s in sequences], [len(s.anchors) for s in sequences]))
         splits: tuple[tuple[Split, Tensor], ...] = (("train", keep & ~held_out), ("held_out", keep & held_out))
         for split, mask in splits:
@@ -135,47 +114,6 @@ class Harvest:
             self.writer.add({k: x[here] for k, x in rows.items()}, {k: x[here] for k, x in places.items()}, split)
         self._count(sequences, keep)
         self._write_part(sequences)
-
-    @contextmanager
-    def _timed(self, kind: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[kind] += time.perf_counter() - began
-
-    def _cut(self, text: Text) -> list[Sequence]:
-        bos = [source.bos_id for source in self.sources]
-        return cut(text, context=self.corpus.context, bos=bos, most=self.corpus.sequences_per_document)
-
-    def _activations(self, index: int, sequences: list[Sequence]) -> Tensor:
-        """Activations of one source at the anchors of all sequences, in order [rows, width]."""
-        source, hookpoint = self.sources[index], self.hookpoints[index]
-        begins = np.cumsum([0, *(len(sequence.anchors) for sequence in sequences)])
-        out = torch.empty(int(begins[-1]), source.width, dtype=torch.bfloat16)
-        for batch in batches_by_length([len(s.ids[index]) for s in sequences], self.recipe.harvest.batch_tokens):
-            ids = _padded([sequences[n].ids[index] for n in batch], source.tokenizer.pad_token_id or 0)
-            found = read(source, hookpoint, ids.to(source.device), _mask(sequences, batch, index, source.device))
-            for row, n in enumerate(batch):
-                at = torch.from_numpy(sequences[n].positions(index)).to(found.device)
-                out[begins[n] : begins[n + 1]] = found[row, at].to(torch.bfloat16).cpu()
-        return out
-
-    def _kept(self, rows: Rows, sequences: list[Sequence]) -> Tensor:
-        """Which rows stay: finite, no special token in any source, no outlier norm in any source [rows]."""
-        keep = torch.ones(len(next(iter(rows.values()))), dtype=torch.bool)
-        for index, source in enumerate(self.sources):
-            norms = torch.linalg.vector_norm(rows[source.name].float(), dim=1)
-            median = self.record.medians.setdefault(source.name, float(norms.median()))
-            ids = np.concatenate([s.ids[index][s.positions(index)] for s in sequences])
-            special = torch.from_numpy(np.isin(ids, source.tokenizer.all_special_ids))
-            outlier = ~torch.isfinite(norms) | (norms > self.recipe.harvest.outlier_norm * median)
-            corpora = np.repeat([s.corpus for s in sequences], [len(s.anchors) for s in sequences])
-            for corpus, is_special, is_outlier in zip(corpora, special.tolist(), outlier.tolist(), strict=True):
-                self.counts[f"{corpus}/{index}/special"] += is_special
-                self.counts[f"{corpus}/{index}/outliers"] += is_outlier
-            keep &= ~special & ~outlier
-        return keep
 
     def _count(self, sequences: list[Sequence], keep: Tensor) -> None:
         """Coverage per corpus part."""
@@ -214,23 +152,12 @@ class Harvest:
     def _finish(self) -> ActivationStore:
         parts = [self.path / f"documents-{part:05d}.parquet" for part in range(self.record.parts)]
         table = pa.concat_tables([pq.read_table(part) for part in parts])
-        self.writer.finish(table, {"counts": dict(self.counts), "medians": self.record.medians})
+        self.writer.finish(
+            table, {"counts": dict(self.counts), "medians": self.record.medians, "documents": self.record.documents}
+        )
         for part in [*parts, self.path / "harvest.json"]:
             part.unlink(missing_ok=True)
         return ActivationStore.open(self.path)
-
-
-def batches_by_length(lengths: list[int], tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of like lengths, longest first; padding included, a batch has at most `tokens` tokens."""
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    batch: list[int] = []
-    for index in order:
-        if batch and lengths[batch[0]] * (len(batch) + 1) > tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 def coverage_line(counts: Counter[str]) -> str:
@@ -245,10 +172,6 @@ def coverage_line(counts: Counter[str]) -> str:
         f"tokenizers; {covered:,} of {documents:,} documents ({covered / max(documents, 1):.1%}) keep at least "
         f"{ENOUGH:.0%} of theirs; {total('outliers'):,} outlier and {total('special'):,} special tokens left out"
     )
-
-
-def _reader(source: Source) -> Reader:
-    return Reader(source.tokenizer, source.bos_id, source.has_chat_template)
 
 
 def _described(source: Source) -> StoredSource:
@@ -274,18 +197,6 @@ def _places(sequences: list[Sequence], *, first: int) -> dict[str, Tensor]:
     byte_end = np.concatenate([sequence.anchors for sequence in sequences])
     columns = {"document": document, "position": position, "byte_end": byte_end}
     return {name: torch.from_numpy(column.astype(np.int32)) for name, column in columns.items()}
-
-
-def _padded(ids: list[np.ndarray[Any, Any]], pad: int) -> Tensor:
-    out = np.full((len(ids), max(map(len, ids))), pad, dtype=np.int64)
-    for row, some in enumerate(ids):
-        out[row, : len(some)] = some
-    return torch.from_numpy(out)
-
-
-def _mask(sequences: list[Sequence], batch: list[int], index: int, device: torch.device) -> Tensor:
-    lengths = torch.tensor([len(sequences[n].ids[index]) for n in batch], device=device)
-    return (torch.arange(int(lengths.max()), device=device) < lengths[:, None]).long()
 
 
 def _check_coverage(counts: Counter[str], recipe: HarvestRecipe) -> None:

@@ -30,7 +30,7 @@ def check_room(name: str, folder: Path, device: torch.device, dtype: torch.dtype
 
 def parameters(folder: Path) -> int:
     """Number of weights in a model folder, from the headers of its files; 0 if it holds none."""
-    counted = sum(_count(path) for path in folder.glob("*.safetensors"))
+    counted = sum(prod(shape) for path in folder.glob("*.safetensors") for shape in tensor_shapes(path).values())
     # Older files do not say what they hold; most of them are 16 bits a weight.
     return counted or sum(path.stat().st_size // 2 for path in folder.glob("*.bin"))
 
@@ -43,12 +43,12 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _count(path: Path) -> int:
-    """Elements of all tensors in a safetensors file."""
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """Shapes of the tensors in a safetensors file by name, from its header. Raises SourceError."""
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         try:
             header = json.loads(stream.read(length))
         except (ValueError, MemoryError, OverflowError):
             raise SourceError(f"{path} is damaged: its header cannot be read. Get the model again.") from None
-    return sum(prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
+    return {key: entry["shape"] for key, entry in header.items() if key != "__metadata__"}

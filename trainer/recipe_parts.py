@@ -77,6 +77,16 @@ class CorpusRecipe(Part):
     seed: int = 0
 
 
+class StreamRecipe(Part):
+    """Train on rows as they are harvested, for a text whose activations are too large to keep."""
+
+    buffer: int = Field(default=131_072, gt=1)
+    """Rows mixed with each other in memory."""
+    sample: int = Field(default=100_000, gt=0)
+    """The first so many rows are stored all the same, with the held-out ones among them, for everything after
+    training."""
+
+
 class HarvestRecipe(Part):
     """How much to run and what to keep."""
 
@@ -88,6 +98,13 @@ class HarvestRecipe(Part):
     """A row is dropped when its norm in any source exceeds this many medians."""
     minimum_coverage: float = Field(default=0.2, ge=0, le=1)
     """Stop when fewer than this share of possible anchors survive alignment."""
+    stream: StreamRecipe | None = None
+    """Keep no activations beyond a sample; `{}` takes the defaults."""
+
+    @property
+    def stored_rows(self) -> int:
+        """Rows for training that are stored."""
+        return self.rows if self.stream is None else min(self.rows, self.stream.sample)
 
 
 class SparsityRecipe(Part):

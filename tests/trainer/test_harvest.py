@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from tests.worlds.tiny_diff import tiny_diff
-from trainer import harvest
+from trainer import harvest, pools
 from trainer.activation_store import ActivationStore
 from trainer.errors import CorpusError, StoreError
-from trainer.harvest import Harvest, batches_by_length
+from trainer.harvest import Harvest
 from trainer.hookpoint import locate, read
+from trainer.pools import batches_by_length
 from trainer.progress import Progress
 from trainer.recipe import load_recipe
 from trainer.run_folder import RunFolder
@@ -96,7 +97,7 @@ def test_held_out_rows_come_from_other_documents_than_training_rows(store):
 
 
 def test_a_harvest_killed_in_the_middle_ends_with_the_same_store(world, store, tmp_path, monkeypatch):
-    monkeypatch.setattr(harvest, "POOL_ROWS", 400)
+    monkeypatch.setattr(pools, "POOL_ROWS", 400)
     whole = run(world, tmp_path / "whole")
     process = multiprocessing.get_context("fork").Process(target=run, args=(world, tmp_path / "killed"))
     process.start()

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from trainer import packages
-from trainer.doctor import config_of
 from trainer.errors import CorpusError, RecipeError, SourceError
+from trainer.model_shapes import config_of
 from trainer.recipe import Recipe
 from trainer.run_folder import home
 

@@ -17,7 +17,8 @@ from trainer.bench.machine import Machine
 from trainer.bench.report import Report, shown
 from trainer.bench.spread import Spread
 from trainer.errors import CorpusError
-from trainer.harvest import POOL_ROWS, Harvest
+from trainer.harvest import Harvest
+from trainer.pools import POOL_ROWS
 from trainer.progress import Progress
 from trainer.recipe import Recipe, load_recipe
 from trainer.run_folder import RunFolder

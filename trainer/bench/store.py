@@ -34,9 +34,7 @@ def bench_store(setup: Setup | None = None, *, rows: int = ROWS, rounds: int = 5
         batches = Batches(store, setup.batch, seed=0)
         ready = cycle(list(training.batches.epoch(0)))
         _train(training, ready, WARM_UP)
-        seconds = in_turns(
-            {"load": lambda: _load(batches), "train": lambda: _train(training, ready, STEPS)}, rounds
-        )
+        seconds = in_turns({"load": lambda: _load(batches), "train": lambda: _train(training, ready, STEPS)}, rounds)
     loading = [batches.per_epoch * setup.batch / one for one in seconds["load"]]
     trained = [STEPS * setup.batch / one for one in seconds["train"]]
     over = Spread.of(ratios(loading, trained))
@@ -46,8 +44,8 @@ def bench_store(setup: Setup | None = None, *, rows: int = ROWS, rounds: int = 5
     row = (widths, f"{setup.batch:,}", *map(shown, (Spread.of(loading), Spread.of(trained), over)), f"{window:,}")
     figures = {"loading_over_training": over.median, "rows_per_s": Spread.of(loading).median}
     notes = (
-        f"Loaded: {rows:,} rows in {SHARDS} shards, shuffled, to batches in memory; trained: {setup.variant}, "
-        f"{setup.features:,} features, k {setup.k}. Shards are in the file cache.",
+        f"Loaded: {rows:,} rows in {SHARDS} shards, shuffled, to batches in memory. Shards are in the file cache.",
+        f"Trained: {setup.variant}, {setup.features:,} features, k {setup.k}; rows are in memory.",
         f"Median (least–most) of {rounds}. Torch uses {torch.get_num_threads()} threads.",
         machine.note(),
     )
