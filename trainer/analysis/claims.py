@@ -151,7 +151,8 @@ def doubts(
 
     A claim whose readout ratio is above its limit counts as certainly false: it does not claim a difference that is
     worth the name. One of which the owner's own activations tell less than `least` cannot be judged. Of several sets of
-    decoys the most doubtful decides; sets that are too small are not asked.
+    decoys the most doubtful decides. How small a p-value can be depends on the largest set alone: a smaller one is
+    heard on claims that some decoy of its own matches, and one that is too small not at all.
     """
     owner = np.array(claimed.owner)
     p, q, count = np.full(len(owner), np.nan), np.full(len(owner), np.nan), np.zeros(len(owner), np.int64)
@@ -160,12 +161,19 @@ def doubts(
         strong = np.where(contrast.own[mine] >= least, contrast.strength[mine], np.nan)
         able = [one[name][~np.isnan(one[name])] for one in sets if name in one]
         able = [one for one in able if len(one) >= ENOUGH_DECOYS]
-        ranks = [p_values(strong, one) for one in able]
+        largest = max(map(len, able), default=0)
+        ranks = [_heard(p_values(strong, one), len(one), largest) for one in able]
         beyond = contrast.ratio[mine] > limit[mine]
         p[mine] = most_doubtful(ranks, len(mine))
-        q[mine] = most_doubtful((q_values(np.where(beyond, 1.0, one)) for one in ranks), len(mine))
-        count[mine] = min(map(len, able), default=0)
+        q[mine] = q_values(np.where(beyond & ~np.isnan(p[mine]), 1.0, p[mine]))
+        count[mine] = largest
     return p, q, count
+
+
+def _heard(p: np.ndarray, decoys: int, largest: int) -> np.ndarray:
+    """p-values of a set of decoys, NaN where it is smaller than another and none of its decoys is as strong."""
+    silent = (decoys < largest) & (p <= 1 / (1 + decoys))
+    return np.where(silent, np.nan, p)
 
 
 def _elsewhere(scaling: Scaling | None, crosscoder: Crosscoder, holds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

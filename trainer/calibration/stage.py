@@ -41,7 +41,7 @@ def calibrate(
     training. Raises RecipeError for a run that compares nothing or that was trained elsewhere.
     """
     _check(recipe, crosscoder)
-    names, rows = crosscoder.sources, calibration.rows
+    names, rows, least = crosscoder.sources, calibration.rows, recipe.analysis.verdict.owner_readout
     planted = Planted.of(calibration, crosscoder.widths)
     lab = _Lab(recipe, folder.calibration_work, progress)
     measures: list[dict[str, Any]] = []
@@ -54,7 +54,7 @@ def calibrate(
         return null_store(store, path, names, normaliser, rows=rows, seed=calibration.seed)
 
     with lab.trial("null", copies) as null:
-        say("null", _of_claims(null) | _of_ratios(null))
+        say("null", _of_claims(null) | _of_ratios(null, least))
 
     def spiked(path: Path) -> ActivationStore:
         return spiked_store(store, path, names, crosscoder.normaliser, planted, rows=rows)
@@ -62,9 +62,8 @@ def calibrate(
     with lab.trial("spike-ins", spiked) as mixed:
         feature = came_back(mixed.codes, mixed.crosscoder, planted)
         table = recall_table(planted.concepts, feature, mixed.claimed.owner, mixed.weighed.judgement.verdict)
-        say("spike-in", _of_claims(mixed) | _of_spike_ins(table))
-    strengths = null.weighed.contrast.strength[null.claimed.claims]
-    known = {"null": strengths[~np.isnan(strengths)].tolist()}
+        say("spike-in", _of_claims(mixed) | _of_ratios(mixed, least) | _of_spike_ins(table))
+    known = {"null": _judged(null, least)}
     write_json(folder.calibration, {"measures": measures, "spike_in": table, "known_false": known})
 
 
@@ -126,6 +125,13 @@ class _Lab:
         return Crosscoder.load(folder.path)
 
 
+def _judged(trial: _Trial, least: float) -> list[float]:
+    """Strengths of the claims that could be judged."""
+    contrast, claims = trial.weighed.contrast, trial.claimed.claims
+    found: list[float] = contrast.strength[claims & (contrast.own >= least)].tolist()
+    return found
+
+
 def _of_claims(trial: _Trial) -> dict[str, float]:
     """What became of the claims of living features."""
     alive = trial.codes.counts > 0
@@ -133,13 +139,12 @@ def _of_claims(trial: _Trial) -> dict[str, float]:
     return {"claims": sum(map(bool, living))} | shares(living)
 
 
-def _of_ratios(trial: _Trial) -> dict[str, float]:
-    """How readout ratios of false claims are spread."""
-    ratio = trial.weighed.contrast.ratio[trial.claimed.claims]
-    known = ratio[~np.isnan(ratio)]
-    if not len(known):
-        return {}
-    return {f"readout_ratio.{share}": float(np.quantile(known, share / 100)) for share in (0, 1, 5, 50, 95)}
+def _of_ratios(trial: _Trial, least: float) -> dict[str, float]:
+    """How many claims could be judged, and how their readout ratios are spread."""
+    known = 1 - np.array(_judged(trial, least))
+    shares = (0, 1, 5, 50, 95) if len(known) else ()
+    quantiles = {f"readout_ratio.{share}": float(np.quantile(known, share / 100)) for share in shares}
+    return {"judged": len(known)} | quantiles
 
 
 def _of_spike_ins(table: list[dict[str, Any]]) -> dict[str, float]:

@@ -39,7 +39,13 @@ def test_the_most_doubtful_of_several_sets_decides_and_small_ones_are_not_asked(
 
     assert doubts(CLAIMED, CONTRAST, LIMIT, [many, few], least=0.02)[1][3] == pytest.approx(1 / 301)
     assert doubts(CLAIMED, CONTRAST, LIMIT, [many, few, other], least=0.02)[1][3] == pytest.approx(2 / 200)
-    assert doubts(CLAIMED, CONTRAST, LIMIT, [many, other], least=0.02)[2][3] == 199
+    assert doubts(CLAIMED, CONTRAST, LIMIT, [many, other], least=0.02)[2][3] == 300
+
+
+def test_a_smaller_set_without_a_decoy_as_strong_does_not_limit_how_small_a_p_value_can_be():
+    sets = [{"b": decoys(300, 0.1)}, {"b": decoys(199, 0.1)}]
+
+    assert doubts(CLAIMED, CONTRAST, LIMIT, sets, least=0.02)[0][3] == pytest.approx(1 / 301)
 
 
 def test_without_decoys_nothing_is_known():
