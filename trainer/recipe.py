@@ -68,7 +68,7 @@ __all__ = [
 SHARED_IN_A_SWEEP = ("training.batch", "training.epochs", "training.shuffle_seed", "training.device")
 """Settings that decide which rows come when and where: runs trained side by side have them in common."""
 
-LATER = (("", "imported"), ("", "calibration"), ("crosscoder", "damp_above"))
+LATER = (("", "imported"), ("", "calibration"), ("crosscoder", "damp_above"), ("harvest", "stream"))
 """Section and key of what recipes could not say at first; without it they mean what they meant."""
 
 
