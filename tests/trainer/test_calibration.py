@@ -121,14 +121,15 @@ def test_a_spike_in_comes_back_as_the_feature_that_points_its_way_and_fires_with
 
 
 def test_recall_counts_what_was_planted_found_claimed_and_supported():
-    concepts = (SpikeIn("left", 0.1, 0.01), SpikeIn("left", 0.1, 0.01), SpikeIn(None, 0.1, 0.01))
-    table = recall_table(concepts, np.array([2, -1, 0]), ["left", "right", "left"], ["refuted", "", "supported"])
+    concepts = (*[SpikeIn("left", 0.1, 0.01)] * 4, SpikeIn(None, 0.1, 0.01))
+    owner, verdict = ["left", "right", "left"], ["supported", "supported", "refuted"]
+    table = recall_table(concepts, np.array([2, -1, 0, 1, 0]), owner, verdict)
 
     assert table == [
         {"placement": "exclusive", "source": "left", "amplitude": 0.1, "frequency": 0.01,
-         "planted": 2, "recovered": 1, "as_claimed": 1, "supported": 1},
+         "planted": 4, "recovered": 3, "as_claimed": 2, "supported": 1},
         {"placement": "shared", "source": None, "amplitude": 0.1, "frequency": 0.01,
-         "planted": 1, "recovered": 1, "as_claimed": 0, "supported": 0},
+         "planted": 1, "recovered": 1, "as_claimed": 0, "supported": 1},
     ]  # fmt: skip
 
 

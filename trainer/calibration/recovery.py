@@ -77,8 +77,10 @@ def recall_table(
         row["planted"] += 1
         if found >= 0:
             row["recovered"] += 1
-            row["as_claimed"] += owner[found] == (concept.source or SHARED)
-            row["supported"] += verdict[found] == SUPPORTED
+            belongs = owner[found] == (concept.source or SHARED)
+            row["as_claimed"] += belongs
+            # Of a shared spike-in any claim is false, whoever makes it.
+            row["supported"] += verdict[found] == SUPPORTED and (belongs or concept.source is None)
     return list(rows.values())
 
 
