@@ -1,5 +1,7 @@
 """Verdicts of a toy: which of a crosscoder's claims the evidence supports, found out without looking at the truth."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +22,18 @@ DISCOVERED = 0.1
 """q-value up to which claims count as discoveries, when the share of false ones among them is held against it."""
 
 
+class _Silent(Progress):
+    """Says nothing, because the bench has a bar of its own."""
+
+    @contextmanager
+    def task(self, message: str, *, total: int | None, unit: str = "rows") -> Iterator[Progress]:  # noqa: ARG002
+        """Around something that is not counted."""
+        yield self
+
+    def advance(self, done: int, **measures: float) -> None:
+        """Count nothing."""
+
+
 class Called(NamedTuple):
     """Calls of all features, bool [F, T] over the crosscoder's targets; all true for what is not called narrower."""
 
@@ -33,7 +47,7 @@ def calls(crosscoder: Crosscoder, store: ActivationStore, recipe: AnalysisRecipe
     """Judge a crosscoder on a store's held-out rows; `folder` gets temporary files."""
     held_out = ActivationStore(store.path, replace(store.manifest, shards=store.shards("held_out")))
     with CodeSpool(folder, crosscoder.features) as codes:
-        claimed, weighed = judged(held_out, crosscoder, codes, recipe, progress=Progress(RunFolder(folder), "toy"))
+        claimed, weighed = judged(held_out, crosscoder, codes, recipe, progress=_Silent(RunFolder(folder), "toy"))
     supported = np.array([word == SUPPORTED for word in weighed.judgement.verdict])
     # A comparison with NaN is false: what could not be tested is no discovery.
     return Called(*(_narrowed(claimed.holds, chosen) for chosen in (supported, weighed.q_value <= DISCOVERED)))

@@ -1,0 +1,80 @@
+"""Verdicts on a crosscoder made from the truth, with some shared concepts put where only one source would have them."""
+
+import pytest
+import torch
+
+from trainer.activation_store import ActivationStore
+from trainer.bench.verdicts import calls
+from trainer.crosscoder import Crosscoder
+from trainer.groups import Group
+from trainer.normalisation import Normaliser
+from trainer.recipe import AnalysisRecipe
+from trainer.toy.world import World, WorldPlan, random_world
+
+PLAN = WorldPlan(concepts=200, widths=(64, 80), exclusive_share=0.2)
+FALSE = 15
+"""Shared concepts in each dedicated group."""
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return random_world(PLAN, seed=3)
+
+
+@pytest.fixture(scope="module")
+def store(world, tmp_path_factory) -> ActivationStore:
+    return world.write(tmp_path_factory.mktemp("rows"), rows=1024, held_out=40_000)[0]
+
+
+def made_from(world: World) -> tuple[Crosscoder, torch.Tensor]:
+    """A feature for every concept, read and written along its own directions; and how many sources hold it [F]."""
+    one, two = world.sources
+    holds = torch.stack([world.vectors[name].any(dim=1) for name in world.sources], dim=1)
+    shared = torch.nonzero(holds.all(dim=1)).squeeze(1)
+    dedicated = {
+        name: torch.cat([torch.nonzero(holds[:, at] & ~holds[:, 1 - at]).squeeze(1), shared[at * FALSE :][:FALSE]])
+        for at, name in enumerate(world.sources)
+    }
+    rest = shared[2 * FALSE :]
+    concepts = {"shared": rest, **dedicated}
+    groups, weights, first = [], {}, 0
+    for name, mine in concepts.items():
+        members = world.sources if name == "shared" else (name,)
+        groups.append(Group(name, len(mine), first, members, members))
+        first += len(mine)
+        weights[f"encoder_bias.{name}"] = torch.zeros(len(mine))
+        for source in members:
+            direction = torch.nn.functional.normalize(world.vectors[source][mine], dim=1)
+            weights[f"encoder.{source}.{name}"] = direction / len(members)
+            weights[f"decoder.{source}.{name}"] = direction.clone()
+    weights |= {
+        f"decoder_bias.{source}": torch.zeros(width) for source, width in zip((one, two), PLAN.widths, strict=True)
+    }
+    normaliser = {
+        source: Normaliser(torch.zeros(width), 1.0) for source, width in zip((one, two), PLAN.widths, strict=True)
+    }
+    threshold = {group.name: torch.tensor(0.4) for group in groups}
+    crosscoder = Crosscoder(
+        dict(zip((one, two), PLAN.widths, strict=True)), tuple(groups), weights, normaliser, threshold
+    )
+    return crosscoder, holds[torch.cat(list(concepts.values()))].sum(dim=1)
+
+
+def test_true_claims_are_supported_and_false_ones_are_not(world, store, tmp_path):
+    crosscoder, holders = made_from(world)
+    called = calls(crosscoder, store, AnalysisRecipe(), tmp_path)
+    supported = ~called.supported.all(dim=1)
+
+    assert int((holders == 1).sum()) == 40
+    assert int(supported[holders == 1].sum()) >= 36
+    assert not supported[holders == 2].any()
+    assert not (~called.discovered.all(dim=1))[holders == 2].any()
+    # Who is called is who has it.
+    assert torch.equal(called.supported[supported].sum(dim=1), torch.ones(int(supported.sum()), dtype=torch.int64))
+    assert list(tmp_path.iterdir()) == [], "temporary files are gone"
+
+
+def test_without_decoys_no_claim_is_supported(world, store, tmp_path):
+    crosscoder, _ = made_from(world)
+
+    assert calls(crosscoder, store, AnalysisRecipe(decoys=0), tmp_path).supported.all()
