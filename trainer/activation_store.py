@@ -135,6 +135,14 @@ class ActivationStore:
         for shard in self.shards(split):
             yield from self._blocks_of(shard, rows)
 
+    def rows_from(self, split: Split, first: int, count: int) -> Rows:
+        """At most `count` rows of a split, in stored order from row `first` on, and never across shards."""
+        for shard in self.shards(split):
+            if first < shard.rows:
+                return {name: x[first : first + count].clone() for name, x in self.read(shard).rows.items()}
+            first -= shard.rows
+        raise IndexError(f"{self.path} has no such row")
+
     def _blocks_of(self, shard: Shard, rows: int) -> Iterator[Block]:
         mapped = max(MAPPED_BYTES // self.bytes_per_row // rows, 1) * rows
         for first in range(0, shard.rows, rows):

@@ -5,7 +5,7 @@ of one document land far apart while reading stays in large blocks. Windows are 
 with the window: memory does not grow with the store.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -59,7 +59,7 @@ class Batches:
             if skip >= count:
                 skip -= count
                 continue
-            window = _Window(self.store, pieces)
+            window = _mapped(self.store, pieces)
             order, skip = order[skip:], 0
             while len(order):
                 wanted = self.batch - _length(carried)
@@ -83,19 +83,15 @@ class Batches:
             yield window
 
 
-class _Window:
-    """Several mapped pieces of shards, addressed as one."""
+class Parts:
+    """Several blocks of rows, addressed as one."""
 
-    def __init__(self, store: ActivationStore, pieces: list[Piece]) -> None:
-        whole = {shard: store.read(shard).rows for shard in {piece.shard for piece in pieces}}
-        self._parts = [
-            {name: x[piece.first : piece.first + piece.rows] for name, x in whole[piece.shard].items()}
-            for piece in pieces
-        ]
-        self._begins = torch.tensor([0, *(piece.rows for piece in pieces)]).cumsum(0)
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        self._parts = parts
+        self._begins = torch.tensor([0, *map(_length, parts)]).cumsum(0)
 
     def take(self, index: Tensor) -> Rows:
-        """Rows by index int64 [n]."""
+        """Copies of rows by index int64 [n]."""
         part = torch.searchsorted(self._begins, index, right=True) - 1
         names = self._parts[0].keys()
         out = {name: self._parts[0][name].new_empty(len(index), self._parts[0][name].shape[1]) for name in names}
@@ -105,6 +101,11 @@ class _Window:
             for name in names:
                 out[name].index_copy_(0, mine, rows[name].index_select(0, local))
         return out
+
+
+def _mapped(store: ActivationStore, pieces: list[Piece]) -> Parts:
+    whole = {shard: store.read(shard).rows for shard in {piece.shard for piece in pieces}}
+    return Parts([{name: x[p.first : p.first + p.rows] for name, x in whole[p.shard].items()} for p in pieces])
 
 
 def _cut(shard: Shard, most: int) -> list[Piece]:

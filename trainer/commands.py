@@ -24,7 +24,8 @@ from trainer.recipe import CalibrationRecipe, Recipe, load_recipe, parse_recipe
 from trainer.results import SCHEMA
 from trainer.run_folder import RunFolder, home, published, write_json
 from trainer.sources import Source, cut, load_source
-from trainer.train import fingerprint_of, train, train_together
+from trainer.streaming import Stream
+from trainer.train import fingerprint_of, train, train_streaming, train_together
 
 MEASURED: dict[str, Any] = {
     "evaluation": True,
@@ -145,8 +146,7 @@ class Run:
             return
         if self.activations is not None:
             raise StoreError(f"No activation store at {path}: manifest.json is missing. Give the folder that has it.")
-        sources = [cut(source, source.recipe.layer) for source in self._loaded()]
-        Harvest(self.recipe, sources, path, self._harvest_fingerprint()).run(self.progress)
+        Harvest(self.recipe, self._readers(), path, self._harvest_fingerprint()).run(self.progress)
 
     def _train(self) -> None:
         if self.recipe.imported is not None:
@@ -155,7 +155,11 @@ class Run:
         store = ActivationStore.open(self.store_path())
         if self.activations is not None:
             store.verify()
-        train(self.recipe, store, self.folder, self.progress)
+        if self.recipe.harvest.stream is not None and self.activations is None:
+            stream = Stream(self.recipe, store, self._readers, self.progress)
+            train_streaming(self.recipe, store, self.folder, stream, self.progress)
+        else:
+            train(self.recipe, store, self.folder, self.progress)
 
     def _evaluate(self) -> None:
         crosscoder = Crosscoder.load(self.folder.path)
@@ -190,6 +194,10 @@ class Run:
         readouts = {source.name: Unembedding.of_source(source) for source in self._loaded()}
         store = self._store_for(crosscoder)
         analyse(self.recipe, store, crosscoder, folder=self.folder, progress=self.progress, readouts=readouts)
+
+    def _readers(self) -> list[Source]:
+        """The models as far as their hookpoints."""
+        return [cut(source, source.recipe.layer) for source in self._loaded()]
 
     def _loaded(self) -> list[Source]:
         """The whole models; none when the recipe has none."""

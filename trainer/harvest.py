@@ -40,6 +40,8 @@ class Record:
     fingerprint: str
     documents: int = 0
     """Documents taken from the corpus."""
+    used: int = 0
+    """The first so many of them were run or had nothing to run; of the last pool a rest may not be needed."""
     sequences: int = 0
     parts: int = 0
     """Parts of the documents table written."""
@@ -101,6 +103,7 @@ class Harvest:
             rows = self.pools.activations(sequences)
         with self.pools.timed("storing"):
             self._store(rows, sequences)
+            self.record.used = sequences[-1].origin + 1
             self._put_on_record(len(texts), len(sequences))
 
     def _store(self, rows: Rows, sequences: list[Sequence]) -> None:
@@ -153,7 +156,7 @@ class Harvest:
         parts = [self.path / f"documents-{part:05d}.parquet" for part in range(self.record.parts)]
         table = pa.concat_tables([pq.read_table(part) for part in parts])
         self.writer.finish(
-            table, {"counts": dict(self.counts), "medians": self.record.medians, "documents": self.record.documents}
+            table, {"counts": dict(self.counts), "medians": self.record.medians, "documents": self.record.used}
         )
         for part in [*parts, self.path / "harvest.json"]:
             part.unlink(missing_ok=True)

@@ -23,6 +23,8 @@ from trainer.sources import Source
 
 POOL_ROWS = 32_768
 """Anchors collected before the models run."""
+DOCUMENTS = 64
+"""Documents taken from the corpus at a time."""
 
 
 class Pools:
@@ -54,7 +56,7 @@ class Pools:
         texts, anchors = [], 0
         while anchors < POOL_ROWS:
             with self.timed("corpus"):
-                some = list(islice(stream, 64))
+                some = list(islice(stream, DOCUMENTS))
             if not some:
                 break
             with self.timed("alignment"):

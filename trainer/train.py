@@ -13,7 +13,8 @@ from trainer.crosscoder import Crosscoder
 from trainer.damping import undamped
 from trainer.progress import Progress
 from trainer.recipe import Recipe
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, discard
+from trainer.streaming import Stream
 from trainer.training import Training
 
 
@@ -47,12 +48,57 @@ def train_together(
     return [fit.finish() for fit in fits]
 
 
+def train_streaming(
+    recipe: Recipe, store: ActivationStore, folder: RunFolder, stream: Stream, progress: Progress
+) -> Crosscoder:
+    """Fit a crosscoder to rows as they are harvested, and save it in the run's folder.
+
+    Of the store come the normalisers, the first rows and the held-out ones. A checkpoint is written between two rounds
+    of the stream, with the rows that wait in it. Raises StoreError, CorpusError, DiskFull.
+    """
+    fit = _Fit(recipe, folder, store, steps=stream.steps)
+    training, every = fit.training, recipe.training.checkpoint_every
+    if training.step:
+        stream.restore(_waiting(folder, training.step))
+        progress.say(f"train: going on from step {training.step} of {training.steps}")
+    saved = training.step
+    with (
+        progress.task("train", total=training.steps, unit="steps") as task,
+        folder.metrics.open("a", encoding="utf-8") as log,
+    ):
+        task.advance(saved)
+        for batches in stream.rounds():
+            for rows in batches:
+                fit.run_step(rows, log)
+                task.advance(1, **fit.shown)
+            if training.step - saved >= every and not stream.position.ended:
+                saved = training.step
+                fit.save_with(stream)
+    if training.step < training.steps:
+        rows = stream.position.entered
+        progress.say(
+            f"train: the text ended after {rows:,} of {recipe.harvest.rows:,} rows, before the learning rate had come "
+            f"down. For a whole schedule set harvest.rows to {rows} and train again."
+        )
+    trained = fit.finish()
+    discard(folder.checkpoints)
+    return trained
+
+
+def _waiting(folder: RunFolder, step: int) -> Path:
+    """Rows that waited when a checkpoint was written."""
+    return folder.checkpoints / f"waiting-{step:08d}.safetensors"
+
+
 class _Fit:
     """One run's training with its files."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, store: ActivationStore) -> None:
+    def __init__(self, recipe: Recipe, folder: RunFolder, store: ActivationStore, *, steps: int | None = None) -> None:
+        """With `steps` the rows come from a stream, and checkpoints are written by `save_with` alone."""
         self.folder = folder
         self.training = Training(recipe, store)
+        self._streams = steps is not None
+        self.training.steps = steps or self.training.steps
         self.shown: dict[str, float] = {}
         self._fingerprint = fingerprint_of(recipe, store)
         self._checkpoint_every = recipe.training.checkpoint_every
@@ -68,8 +114,16 @@ class _Fit:
             log.write(json.dumps({"step": self.training.step, **measures}) + "\n")
             log.flush()
             self.shown = {name: value for name, value in measures.items() if name != "learning_rate"}
-        if self.training.step % self._checkpoint_every == 0:
+        if not self._streams and self.training.step % self._checkpoint_every == 0:
             self.training.save(self.folder.checkpoints, self._fingerprint)
+
+    def save_with(self, stream: Stream) -> None:
+        """Write a checkpoint, and before it what waits in the stream; drop what belongs to no checkpoint any more."""
+        stream.save(_waiting(self.folder, self.training.step))
+        self.training.save(self.folder.checkpoints, self._fingerprint)
+        for path in self.folder.checkpoints.glob("waiting-*.safetensors"):
+            if not path.with_name(path.name.replace("waiting", "step")).is_file():
+                path.unlink()
 
     def finish(self) -> Crosscoder:
         """Set the inference thresholds and save the crosscoder."""
@@ -81,8 +135,11 @@ class _Fit:
 
 def fingerprint_of(recipe: Recipe, store: ActivationStore) -> str:
     """Changes when anything that decides the weights changes: what to fit, how, and the data."""
+    identity = recipe.identity()
+    streamed = [] if recipe.harvest.stream is None else [identity["sources"], identity["corpus"], identity["harvest"]]
     parts: list[Any] = [
-        recipe.identity()["crosscoder"],
+        *streamed,
+        identity["crosscoder"],
         recipe.training.model_dump(mode="json", exclude={"checkpoint_every", "device"}),
         [shard.sha256 for shard in store.manifest.shards],
     ]
