@@ -60,6 +60,8 @@ class Question:
     """Why the claim is not supported, when this test says so: the end of a sentence with *because*."""
     setting: str = ""
     """Key of its threshold in the recipe, under `analysis.verdict`."""
+    refuting: str = ""
+    """Key of another threshold, from which on it refutes the claim."""
 
 
 QUESTIONS = {
@@ -71,6 +73,7 @@ QUESTIONS = {
         "≤",
         "the others' activations tell a good part of it",
         "readout_ratio",
+        "equal_readout",
     ),
     "q_value": Question(
         "Expected error, q",
@@ -150,6 +153,14 @@ QUESTIONS = {
         "it fires mostly on first tokens",
         "first_token_share",
     ),
+    "found_again": Question(
+        "Found again",
+        "The share of other runs of the same comparison, with another seed or variant, that have the feature too.",
+        "share",
+        "≥",
+        "other runs of the same comparison do not find it again",
+        "found_again",
+    ),
 }
 
 
@@ -190,8 +201,17 @@ def in_order(tests: Sequence[Test]) -> list[Test]:
 
 def thresholds(recipe: Mapping[str, object]) -> dict[str, float]:
     """The thresholds that a run's recipe sets, by test; tests whose threshold it does not know are left out."""
+    return _settings(recipe, {test: asked.setting for test, asked in QUESTIONS.items()})
+
+
+def refuting_from(recipe: Mapping[str, object]) -> dict[str, float]:
+    """From where on tests refute, for those for which a run's recipe says it apart from their threshold."""
+    return _settings(recipe, {test: asked.refuting for test, asked in QUESTIONS.items()})
+
+
+def _settings(recipe: Mapping[str, object], keys: Mapping[str, str]) -> dict[str, float]:
     analysis = recipe.get("analysis")
     verdict = analysis.get("verdict") if isinstance(analysis, Mapping) else None
     known = verdict if isinstance(verdict, Mapping) else {}
-    found = {test: known.get(asked.setting) for test, asked in QUESTIONS.items()}
+    found = {test: known.get(key) for test, key in keys.items()}
     return {test: float(value) for test, value in found.items() if isinstance(value, int | float)}

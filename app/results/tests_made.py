@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from app.results.connection import Results
-from app.results.rule import QUESTIONS, Question, question, thresholds
+from app.results.rule import QUESTIONS, Question, question, refuting_from, thresholds
 from app.results.runs import recipe_of
 
 
@@ -19,6 +19,8 @@ class TestMade:
     """Threshold in this run; where claims have different ones, the smallest. None when it is not known."""
     highest: float | None
     """The largest of them."""
+    refuting: float | None
+    """From where on it refutes; None where that is its threshold, if at all."""
     said: dict[str, int]
     """Claims by what it said of them; empty where it was not made."""
 
@@ -27,15 +29,17 @@ def tests_made(results: Results) -> list[TestMade]:
     """All tests there are words for, and others that the run made."""
     sql = "select test, says, count(*), min(threshold), max(threshold) from evidence group by all order by all"
     said: dict[str, dict[str, int]] = {}
-    found: dict[str, list[float]] = {test: [value] for test, value in thresholds(recipe_of(results)).items()}
+    recipe = recipe_of(results)
+    found: dict[str, list[float]] = {test: [value] for test, value in thresholds(recipe).items()}
+    refuting = refuting_from(recipe)
     for test, says, count, low, high in results.rows(sql):
         if test not in said:
             found[test] = []
         said.setdefault(test, {})[says] = count
         found[test] += [bound for bound in (low, high) if bound is not None]
     tests = [*QUESTIONS, *(test for test in said if test not in QUESTIONS)]
-    return [_made(test, found.get(test, []), said.get(test, {})) for test in tests]
+    return [_made(test, found.get(test, []), refuting.get(test), said.get(test, {})) for test in tests]
 
 
-def _made(test: str, bounds: list[float], said: dict[str, int]) -> TestMade:
-    return TestMade(test, question(test), min(bounds, default=None), max(bounds, default=None), said)
+def _made(test: str, bounds: list[float], refuting: float | None, said: dict[str, int]) -> TestMade:
+    return TestMade(test, question(test), min(bounds, default=None), max(bounds, default=None), refuting, said)

@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from trainer.analysis.agreement import BINS
 from trainer.analysis.codes import FeatureCodes
 from trainer.analysis.contexts import keep
+from trainer.analysis.contrast import Contrast
 from trainer.analysis.decoder_norms import OTHER, SHARED, DecoderNorms, owners
 from trainer.analysis.firings import Ground, measure
 from trainer.analysis.histogram import histogram
+from trainer.analysis.verdict import Facts, Judgement, judge
 from trainer.analysis.windows import Windows, context_columns
 from trainer.bench.synthetic_text import Vocabulary, synthetic_text
 from trainer.recipe import Recipe, parse_recipe
@@ -30,7 +33,7 @@ WORDS = 200
 """Words in a sequence."""
 RANGE = 512
 """Features made at a time."""
-NEIGHBOURS, LOGITS = 5, 10
+NEIGHBOURS, LOGITS, OTHER_RUNS = 5, 10, 3
 MEASURES = (
     "firings",
     "density",
@@ -115,35 +118,81 @@ def _add_measures(
 ) -> None:
     """What is measured of a range of features, with random decoder norms."""
     norms = _norms(codes.features, chance)
+    measures = measure(codes, ground)
+    owner = owners(norms.share, tuple(source.name for source in SOURCES), recipe.analysis)
+    judged, facts = _judged(codes, measures, owner, recipe, chance)
+    evidence = judged.columns()
+    results.add("evidence", evidence | {"feature": evidence["feature"] + codes.first})
     rows = norms.columns([source.source for source in SOURCES])
     results.add("feature_source", rows | {"feature": rows["feature"] + codes.first})
     assert ground.places is not None, "synthetic text has places"
     for part in ground.parts:
         results.add(f"feature_{part.kind}", part.columns(codes.first, part.firings(codes, ground.places)))
-    results.add("feature", _measured(codes, ground) | _drawn(codes, norms, recipe, chance))
+    verdicts = {
+        "owner": pa.array(owner),
+        "verdict": pa.array(judged.verdict),
+        "kind": pa.array(judged.kind, pa.string()),
+        "q_value": facts.q_value,
+        "readout_ratio": facts.contrast.ratio,
+    }
+    results.add("feature", _measured(measures, ground) | verdicts | _drawn(codes, chance))
+    _add_agreement(results, codes.first + judged.claims, recipe.crosscoder.features or 1, chance)
 
 
-def _measured(codes: FeatureCodes, ground: Ground) -> dict[str, np.ndarray | pa.Array]:
+def _judged(
+    codes: FeatureCodes, measures: dict[str, np.ndarray], owner: list[str], recipe: Recipe, chance: np.random.Generator
+) -> tuple[Judgement, Facts]:
+    """Every test of every claim of a living feature, by the rule that is in force, of facts that are drawn."""
+    count = codes.features
+    claims = np.array([name not in (SHARED, OTHER) for name in owner]) & (codes.counts > 0)
+    p_value = np.where(claims, chance.uniform(0.001, 0.3, count), np.nan)
+    own = np.where(claims, chance.uniform(0.01, 0.5, count), np.nan)
+    facts = Facts(
+        contrast=Contrast(own, own * chance.uniform(0, 1.2, count), 0.002),
+        p_value=p_value,
+        q_value=p_value / 2,
+        decoys=np.full(count, recipe.analysis.decoys, np.int64),
+        twin=chance.uniform(0, 0.6, count),
+        nu_error=chance.uniform(0, 0.3, count),
+        nu_reconstruction=chance.uniform(0, 0.6, count),
+        found_again=chance.integers(0, OTHER_RUNS + 1, count) / OTHER_RUNS,
+        other_runs=np.full(count, OTHER_RUNS, np.int64),
+        **{name: measures[name] for name in ("firings", "documents", "density", "template_share", "first_token_share")},
+    )
+    return judge(claims, facts, recipe.analysis.verdict), facts
+
+
+def _add_agreement(results: ResultsDraft, claims: np.ndarray, features: int, chance: np.random.Generator) -> None:
+    """Every cell of the table of every claim and some other feature."""
+    cells = np.arange(BINS * BINS)
+    columns = {
+        "feature": np.repeat(claims, len(cells)),
+        "other": np.repeat(chance.integers(0, features, len(claims)), len(cells)),
+        "bin": np.tile(cells // BINS, len(claims)),
+        "other_bin": np.tile(cells % BINS, len(claims)),
+        "rows": chance.integers(1, 500, len(claims) * len(cells)),
+    }
+    results.add("agreement", columns)
+
+
+def _measured(measures: dict[str, np.ndarray], ground: Ground) -> dict[str, np.ndarray | pa.Array]:
     """Columns of the table `feature` that follow from the firings."""
-    measures = measure(codes, ground)
     names = {f"main_{part.kind}": np.array([*part.names, None], object) for part in ground.parts}
     return {name: measures[name] for name in MEASURES} | {
         name: pa.array(known[measures[name]], pa.string()) for name, known in names.items()
     }
 
 
-def _drawn(
-    codes: FeatureCodes, norms: DecoderNorms, recipe: Recipe, chance: np.random.Generator
-) -> dict[str, np.ndarray | pa.Array]:
+def _drawn(codes: FeatureCodes, chance: np.random.Generator) -> dict[str, np.ndarray | pa.Array]:
     """The other columns of the table `feature`."""
-    owner = owners(norms.share, tuple(source.name for source in SOURCES), recipe.analysis)
     groups = pa.array(["shared", *(source.name for source in SOURCES)])
     return {
         "feature": codes.first + np.arange(codes.features),
         "group_name": groups.take(pa.array(chance.integers(0, len(groups), codes.features))),
         "content_hash": pa.array([f"{codes.first + index:016x}" for index in range(codes.features)]),
-        "owner": pa.array(owner),
-        "verdict": pa.array(["" if name in (SHARED, OTHER) else "untested" for name in owner]),
+        "unity": chance.uniform(0.01, 0.3, codes.features),
+        "found_in": chance.integers(0, OTHER_RUNS + 1, codes.features),
+        "looked_in": np.full(codes.features, OTHER_RUNS),
         "score": np.where(codes.counts > 0, chance.uniform(0, 1, codes.features), np.nan),
     }
 

@@ -9,7 +9,7 @@ from app.results.connection import Source
 from app.results.evidence import claim_in_words, closest_twin, findings, unity_in_words, verdict_in_words
 from app.results.feature import Feature, InSource, Neighbour
 from app.results.ground import SHOWN, parts_of
-from app.results.rule import QUESTIONS, SAYS, in_order, thresholds, worded
+from app.results.rule import QUESTIONS, SAYS, in_order, refuting_from, thresholds, worded
 
 SOURCES = tuple(
     Source(place, name, name, None, "resid_post", 1, 8, 1.0) for place, name in enumerate(("smollm2", "gemma3"))
@@ -165,6 +165,9 @@ def test_thresholds_are_those_of_the_recipe():
 
     assert thresholds(recipe) == {"readout_ratio": 0.4, "firings": 50.0, "like_decoys": 0.2}
     assert thresholds({}) == thresholds({"analysis": {}}) == {}
+    assert refuting_from({"analysis": {"verdict": {"readout_ratio": 0.4, "equal_readout": 0.8}}}) == {
+        "readout_ratio": 0.8
+    }
 
 
 def test_the_closest_twin_fires_on_most_of_the_same_rows():

@@ -77,3 +77,18 @@ def test_tokens_of_both_sources_spell_the_text():
             for n in (2 * sequence, 2 * sequence + 1)
         ]
         assert sorted(ends[0] & ends[1]) == places.byte_end[places.sequence == sequence].tolist()
+
+
+def test_every_claim_has_tests_and_a_table_of_agreement_as_in_a_real_run(run):
+    with duckdb.connect(str(run.file), read_only=True) as results:
+        claims = dict(results.sql("select feature, verdict from feature where verdict <> ''").fetchall())
+        tests = results.sql("select feature, count(*) from evidence group by 1").fetchall()
+        cells = results.sql("select feature, count(*) from agreement group by 1").fetchall()
+        owners = results.sql("select distinct owner in ('first', 'second') from feature where verdict <> ''").fetchall()
+
+    assert claims
+    assert set(claims.values()) <= {"supported", "refuted", "undecided"}
+    assert owners == [(True,)]
+    assert {feature for feature, _ in tests} == {feature for feature, _ in cells} == set(claims)
+    assert min(count for _, count in tests) >= 10
+    assert {count for _, count in cells} == {36}
