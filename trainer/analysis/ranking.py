@@ -17,6 +17,8 @@ ENOUGH_DOCUMENTS = 30
 """Documents from which more add nothing."""
 TOO_DENSE = 0.2
 """Density at which a feature's standing is halved: what fires everywhere means little."""
+FAINT = 0.5
+"""Standing left to a claim that the other side tells as well as its owner."""
 LIGHT = 0.25
 """Standing left to the feature that carries least."""
 SPREAD = 0.5
@@ -40,6 +42,8 @@ class Evidence:
     """How much of the rebuilt activations it carries: squared activations times squared decoder norms, summed."""
     focus: np.ndarray
     """Excess of its firings in its main corpus."""
+    strength: np.ndarray
+    """How much worse it is told by those it is denied to: one minus the readout ratio."""
 
 
 def excess(share: np.ndarray, usual: np.ndarray | float) -> np.ndarray:
@@ -53,7 +57,8 @@ def scores(owner: list[str], verdicts: list[str], evidence: Evidence) -> np.ndar
 
     The parts: enough firings; enough documents; not dense; not on chat templates or first rows more than usual; no
     feature of another owner that fires on the same rows; much energy, compared with others of its owner; one corpus
-    part more than the rest. What is not known counts as good. NaN for features that never fired.
+    part more than the rest; little of it told by those it is denied to. What is not known counts as good. NaN for
+    features that never fired.
     """
     product = (
         _enough(evidence.firings, ENOUGH_FIRINGS)
@@ -64,6 +69,7 @@ def scores(owner: list[str], verdicts: list[str], evidence: Evidence) -> np.ndar
         * (1 - _known(evidence.strongest_twin, 0))
         * (LIGHT + (1 - LIGHT) * _standing(evidence.energy, owner))
         * (SPREAD + (1 - SPREAD) * _known(evidence.focus, 1))
+        * (FAINT + (1 - FAINT) * np.clip(_known(evidence.strength, 1), 0, 1))
     )
     tier = np.array([TIERS[verdict] for verdict in verdicts])
     return np.where(evidence.firings > 0, product + tier, np.nan)

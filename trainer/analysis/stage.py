@@ -165,7 +165,7 @@ class _Analysis:
             "found_in": again.found_in if again.looked_in else np.full(len(again.found_in), np.nan),
             "looked_in": np.full(len(again.found_in), again.looked_in),
             "q_value": weighed.q_value,
-            "score": scores(owner, weighed.judgement.verdict, _evidence(measures, norms, alike.strongest_twin, ground)),
+            "score": scores(owner, weighed.judgement.verdict, _evidence(measures, norms, case, weighed, ground)),
         }
         self.draft.add("feature", stored)
 
@@ -228,7 +228,7 @@ MEASURES = ("firings", "documents", "density", "template_share", "first_token_sh
 
 
 def _evidence(
-    measures: Mapping[str, np.ndarray], norms: DecoderNorms, strongest_twin: np.ndarray, ground: Ground
+    measures: Mapping[str, np.ndarray], norms: DecoderNorms, case: Case, weighed: Weighed, ground: Ground
 ) -> Evidence:
     main, parts = measures["main_corpus"], corpus_shares(ground)
     usual = np.where(main >= 0, parts[main], np.nan) if len(parts) else np.full(len(main), np.nan)
@@ -238,9 +238,11 @@ def _evidence(
         density=measures["density"],
         on_templates=excess(measures["template_share"], share_of_rows(ground.template)),
         on_openings=excess(measures["first_token_share"], share_of_rows(ground.opening)),
-        strongest_twin=strongest_twin,
+        strongest_twin=case.measures.twin,
         energy=measures["squares"] * (norms.decoder**2).sum(axis=1),
         focus=excess(measures["main_corpus_share"], usual),
+        # A claim of which nothing can be told has nothing to show for itself.
+        strength=np.where(case.claimed.claims, np.nan_to_num(weighed.contrast.strength), np.nan),
     )
 
 

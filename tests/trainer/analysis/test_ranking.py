@@ -14,6 +14,7 @@ GOOD = {
     "strongest_twin": 0.0,
     "energy": 5.0,
     "focus": 1.0,
+    "strength": 1.0,
 }
 
 
@@ -48,6 +49,7 @@ def test_verdicts_decide_before_anything_else():
         ("strongest_twin", 0.7),
         ("energy", 0.5),
         ("focus", 0.3),
+        ("strength", 0.4),
     ],
 )
 def test_each_reason_for_doubt_lowers_a_score(name, value):
