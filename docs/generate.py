@@ -1,4 +1,4 @@
-"""Write what the documents take from the code: the tree in README.md, docs/commands.md and docs/results.md.
+"""Write what the documents take from the code: the tree in README.md, and docs/commands, evidence and results.
 
 `make docs` runs it; a test compares the files with what it would write.
 """
@@ -21,6 +21,12 @@ RESULTS_INTRODUCTION = (
     "A run publishes one DuckDB file, `results-<hash of its content>.duckdb`, and points to it from `current.json`. "
     "A published file never changes. The comments below are in the file too: `select * from duckdb_columns()`."
 )
+EVIDENCE_IN_A_RUN = (
+    "In the explorer, *How claims are judged* on the page of any claimed feature shows the same with the thresholds of "
+    "the run and what each test said of its claims. Why it is so: decisions "
+    "[13](decisions/0013-evidence-from-second-moments.md) and [14](decisions/0014-decoys-and-verdicts.md)."
+)
+TESTS_HEAD = "| test | what it asks | the claim is well if | under `analysis.verdict` |\n|---|---|---|---|"
 TABLE_HEAD = "| column | type | meaning |\n|---|---|---|"
 
 
@@ -31,6 +37,7 @@ def generated() -> dict[Path, str]:
     return {
         readme: between_marks(text, "help", code_block(help_of([]))),
         ROOT / "docs" / "commands.md": commands(),
+        ROOT / "docs" / "evidence.md": evidence(),
         ROOT / "docs" / "results.md": results(),
     }
 
@@ -113,6 +120,25 @@ def results() -> str:
             ).fetchall()
             parts += [f"## {table}", comment, "\n".join([TABLE_HEAD, *(table_row(*column) for column in columns)])]
     return "\n\n".join(parts) + "\n"
+
+
+def evidence() -> str:
+    """docs/evidence.md: how claims are judged, from the words that the explorer shows and the recipe's defaults."""
+    from app.results import rule
+    from trainer.recipe import VerdictRecipe
+
+    recipe = {"analysis": {"verdict": VerdictRecipe().model_dump()}}
+    usual, refuting = rule.thresholds(recipe), rule.refuting_from(recipe)
+    lines = [TESTS_HEAD]
+    for test, asked in rule.QUESTIONS.items():
+        limit = f"{asked.side} {usual[test]:g}" + (f"; refuted from {refuting[test]:g}" if test in refuting else "")
+        lines.append(f"| {asked.name} (`{test}`) | {asked.asks} | {limit} | `{asked.setting}` |")
+    parts = ["# How claims are judged", NOTICE, rule.INTRODUCTION, EVIDENCE_IN_A_RUN]
+    for title, words in (("Verdicts", rule.VERDICTS), ("Kinds of difference", rule.KINDS)):
+        parts += [f"## {title}", "\n".join(f"- *{word}*: {what}" for word, what in words.items())]
+    parts += ["## What a test can say", "\n".join(f"- *{says}*: {what}" for says, what in rule.SAYINGS.items())]
+    parts += ["## Every test", "\n".join(lines), "## What a verdict rests on, and what it cannot say"]
+    return "\n\n".join([*parts, *(" ".join(words.split()) for words in rule.LIMITS)]) + "\n"
 
 
 def table_row(name: str, data_type: str, nullable: bool, comment: str) -> str:

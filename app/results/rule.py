@@ -29,7 +29,7 @@ KINDS = {
     "analogue": "The others have a twin: a feature of their own that fires on the same rows.",
 }
 SAYINGS = {
-    "supports": "speaks for the claim; two tests must, before it is supported",
+    "supports": "speaks for the claim; the first two tests below must, before it is supported",
     "doubts": "keeps the claim from being supported",
     "refutes": "settles that the claim is wrong",
     "silent": "neither helps nor harms the claim",
@@ -40,7 +40,8 @@ LIMITS = (
     calibrated run adds a null run, in which every claim is false by construction, and the more doubtful of both
     counts.""",
     """A readout says what activations carry, not what the model makes of it. A fine-tune may use what its base only
-    carries, so between sources of one space a larger readout ratio is allowed, and latent scaling must not object.""",
+    carries, so between sources of one space a larger readout ratio is allowed (`readout_ratio_same_space`), and latent
+    scaling must not object.""",
     """A verdict is about the text that was analysed. Steering is the causal test: a feature that matters changes what
     its owner writes.""",
 )

@@ -82,11 +82,12 @@ def rows_of(
     cells = [column.cells for column in columns]
     special = {end for column in columns for end in column.specials}
     rows = _specials(columns, start) if start in special else []
-    for end in sorted(shared):
+    ends = sorted(shared)
+    for end, tokens in zip(ends, zip(*(map(each.__getitem__, ends) for each in cells), strict=True), strict=True):
         activation = activations.get(end)
         level = level_of(activation, scale) if activation else 0
         seen = known is None or any(low < end <= high for low, high in known)
-        rows.append(Row(end, activation, level, end == peak, seen, tuple([each[end] for each in cells])))
+        rows.append(Row(end, activation, level, end == peak, seen, tokens))
         if end in special and end != start:
             rows += _specials(columns, end)
     if any(TAIL in each for each in cells):

@@ -11,7 +11,7 @@ from docs.generate import generated, tree
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/commands.md", "docs/results.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/commands.md", "docs/evidence.md", "docs/results.md"])
 def test_a_document_holds_what_make_docs_would_write(name: str):
     path = ROOT / name
 
