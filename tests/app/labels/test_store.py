@@ -9,8 +9,10 @@ from app.labels.database import transaction
 from app.labels.store import (
     LabelConflict,
     Place,
+    current,
     current_labels,
     features_matching,
+    histories,
     history,
     labels_of,
     own_label,
@@ -184,3 +186,22 @@ def test_nobody_in_particular_cannot_sign(name: str):
 
 def test_a_name_is_kept_as_its_owner_writes_it():
     assert author_name("  Zoe\u0308   Ångström ") == "Zoë Ångström"
+
+
+def test_the_labels_of_several_features_read_together_are_those_of_each_alone(labels: Engine):
+    other = Place(PLACE.run, 8, "beef")
+    save(labels, "Ada", "German")
+    save(labels, "Bo", "Dutch", note="and Frisian")
+    save(labels, "Ada", "German verbs", based_on=1)
+    save(labels, "Cy", "Numbers", place=other)
+    with transaction(labels, writing=True) as session:
+        withdraw_label(session, PLACE, "Bo", based_on=1)
+    save(labels, "Ada", "elsewhere", place=Place("another-run", 7, "f00d"))
+
+    with transaction(labels) as session:
+        found = histories(session, PLACE.run, {7, 8, 9})
+
+        assert found == {feature: history(session, PLACE.run, feature) for feature in (7, 8, 9)}
+        assert len(found[7]) == 4
+        for feature in (7, 8, 9):
+            assert current(found[feature]) == current_labels(session, PLACE.run, feature)
