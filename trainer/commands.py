@@ -14,6 +14,7 @@ from trainer.analysis.stability import other_runs
 from trainer.baselines import stage as baselines
 from trainer.calibration import calibrate
 from trainer.crosscoder import Crosscoder, check_sources
+from trainer.doctor import require_room
 from trainer.errors import RecipeError, StoreError
 from trainer.evaluate import evaluate
 from trainer.fidelity import fidelity, obstacle
@@ -70,17 +71,26 @@ class Run:
             "analyse": self._analyse,
         }
         with self.progress.running():
+            require_room(self.recipe, self._due(stages), self._store_or_none())
             for name, stage in work.items():
                 if name not in stages:
                     continue
-                fingerprint = self._fingerprint(name)
-                unwanted = name == "calibrate" and self.calibration is None
-                if unwanted or (not self.force and self._finished(name, fingerprint)):
+                if not self._is_due(name):
                     self.progress.skip(name)
                     continue
                 with self.progress.stage(name):
                     stage()
                 self._mark(name, self._fingerprint(name))
+
+    def _due(self, stages: tuple[str, ...]) -> list[str]:
+        """Those of some stages that have something to do; whatever follows one that has may have, too."""
+        wanted = [name for name in STAGES if name in stages]
+        return list(itertools.dropwhile(lambda name: not self._is_due(name), wanted))
+
+    def _is_due(self, stage: str) -> bool:
+        if stage == "calibrate" and self.calibration is None:
+            return False
+        return self.force or not self._finished(stage, self._fingerprint(stage))
 
     def is_trained(self) -> bool:
         """Whether the crosscoder is there and up to date."""

@@ -1,8 +1,10 @@
 """Doctor: whether this machine can run a recipe, found out in seconds and without running it."""
 
 import importlib.metadata
+import math
 import os
 import platform
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -11,22 +13,19 @@ import psutil
 import torch
 
 from trainer import packages
+from trainer.activation_store import ActivationStore
 from trainer.device import compute_dtype, pick_device
-from trainer.errors import CrossdiffError
+from trainer.errors import CrossdiffError, DoesNotFit
+from trainer.foresight import Need, measure_speed, needs
 from trainer.model_memory import free_bytes
 from trainer.model_shapes import config_of, shape_of
 from trainer.recipe import CorpusPart, Recipe, SourceRecipe, load_recipe
 from trainer.run_folder import home
+from trainer.shortages import Room, shortages
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "duckdb", "numpy", "pyarrow")
 TIGHT_MEMORY = 6 << 30
 """The demo stays under this many bytes."""
-STORED_BYTES = 2
-"""Bytes per activation in a store: bf16."""
-PLACE_BYTES = 12
-"""Bytes per row beside its activations: document, position and byte end."""
-TRAINING_BYTES = 16
-"""Bytes per parameter in training: the weight, its gradient and two moments, fp32."""
 
 
 class State(StrEnum):
@@ -59,7 +58,7 @@ def machine() -> list[Finding]:
 
 
 def recipe(path: Path, overrides: tuple[str, ...] = ()) -> list[Finding]:
-    """Whether the models and texts of a recipe are at hand, and the disk and memory its run will take, roughly."""
+    """Whether the models and texts of a recipe are at hand, and what every stage of its run will take."""
     try:
         loaded = load_recipe(path, overrides)
         return [
@@ -143,27 +142,56 @@ def _corpus_part(part: CorpusPart) -> Finding:
 
 
 def _prediction(loaded: Recipe) -> list[Finding]:
-    """Disk for the activations, and memory for training, when all widths are known."""
-    widths = [width_of(source) for source in loaded.sources]
-    if not widths or None in widths:
-        return [Finding("needs", "disk and memory are told once the models are at hand", State.NOTE)]
-    total = sum(width for width in widths if width is not None)
-    held_out = loaded.corpus.held_out if loaded.corpus else 0.0
-    rows = round(loaded.harvest.rows / (1 - held_out))
-    disk = rows * (total * STORED_BYTES + PLACE_BYTES)
-    memory = 2 * loaded.crosscoder.features * total * TRAINING_BYTES
-    enough = disk < free_disk()
-    remedy = "" if enough else "Free some room, lower harvest.rows, or set CROSSDIFF_HOME to a larger disk."
-    return [
-        Finding("disk needed", f"about {_gib(disk)} for activations", State.FINE if enough else State.BROKEN, remedy),
-        Finding("memory needed", f"about {_gib(memory)} for training, beside the models while they run"),
-    ]
+    """Memory, disk and time of every stage, when the sizes of all models are known."""
+    if not loaded.sources:
+        return []
+    shapes = {source.name: shape for source in loaded.sources if (shape := shape_of(source)) is not None}
+    if len(shapes) < len(loaded.sources):
+        return [Finding("needs", "memory, disk and time are told once the models are at hand", State.NOTE)]
+    widths = {name: shape.width for name, shape in shapes.items()}
+    device = pick_device(loaded.training.device)
+    short = shortages(loaded, shapes, widths, room(device))
+    found = [_stage(need, short) for need in needs(loaded, shapes, widths, speed=measure_speed(device))]
+    return [*found, Finding("times", "for this machine with nothing else running; a first fetch comes on top")]
 
 
-def width_of(source: SourceRecipe) -> int | None:
-    """Size of a model's residual stream, if the model is at hand."""
-    shape = shape_of(source)
-    return None if shape is None else shape.width
+def room(device: torch.device) -> Room:
+    """What is free here now, for a run on a device."""
+    on_device = free_bytes(device) if device.type == "cuda" else math.inf
+    return Room(psutil.virtual_memory().available, free_disk(), on_device)
+
+
+def require_room(recipe: Recipe, stages: Collection[str], store: ActivationStore | None) -> None:
+    """Raise DoesNotFit when a stage would run out of memory or disk; `store` is the run's, if it is there already.
+
+    Nothing is refused while the sizes of the models are not known.
+    """
+    shapes = {source.name: shape for source in recipe.sources if (shape := shape_of(source)) is not None}
+    if len(shapes) < len(recipe.sources) or recipe.imported is not None:
+        return
+    widths = {name: shape.width for name, shape in shapes.items()} if store is None else store.widths
+    if not widths:
+        return
+    rows = None if store is None or recipe.harvest.stream is not None else store.count("train")
+    short = shortages(recipe, shapes, widths, room(pick_device(recipe.training.device)), stages=stages, rows=rows)
+    if short:
+        raise DoesNotFit(" ".join(short.values()))
+
+
+def _stage(need: Need, short: Mapping[str, str]) -> Finding:
+    time = "" if need.seconds is None else f", {_duration(need.seconds)}"
+    device = f", {need.device / 1e9:.1f} GB on the GPU" if need.device else ""
+    fact = f"about {need.memory / 1e9:.1f} GB of memory{device}, {need.disk / 1e9:.1f} GB of disk{time}"
+    if need.stage in short:
+        return Finding(f"stage {need.stage}", fact, State.BROKEN, short[need.stage])
+    return Finding(f"stage {need.stage}", fact)
+
+
+def _duration(seconds: float) -> str:
+    """A time for people."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _gib(size: int) -> str:

@@ -42,3 +42,7 @@ class CrosscoderError(CrossdiffError):
 
 class DiskFull(CrossdiffError):
     """No room left while writing; what was complete is still there."""
+
+
+class DoesNotFit(CrossdiffError):
+    """A stage that this machine has too little memory or disk for, found out before it begins."""

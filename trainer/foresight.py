@@ -7,7 +7,6 @@ both side by side.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import takewhile
 
 import torch
 
@@ -21,12 +20,16 @@ from trainer.model_shapes import ModelShape
 from trainer.pools import POOL_ROWS
 from trainer.recipe import Recipe, SourceRecipe
 
-PROCESS = 0.65e9
+PROCESS = 0.53e9
 """Bytes of a process that has torch, transformers and numba loaded and has run a product."""
-TOKENIZER = 700
+TOKENIZER = 1350
 """Bytes per entry of a vocabulary: a tokenizer's tables."""
-READING = 0.35e9
+READING = 0.1e9
 """Bytes of a harvest's texts: what waits in the corpus's shuffle, duplicates, a pool's tokens."""
+MEASURING = 0.18e9
+"""Bytes that measuring a crosscoder takes beside the crosscoder: blocks of rows, their products, reconstructions."""
+LOADED = 8
+"""Bytes per weight of a trained crosscoder: its file, mapped, and what was made of it."""
 STORED = 2
 """Bytes per activation that a harvest stores: bf16."""
 PLACE = 12
@@ -39,10 +42,11 @@ FIRING = 12
 """Bytes of a firing that waits on disk while features are analysed."""
 CONTEXT_ROW = 11
 """Bytes in the results of a row of a kept context."""
-RESULTS = 1.0e9
+RESULTS = 0.9e9
 """Bytes that the analysis needs beside what grows with models and dictionary: sums of products, tables, texts."""
-LOGITS = 6
-"""Bytes times vocabulary and scored predictions while the models' own loss is measured: bf16 logits of three runs."""
+LOGITS = 10
+"""Bytes per token of the vocabulary and scored prediction while the models' loss is measured: four runs in bf16, and
+some of them in fp32."""
 
 TOKENS_PER_ROW = 1.1
 """Tokens that a model reads for one row; two tokenizers do not end everywhere together."""
@@ -50,14 +54,12 @@ MODELS_SHARE = 0.55
 """A harvest's arithmetic per second over that of a bare product: attention, norms, small matrices, text."""
 STEP_SHARE = 0.45
 """Rows per second of a training step over those of its encoder product (docs/performance.md)."""
-SHORT_SHARE = 0.25
+SHORT_SHARE = 0.45
 """The same of models that read single sequences and predict, as evaluation makes them."""
 ENCODES = 3.0
 """What the analysis costs, in encoder products of all rows."""
 LOADING = 1.0e8
 """Bytes of a model's weights that are read and set up per second, its tokenizer included."""
-BASELINE_PARTS = 3
-"""Corpus parts that the baselines read `sequences` of, when a recipe does not say more."""
 
 
 @dataclass(frozen=True)
@@ -83,33 +85,49 @@ class Need:
     """Bytes written, those included that are removed at the stage's end."""
     seconds: float | None
     """None where the machine's speed was not measured."""
+    device: float = 0.0
+    """Bytes held on a GPU; on a CPU they count as memory."""
 
 
 def measure_speed(device: torch.device) -> Speed:
-    """One product and one copy, each a few times; takes about a second. The fastest counts."""
+    """One large product and one copy, each a few times; takes about a second. The fastest counts.
+
+    On a CPU one thread's processor time is taken and multiplied with the threads that torch uses, so that the figures
+    are those of a machine on which nothing else runs.
+    """
     dtype = compute_dtype(device)
-    left, right = (torch.randn(rows, 1024, device=device).to(dtype) for rows in (2048, 8192))
+    left, right = (torch.randn(rows, 1024, device=device).to(dtype) for rows in (1024, 4096))
     block = torch.zeros(2**26, dtype=torch.uint8, device=device)
 
-    def wait() -> None:
+    def product() -> None:
+        torch.nn.functional.linear(left, right)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    product = _fastest(lambda: torch.nn.functional.linear(left, right), wait)
-    copy = _fastest(block.clone, wait)
-    return Speed(2 * 2048 * 1024 * 8192 / product, 2 * block.numel() / copy)
+    def copy() -> None:
+        block.clone()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    threads = torch.get_num_threads()
+    clock = time.thread_time if device.type == "cpu" else time.perf_counter
+    try:
+        torch.set_num_threads(1 if device.type == "cpu" else threads)
+        seconds = [_fastest(action, clock) for action in (product, copy)]
+    finally:
+        torch.set_num_threads(threads)
+    each = threads if device.type == "cpu" else 1
+    return Speed(each * 2 * 1024 * 1024 * 4096 / seconds[0], 2 * block.numel() / seconds[1])
 
 
-def _fastest(action: Callable[[], object], wait: Callable[[], None]) -> float:
+def _fastest(action: Callable[[], None], clock: Callable[[], float]) -> float:
     """Seconds of the fastest of several calls."""
     action()
-    wait()
     seconds = []
     for _ in range(5):
-        began = time.perf_counter()
+        began = clock()
         action()
-        wait()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(clock() - began)
     return min(seconds)
 
 
@@ -146,6 +164,12 @@ class _Forecast:
     @property
     def train_rows(self) -> int:
         return self.recipe.harvest.rows if self.rows is None else self.rows
+
+    @property
+    def kept_rows(self) -> float:
+        """Rows that are in the store in the end, held-out ones included."""
+        stream = self.recipe.harvest.stream
+        return self.all_rows if stream is None else self.all_rows * self.recipe.harvest.stored_rows / self.train_rows
 
     @property
     def all_rows(self) -> float:
@@ -198,17 +222,23 @@ class _Forecast:
     def harvest(self) -> Need:
         corpus = self.recipe.corpus
         assert corpus is not None, "a harvest has a corpus"
-        pool = POOL_ROWS * (self.row_bytes * 3 + 4 * max(self.store_widths.values()))
-        models = max(self._weights(lambda shape: shape.kept), self._weights_while_loading())
-        tokens = self.all_rows * TOKENS_PER_ROW
-        each = [s.products + s.layers * s.width * corpus.context for s in self.shapes.values()]
+        pool = POOL_ROWS * self.row_bytes * 3  # read, kept, on the way to the disk
+        reading = self._weights(lambda shape: shape.kept) + READING + pool
         return Need(
             "harvest",
-            memory=PROCESS + READING + self._tokenizers() + models + pool,
+            memory=PROCESS + self._tokenizers() + max(reading, self._weights_while_loading()),
             mapped=0,
-            disk=self.all_rows * (self.row_bytes + 2 * PLACE),
-            seconds=self._seconds(tokens * sum(each), MODELS_SHARE, loading=self._weights(lambda s: s.weights)),
+            disk=self.kept_rows * (self.row_bytes + 2 * PLACE),
+            seconds=self._read(self.kept_rows),
         )
+
+    def _read(self, rows: float) -> float | None:
+        """Seconds that the models need for so many rows."""
+        corpus = self.recipe.corpus
+        assert corpus is not None, "a harvest has a corpus"
+        each = sum(s.products + s.layers * s.width * corpus.context for s in self.shapes.values())
+        loading = self._weights(lambda shape: shape.weights)
+        return self._seconds(rows * TOKENS_PER_ROW * each, MODELS_SHARE, loading=loading)
 
     def _weights_while_loading(self) -> float:
         """Bytes when the last model is there whole and those before it are cut."""
@@ -228,25 +258,42 @@ class _Forecast:
         dense = self.recipe.crosscoder.sparsity.kind in ("l1", "jumprelu", "topk")
         batch += training.batch * self.features * 16 if dense else 0
         low = STORED * self.product
-        return Need(
+        held = FITTED * self.parameters + low + batch
+        on_cpu = pick_device(training.device).type == "cpu"
+        fitted = Need(
             "train",
-            memory=PROCESS + (FITTED + CHECKPOINT) * self.parameters + low + batch + window,
+            memory=PROCESS + CHECKPOINT * self.parameters + window + (held if on_cpu else 0),
+            device=0 if on_cpu else held,
             mapped=window,
             disk=(KEEP + 1) * CHECKPOINT * self.parameters + 4 * self.parameters,
             seconds=self._seconds(steps * training.batch * self.product, STEP_SHARE),
+        )
+        stream = self.recipe.harvest.stream
+        if stream is None or not self.shapes or self.recipe.corpus is None:
+            return fitted
+        # The rows beyond the sample come from the models, which are in memory beside the buffer.
+        buffer = self.row_bytes * min(stream.buffer, self.train_rows)
+        harvest = self.harvest()
+        return Need(
+            "train",
+            memory=fitted.memory - window + harvest.memory - PROCESS + 1.5 * buffer,
+            device=fitted.device,
+            mapped=0,
+            disk=fitted.disk + (KEEP + 1) * buffer / 2,
+            seconds=self._total(fitted.seconds, self._read(self.train_rows - self.recipe.harvest.stored_rows)),
         )
 
     def evaluate(self) -> Need:
         logits = max((shape.vocabulary for shape in self.shapes.values()), default=0) * SCORED * LOGITS
         models = self._weights(lambda shape: shape.weights)
-        context = self.recipe.corpus.context if self.recipe.corpus else 0
-        reads = 4 * self.recipe.evaluation.sequences
-        reads += self.recipe.baselines.sequences * BASELINE_PARTS if self.recipe.baselines.divergence else 0
+        corpus, baselines = self.recipe.corpus, self.recipe.baselines
+        context, parts = (corpus.context, len(corpus.mix)) if corpus else (0, 0)
+        reads = 4 * self.recipe.evaluation.sequences + (baselines.sequences * parts if baselines.divergence else 0)
         each = sum(shape.all_products for shape in self.shapes.values())
-        held_out = self.all_rows - self.train_rows
+        held_out = self.kept_rows * (1 - self.train_rows / self.all_rows)
         return Need(
             "evaluate",
-            memory=PROCESS + self._tokenizers() + models + logits + 6 * self.parameters,
+            memory=PROCESS + self._tokenizers() + models + logits + MEASURING + LOADED * self.parameters,
             mapped=0,
             disk=0,
             seconds=self._total(
@@ -256,7 +303,7 @@ class _Forecast:
         )
 
     def analyse(self) -> Need:
-        return self._analysis("analyse", self.all_rows, models=True)
+        return self._analysis("analyse", self.kept_rows, models=True)
 
     def _analysis(self, stage: str, rows: float, *, models: bool) -> Need:
         """One encoder pass, moments of features and of decoys, and the readouts."""
@@ -272,7 +319,7 @@ class _Forecast:
         firings = rows * self.recipe.crosscoder.sparsity.k
         return Need(
             stage,
-            memory=PROCESS + RESULTS + loaded + moments + 6 * self.parameters,
+            memory=PROCESS + RESULTS + loaded + moments + LOADED * self.parameters,
             mapped=0,
             disk=firings * FIRING + self.features * contexts * recipe.contexts.window * CONTEXT_ROW,
             seconds=self._total(
@@ -304,9 +351,3 @@ def _bytes_per_weight(source: SourceRecipe) -> float:
     if source.dtype == "auto":
         return compute_dtype(pick_device(source.device)).itemsize
     return 4 if source.dtype == "float32" else 2
-
-
-def largest_fitting(value: int, fits: Callable[[int], bool]) -> int | None:
-    """The largest of value / 2, value / 4, … that fits, or None when nothing above zero does."""
-    halves = takewhile(bool, (value >> shift for shift in range(1, value.bit_length())))
-    return next((half for half in halves if fits(half)), None)

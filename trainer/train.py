@@ -75,10 +75,10 @@ def train_streaming(
                 saved = training.step
                 fit.save_with(stream)
     if training.step < training.steps:
-        rows = stream.position.entered
+        found = stream.position.entered
         progress.say(
-            f"train: the text ended after {rows:,} of {recipe.harvest.rows:,} rows, before the learning rate had come "
-            f"down. For a whole schedule set harvest.rows to {rows} and train again."
+            f"train: the text ended after {found:,} of {recipe.harvest.rows:,} rows, before the learning rate had come "
+            f"down. For a whole schedule set harvest.rows to {found} and train again."
         )
     trained = fit.finish()
     discard(folder.checkpoints)

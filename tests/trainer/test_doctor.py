@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
-from trainer.doctor import Finding, State, recipe
+from trainer.commands import run
+from trainer.doctor import Finding, State, recipe, require_room
+from trainer.errors import DoesNotFit
+from trainer.recipe import load_recipe
 
 
 @pytest.fixture
@@ -19,20 +22,41 @@ def models(tmp_path: Path) -> tuple[str, str]:
     return str(tmp_path / "left"), str(tmp_path / "right")
 
 
-def test_disk_and_memory_are_told_from_the_widths(tmp_path: Path, models: tuple[str, str]):
-    found = look(tmp_path, models, rows=95_000_000, features=2**21)
+def test_every_stage_is_told_with_memory_disk_and_time(tmp_path: Path, models: tuple[str, str]):
+    found = look(tmp_path, models, rows=95_000_000, features=64)
 
-    # 95 million training rows and 5 million held out, each 16 numbers of 2 bytes and 12 bytes for its place: 4.4e9 B.
-    # Encoder and decoder of 16 numbers for 2^21 features, 16 bytes each while training: 2^30 B.
-    assert found["disk needed"].fact == "about 4.1 GiB for activations"
-    assert found["memory needed"].fact.startswith("about 1.0 GiB")
+    # 95 million training rows and 5 million held out, each 16 numbers of 2 bytes and twice 12 bytes for its place.
+    assert "5.6 GB of disk" in found["stage harvest"].fact
+    assert {name for name in found if name.startswith("stage")} == {
+        "stage harvest",
+        "stage train",
+        "stage evaluate",
+        "stage analyse",
+    }
+    assert found["stage train"].state is State.FINE
 
 
-def test_a_disk_that_is_too_small_is_said_with_the_remedy(tmp_path: Path, models: tuple[str, str]):
-    found = look(tmp_path, models, rows=10**14, features=64)
+def test_a_disk_that_is_too_small_is_said_with_what_would_fit(tmp_path: Path, models: tuple[str, str]):
+    found = look(tmp_path, models, rows=10**12, features=64)
 
-    assert found["disk needed"].state is State.BROKEN
-    assert "harvest.rows" in found["disk needed"].remedy
+    assert found["stage harvest"].state is State.BROKEN
+    assert "harvest.rows=" in found["stage harvest"].remedy and "harvest.stream" in found["stage harvest"].remedy
+
+
+def test_a_run_is_refused_before_it_begins(tmp_path: Path, models: tuple[str, str]):
+    look(tmp_path, models, rows=10**12, features=64)
+
+    with pytest.raises(DoesNotFit, match=r"harvest needs about .* GB of disk and .* What would fit: harvest\.rows="):
+        run(tmp_path / "recipe.yaml")
+
+
+def test_a_stage_that_is_not_asked_for_is_no_reason_to_refuse(tmp_path: Path, models: tuple[str, str]):
+    look(tmp_path, models, rows=10**12, features=64)
+    loaded = load_recipe(tmp_path / "recipe.yaml")
+
+    require_room(loaded, ["evaluate"], None)
+    with pytest.raises(DoesNotFit):
+        require_room(loaded, ["harvest"], None)
 
 
 def test_needs_are_unknown_while_a_model_is_not_at_hand(tmp_path: Path, models: tuple[str, str]):
@@ -40,7 +64,7 @@ def test_needs_are_unknown_while_a_model_is_not_at_hand(tmp_path: Path, models: 
 
     assert found["source left"].state is State.FINE
     assert found["source right"].state is State.NOTE
-    assert "disk needed" not in found
+    assert not any(name.startswith("stage") for name in found)
 
 
 def test_a_folder_without_a_model_is_broken(tmp_path: Path, models: tuple[str, str]):
