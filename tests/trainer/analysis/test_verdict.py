@@ -84,7 +84,7 @@ def test_in_one_space_a_feature_may_be_carried_on_both_sides_if_only_one_writes_
 
 
 def test_stores_without_text_can_support_a_claim():
-    unknown = {name: np.nan for name in ("documents", "template_share", "first_token_share")}
+    unknown = dict.fromkeys(("documents", "template_share", "first_token_share"), np.nan)
 
     assert verdict(**unknown)[0] == "supported"
 
