@@ -7,6 +7,8 @@ With error e_t = x_t - y_t of target t, loss = mean over targets of mean e_t^2, 
     d loss / d pre[r, f]   = sum over t of c_t e_t[r] . W_dec[f, t]
     d loss / d W_enc[f, s] = sum over r of d pre[r, f] x_s[r],    d loss / d b[f] = sum over r of d pre[r, f]
 
+Where the loss is the mean of |e_t| / sqrt(W_t), c_t e_t becomes c_t e_t sqrt(W_t) / (2 |e_t|).
+
 Axes: R rows, F features of a group, W width of a source, N active pairs.
 """
 
@@ -21,18 +23,19 @@ from trainer.kernels import products, sum_by_feature
 
 
 @torch.no_grad()
-def write_gradients(crosscoder: Crosscoder, rows: Rows, done: Encoding) -> None:
+def write_gradients(crosscoder: Crosscoder, rows: Rows, done: Encoding, kind: str | None = None) -> None:
     """Replace the gradient of every weight by that of the reconstruction loss of an encoded batch.
 
     Room for gradients is taken once and written again in every step: fresh memory costs as much as the sums.
     """
-    share = {t: -2.0 / (error.numel() * len(done.errors)) for t, error in done.errors.items()}
-    for target, error in done.errors.items():
+    errors = {t: _of_unit_pull(error) for t, error in done.errors.items()} if kind == "norm" else done.errors
+    share = {t: -2.0 / (error.numel() * len(errors)) for t, error in errors.items()}
+    for target, error in errors.items():
         _room(crosscoder.weights[f"decoder_bias.{target}"]).copy_(error.sum(dim=0) * share[target])
     for group in crosscoder.groups:
         codes = done.codes[group.name]
         assert isinstance(codes, Sparse), "the dense families leave this to autograd"
-        decoders, encoders = _blocks(crosscoder, group, rows, done.errors, share)
+        decoders, encoders = _blocks(crosscoder, group, rows, errors, share)
         bias = _room(crosscoder.weights[f"encoder_bias.{group.name}"])
         tied = len({id(block.weight) for block in decoders}) < len(decoders)
         if not tied and compiled.usable(
@@ -68,6 +71,13 @@ def _write(codes: Sparse, decoders: list[compiled.Block], encoders: list[compile
     bias.zero_().index_add_(0, pattern.feature, pull)
     for block in encoders:
         block.gradient.copy_(sum_by_feature(pattern, pull * block.factor, block.beside))
+
+
+def _of_unit_pull(error: Tensor) -> Tensor:
+    """Errors [R, W], every row as long as makes the gradient of its square that of its length per sqrt(W)."""
+    length = torch.linalg.vector_norm(error, dim=1, keepdim=True).clamp_min(1e-12)
+    pulling: Tensor = error * (error.shape[1] ** 0.5 / (2 * length))
+    return pulling
 
 
 def _room(weight: Tensor) -> Tensor:

@@ -15,8 +15,11 @@ from trainer.groups import Group
 from trainer.recipe import SparsityRecipe
 
 
-def reconstruction_loss(encoding: Encoding) -> Tensor:
-    """Mean squared error per coordinate, averaged over targets."""
+def reconstruction_loss(encoding: Encoding, kind: str | None = None) -> Tensor:
+    """Mean squared error per coordinate, averaged over targets; for `norm`, the mean of its root over every row."""
+    if kind == "norm":
+        roots = [torch.linalg.vector_norm(e, dim=1).mean() / e.shape[1] ** 0.5 for e in encoding.errors.values()]
+        return torch.stack(roots).mean()
     return torch.stack([error.square().mean() for error in encoding.errors.values()]).mean()
 
 

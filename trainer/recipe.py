@@ -68,7 +68,13 @@ __all__ = [
 SHARED_IN_A_SWEEP = ("training.batch", "training.epochs", "training.shuffle_seed", "training.device")
 """Settings that decide which rows come when and where: runs trained side by side have them in common."""
 
-LATER = (("", "imported"), ("", "calibration"), ("crosscoder", "damp_above"), ("harvest", "stream"))
+LATER = (
+    ("", "imported"),
+    ("", "calibration"),
+    ("crosscoder", "damp_above"),
+    ("crosscoder", "loss"),
+    ("harvest", "stream"),
+)
 """Section and key of what recipes could not say at first; without it they mean what they meant."""
 
 

@@ -205,6 +205,8 @@ class CrosscoderRecipe(Part):
     normalisation: Literal["centred_rms", "median_norm"] = "centred_rms"
     damp_above: float | None = Field(default=None, gt=0, lt=1)
     """While training, a direction that alone holds more than this share of a source's variance is scaled down to it."""
+    loss: Literal["norm"] | None = None
+    """The square of a row's error is minimised; with `norm` its length, so that rows hard to explain count less."""
     decoder_norm: float = Field(default=1.0, gt=0)
     """Norm of every decoder direction at the start."""
     sparsity: SparsityRecipe = SparsityRecipe()

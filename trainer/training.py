@@ -63,14 +63,14 @@ class Training:
         rows = crosscoder.normalise(raw)
         k = annealed_k(recipe.crosscoder.sparsity, self.step, self.steps)
         done = self._encode(rows, k)
-        loss = reconstruction_loss(done)
+        loss = reconstruction_loss(done, recipe.crosscoder.loss)
         dead = self._dead()
         if self._penalised:
             loss = loss + sparsity_penalty(crosscoder, done, recipe.crosscoder.sparsity, self.step / self.steps)
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
         else:
-            write_gradients(crosscoder, rows, done)
+            write_gradients(crosscoder, rows, done, recipe.crosscoder.loss)
             loss = loss + self._revive(done, dead)
         clip_gradient(self.parameters, recipe.training.gradient_clip)
         for settings in self.optimiser.param_groups:

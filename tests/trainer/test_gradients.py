@@ -18,6 +18,7 @@ from trainer.training import Training
         {"variant": "dfc"},
         {"variant": "standard", "aggregation": "mean"},
         {"variant": "designated_shared"},
+        {"variant": "dfc", "loss": "norm"},
     ],
 )
 def test_written_gradients_equal_those_of_the_dense_definition(tmp_path, monkeypatch, crosscoder, way):
@@ -34,7 +35,7 @@ def test_written_gradients_equal_those_of_the_dense_definition(tmp_path, monkeyp
     keep = budgets(fitted, sparsity, 3 * len(rows["left"]))
     done = encode_sparse(fitted, rows, sparsity, keep, training.guess, training.encoders)
 
-    write_gradients(fitted, rows, done)
+    write_gradients(fitted, rows, done, crosscoder.get("loss"))
     written = {name: weight.grad.clone() for name, weight in fitted.weights.items()}
 
     rebuilt = {target: fitted.weights[f"decoder_bias.{target}"] for target in fitted.targets}
@@ -45,8 +46,10 @@ def test_written_gradients_equal_those_of_the_dense_definition(tmp_path, monkeyp
         active = fitted.pre_activations(group, rows) * mask
         for target in group.writes:
             rebuilt[target] = rebuilt[target] + active @ fitted.weights[f"decoder.{target}.{group.name}"]
-    loss = torch.stack([(rows[t] - rebuilt[t]).square().mean() for t in fitted.targets]).mean()
-    torch.testing.assert_close(reconstruction_loss(done), loss)
+    squares = [(rows[t] - rebuilt[t]).square().mean(dim=1) for t in fitted.targets]
+    each = [rows_of.sqrt() for rows_of in squares] if crosscoder.get("loss") else squares
+    loss = torch.stack([rows_of.mean() for rows_of in each]).mean()
+    torch.testing.assert_close(reconstruction_loss(done, crosscoder.get("loss")), loss)
     assert all(float(grad.abs().max()) > 0 for grad in written.values())
     for name, grad in zip(
         fitted.weights, torch.autograd.grad(loss, list(fitted.weights.values()), allow_unused=True), strict=True
