@@ -44,10 +44,21 @@ def harvest(recipe: Path | None, overrides: tuple[str, ...], rounds: int, as_jso
 @click.option("--features", type=click.IntRange(2), default=8192, show_default=True, help="With --variant.")
 @click.option("--k", type=click.IntRange(1), default=32, show_default=True, help="With --variant.")
 @click.option("--batch", type=click.IntRange(1), default=512, show_default=True, help="Rows, with --variant.")
+@click.option("--scaling", is_flag=True, help="What a row costs as features, k, width and batch grow, instead.")
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="With --scaling: draw it as SVG.")
 @rounds_option
 @json_option
-def train(variant: str | None, widths: str, rounds: int, as_json: bool, **numbers: int) -> None:
+def train(  # noqa: PLR0917 - click passes options by name
+    variant: str | None, widths: str, scaling: bool, plot: Path | None, rounds: int, as_json: bool, **numbers: int
+) -> None:
     """Whole training steps, against the one dense product that no step can do without."""
+    if plot is not None and not scaling:
+        raise click.UsageError("--plot draws what --scaling measures. Add --scaling.")
+    if scaling:
+        from trainer.bench.scaling import bench_scaling
+
+        _show(bench_scaling(rounds=rounds, plot=plot), as_json)
+        return
     from trainer.bench.train import Setup, bench_train
 
     setups = () if variant is None else (Setup(variant, _numbers("--widths", widths), **numbers),)

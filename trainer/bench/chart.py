@@ -1,5 +1,6 @@
-"""Chart: lines over dictionary sizes in small panels, as SVG written by hand."""
+"""Chart: lines over sizes in small panels, as SVG written by hand."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -24,7 +25,23 @@ class Panel:
     lines: Mapping[str, Mapping[int, Sequence[float]]]
     """Values by name and size: a small dot each, and the line through their means."""
     top: float
-    """Upper end of the axis; the lower is zero."""
+    """Upper end of the axis."""
+    bottom: float = 0.0
+    """Lower end; above zero the axis is logarithmic, as sizes that double are."""
+    x_title: str = ""
+    """What the sizes are, in a panel that has sizes of its own."""
+
+    def height(self, value: float) -> float:
+        """How far up the axis a value stands, 0 to 1."""
+        if self.bottom:
+            share = math.log(max(value, self.bottom) / self.bottom) / math.log(self.top / self.bottom)
+        else:
+            share = value / self.top
+        return min(max(share, 0.0), 1.0)
+
+    def tick(self, share: float) -> float:
+        """The value so far up the axis."""
+        return self.bottom * (self.top / self.bottom) ** share if self.bottom else self.top * share
 
 
 def svg(panels: Sequence[Panel], x_title: str) -> str:
@@ -40,7 +57,9 @@ def svg(panels: Sequence[Panel], x_title: str) -> str:
     ]
     for number, panel in enumerate(panels):
         left = number * (LEFT + PANEL_WIDTH + GAP) + LEFT
-        parts += [f'<g transform="translate({left} {TOP})">', *_panel(panel, names, sizes, x_title), "</g>"]
+        own = sorted({size for line in panel.lines.values() for size in line}) if panel.x_title else sizes
+        drawn = _panel(panel, names, own, panel.x_title or x_title)
+        parts += [f'<g transform="translate({left} {TOP})">', *drawn, "</g>"]
     for number, name in enumerate(names):
         x, y = LEFT + number * 170, height - 12
         parts.append(f'<line x1="{x}" y1="{y - 4}" x2="{x + 26}" y2="{y - 4}" {_stroke(number)}/>')
@@ -52,8 +71,8 @@ def _panel(panel: Panel, names: list[str], sizes: list[int], x_title: str) -> li
     """Axes, then a line for every name."""
     parts = [f'<text x="0" y="-14" font-weight="bold">{escape(panel.title)}</text>']
     for tick in range(TICKS + 1):
-        value = panel.top * tick / TICKS
-        y = _y(value, panel.top)
+        value = panel.tick(tick / TICKS)
+        y = _y(value, panel)
         parts.append(f'<line x1="0" y1="{y}" x2="{PANEL_WIDTH}" y2="{y}" stroke="#dddddd"/>')
         parts.append(f'<text x="-6" y="{y + 4}" text-anchor="end" {GREY}>{value:g}</text>')
     for size in sizes:
@@ -63,18 +82,19 @@ def _panel(panel: Panel, names: list[str], sizes: list[int], x_title: str) -> li
         f'<text x="{PANEL_WIDTH / 2}" y="{PANEL_HEIGHT + 34}" text-anchor="middle" {GREY}>{escape(x_title)}</text>'
     )
     for number, name in enumerate(names):
-        parts += _line(panel.lines.get(name, {}), number, len(names), sizes, panel.top)
+        parts += _line(panel, name, number, len(names), sizes)
     return parts
 
 
-def _line(line: Mapping[int, Sequence[float]], number: int, count: int, sizes: list[int], top: float) -> list[str]:
+def _line(panel: Panel, name: str, number: int, count: int, sizes: list[int]) -> list[str]:
+    line = panel.lines.get(name, {})
     # Dots of several lines stand side by side, or they would hide each other.
     aside = (number - (count - 1) / 2) * 6
     points = [(_x(size, sizes) + aside, values) for size, values in sorted(line.items()) if values]
-    path = " ".join(f"{x:.1f},{_y(mean(values), top)}" for x, values in points)
+    path = " ".join(f"{x:.1f},{_y(mean(values), panel)}" for x, values in points)
     parts = [f'<polyline points="{path}" fill="none" {_stroke(number)}/>'] if points else []
     for x, values in points:
-        dots = [(_y(value, top), 2) for value in values] + [(_y(mean(values), top), 4)]
+        dots = [(_y(value, panel), 2) for value in values] + [(_y(mean(values), panel), 4)]
         parts += [f'<circle cx="{x:.1f}" cy="{y}" r="{radius}" fill="{_colour(number)}"/>' for y, radius in dots]
     return parts
 
@@ -84,8 +104,8 @@ def _x(size: int, sizes: list[int]) -> float:
     return round((sizes.index(size) + 0.5) * PANEL_WIDTH / len(sizes), 1)
 
 
-def _y(value: float, top: float) -> float:
-    return round(PANEL_HEIGHT * (1 - min(max(value / top, 0.0), 1.0)), 1)
+def _y(value: float, panel: Panel) -> float:
+    return round(PANEL_HEIGHT * (1 - panel.height(value)), 1)
 
 
 def _colour(number: int) -> str:

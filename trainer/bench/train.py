@@ -96,8 +96,8 @@ def demo_setup() -> Setup:
     return Setup(crosscoder.variant, DEMO_WIDTHS, crosscoder.features, crosscoder.sparsity.k, recipe.training.batch)
 
 
-def speed_of(setup: Setup, rounds: int) -> Speed:
-    """Time steps of one setup and the bare product in turns."""
+def speed_of(setup: Setup, rounds: int, *, with_peers: bool = True) -> Speed:
+    """Time steps of one setup, the bare product and, if wanted, the peers that are here, in turns."""
     gc.collect()
     recipe = recipe_of(setup)
     with tempfile.TemporaryDirectory(prefix="crossdiff-bench-") as folder:
@@ -108,7 +108,7 @@ def speed_of(setup: Setup, rounds: int) -> Speed:
         for _ in range(WARM_UP):
             training.run_step(next(batches))
         peak = _peak_gigabytes(training.device)
-        seconds = _in_turns(training, batches, setup, rounds)
+        seconds = _in_turns(training, batches, setup, rounds, with_peers=with_peers)
     steps, products = seconds["step"], seconds.get("product")
     return Speed(
         setup,
@@ -160,7 +160,9 @@ def _in_memory(training: Training) -> Iterator[Rows]:
     return cycle(list(training.batches.epoch(0)))
 
 
-def _in_turns(training: Training, batches: Iterator[Rows], setup: Setup, rounds: int) -> dict[str, list[float]]:
+def _in_turns(
+    training: Training, batches: Iterator[Rows], setup: Setup, rounds: int, *, with_peers: bool
+) -> dict[str, list[float]]:
     """Seconds of our steps, of the bare product and of the peers' steps, round by round."""
     device = training.device
 
@@ -179,7 +181,7 @@ def _in_turns(training: Training, batches: Iterator[Rows], setup: Setup, rounds:
 
         actions["product"] = product
     rows = training.crosscoder.normalise(next(batches))
-    for name, peer in peers(rows, features=setup.features, k=setup.k).items():
+    for name, peer in (peers(rows, features=setup.features, k=setup.k) if with_peers else {}).items():
         actions[name] = _waiting(peer, device)
     for name, action in actions.items():
         for _ in range(1 if name == "step" else WARM_UP):
