@@ -26,6 +26,9 @@ TOKENIZER = 1350
 """Bytes per entry of a vocabulary: a tokenizer's tables."""
 READING = 0.1e9
 """Bytes of a harvest's texts: what waits in the corpus's shuffle, duplicates, a pool's tokens."""
+CODE, MORE_CODE = 0.85e9, 1.4e9
+"""Bytes of machine code that torch's CPU library keeps, until the process ends, for every shape of product that a
+training met; shapes follow the number of dead features. After one training, and after those of a calibration."""
 MEASURING = 0.18e9
 """Bytes that measuring a crosscoder takes beside the crosscoder: blocks of rows, their products, reconstructions."""
 LOADED = 8
@@ -262,7 +265,7 @@ class _Forecast:
         on_cpu = pick_device(training.device).type == "cpu"
         fitted = Need(
             "train",
-            memory=PROCESS + CHECKPOINT * self.parameters + window + (held if on_cpu else 0),
+            memory=PROCESS + CHECKPOINT * self.parameters + window + (held + CODE if on_cpu else 0),
             device=0 if on_cpu else held,
             mapped=window,
             disk=(KEEP + 1) * CHECKPOINT * self.parameters + 4 * self.parameters,
@@ -293,7 +296,7 @@ class _Forecast:
         held_out = self.kept_rows * (1 - self.train_rows / self.all_rows)
         return Need(
             "evaluate",
-            memory=PROCESS + self._tokenizers() + models + logits + MEASURING + LOADED * self.parameters,
+            memory=PROCESS + CODE + self._tokenizers() + models + logits + MEASURING + LOADED * self.parameters,
             mapped=0,
             disk=0,
             seconds=self._total(
@@ -319,7 +322,12 @@ class _Forecast:
         firings = rows * self.recipe.crosscoder.sparsity.k
         return Need(
             stage,
-            memory=PROCESS + RESULTS + loaded + moments + LOADED * self.parameters,
+            memory=PROCESS
+            + (CODE if self.recipe.calibration is None else MORE_CODE)
+            + RESULTS
+            + loaded
+            + moments
+            + LOADED * self.parameters,
             mapped=0,
             disk=firings * FIRING + self.features * contexts * recipe.contexts.window * CONTEXT_ROW,
             seconds=self._total(

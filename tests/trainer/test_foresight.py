@@ -60,7 +60,9 @@ def test_training_holds_sixteen_bytes_a_weight_twelve_more_in_a_checkpoint_and_t
     # Encoder and decoder of 160 numbers and a bias for 1,000 features.
     weights, window = 1000 * 321, 80_000 * 320
     batch = 1000 * (12 * 160 + 24 * 10)
-    assert found.memory == pytest.approx(foresight.PROCESS + 28 * weights + 2 * 160_000 + batch + window)
+    assert found.memory == pytest.approx(
+        foresight.PROCESS + foresight.CODE + 28 * weights + 2 * 160_000 + batch + window
+    )
     assert found.mapped == window
     assert found.disk == 3 * 12 * weights + 4 * weights
 
@@ -142,7 +144,7 @@ def test_memory_that_is_too_small_names_the_dictionary_that_fits():
     large = recipe(crosscoder={"features": 2**20})
     told = shortages(large, SHAPES, WIDTHS, replace(FREE, memory=4e9))
 
-    # 321 weights a feature: 2^20 take 9.4 GB at 28 bytes, 2^18 take 2.4 GB beside the process itself.
+    # 321 weights a feature: 2^18 take 2.4 GB at 28 bytes, beside 1.4 GB of the process itself.
     assert "crosscoder.features=262144" in told["train"]
 
 
