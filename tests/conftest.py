@@ -4,6 +4,7 @@ import importlib.util
 import os
 import random
 import shutil
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -19,6 +20,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # The developer's own settings are none of a test's business.
 for name in [name for name in os.environ if name.startswith("CROSSDIFF_") and not name.startswith("CROSSDIFF_TEST_")]:
     del os.environ[name]
+
+# What is started in the background inherits that Ctrl-C is ignored, and so would every program that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
