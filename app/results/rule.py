@@ -69,7 +69,7 @@ QUESTIONS = {
     "readout_ratio": Question(
         "Told from the others",
         "How much of it the others' activations tell, over what the owner's tell: 0 when they cannot know where it "
-        "fires, 1 when they know as well. Both are raised by what chance costs a readout, so it is above the list's ratio.",
+        "fires, 1 when they know as well. Both count what chance costs a readout, so it is above the list's ratio.",
         "number",
         "≤",
         "the others' activations tell a good part of it",
