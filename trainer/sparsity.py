@@ -17,6 +17,9 @@ from trainer.recipe import SparsityRecipe
 SAFETY = 0.95
 """Candidates are scores above this share of the last threshold; too few of them, and it is lowered."""
 
+ROUNDED_DOWN = 1 - 2**-8
+"""Searched is for a little less than the bound, so that its rounding to bf16 leaves out nothing above it."""
+
 
 class Selected(NamedTuple):
     """What is kept of several groups' scores."""
@@ -41,13 +44,14 @@ def batch_topk(search: Search, scale: Sequence[Tensor], keep: int, guess: float 
     """
     bound = max(guess, 0.0) * SAFETY
     while True:
-        found = search([bound / s for s in scale])
-        count = sum(len(at) for at, _ in found)
-        if count >= keep or bound == 0.0:
+        found = search([bound * ROUNDED_DOWN / s for s in scale])
+        scores = torch.cat([value * s[at % len(s)] for (at, value), s in zip(found, scale, strict=True)])
+        # Only above the bound itself is nothing missing: rounding moves every column's bound by another share.
+        if bound == 0.0 or int((scores > bound).sum()) >= keep:
             break
         # A guess so small that it cannot be lowered any more must not keep the search going.
         bound = bound * 0.7 if bound > max(guess * 0.2, 1e-12) else 0.0
-    scores = torch.cat([value * s[at % len(s)] for (at, value), s in zip(found, scale, strict=True)])
+    count = len(scores)
     if count > keep:
         scores, chosen = torch.topk(scores, keep, sorted=False)
         mask = torch.zeros(count, dtype=torch.bool, device=chosen.device)
