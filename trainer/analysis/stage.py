@@ -34,8 +34,7 @@ from trainer.analysis.stability import other_runs, stability
 from trainer.analysis.twins import Cosines, neighbours
 from trainer.analysis.unity import POLYSEMOUS, best_of_holders, unity
 from trainer.analysis.windows import Windows, context_columns
-from trainer.crosscoder import Crosscoder
-from trainer.errors import CrosscoderError
+from trainer.crosscoder import Crosscoder, check_sources
 from trainer.progress import Progress
 from trainer.recipe import Recipe
 from trainer.results import (
@@ -68,7 +67,7 @@ def analyse(
     thirty bytes each. Returns the published file.
     Raises StoreError for a store that does not fit together, CrosscoderError when it is not the crosscoder's.
     """
-    _check_fit(store, crosscoder)
+    check_sources(crosscoder, store.widths, store.path)
     shared = spaces(crosscoder, recipe.analysis)
     with CodeSpool(folder.path, crosscoder.features) as codes, publishing(folder) as draft:
         sources = _sources(store, crosscoder, shared)
@@ -250,21 +249,6 @@ def _named(ground: Ground, kind: str, index: np.ndarray) -> pa.StringArray:
     """Names of parts by index, null for -1."""
     names = next((part.names for part in ground.parts if part.kind == kind), ())
     return pa.array(np.array([*names, None], object)[index], pa.string())
-
-
-def _check_fit(store: ActivationStore, crosscoder: Crosscoder) -> None:
-    """The store has every source the crosscoder reads or subtracts, with its width."""
-    parts = {name: crosscoder.differences.get(name, (name,)) for name in crosscoder.sources}
-    needed = {part: crosscoder.widths[name] for name, those in parts.items() for part in those}
-    if not needed.items() <= store.widths.items():
-        raise CrosscoderError(
-            f"The crosscoder needs {_described(needed)}, but the activation store {store.path} holds "
-            f"{_described(store.widths)}. Train on this store, or name the store it was trained on."
-        )
-
-
-def _described(widths: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} (width {width})" for name, width in widths.items())
 
 
 def _sources(store: ActivationStore, crosscoder: Crosscoder, shared: Spaces) -> list[SourceRow]:
