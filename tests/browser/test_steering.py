@@ -113,6 +113,22 @@ def test_text_grows_on_the_page_and_a_second_viewer_and_a_reload_see_the_same(ta
     expect(page.get_by_role("button", name="Stop")).to_have_count(0)
 
 
+def test_a_generation_is_followed_also_where_scripts_come_late(tab: Tab, chromium: Browser):
+    page = tab.open(f"/runs/{RUN}/steer?feature={SHARED}")
+    generate(page, "Late", strength=0.5, max_tokens=300)
+    expect(page).to_have_url(re.compile(r"/generations/[\w-]+$"))
+    other = chromium.new_page()
+
+    def late(route: Route) -> None:
+        other.wait_for_timeout(500)
+        route.continue_()
+
+    other.route("**/hx-sse.js*", late)
+    other.goto(page.url)
+    assert done(other) == done(page)
+    other.close()
+
+
 def test_a_stream_that_does_not_come_about_is_tried_again(tab: Tab):
     page = tab.open(f"/runs/{RUN}/steer?feature={SHARED}&max_tokens=8&seed=77&prompt=Lost+on+the+way")
     failures = iter(["abort", "refuse"])
