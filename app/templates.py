@@ -14,6 +14,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
+from app.languages import language_name
+
 VENDOR = {
     "htmx.js": "htmx.org/dist/htmx.min.js",
     "hx-sse.js": "htmx.org/dist/ext/hx-sse.min.js",
@@ -49,7 +51,7 @@ def make_environment(frontend: Path, root_path: str) -> Environment:
     environment.filters.update(
         number=number, percent=percent, compact=compact, signed=signed, duration=duration, moment=moment, ago=ago
     )
-    environment.filters.update(log10=math.log10)
+    environment.filters.update(log10=math.log10, language=language_name)
 
     def url(path: str, query: Query = None) -> str:
         return address(root_path, path, query)

@@ -82,6 +82,8 @@ class Cell:
     """Of the base and of the source."""
     level: int
     """Place on the colour scale, 0 to 10."""
+    peak: bool
+    """Whether the models differ most here, of all places of the passage."""
     divergence: float | None
     """Jensen-Shannon, nats; None where it was not compared."""
     base_surprise: float | None
@@ -216,12 +218,14 @@ def _cells(start: int, text: str, tokens: list[list[dict[str, Any]]], places: li
     }
     bare = any(place["divergence"] is None for place in places)
     scale = max(values.values(), default=1.0) if bare else STRONGEST
-    rows = rows_of([Line.of(line) for line in tokens], values, scale=scale, peak=None, text=text.encode(), start=start)
+    peak = max(values, key=lambda end: values[end], default=None)
+    rows = rows_of([Line.of(line) for line in tokens], values, scale=scale, peak=peak, text=text.encode(), start=start)
     return tuple(
         Cell(
             row.byte_end,
             tuple(tuple(token.text for token in mine) for mine in row.tokens),
             row.level,
+            row.peak,
             *(found.get(row.byte_end, {}).get(key) for key in ("divergence", "base_surprise", "source_surprise")),
         )
         for row in rows

@@ -7,7 +7,6 @@ from app.results.connection import Results
 
 SHOWN = 6
 """Parts of one kind that are shown at most; the rest is added up."""
-UNCLEAR = {"und": "not clear"}
 
 
 @dataclass(frozen=True)
@@ -15,6 +14,7 @@ class Part:
     """One corpus part or language."""
 
     name: str
+    """As the results have it, a language by its code; `3 others` for what is added up."""
     firings: int
     share: float
     """Of the feature's firings, 0 to 1."""
@@ -54,7 +54,7 @@ def parts_of(firings: Mapping[str, int], usual: Mapping[str, float]) -> tuple[Pa
     """Parts by their firings; those beyond the first few are added up as `others`."""
     total = max(sum(firings.values()), 1)
     ordered = sorted(firings.items(), key=lambda item: (-item[1], item[0]))
-    shown = [Part(UNCLEAR.get(name, name), count, count / total, usual.get(name)) for name, count in _first(ordered)]
+    shown = [Part(name, count, count / total, usual.get(name)) for name, count in _first(ordered)]
     rest = ordered[len(shown) :]
     if rest:
         count, known = sum(count for _, count in rest), [usual[name] for name, _ in rest if name in usual]

@@ -48,6 +48,7 @@ FACETS = {
     "kind": "f.kind",
     "group": "f.group_name",
     "corpus": "f.main_corpus",
+    "language": "f.main_language",
 }
 """What the list can be narrowed to, by the values that occur."""
 
@@ -78,6 +79,8 @@ class Listing(BaseModel):
     """absent, weaker or analogue: how the owner differs from the others."""
     group: Choices = ()
     corpus: Choices = ()
+    language: Choices = ()
+    """ISO 639 code of the language that most firings are in; `und` where it is not clear."""
     life: str = Field(default="", pattern="^(|alive|dead)$")
     q: str = Field(default="", max_length=200)
     """Text to look for; digits alone are a feature's index."""

@@ -102,7 +102,7 @@ def test_where_it_fires_is_held_against_the_text(judged: TestClient):
 
     assert [(part["name"], part["share"], part["usual"]) for part in ground["corpora"]] == [("wiki", 1.0, 0.6)]
     assert [(part["name"], part["share"], part["usual"]) for part in ground["languages"]] == [("de", 1.0, 0.25)]
-    assert "de 100.0 % 25.0 % 4.0×" in text_of(judged.get(f"{LIST}/3"))
+    assert "German de 100.0 % 25.0 % 4.0×" in text_of(judged.get(f"{LIST}/3"))
 
 
 def test_a_feature_without_a_claim_has_a_shorter_card(judged: TestClient):

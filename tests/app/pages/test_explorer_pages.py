@@ -105,6 +105,22 @@ def test_search_finds_labels_contexts_peaks_and_indexes(reader: TestClient):
     assert "No feature passes these filters" in reader.get(f"{LIST}?q=nothing+like+it").text
 
 
+def test_the_list_narrows_to_a_language_shown_by_name_and_addressed_by_code(own_home: Path):
+    codes = "['en', 'de', 'es', 'fr', 'it', 'ja', 'ko', 'pt', 'und']"
+    write_tiny_run(own_home, features=64, amend=(f"update feature set main_language = {codes}[least(feature, 9)]",))
+    with TestClient(create_app(Settings(home=own_home))) as client:
+        page = html.unescape(client.get(LIST).text)
+        chosen = html.unescape(client.get(f"{LIST}?language=pt").text)
+        listed = client.get(f"/api/v1{LIST}?language=pt").json()
+
+    assert f'href="{LIST}?language=de"' in page
+    assert "German" in page
+    assert "3 more</summary>" in page, "nine languages: the most frequent stand open"
+    assert [row["feature"] for row in listed["features"]] == [8]
+    assert '<input type="hidden" name="language" value="pt">' in chosen
+    assert re.search(r'<details class="rest"[^>]* open>', chosen), "what is chosen is never folded away"
+
+
 def test_a_random_feature_keeps_the_list_it_came_from(reader: TestClient):
     answer = reader.get(f"/runs/{RUN}/random?owner=gemma3", follow_redirects=False)
 

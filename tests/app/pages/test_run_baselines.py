@@ -50,6 +50,22 @@ def test_the_overview_says_what_was_measured_and_why_something_was_not(own_home:
     assert "<b>" not in section and "<i>" not in section, "text from the corpus is escaped"
 
 
+def test_figures_of_a_passage_are_reached_by_keyboard_and_need_no_pointer(own_home: Path):
+    write_tiny_run(own_home, features=64, amend=AMEND)
+
+    with TestClient(create_app(Settings(home=own_home))) as client:
+        page = client.get(f"/runs/{RUN}").text
+
+    passage = page[page.index('<div class="rows" dir="auto" data-rows>') :]
+    passage = passage[: passage.index("</div>")]
+    assert 'data-v="divergence 0.350 nats; cost smollm2 4.50, gemma3 0.750 nats" tabindex="0"' in passage
+    assert passage.count('tabindex="0"') == 1, "one passage is one stop of the Tab key"
+    assert passage.count('tabindex="-1"') == 1, "the other place is reached by the arrow keys"
+    assert "title=" not in passage
+    assert "contexts.js" in page
+    assert "darker" not in page, "in the dark theme stronger is lighter"
+
+
 def test_a_place_is_shaded_by_its_divergence_against_ln_2(own_home: Path):
     write_tiny_run(own_home, features=64, amend=AMEND)
 
@@ -59,6 +75,7 @@ def test_a_place_is_shaded_by_its_divergence_against_ln_2(own_home: Path):
     (pair,) = found["pairs"]
     cells = pair["passages"][0]["cells"]
     assert [cell["level"] for cell in cells] == [0, 6], "0.35 of 0.693 is a little more than five tenths"
+    assert [cell["peak"] for cell in cells] == [False, True]
     assert cells[0]["tokens"] == [["good"], ["go", "od"]]
     assert (pair["base"], pair["source"], pair["outcome"]) == ("smollm2", "gemma3", "byte")
     assert [(part["corpus"], part["kl_source_base"]) for part in pair["parts"]] == [("", 0.18), ("wiki", 0.07)]

@@ -215,5 +215,5 @@ def test_parts_are_held_against_their_share_of_the_text_and_small_ones_are_added
     assert len(parts) == SHOWN + 1
     assert (parts[-1].name, parts[-1].firings, parts[-1].usual) == ("4 others", 4, pytest.approx(0.04))
     assert sum(part.share for part in parts) == pytest.approx(1)
-    assert parts_of({"und": 3}, {})[0].name == "not clear"
+    assert parts_of({"und": 3}, {})[0].name == "und"
     assert parts_of({"und": 3}, {})[0].times is None
