@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,7 +93,10 @@ class CoverageRow:
 
 
 class ResultsDraft:
-    """A results file being built: empty tables that take columns."""
+    """A results file being built: empty tables that take columns.
+
+    A thread of its own writes one batch while the next is prepared; what fails there is raised by the next call.
+    """
 
     def __init__(self, path: Path) -> None:
         self._connection = duckdb.connect(
@@ -102,6 +106,8 @@ class ResultsDraft:
         self._connection.execute("begin")
         self._connection.execute(SCHEMA.read_text(encoding="utf-8"))
         self._last: dict[str, int] = {}
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="results")
+        self._writing: Future[None] | None = None
 
     def add(self, table: str, columns: Mapping[str, Column]) -> None:
         """Append rows given as columns by name; a column left out is null.
@@ -116,8 +122,18 @@ class ResultsDraft:
             assert (np.diff(features) >= 0).all(), f"rows for {table} are not sorted by feature"
             assert features[0] >= self._last.get(table, -1), f"rows for {table} go back to an earlier feature"
             self._last[table] = int(features[-1])
+        self._wait()
+        self._writing = self._writer.submit(self._insert, table, batch)
+
+    def _insert(self, table: str, batch: pa.Table) -> None:  # noqa: ARG002  (named in the statement)
         # DuckDB finds `batch` by its name here; a registered view would keep it in memory until the commit.
         self._connection.execute(f"insert into {table} by name select * from batch")  # noqa: S608  (our own name)
+
+    def _wait(self) -> None:
+        """Until everything added is written; raises what went wrong."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def add_rows(self, table: str, rows: Sequence[SourceRow | EvaluationRow | MetricRow | CoverageRow]) -> None:
         """Append row objects of this module."""
@@ -144,6 +160,7 @@ class ResultsDraft:
 
     def finish(self) -> None:
         """Pick the examples, check that the tables fit together, and write everything to the file."""
+        self._wait()
         self._connection.execute(_EXAMPLES)
         for fact, query in _MUST_BE_EMPTY.items():
             found = self._connection.execute(query).fetchall()
@@ -153,6 +170,7 @@ class ResultsDraft:
 
     def close(self) -> None:
         """Let go of the file."""
+        self._writer.shutdown()
         self._connection.close()
 
 

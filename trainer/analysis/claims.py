@@ -139,6 +139,7 @@ def _decoys(case: Case, store: ActivationStore, recipe: AnalysisRecipe, progress
         [one for one in made if one is not None],
         case.measures.density,
         halves=Halves.of(store),
+        of_rows=case.moments.of_rows,
         progress=progress,
     )
     return {name: np.where(one.own >= least, one.strength, np.nan) for name, one in found.items()}

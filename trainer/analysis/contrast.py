@@ -49,4 +49,4 @@ def contrast(scores: Mapping[str, np.ndarray], holders: np.ndarray, slack: float
 
 def slack_of(moments: Moments) -> float:
     """What chance costs a fit to half of the rows: the coordinates of the widest source over those rows."""
-    return max(moments.widths.values()) / max(int(moments.rows.sum()) / 2, 1)
+    return max(moments.widths.values()) / max(int(moments.of_rows.rows.sum()) / 2, 1)

@@ -9,6 +9,7 @@ Axes: D decoys, R rows, W width of a source.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,9 +19,10 @@ from trainer.activation_store import ActivationStore, Rows
 from trainer.analysis.contrast import Contrast, contrast, slack_of
 from trainer.analysis.decoder_norms import holders
 from trainer.analysis.halves import Halves
-from trainer.analysis.moments import Moments
+from trainer.analysis.moments import Moments, RowMoments
 from trainer.analysis.readout import Readout, readout
 from trainer.crosscoder import Codes, Crosscoder
+from trainer.kernels import dense_above
 from trainer.progress import Progress
 
 SAMPLE = 32_768
@@ -39,10 +41,14 @@ class Decoys:
     weights: Mapping[str, Tensor]
     """Readout from each source of the owner, fp32 [D, W]."""
 
-    def told(self, rows: Rows, some: slice = slice(None)) -> Tensor:
-        """What the owner's sources tell of some features on normalised rows [R, D], up to a constant."""
-        parts = [rows[source] @ weight[some].to(rows[source].dtype).T for source, weight in self.weights.items()]
-        return torch.stack(parts).mean(dim=0) if len(parts) > 1 else parts[0]
+    def seen(self, rows: Rows) -> Tensor:
+        """What the owner's sources hold of normalised rows, side by side [R, sum of W]."""
+        return torch.cat([rows[source] for source in self.weights], dim=1)
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """What tells features from `seen` rows, up to a constant: the mean of the sources' readouts [D, sum of W]."""
+        return torch.cat(list(self.weights.values()), dim=1) / len(self.weights)
 
 
 def transplants(
@@ -93,16 +99,19 @@ def examine(
     density: np.ndarray,
     *,
     halves: Halves,
+    of_rows: RowMoments | None = None,
     progress: Progress,
 ) -> dict[str, Contrast]:
     """What the readouts say of every owner's decoys [D], by the same test as of claims.
 
-    One more pass over the store, dense in the decoys only. `density` is firings per row of every feature [F].
+    One more pass over the store, dense in the decoys only. `density` is firings per row of every feature [F]; `of_rows`
+    are moments of all rows in these halves where they are known.
     """
     if not decoys:
         return {}
     bounds = thresholds(store, crosscoder, decoys, density)
-    moments = Moments(crosscoder.widths, sum(len(part.features) for part in decoys), device=crosscoder.device)
+    count = sum(len(part.features) for part in decoys)
+    moments = Moments(crosscoder.widths, count, device=crosscoder.device, of_rows=of_rows)
     first = 0
     with progress.task("Testing decoys", total=store.manifest.rows):
         for block in store.blocks():
@@ -123,13 +132,13 @@ def examine(
 
 def fired(decoys: Sequence[Decoys], bounds: Sequence[Tensor], rows: Rows) -> Codes:
     """Where decoys exceed their thresholds on normalised rows, and by how much; numbered one after another."""
-    low = {source: x.to(torch.bfloat16) for source, x in rows.items()}
-    parts, first = [], 0
+    parts, before = [], 0
     for part, bound in zip(decoys, bounds, strict=True):
-        above = part.told(low).float() - bound
-        at = torch.nonzero(above > 0)
-        parts.append((at[:, 0], at[:, 1] + first, above[at[:, 0], at[:, 1]]))
-        first += len(part.features)
+        seen, weight = part.seen(rows).bfloat16(), part.weight.bfloat16()
+        # The threshold goes in before the product is rounded, where rounding does not matter to what is near it.
+        place, value = dense_above(seen, weight, -bound.bfloat16(), torch.zeros_like(bound))
+        parts.append((place // len(weight), place % len(weight) + before, value))
+        before += len(weight)
     row, feature, value = (torch.cat(column) for column in zip(*parts, strict=True))
     order = torch.argsort(row, stable=True)
     return Codes(row[order], feature[order], value[order], len(next(iter(rows.values()))))
@@ -140,16 +149,18 @@ def thresholds(
 ) -> list[Tensor]:
     """Where to cut each decoy so that it fires as often as its feature, by an even sample of the rows."""
     step = max(1, store.manifest.rows // SAMPLE)
-    picked = [{name: x[::step] for name, x in block.rows.items()} for block in store.blocks()]
+    # Copied: what only points into a mapped shard keeps all of it in memory.
+    picked = [{name: x[::step].clone() for name, x in block.rows.items()} for block in store.blocks()]
     sample = crosscoder.normalise({name: torch.cat([part[name] for part in picked]) for name in store.widths})
     count = len(next(iter(sample.values())))
     bounds = []
     for part in decoys:
-        keep = torch.from_numpy(np.clip(np.round(density[part.features] * count), 1, count - 1).astype(np.int64))
+        seen = part.seen(sample)
+        keep = np.clip(np.round(density[part.features] * count), 1, count - 1).astype(np.int64)
         found = []
         for first in range(0, len(keep), COLUMNS):
-            some = slice(first, first + COLUMNS)
-            ordered = part.told(sample, some).sort(dim=0, descending=True).values
-            found.append(ordered.gather(0, keep[some].to(ordered.device)[None])[0])
-        bounds.append(torch.cat(found))
+            told = (part.weight[first : first + COLUMNS] @ seen.T).cpu().numpy()
+            place = count - 1 - keep[first : first + COLUMNS]
+            found += [np.partition(one, at)[at] for one, at in zip(told, place, strict=True)]
+        bounds.append(torch.tensor(np.array(found), device=seen.device))
     return bounds

@@ -15,20 +15,53 @@ from trainer.crosscoder import Codes
 from trainer.kernels import Pattern, sum_by_feature
 
 HALVES = 2
+TILE = 192
+"""Columns of a symmetric product at a time."""
 
 
-class Moments:
-    """First and second moments of normalised activations x and feature activations f."""
+class RowMoments:
+    """First and second moments of normalised activations x."""
 
-    def __init__(self, widths: Mapping[str, int], features: int, *, device: torch.device | str = "cpu") -> None:
-        """Nothing summed yet, for sources of these widths and features 0 to `features` - 1."""
-        self.widths, self.features = dict(widths), features
+    def __init__(self, widths: Mapping[str, int], *, device: torch.device | str = "cpu") -> None:
+        """Nothing summed yet, for sources of these widths."""
         self.rows = torch.zeros(HALVES, dtype=torch.int64)
         """Rows summed [H]."""
         self.total = {source: _double(HALVES, width, device=device) for source, width in widths.items()}
         """Per source, sum of x, fp64 [H, W]."""
         self.products = {source: _double(HALVES, width, width, device=device) for source, width in widths.items()}
         """Per source, sum of x x', fp64 [H, W, W]; each block of rows multiplied in fp32."""
+
+    @torch.no_grad()
+    def add(self, rows: Rows, half: Tensor) -> None:
+        """Take in some rows: normalised activations {source: [n, W]} and each row's half int64 [n]."""
+        self.rows += torch.bincount(half.cpu(), minlength=HALVES)
+        for source, total in self.total.items():
+            x = rows[source].float()
+            for number in range(HALVES):
+                mine = x[half == number]
+                total[number] += mine.sum(dim=0, dtype=torch.float64)
+                self.products[source][number] += _with_itself(mine).double()
+
+
+class Moments:
+    """First and second moments of feature activations f, with each other and with normalised activations x."""
+
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        features: int,
+        *,
+        device: torch.device | str = "cpu",
+        of_rows: RowMoments | None = None,
+    ) -> None:
+        """Nothing summed yet, for sources of these widths and features 0 to `features` - 1.
+
+        Where the same rows in the same halves have been summed before, `of_rows` is what was found of them.
+        """
+        self.widths, self.features = dict(widths), features
+        self._rows_are_known = of_rows is not None
+        self.of_rows = of_rows or RowMoments(widths, device=device)
+        """What is the same for all features."""
         self.cross = {source: torch.zeros(HALVES, features, width, device=device) for source, width in widths.items()}
         """Per source, sum of f x, fp32 [H, F, W]."""
         self.firings = torch.zeros(HALVES, features, dtype=torch.int64, device=device)
@@ -45,7 +78,8 @@ class Moments:
         The firings may be of any features, not only those of a crosscoder. They cost what is active, never n times F.
         """
         half = half.to(codes.row.device)
-        self.rows += torch.bincount(half.cpu(), minlength=HALVES)
+        if not self._rows_are_known:
+            self.of_rows.add(rows, half)
         # A feature counts as two, one for each half, so that one sparse sum fills both.
         cell = codes.feature + half[codes.row] * self.features
         cells = HALVES * self.features
@@ -59,12 +93,18 @@ class Moments:
         self.squares += summed(value.square())
         pattern = Pattern(codes.row.contiguous(), cell, rows=codes.rows, features=cells)
         for source in self.widths:
-            x = rows[source].float()
-            self.cross[source] += sum_by_feature(pattern, codes.value, x).view(HALVES, self.features, -1)
-            for number in range(HALVES):
-                mine = x[half == number]
-                self.total[source][number] += mine.sum(dim=0, dtype=torch.float64)
-                self.products[source][number] += (mine.T @ mine).double()
+            found = sum_by_feature(pattern, codes.value, rows[source].float())
+            self.cross[source] += found.view(HALVES, self.features, -1)
+
+
+def _with_itself(x: Tensor) -> Tensor:
+    """x' x of [n, W]; half of it is multiplied, the other half is its mirror image."""
+    out = x.new_empty(x.shape[1], x.shape[1])
+    for first in range(0, len(out), TILE):
+        part = slice(first, first + TILE)
+        out[part, first:] = x[:, part].T @ x[:, first:]
+        out[first + TILE :, part] = out[part, first + TILE :].T
+    return out
 
 
 def _double(*shape: int, device: torch.device | str) -> Tensor:

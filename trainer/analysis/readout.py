@@ -149,9 +149,9 @@ def _errors(cross: Tensor, centred: list[_Centred], fitted: int) -> Iterator[tup
 
 def _centred(moments: Moments, source: str, half: int | None) -> _Centred:
     """Moments about the means of one half, or of all rows."""
-    part = slice(None) if half is None else slice(half, half + 1)
-    rows = int(moments.rows[part].sum())
-    total, products = (moments.total[source][part].sum(dim=0), moments.products[source][part].sum(dim=0))
+    part, known = slice(None) if half is None else slice(half, half + 1), moments.of_rows
+    rows = int(known.rows[part].sum())
+    total, products = known.total[source][part].sum(dim=0), known.products[source][part].sum(dim=0)
     sums, squares = moments.sums[part].sum(dim=0), moments.squares[part].sum(dim=0)
     mean_x, mean_f = total / max(rows, 1), sums / max(rows, 1)
     centred = products - rows * torch.outer(mean_x, mean_x)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,10 @@ import pyarrow as pa
 from trainer.activation_store import ActivationStore, StoredSource
 from trainer.analysis.agreement import agreement
 from trainer.analysis.agreement import columns as columns_of
+from trainer.analysis.alone import ask, side_by_side
 from trainer.analysis.claims import Case, Claimed, Measures, Weighed, known_false, weigh
 from trainer.analysis.coactivation import Coactivation
 from trainer.analysis.codes import CodeSpool
-from trainer.analysis.contexts import keep
 from trainer.analysis.decoder_norms import (
     DecoderNorms,
     content_hashes,
@@ -21,8 +22,7 @@ from trainer.analysis.decoder_norms import (
     decoder_norms,
 )
 from trainer.analysis.encode_pass import Encoded, encode_rows
-from trainer.analysis.firings import Ground, corpus_shares, measure, share_of_rows
-from trainer.analysis.histogram import histogram
+from trainer.analysis.firings import Ground, corpus_shares, share_of_rows
 from trainer.analysis.latent_scaling import Scaling
 from trainer.analysis.logit_effects import Unembedding, logit_effects
 from trainer.analysis.logit_effects import columns as logit_columns
@@ -109,19 +109,14 @@ class _Analysis:
         contexts = np.zeros(0, np.int64)
         places, texts, rows = ground.places, ground.texts, self.recipe.analysis.contexts.window
         windows = Windows(places, texts, rows) if places is not None and texts is not None else None
+        question = partial(ask, ground=ground, windows=windows, recipe=self.recipe.analysis.contexts)
         with self.progress.task("Reading features", total=self.codes.features, unit="features"):
-            for stored in self.codes.pieces():
-                piece = stored.placed(None if places is None else places.of_row)
-                self.draft.add("histogram", histogram(piece))
-                if places is not None:
-                    for part in ground.parts:
-                        self.draft.add(f"feature_{part.kind}", part.columns(piece.first, part.firings(piece, places)))
-                if windows is not None:
-                    kept = keep(piece, windows.places, self.recipe.analysis.contexts)
-                    self.draft.add("firing", windows.columns(piece, kept))
-                    contexts = np.union1d(contexts, windows.places.sequence[kept.place])
-                parts.append(measure(piece, ground))
-                self.progress.advance(piece.features)
+            for answers in side_by_side(question, self.codes.pieces()):
+                for table, columns in answers.tables:
+                    self.draft.add(table, columns)
+                contexts = np.union1d(contexts, answers.contexts)
+                parts.append(answers.measures)
+                self.progress.advance(answers.features)
         if windows is not None:
             self.draft.add("context", context_columns(windows.texts, contexts))
             self.draft.add("text_part", ground.text_parts())

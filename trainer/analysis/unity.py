@@ -21,9 +21,9 @@ def unity(moments: Moments, source: str) -> np.ndarray:
     are of different documents, one from either half, so that repeated text counts for nothing. About 0 for rows
     picked at random, 1 for a feature that alone decides what the activations are; NaN unless it fired in both halves.
     """
-    rows = float(moments.rows.sum())
-    mean = moments.total[source].sum(dim=0) / max(rows, 1)
-    trace = moments.products[source].diagonal(dim1=1, dim2=2).sum()
+    rows = float(moments.of_rows.rows.sum())
+    mean = moments.of_rows.total[source].sum(dim=0) / max(rows, 1)
+    trace = moments.of_rows.products[source].diagonal(dim1=1, dim2=2).sum()
     length = float(trace / max(rows, 1) - mean.square().sum())
     weight = moments.sums
     here, there = (moments.cross[source][half].double() - weight[half, :, None] * mean for half in (0, 1))

@@ -72,13 +72,13 @@ def test_moments_are_the_sums_over_the_rows_of_each_half():
 
     for number in (0, 1):
         mine = half == number
-        assert moments.rows[number] == mine.sum()
+        assert moments.of_rows.rows[number] == mine.sum()
         assert moments.firings[number].tolist() == (dense[mine] != 0).sum(axis=0).tolist()
         assert moments.sums[number].numpy() == pytest.approx(dense[mine].sum(axis=0, dtype=np.float64), rel=1e-6)
         assert moments.squares[number].numpy() == pytest.approx((dense[mine].astype(float) ** 2).sum(axis=0), rel=1e-6)
         for name, values in x.items():
-            assert moments.total[name][number].numpy() == pytest.approx(values[mine].sum(axis=0), rel=1e-5)
-            assert moments.products[name][number].numpy() == pytest.approx(values[mine].T @ values[mine], rel=1e-4)
+            assert moments.of_rows.total[name][number].numpy() == pytest.approx(values[mine].sum(axis=0), rel=1e-5)
+            assert moments.of_rows.products[name][number].numpy() == pytest.approx(values[mine].T @ values[mine], rel=1e-4)
             assert moments.cross[name][number].numpy() == pytest.approx(
                 dense[mine].T @ values[mine], rel=1e-4, abs=1e-3
             )
