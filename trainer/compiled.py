@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import Tensor
 
@@ -80,6 +81,12 @@ def inner_products(pairs: Pairs, left: Tensor, right: Tensor) -> Tensor:
         pairs.work * left.shape[1],
     )
     return out
+
+
+def add_products(left: sp.csr_array, right: sp.csr_array, out: np.ndarray) -> None:
+    """To out, fp32 [F, G], add the product of sparse fp32 matrices [F, R] and [R, G]."""
+    loop, one, other = _loop("sparse_products"), *((m.indptr, m.indices, m.data) for m in (left, right))
+    _share_out(lambda first, stop: loop(first, stop, one, other, out), len(out), left.nnz * right.nnz)
 
 
 class Block(NamedTuple):

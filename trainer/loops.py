@@ -73,6 +73,19 @@ def inner_products(first, stop, offsets, row, left, right, factor, out):
 
 
 @compiled
+def sparse_products(first, stop, left, right, out):
+    """Add to out, by row, the product of two sparse matrices, each given as offsets of its rows, columns and values."""
+    left_offsets, left_column, left_value = left
+    offsets, column, value = right
+    for f in range(first, stop):
+        total = out[f]
+        for i in range(left_offsets[f], left_offsets[f + 1]):
+            factor, r = left_value[i], left_column[i]
+            for j in range(offsets[r], offsets[r + 1]):
+                total[column[j]] += factor * value[j]
+
+
+@compiled
 def sums(first, stop, offsets, value, out):
     """out[f] = sum of value[i] for i from offsets[f] up to offsets[f + 1]."""
     for f in range(first, stop):

@@ -1,17 +1,15 @@
 """Coactivation: how the activations of every pair of features correlate over all rows, exactly."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 
 import numpy as np
 import scipy.sparse as sp
 
+from trainer import compiled
 from trainer.analysis.codes import CodeSpool
 
 MEMORY = 128 << 20
 """Bytes for sums of products at a time. More features than fit take more passes over the spooled codes."""
-WORKERS = 2
 SLICE = 512
 """Features in one sparse product."""
 
@@ -49,17 +47,9 @@ class Coactivation:
     def _products(self, first: int, stop: int) -> np.ndarray:
         """Sums over rows of products of activations, fp32 [stop - first, features]."""
         total = np.zeros((stop - first, self._codes.features), np.float32)
-        edges = np.linspace(0, stop - first, WORKERS + 1).astype(int)
-        with ThreadPoolExecutor(WORKERS) as workers:
-            for matrix in self._codes.matrices():
-                by_row = matrix.tocsr()
-                by_feature = matrix.T[first:stop].tocsr()
-                jobs = [
-                    workers.submit(_add_product, total[low:high], by_feature[low:high], by_row)
-                    for low, high in pairwise(edges)
-                ]
-                for job in jobs:
-                    job.result()
+        add = compiled.add_products if compiled.AVAILABLE else _add_products
+        for matrix in self._codes.matrices():
+            add(matrix.T[first:stop].tocsr(), matrix.tocsr(), total)
         return total
 
     def _correlation(self, first: int, products: np.ndarray) -> np.ndarray:
@@ -71,9 +61,9 @@ class Coactivation:
         return covariance * over[mine, None] * over
 
 
-def _add_product(total: np.ndarray, left: sp.csr_array, right: sp.csr_array) -> None:
-    """Add a sparse product to dense sums in place, some features at a time to stay small."""
-    for first in range(0, len(total), SLICE):
+def _add_products(left: sp.csr_array, right: sp.csr_array, out: np.ndarray) -> None:
+    """`compiled.add_products` without the compiler, some features at a time to stay small."""
+    for first in range(0, len(out), SLICE):
         product = left[first : first + SLICE] @ right
         row = np.repeat(np.arange(first, first + product.shape[0]), np.diff(product.indptr))
-        total[row, product.indices] += product.data
+        out[row, product.indices] += product.data

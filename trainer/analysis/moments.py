@@ -98,7 +98,7 @@ class Moments:
 
 
 def _with_itself(x: Tensor) -> Tensor:
-    """x' x of [n, W]; half of it is multiplied, the other half is its mirror image."""
+    """Products of the columns of x [n, W] with each other; half of them are multiplied, the others mirror them."""
     out = x.new_empty(x.shape[1], x.shape[1])
     for first in range(0, len(out), TILE):
         part = slice(first, first + TILE)

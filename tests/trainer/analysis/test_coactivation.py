@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 
 from tests.worlds.dense_codes import matrices, spool_of
+from trainer import compiled
 from trainer.analysis import coactivation as module
 from trainer.analysis.coactivation import Coactivation
 
@@ -32,7 +33,9 @@ def test_correlations_are_those_of_the_dense_matrix_however_many_passes_it_takes
     assert np.isnan(found[:, ~moving]).all()
 
 
-def test_correlations_of_many_rows_stay_exact(tmp_path):
+@pytest.mark.parametrize("compiler", [True, False])
+def test_correlations_of_many_rows_stay_exact(compiler, monkeypatch, tmp_path):
+    monkeypatch.setattr(compiled, "AVAILABLE", compiler and compiled.AVAILABLE)
     random = np.random.default_rng(0)
     dense = np.where(random.random((3000, 5)) < 0.2, random.gamma(2.0, 1.0, (3000, 5)), 0).astype(np.float32)
     dense[:, 4] = dense[:, 0] * 2

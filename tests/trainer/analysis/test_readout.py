@@ -78,7 +78,9 @@ def test_moments_are_the_sums_over_the_rows_of_each_half():
         assert moments.squares[number].numpy() == pytest.approx((dense[mine].astype(float) ** 2).sum(axis=0), rel=1e-6)
         for name, values in x.items():
             assert moments.of_rows.total[name][number].numpy() == pytest.approx(values[mine].sum(axis=0), rel=1e-5)
-            assert moments.of_rows.products[name][number].numpy() == pytest.approx(values[mine].T @ values[mine], rel=1e-4)
+            assert moments.of_rows.products[name][number].numpy() == pytest.approx(
+                values[mine].T @ values[mine], rel=1e-4
+            )
             assert moments.cross[name][number].numpy() == pytest.approx(
                 dense[mine].T @ values[mine], rel=1e-4, abs=1e-3
             )
