@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from trainer.sources import Source
 
-FEATURES, TOKENS = 1024, 16384
-"""Features and tokens in one product: 64 MiB of scores."""
+FEATURES, TOKENS = 512, 16384
+"""Features and tokens in one product: 16 MiB of scores, few enough to stay in a cache."""
+STRIDES = 64
+"""Scores of which only the best is looked at first."""
 MARGIN = 4
 """Candidates per token kept, to be ranked again in fp32."""
 
@@ -128,21 +130,36 @@ def _candidates(rows: Tensor, weight: Tensor, count: int) -> tuple[Tensor, Tenso
     """Ids of the highest and the lowest scores [F, count], found tile by tile."""
     dtype = fast_type(weight.device)
     rows = rows.to(weight.device, dtype)
-    high = low = torch.zeros(len(rows), 0, dtype=dtype, device=weight.device)
-    high_at = low_at = torch.zeros(len(rows), 0, dtype=torch.int64, device=weight.device)
+    room = rows.new_empty(len(rows), min(TOKENS, len(weight)))
+    found: dict[bool, list[tuple[Tensor, Tensor]]] = {True: [], False: []}
     for first in range(0, len(weight), TOKENS):
-        score = rows @ weight[first : first + TOKENS].to(dtype).T
-        high, high_at = _merged(high, high_at, score, first, count)
-        low, low_at = _merged(low, low_at, -score, first, count)
-    return high_at, low_at
+        tile = weight[first : first + TOKENS].to(dtype)
+        score = torch.mm(rows, tile.T, out=room if len(tile) == room.shape[1] else None)
+        for largest, parts in found.items():
+            value, index = _extreme(score, count, largest=largest)
+            parts.append((value, index + first))
+    high, low = (_merged(parts, count, largest=largest) for largest, parts in found.items())
+    return high, low
 
 
-def _merged(best: Tensor, at: Tensor, score: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
-    """The best so far and the best of another tile, together."""
-    value, index = score.topk(min(count, score.shape[1]), dim=1)
-    value, index = torch.cat([best, value], dim=1), torch.cat([at, index + first], dim=1)
-    best, place = value.topk(min(count, value.shape[1]), dim=1)
-    return best, index.gather(1, place)
+def _extreme(score: Tensor, count: int, *, largest: bool) -> tuple[Tensor, Tensor]:
+    """The `count` largest or smallest scores of every row, and where they are; all where there are fewer."""
+    columns = score.shape[1] // STRIDES
+    if score.shape[1] % STRIDES or columns < count:
+        return score.topk(min(count, score.shape[1]), dim=1, largest=largest)
+    # No more than `count` of the strided columns can hold one of the `count` best.
+    strided = score.view(len(score), STRIDES, columns)
+    best = strided.amax(dim=1) if largest else strided.amin(dim=1)
+    column = best.topk(count, dim=1, largest=largest).indices[:, None].expand(-1, STRIDES, -1)
+    value, place = strided.gather(2, column).flatten(1).topk(count, dim=1, largest=largest)
+    return value, place // count * columns + column[:, 0].gather(1, place % count)
+
+
+def _merged(parts: Sequence[tuple[Tensor, Tensor]], count: int, *, largest: bool) -> Tensor:
+    """Where the best of several tiles' best are."""
+    value, index = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
+    place = value.topk(min(count, value.shape[1]), dim=1, largest=largest).indices
+    return index.gather(1, place)
 
 
 def _ranked(rows: Tensor, weight: Tensor, candidates: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -72,8 +72,10 @@ def test_the_probe_has_mean_zero_mean_square_one_and_no_zero(width):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_effects_are_those_of_the_explicit_product_tile_by_tile(dtype, monkeypatch):
-    monkeypatch.setattr(module, "TOKENS", 50)
+@pytest.mark.parametrize(("tokens", "strides"), [(50, 64), (120, 4)])
+def test_effects_are_those_of_the_explicit_product_tile_by_tile(dtype, tokens, strides, monkeypatch):
+    monkeypatch.setattr(module, "TOKENS", tokens)
+    monkeypatch.setattr(module, "STRIDES", strides)
     monkeypatch.setattr(module, "FEATURES", 4)
     monkeypatch.setattr(module, "fast_type", lambda _: dtype)
     some = unembedding(16, 333)
