@@ -31,6 +31,7 @@ from app.labels.generations import (
 from app.labels.store import labels_of
 from app.results.connection import Results
 from app.results.feature import Feature, InSource, in_sources, one_feature
+from app.results.owners import Owner, owner_of
 from app.settings import Settings
 
 POLL = 1.0
@@ -91,6 +92,8 @@ class SteerPage:
 
     run: str
     steer_form: SteerForm
+    owner: Owner | None
+    """Of the feature, when there is one."""
     label: str | None
     recent: list[StoredGeneration]
     states: list[SourceState]
@@ -146,7 +149,8 @@ def steer_page(session: Session, results: Results, client: Client, form: SteerFo
     feature = form.feature.feature if form.feature else None
     label = labels_of(session, results.run, [feature]).get(feature) if feature is not None else None
     recent = recent_generations(session, results.run, feature)
-    return SteerPage(results.run, form, label, recent, source_states(client, results))
+    owner = owner_of(form.feature.owner, results.sources) if form.feature else None
+    return SteerPage(results.run, form, owner, label, recent, source_states(client, results))
 
 
 def steer_form(results: Results, typed: dict[str, str], problems: dict[str, str] | None = None) -> SteerForm:

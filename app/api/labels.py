@@ -1,7 +1,7 @@
 """Labels as JSON: read everybody's, and write one's own with the revision that was seen."""
 
 import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Path
 from fastapi.responses import JSONResponse, Response
@@ -48,6 +48,22 @@ class Labels(BaseModel):
     history: list[LabelRevision] = Field(description="Every revision, newest first.")
 
 
+class Refusal(BaseModel):
+    """Why something was not done, in the shape of every error."""
+
+    status: int
+    title: str
+    message: str
+    remedy: str
+
+
+class Conflict(BaseModel):
+    """The author saved another revision meanwhile; nothing was overwritten."""
+
+    error: Refusal
+    latest: LabelRevision | None = Field(description="What was saved meanwhile; null when there is no revision at all.")
+
+
 class NewLabel(BaseModel):
     """A revision to add."""
 
@@ -83,7 +99,13 @@ def read_labels(place: Labelled, session: LabelsToRead) -> Labels:
     summary="Save, withdraw or restore one's own label",
     status_code=201,
     response_model=LabelRevision,
-    responses={409: {"description": "The author saved another revision meanwhile; `latest` is that one."}},
+    responses={
+        409: {
+            "model": Conflict,
+            "description": "The author's newest revision is not the one given as `revision`. Nothing was saved; "
+            "`latest` is that newest one. Save again with its number to put the new text after it.",
+        }
+    },
 )
 def write_label(place: Labelled, session: LabelsToWrite, new: NewLabel) -> LabelRevision | Response:
     """Add a revision; nothing is ever overwritten."""
@@ -95,10 +117,9 @@ def write_label(place: Labelled, session: LabelsToWrite, new: NewLabel) -> Label
             return _revision(restore_label(session, place, author, revision=new.restore, based_on=new.revision))
         return _revision(save_label(session, place, author, text=new.text, note=new.note, based_on=new.revision))
     except LabelConflict as conflict:
-        error: dict[str, Any] = {"status": 409, "title": conflict.title}
-        error |= {"message": conflict.fact, "remedy": conflict.remedy}
-        latest = _revision(conflict.latest).model_dump(mode="json") if conflict.latest else None
-        return JSONResponse({"error": error, "latest": latest}, 409)
+        error = Refusal(status=conflict.status, title=conflict.title, message=conflict.fact, remedy=conflict.remedy)
+        answer = Conflict(error=error, latest=_revision(conflict.latest) if conflict.latest else None)
+        return JSONResponse(answer.model_dump(mode="json"), conflict.status)
 
 
 def _revision(one: Revision) -> LabelRevision:

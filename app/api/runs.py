@@ -84,7 +84,8 @@ def read_plot(
     two = len(view.results.sources) == 2
     if plot == "norms":
         bins = view.library.remember(view.run, "norms", overview.norm_histogram)
-        title = "relative norm" if two else f"norm share of {view.results.sources[-1].name}"
+        names = [source.name for source in view.results.sources]
+        title = f"relative norm: 0 only {names[0]}, 1 only {names[1]}" if two else f"norm share of {names[-1]}"
     else:
         bins = view.library.remember(view.run, "densities", overview.density_histogram)
         title = "log₁₀ of density"
@@ -155,5 +156,8 @@ def _headline(headline: Headline) -> dict[str, Any]:
         },
         "l0": headline.l0,
         "dead_share": headline.dead_share,
-        "owners": {count.owner: {"alive": count.alive, "features": count.features} for count in headline.owners},
+        "owners": {
+            count.owner: {name: value for name, value in as_json(count).items() if name != "owner"}
+            for count in headline.owners
+        },
     }

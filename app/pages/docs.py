@@ -11,6 +11,8 @@ from app.templates import render
 router = APIRouter(include_in_schema=False)
 
 METHODS = ("get", "post", "put", "patch", "delete")
+GENERAL = "422"
+"""A refusal that every operation with parameters has; the page explains it once."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Operation:
     parameters: tuple[Parameter, ...]
     fields: tuple[str, ...]
     """Fields of the body, where it takes one."""
+    refusals: tuple[tuple[str, str], ...]
+    """Status and meaning of answers that are its own way to say no."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,11 @@ def _operation(method: str, path: str, entry: dict[str, Any], description: dict[
         description=str(entry.get("description", "")),
         parameters=tuple(_parameter(each) for each in entry.get("parameters", [])),
         fields=_fields(entry, description),
+        refusals=tuple(
+            (status, str(answer.get("description", "")))
+            for status, answer in sorted(entry.get("responses", {}).items())
+            if status.isdigit() and int(status) >= 400 and status != GENERAL
+        ),
     )
 
 

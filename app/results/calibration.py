@@ -1,11 +1,14 @@
 """Calibration: how far a run's verdicts can be trusted, from its q-values, its null run and its spike-ins."""
 
+import math
 from dataclasses import dataclass
 
 from app.results.connection import Results
 
 OUTCOMES = ("recovered", "as_claimed", "supported")
 """What can become of a spike-in, each one including the next."""
+NORMAL_95 = 1.959964
+"""Standard deviations on either side of the mean that hold 95 % of a normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,16 @@ class Null:
     supported: float
     """Share of them, 0 to 1."""
 
+    @property
+    def count(self) -> int:
+        """How many were supported."""
+        return round(self.supported * self.claims)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """What share would be supported in many such runs."""
+        return interval(self.count, self.claims)
+
 
 @dataclass(frozen=True)
 class SpikeIn:
@@ -48,6 +61,11 @@ class SpikeIn:
     """It has the owner that they were planted in."""
     supported: int
     """Its claim was judged supported, which is right for those of one source alone."""
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """What share would be supported of many such concepts."""
+        return interval(self.supported, self.planted)
 
 
 @dataclass(frozen=True)
@@ -85,6 +103,16 @@ class Trust:
 def trust_of(results: Results) -> Trust:
     """What the verdicts of a run rest on."""
     return Trust(_verdicts(results), _null(results), _spike_ins(results))
+
+
+def interval(count: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of which `count` in `n` independent trials were seen (E. B. Wilson, 1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    share, spread = count / n, NORMAL_95**2 / n
+    middle = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def _verdicts(results: Results) -> Verdicts:

@@ -9,6 +9,8 @@ from app.results.rule import Test, question
 
 TWIN_ABOVE = 0.5
 """Correlation from which a feature of another owner is likely to mean the same."""
+POLYSEMOUS_BELOW = 0.07
+"""Unity under which the analysis warns that a feature may stand for several things."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def verdict_in_words(
     others = _listed([source.name for source in sources if source.name not in members]) or "any other source"
     if feature.verdict == "supported":
         return _supported(feature, owner, others, several=several)
-    claim = f"Only {owner} write{'' if several else 's'} this feature"
+    claim = f"Claimed for {owner} alone"
     if feature.verdict == "refuted":
         return f"{claim}, but the tests refute that this is a difference: {_refuted(feature, others, tests, alike)}."
     if feature.verdict == "undecided":
@@ -137,5 +139,11 @@ def unity_in_words(feature: Feature) -> str | None:
     if feature.unity is None:
         return None
     if feature.polysemous:
-        return "It may stand for several things: activations at two of its firings have next to nothing in common"
-    return "Activations at two of its firings have something in common, as they do for one thing"
+        return (
+            "It may stand for several things: activations at two of its firings have next to nothing in common "
+            f"(below {POLYSEMOUS_BELOW:g})"
+        )
+    return (
+        "Activations at two of its firings have something in common, as they do for one thing "
+        f"({POLYSEMOUS_BELOW:g} or more)"
+    )

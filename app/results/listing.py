@@ -139,7 +139,15 @@ class Listing(BaseModel):
     @property
     def narrowed(self) -> bool:
         """Whether anything but order and page is set."""
-        return bool({name for name, _ in self.pairs()} - {"sort", "page", "share_of"})
+        return bool(self._restricting())
+
+    @property
+    def narrowed_beside_text(self) -> bool:
+        """Whether anything narrows it but text to look for."""
+        return bool(self._restricting() - {"q", "within"})
+
+    def _restricting(self) -> set[str]:
+        return {name for name, _ in self.pairs()} - {"sort", "page", "share_of"}
 
 
 @dataclass(frozen=True)

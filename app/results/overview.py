@@ -9,6 +9,25 @@ from app.results.connection import Results
 
 SHARE_BINS = 50
 DENSITY_BINS_PER_DECADE = 4
+KNOWN_MEASURES = (
+    "variance_explained",
+    "variance_explained_per_row",
+    "l0",
+    "dead_share",
+    "dense_share",
+    "rows",
+    "loss_recovered_zero",
+    "loss_recovered_mean",
+    "cross_entropy",
+    "cross_entropy_reconstruction",
+    "cross_entropy_mean",
+    "cross_entropy_zero",
+    "kl_reconstruction",
+    "kl_mean",
+    "kl_zero",
+    "positions_replaced",
+)
+"""Measures on held-out rows, in the order they are read: the crosscoder's own, then what it does to the models."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +83,11 @@ class Evaluation:
     whole: float | None
     sources: tuple[float | None, ...]
     """Per source, in order."""
+
+    @property
+    def of_whole(self) -> bool:
+        """Whether it is about the dictionary and not about any source."""
+        return self.whole is not None and all(value is None for value in self.sources)
 
 
 @dataclass(frozen=True)
@@ -144,13 +168,12 @@ def groups(results: Results) -> list[GroupCount]:
 
 
 def evaluation(results: Results) -> list[Evaluation]:
-    """Every measure on held-out rows, the best known first."""
+    """Every measure on held-out rows, in the order they are read."""
     found: defaultdict[str, dict[int | None, float]] = defaultdict(dict)
     for source, measure, value in results.rows("select source, measure, value from evaluation"):
         found[measure][source] = value
-    known = ("variance_explained", "loss_recovered_zero", "loss_recovered_mean", "l0", "dead_share")
-    first = {measure: place for place, measure in enumerate(known)}
-    ordered = sorted(found, key=lambda measure: (first.get(measure, 9), measure))
+    first = {measure: place for place, measure in enumerate(KNOWN_MEASURES)}
+    ordered = sorted(found, key=lambda measure: (first.get(measure, len(first)), measure))
     return [
         Evaluation(measure, found[measure].get(None), tuple(found[measure].get(s.source) for s in results.sources))
         for measure in ordered

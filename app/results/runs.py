@@ -12,11 +12,17 @@ from app.results.folders import Plan, Progress, plan_of, read_plan, read_progres
 
 @dataclass(frozen=True)
 class OwnerCount:
-    """How many living features belong to one owner."""
+    """How many features belong to one owner; all but `features` count living ones."""
 
     owner: str
     alive: int
     features: int
+    claimed: int
+    """Claimed for it alone."""
+    tested: int
+    """Of these claims, tested ones."""
+    supported: int
+    """Of these, supported ones."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,10 @@ def headline_of(results: Results) -> Headline:
     }
     owners = results.rows(
         """
-        select owner, count(*) filter (where firings > 0), count(*)
+        select owner, count(*) filter (where firings > 0), count(*),
+            count(*) filter (where firings > 0 and verdict <> ''),
+            count(*) filter (where firings > 0 and verdict in ('supported', 'refuted', 'undecided')),
+            count(*) filter (where firings > 0 and verdict = 'supported')
         from feature group by owner order by 2 desc, owner
         """
     )

@@ -46,7 +46,26 @@ def test_a_conflict_comes_with_what_was_saved_meanwhile(program: TestClient):
     answer = program.post(HERE, json={"author": "Ada", "text": "Dutch"})
     assert answer.status_code == 409
     assert answer.json()["latest"]["text"] == "German"
+    assert answer.json()["error"].keys() == {"status", "title", "message", "remedy"}, "as every error"
     assert "nothing was overwritten" in answer.json()["error"]["message"]
+    assert [label["text"] for label in program.get(HERE).json()["history"]] == ["German"]
+
+    again = program.post(HERE, json={"author": "Ada", "text": "Dutch", "revision": answer.json()["latest"]["revision"]})
+    assert again.status_code == 201
+
+
+def test_a_conflict_where_nothing_was_ever_saved_has_no_latest(program: TestClient):
+    answer = program.post(HERE, json={"author": "Ada", "text": "Dutch", "revision": 4})
+    assert (answer.status_code, answer.json()["latest"]) == (409, None)
+
+
+def test_the_description_of_the_interface_has_the_conflict_and_its_shape(program: TestClient):
+    description = program.get("/api/openapi.json").json()
+    answers = description["paths"]["/api/v1/runs/{run}/features/{feature}/labels"]["post"]["responses"]
+    assert answers["409"]["content"]["application/json"]["schema"]["$ref"].endswith("/Conflict")
+    assert description["components"]["schemas"]["Conflict"]["properties"].keys() == {"error", "latest"}
+    page = program.get("/api/docs").text
+    assert "<code>409</code> The author&#39;s newest revision is not the one given as <code>revision</code>" in page
 
 
 @pytest.mark.parametrize(

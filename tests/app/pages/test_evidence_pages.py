@@ -74,6 +74,21 @@ def test_every_test_of_a_claim_stands_in_the_table_with_what_it_says(judged: Tes
     assert "the tests leave it undecided: it fired too seldom." in text_of(judged.get(f"{LIST}/{feature}"))
 
 
+def test_what_decided_stands_before_the_contexts_with_value_and_threshold(judged: TestClient):
+    feature = claims(judged, verdict="undecided")[0]["feature"]
+    page = judged.get(f"{LIST}/{feature}").text
+    tests = judged.get(f"{API}/{feature}").json()["tests"]
+
+    glance = page[page.index('<ul class="glance"') : page.index('id="contexts"')]
+    words = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", glance[: glance.index("</ul>")])).split())
+    for one in tests:
+        assert (one["name"] in words) == (one["says"] != "silent"), one
+    assert "raises a doubt: Firings" in words
+    assert "well if ≥" in words
+    assert 'href="#evidence">All the evidence, 5 tests</a>' in glance
+    assert "glance" not in judged.get(f"{LIST}/3").text, "nothing is claimed of it"
+
+
 def test_the_norm_share_makes_the_claim_and_supports_nothing(judged: TestClient):
     for one in claims(judged)[:4]:
         text = text_of(judged.get(f"{LIST}/{one['feature']}"))
@@ -160,6 +175,17 @@ def test_kinds_in_the_table_of_owners_lead_to_their_features(judged: TestClient)
         assert judged.get(f"/api/v1{address}").json()["total"] == int(count)
 
 
+def test_verdicts_are_counted_with_the_supported_ones_first(judged: TestClient):
+    page = judged.get(f"/runs/{RUN}").text
+    table = page[page.index('aria-label="Owners and verdicts"') :]
+
+    heads = re.findall(r'<th scope="col" class="n">(.*?)</th>', table[: table.index("</thead>")])
+    words = [" ".join(html.unescape(re.sub(r"<[^>]+>", " ", head)).split()) for head in heads]
+    assert words == ["✓ supported", "? undecided", "✗ refuted", "no claim", "all"]
+    facts = text_of(judged.get(f"/runs/{RUN}"))
+    assert re.search(r"claims of exclusivity supported \d+ of \d+ variance explained", facts), "the finding comes first"
+
+
 def test_the_overview_says_how_many_candidates_hold_and_what_null_and_spike_ins_say(judged: TestClient):
     text = text_of(judged.get(f"/runs/{RUN}"))
     every = [row for row in judged.get(f"{API}.json", params={"life": "alive"}).json() if row["verdict"]]
@@ -168,9 +194,12 @@ def test_the_overview_says_how_many_candidates_hold_and_what_null_and_spike_ins_
     assert f"{len(supported)} of {len(every)} claims that only one side has a feature are supported at q ≤ 0.05" in text
     assert f"at most about {round(len(supported) * 0.02)} are expected to be false" in text
     assert "2 are refuted and 2 stay undecided" in text
-    assert "1 of 200 (0.5 %) came out supported" in text
+    assert "1 of 200 (0.5 %; 95 % interval 0.088 % to 2.8 %) came out supported" in text
     assert "Of 40 spike-ins" in text
-    assert "22 came back as a feature, 19 with the right owner, and 14 (35 %) were supported" in text
+    assert (
+        "22 came back as a feature, 19 with the right owner, and 14 (35 %; 95 % interval 22 % to 50 %) were supported"
+        in text
+    )
     assert "Of 8 planted in all sources, 6 came back and 1 was wrongly supported" in text
     assert "not calibrated" not in text
 

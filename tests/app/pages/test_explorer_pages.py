@@ -47,6 +47,7 @@ def test_the_figure_of_norms_counts_every_living_feature(reader: TestClient):
     figure = reader.get(f"/api/v1/runs/{RUN}/plots/norms").json()
 
     assert sum(sum(trace["y"]) for trace in figure["data"]) == 225
+    assert figure["layout"]["xaxis"]["title"]["text"] == "relative norm: 0 only smollm2, 1 only gemma3"
     logarithmic = reader.get(f"/api/v1/runs/{RUN}/plots/norms?scale=log").json()
     assert logarithmic["layout"]["yaxis"]["type"] == "log"
 
@@ -121,6 +122,37 @@ def test_the_list_narrows_to_a_language_shown_by_name_and_addressed_by_code(own_
     assert re.search(r'<details class="rest"[^>]* open>', chosen), "what is chosen is never folded away"
 
 
+def test_the_list_explains_every_column_it_has(reader: TestClient):
+    page = html.unescape(reader.get(LIST).text)
+
+    heads = re.findall(r'<th scope="col"[^>]*><a href="[^"]*">([^<]+)', page)
+    help_text = page[page.index('id="columns"') : page.index("</details>", page.index('id="columns"'))]
+    explained = re.findall(r"<dt>([^<]+)</dt>", help_text)
+    assert [head.strip() for head in heads if head != "#"] == explained[:-1]
+    assert f'href="/runs/{RUN}/evidence"' in help_text
+
+
+@pytest.mark.parametrize(
+    ("query", "offers"),
+    [
+        ("q=nothing+like+it", []),
+        ("q=nothing+like+it&within=labels", ["?q=nothing%20like%20it"]),
+        ("q=nothing+like+it&owner=gemma3", ["?q=nothing%20like%20it"]),
+        ("density_min=2", []),
+    ],
+)
+def test_an_empty_list_offers_the_way_out(reader: TestClient, query: str, offers: list[str]):
+    page = html.unescape(reader.get(f"{LIST}?{query}").text)
+    empty = page[page.index('<div class="empty">') :]
+
+    assert "Start again without filters" in empty
+    for offer in offers:
+        assert f'href="{LIST}{offer}"' in empty
+    assert ("Look for" in empty) == bool(offers)
+    assert "random one" not in page
+    assert "features.csv" not in page
+
+
 def test_a_random_feature_keeps_the_list_it_came_from(reader: TestClient):
     answer = reader.get(f"/runs/{RUN}/random?owner=gemma3", follow_redirects=False)
 
@@ -153,7 +185,7 @@ def test_hostile_text_stays_text_everywhere(reader: TestClient, tables: duckdb.D
 def test_the_feature_page_says_whose_it_is_and_that_it_is_untested(reader: TestClient):
     page = html.unescape(reader.get(f"{LIST}/200").text)
 
-    assert "Only smollm2 writes this feature — a candidate, not yet tested." in page
+    assert "Claimed for smollm2 alone — a candidate, not yet tested." in page
     assert "cannot write to gemma3: this is so by construction." in page
 
 
@@ -236,7 +268,7 @@ def test_a_run_of_three_sources_is_shown_as_well(own_home: Path):
         for path in ("/", f"/runs/{RUN}", LIST, f"{LIST}?share_of=third", f"{LIST}/1", f"{LIST}/1?tokens=third"):
             assert client.get(path).status_code == 200, path
         page = client.get(f"{LIST}/1").text
-        assert "Only smollm2 and third write this feature" in page
+        assert "Claimed for smollm2 and third alone" in page
         firing, lines = page.count('<span class="r'), page.count('<span class="l">')
         assert lines == 3 * (firing - 10), "every row has a line per source, but for the ten steps of the legend"
 

@@ -1,6 +1,7 @@
 """Home: what was compared, what is at work now, and what to do when there is nothing."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from starlette.testclient import TestClient
 
 from app.main import create_app
 from app.settings import Settings
-from tests.worlds.tiny_results import RECIPE, RUN, write_progress
+from tests.worlds.tiny_results import RECIPE, RUN, write_progress, write_tiny_run
 
 
 @pytest.fixture
@@ -98,6 +99,21 @@ def test_a_finished_run_stands_under_what_it_compares_with_its_figures(reader: T
     assert f'<a href="/runs/{RUN}">' in page
     for words in ("SmolLM2-135M-Instruct.Q4_1.gguf", "dfc", "78.1 %", "84.2 %", "6.2 %"):
         assert words in page
+
+
+def test_a_finished_run_counts_supported_claims_beside_what_is_only_claimed(home: Path, visitor: TestClient):
+    verdicts = "case when feature % 3 = 0 then 'supported' else 'refuted' end"
+    write_tiny_run(home, amend=(f"update feature set verdict = {verdicts} where owner = 'gemma3'",))
+
+    page = " ".join(re.sub(r"<[^>]+>", " ", visitor.get("/").text).split())
+    owners = visitor.get("/api/v1/runs").json()["runs"][0]["headline"]["owners"]
+
+    every = visitor.get(f"/api/v1/runs/{RUN}/features.json?owner=gemma3&life=alive").json()
+    supported = sum(one["verdict"] == "supported" for one in every)
+    assert 0 < supported < len(every)
+    assert (owners["gemma3"]["supported"], owners["gemma3"]["claimed"]) == (supported, len(every))
+    assert f"gemma3: {supported} of {len(every)}" in page
+    assert f"smollm2: {owners['smollm2']['claimed']} untested" in page
 
 
 def test_runs_of_the_same_sources_are_one_comparison(home: Path, tiny_home: Path, visitor: TestClient):

@@ -6,10 +6,18 @@ import pytest
 
 from app.results.agreement import agreement_of
 from app.results.connection import Source
-from app.results.evidence import claim_in_words, closest_twin, findings, unity_in_words, verdict_in_words
+from app.results.evidence import (
+    POLYSEMOUS_BELOW,
+    claim_in_words,
+    closest_twin,
+    findings,
+    unity_in_words,
+    verdict_in_words,
+)
 from app.results.feature import Feature, InSource, Neighbour
 from app.results.ground import SHOWN, parts_of
 from app.results.rule import QUESTIONS, SAYS, in_order, refuting_from, thresholds, worded
+from trainer.analysis.unity import POLYSEMOUS
 
 SOURCES = tuple(
     Source(place, name, name, None, "resid_post", 1, 8, 1.0) for place, name in enumerate(("smollm2", "gemma3"))
@@ -96,29 +104,29 @@ def test_a_feature_without_a_claim_has_none_in_words():
         (
             judged("refuted", "analogue"),
             (
-                "Only gemma3 writes this feature, but the tests refute that this is a difference: feature 9 (shared) "
+                "Claimed for gemma3 alone, but the tests refute that this is a difference: feature 9 (shared) "
                 "fires on the same rows, so it is an analogue."
             ),
         ),
         (
             judged("undecided", "absent", None),
             (
-                "Only gemma3 writes this feature; the tests leave it undecided: there was nothing known to be false to "
+                "Claimed for gemma3 alone; the tests leave it undecided: there was nothing known to be false to "
                 "hold it against."
             ),
         ),
         (
             judged("undecided", "weaker", 0.4),
             (
-                "Only gemma3 writes this feature; the tests leave it undecided: false claims look as strong too often "
+                "Claimed for gemma3 alone; the tests leave it undecided: false claims look as strong too often "
                 "(q = 0.4)."
             ),
         ),
-        (judged("untested"), "Only gemma3 writes this feature — a candidate, not yet tested."),
+        (judged("untested"), "Claimed for gemma3 alone — a candidate, not yet tested."),
         (
             judged("refuted", owner="gemma3+third"),
             (
-                "Only gemma3 and third write this feature, but the tests refute that this is a difference: smollm2 has "
+                "Claimed for gemma3 and third alone, but the tests refute that this is a difference: smollm2 has "
                 "it as well."
             ),
         ),
@@ -190,6 +198,7 @@ def test_low_unity_warns_of_several_meanings_and_none_says_nothing():
     assert "several things" in unity_in_words(dataclasses.replace(EXCLUSIVE, unity=0.02, polysemous=True))
     assert "several things" not in unity_in_words(dataclasses.replace(EXCLUSIVE, unity=0.3, polysemous=False))
     assert unity_in_words(EXCLUSIVE) is None
+    assert POLYSEMOUS_BELOW == POLYSEMOUS, "the words name the threshold that the analysis uses"
 
 
 def test_agreement_counts_rows_where_both_and_where_only_one_fires():
