@@ -127,13 +127,25 @@ def above(values: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
     """Flat indices int64 and values fp32 of a bf16 matrix's entries above the bound of their column, bf16, >= 0."""
     # Non-negative bf16 numbers compare as their bits do, and bits of negative ones are negative integers.
     arrays = _array(values.view(torch.int16)), _array(bound.view(torch.int16))
-    room = values.numel() // SELDOM + 1
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def part(first: int, stop: int) -> None:
+        found[first] = _above(first, stop, *arrays)
+
+    _share_out(part, len(values), values.numel())
+    places, bits = zip(*(found[first] for first in sorted(found)), strict=True)
+    return torch.cat(places), torch.cat(bits).view(torch.float32)
+
+
+def _above(first: int, stop: int, values: np.ndarray, bound: np.ndarray) -> tuple[Tensor, Tensor]:
+    """The same of some rows, and the bits of the values."""
+    room = (stop - first) * values.shape[1] // SELDOM + 1
     while True:
         place, bits = torch.empty(room, dtype=torch.int64), torch.empty(room, dtype=torch.int32)
-        found = _loop("find_above")(0, len(values), *arrays, _array(place), _array(bits))
-        if found <= room:
-            return place[:found], bits[:found].view(torch.float32)
-        room = found
+        count = _loop("find_above")(first, stop, values, bound, _array(place), _array(bits))
+        if count <= room:
+            return place[:count], bits[:count]
+        room = count
 
 
 def order_by(keys: Tensor, count: int) -> tuple[Tensor, Tensor]:

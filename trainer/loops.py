@@ -62,14 +62,28 @@ def weighted_sums(first, stop, offsets, row, value, vectors, factor, out):
 @compiled
 def inner_products(first, stop, offsets, row, left, right, factor, out):
     """out[i] += factor * left[row[i]] . right[f] for i from offsets[f] up to offsets[f + 1]."""
-    width = left.shape[1]
+    width = right.shape[1]
     for f in range(first, stop):
-        vector = right[f]
-        for i in range(offsets[f], offsets[f + 1]):
-            other, total = left[row[i]], np.float32(0)
+        vector, i, end = right[f], offsets[f], offsets[f + 1]
+        while i + 4 <= end:  # four at a time: the processor need not wait for one sum to be ready before it goes on
+            v0, v1, v2, v3 = left[row[i]], left[row[i + 1]], left[row[i + 2]], left[row[i + 3]]
+            s0 = s1 = s2 = s3 = np.float32(0)
             for c in range(width):
-                total += other[c] * vector[c]
-            out[i] += factor * total
+                s0 += v0[c] * vector[c]
+                s1 += v1[c] * vector[c]
+                s2 += v2[c] * vector[c]
+                s3 += v3[c] * vector[c]
+            out[i] += factor * s0
+            out[i + 1] += factor * s1
+            out[i + 2] += factor * s2
+            out[i + 3] += factor * s3
+            i += 4
+        while i < end:
+            v0, s0 = left[row[i]], np.float32(0)
+            for c in range(width):
+                s0 += v0[c] * vector[c]
+            out[i] += factor * s0
+            i += 1
 
 
 @compiled
