@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests.browser.conftest import axe_violations, listen
+from tests.browser.conftest import JUDGED_RUN, axe_violations, listen
 from tests.worlds.tiny_results import RUN, write_progress
 
 pytestmark = pytest.mark.browser
 
 LIST = f"/runs/{RUN}/features"
+JUDGED = f"/runs/{JUDGED_RUN}"
+CLAIMED = f"{JUDGED}/features/220"
 PAGES = {
     "home": "/",
     "overview": f"/runs/{RUN}",
@@ -28,6 +30,10 @@ PAGES = {
     "steering": f"/runs/{RUN}/steer?feature=3",
     "interface": "/api/docs",
     "error": "/runs/nothing",
+    "judged overview": JUDGED,
+    "judged feature": CLAIMED,
+    "claims": f"{JUDGED}/evidence",
+    "steering without a feature": f"/runs/{RUN}/steer",
 }
 
 
@@ -174,6 +180,72 @@ def test_tokens_say_their_value_to_the_mouse_and_to_the_keyboard(tab: Page):
     expect(text.locator(".r[data-v]").nth(1)).to_be_focused()
     stops = text.locator('.r[tabindex="0"]')
     assert stops.count() == 1, "one text is one stop of the Tab key"
+
+
+def test_a_passage_says_its_figures_to_the_mouse_and_to_the_keyboard(tab: Page):
+    tab.goto(JUDGED)
+    passage = tab.locator("#without-training [data-rows]").first
+    strongest = passage.locator(".r.peak")
+    figures = "divergence 0.350 nats; cost smollm2 4.50, gemma3 0.750 nats"
+    strongest.hover()
+    assert strongest.evaluate("element => getComputedStyle(element, '::after').content") == f'"{figures}"'
+
+    strongest.focus()
+    readout = tab.locator("[data-readout]")
+    expect(readout).to_contain_text(figures)
+    tab.keyboard.press("ArrowLeft")
+    expect(readout).to_contain_text("divergence 0 nats; cost smollm2 1.25, gemma3 1.25 nats")
+    assert passage.locator('.r[tabindex="0"]').count() == 1, "one passage is one stop of the Tab key"
+    tab.keyboard.press("Tab")
+    expect(readout).to_be_empty()
+
+
+@pytest.mark.parametrize(("path", "text"), [(JUDGED, "#without-training"), (f"{LIST}/3", "#contexts")])
+def test_a_tap_on_a_telephone_shows_a_value_at_the_foot_of_the_screen(
+    chromium: Browser, site: str, path: str, text: str
+):
+    context = chromium.new_context(base_url=site, viewport={"width": 390, "height": 800}, has_touch=True)
+    tab = context.new_page()
+    tab.goto(path)
+    token = tab.locator(f"{text} [data-rows] .r.peak").first
+    readout = tab.locator("[data-readout]")
+    assert readout.bounding_box()["height"] <= 1, "without a value it takes no room"
+    token.tap()
+
+    expect(readout).to_contain_text(token.get_attribute("data-v"))
+    box = readout.bounding_box()
+    assert (box["x"], box["width"]) == (0, 390)
+    assert box["y"] + box["height"] == 800
+    assert token.evaluate("element => getComputedStyle(element, '::after').content") == "none"
+    assert axe_violations(tab) == []
+    tab.locator("h2").first.tap()
+    expect(readout).to_be_empty()
+    context.close()
+
+
+def test_on_a_telephone_what_decided_comes_before_the_contexts(chromium: Browser, site: str):
+    context = chromium.new_context(base_url=site, viewport={"width": 390, "height": 800})
+    tab = context.new_page()
+    tab.goto(CLAIMED)
+    decided = tab.get_by_role("list", name="What decided")
+    expect(decided).to_be_visible()
+    assert decided.bounding_box()["y"] < tab.locator("#contexts").bounding_box()["y"]
+    decided.get_by_role("link", name=re.compile("All the evidence")).click()
+    expect(tab.locator("#evidence")).to_be_in_viewport()
+
+    tab.goto(f"{JUDGED}/features?verdict=refuted")
+    expect(tab.locator("table.features .verdict:visible").first).to_contain_text("refuted")
+    tab.goto(JUDGED)
+    expect(tab.get_by_role("term").filter(has_text="claims of exclusivity supported")).to_be_visible()
+    name = tab.locator("#provenance td.break").first.bounding_box()
+    assert name["width"] > 150, "a model's name breaks between words, not letter by letter"
+    context.close()
+
+    wide = chromium.new_page(base_url=site, viewport={"width": 1280, "height": 900})
+    wide.goto(CLAIMED)
+    expect(wide.locator(".glance")).to_be_hidden()
+    expect(wide.locator("#evidence")).to_be_in_viewport()
+    wide.close()
 
 
 def test_a_context_opens_whole_in_its_place(tab: Page):

@@ -7,35 +7,12 @@ from starlette.testclient import TestClient
 
 from app.main import create_app
 from app.settings import Settings
+from tests.worlds.compared import COMPARED, PLACES, TOKENS
 from tests.worlds.tiny_results import RUN, write_tiny_run
-
-TOKENS = """[
-    [{'text': 'good', 'byte_end': 4}, {'text': ' <b>', 'byte_end': 8}],
-    [{'text': 'go', 'byte_end': 2}, {'text': 'od', 'byte_end': 4}, {'text': ' <b>', 'byte_end': 8}]
-]"""
-PLACES = """[
-    {'byte_end': 4, 'divergence': 0.0, 'base_surprise': 1.25, 'source_surprise': 1.25},
-    {'byte_end': 8, 'divergence': 0.35, 'base_surprise': 4.5, 'source_surprise': 0.75}
-]"""
-AMEND = (
-    """insert into baseline values ('lens', 'undefined', 'no two of a & b share a space'),
-        ('divergence', 'measured', ''), ('diff_sae', 'measured', 'tiny-0123abcd')""",
-    """insert into baseline_divergence values
-        (null, null, 0, 'surprise', 0.66, 9), (null, null, 1, 'surprise', 0.59, 9),
-        (null, 0, 1, 'surprise_apart', 0.23, 9), (null, 0, 1, 'jensen_shannon_byte', 0.034, 9),
-        (null, 0, 1, 'kl_base_source_byte', 0.22, 9), (null, 0, 1, 'kl_source_base_byte', 0.18, 9),
-        ('wiki', null, 0, 'surprise', 0.71, 9), ('wiki', null, 1, 'surprise', 0.72, 9),
-        ('wiki', 0, 1, 'surprise_apart', 0.11, 9), ('wiki', 0, 1, 'jensen_shannon_byte', 0.05, 9),
-        ('wiki', 0, 1, 'kl_base_source_byte', 0.06, 9), ('wiki', 0, 1, 'kl_source_base_byte', 0.07, 9)""",
-    f"insert into baseline_passage values (0, 1, 0, 'wiki', 7, 0.175, 0, 'good <b>', {TOKENS}, {PLACES})",
-    "insert into baseline_difference values (0, 1, 0, 2400, 3.0, 0.25, 60.0)",
-    """insert into baseline_lens values (0, 1, 0, 0, 1, ' cake', 0.9), (0, 1, 0, 0, -1, '<i>', -0.8),
-        (0, 1, 1, 0, 1, ' baking', 0.7), (0, 1, 1, 0, -1, ' the', -0.6)""",
-)
 
 
 def test_the_overview_says_what_was_measured_and_why_something_was_not(own_home: Path):
-    write_tiny_run(own_home, features=64, amend=AMEND)
+    write_tiny_run(own_home, features=64, amend=COMPARED)
 
     with TestClient(create_app(Settings(home=own_home))) as client:
         raw = client.get(f"/runs/{RUN}").text
@@ -51,7 +28,7 @@ def test_the_overview_says_what_was_measured_and_why_something_was_not(own_home:
 
 
 def test_figures_of_a_passage_are_reached_by_keyboard_and_need_no_pointer(own_home: Path):
-    write_tiny_run(own_home, features=64, amend=AMEND)
+    write_tiny_run(own_home, features=64, amend=COMPARED)
 
     with TestClient(create_app(Settings(home=own_home))) as client:
         page = client.get(f"/runs/{RUN}").text
@@ -67,7 +44,7 @@ def test_figures_of_a_passage_are_reached_by_keyboard_and_need_no_pointer(own_ho
 
 
 def test_a_place_is_shaded_by_its_divergence_against_ln_2(own_home: Path):
-    write_tiny_run(own_home, features=64, amend=AMEND)
+    write_tiny_run(own_home, features=64, amend=COMPARED)
 
     with TestClient(create_app(Settings(home=own_home))) as client:
         found = client.get(f"/api/v1/runs/{RUN}").json()["baselines"]

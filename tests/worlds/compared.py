@@ -1,0 +1,28 @@
+"""Compared: rows that a run has when its models were compared without a crosscoder; text in them is hostile."""
+
+TOKENS = """[
+    [{'text': 'good', 'byte_end': 4}, {'text': ' <b>', 'byte_end': 8}],
+    [{'text': 'go', 'byte_end': 2}, {'text': 'od', 'byte_end': 4}, {'text': ' <b>', 'byte_end': 8}]
+]"""
+PLACES = """[
+    {'byte_end': 4, 'divergence': 0.0, 'base_surprise': 1.25, 'source_surprise': 1.25},
+    {'byte_end': 8, 'divergence': 0.35, 'base_surprise': 4.5, 'source_surprise': 0.75}
+]"""
+"""The models agree on the first place and differ on the second."""
+
+COMPARED = (
+    """insert into baseline values ('lens', 'undefined', 'no two of a & b share a space'),
+        ('divergence', 'measured', ''), ('diff_sae', 'measured', 'tiny-0123abcd')""",
+    """insert into baseline_divergence values
+        (null, null, 0, 'surprise', 0.66, 9), (null, null, 1, 'surprise', 0.59, 9),
+        (null, 0, 1, 'surprise_apart', 0.23, 9), (null, 0, 1, 'jensen_shannon_byte', 0.034, 9),
+        (null, 0, 1, 'kl_base_source_byte', 0.22, 9), (null, 0, 1, 'kl_source_base_byte', 0.18, 9),
+        ('wiki', null, 0, 'surprise', 0.71, 9), ('wiki', null, 1, 'surprise', 0.72, 9),
+        ('wiki', 0, 1, 'surprise_apart', 0.11, 9), ('wiki', 0, 1, 'jensen_shannon_byte', 0.05, 9),
+        ('wiki', 0, 1, 'kl_base_source_byte', 0.06, 9), ('wiki', 0, 1, 'kl_source_base_byte', 0.07, 9)""",
+    f"insert into baseline_passage values (0, 1, 0, 'wiki', 7, 0.175, 0, 'good <b>', {TOKENS}, {PLACES})",
+    "insert into baseline_difference values (0, 1, 0, 2400, 3.0, 0.25, 60.0)",
+    """insert into baseline_lens values (0, 1, 0, 0, 1, ' cake', 0.9), (0, 1, 0, 0, -1, '<i>', -0.8),
+        (0, 1, 1, 0, 1, ' baking', 0.7), (0, 1, 1, 0, -1, ' the', -0.6)""",
+)
+"""For `write_tiny_run(amend=…)`."""
