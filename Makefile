@@ -2,6 +2,8 @@
 
 RECENT = import sys; sys.exit(sys.version_info < (3, 11))
 TESTED = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+# Which triton this torch was built with; only its CUDA build says.
+TRITON = from importlib.metadata import requires; print(next(x.split(";")[0].strip() for x in requires("torch") if x.startswith("triton==")))
 PYTHON ?= $(or $(shell for python in python3 python3.13 python3.12 python3.11; do "$$python" -c '$(TESTED)' 2>/dev/null && echo "$$python" && break; done),python3)
 ARGS ?=
 BIN := .venv/bin
@@ -59,8 +61,9 @@ pins: ## take the newest releases that pyproject.toml allows into constraints.tx
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT \
 	&& $(PYTHON) -m venv "$$folder/venv" \
 	&& "$$folder/venv/bin/pip" install $(PIP_QUIET) -e '.[dev,assets]' \
-	&& { sed -n '/^#/p' constraints.txt; "$$folder/venv/bin/pip" freeze --all --exclude pip --exclude-editable \
-	     | sed 's/+[a-z0-9.]*$$//' | tr 'A-Z_' 'a-z-' | grep -v -E '^(nvidia-|cuda-|triton==)' | sort; } > "$$folder/pins" \
+	&& { sed -n '/^#/p' constraints.txt; { "$$folder/venv/bin/pip" freeze --all --exclude pip --exclude-editable \
+	     | sed 's/+[a-z0-9.]*$$//' | tr 'A-Z_' 'a-z-' | grep -v -E '^(nvidia-|cuda-|triton==)'; \
+	     "$$folder/venv/bin/python" -c '$(TRITON)' 2>/dev/null || grep '^triton==' constraints.txt; } | sort; } > "$$folder/pins" \
 	&& cp "$$folder/pins" constraints.txt
 
 clean: ## remove everything that can be made again; runs, models and labels in data/ stay

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from trainer.device import placed
 from trainer.errors import CrosscoderError
 from trainer.groups import Group
 from trainer.kernels import Pattern, dense_above, sum_by_row
@@ -82,7 +83,7 @@ class Crosscoder:
     def normalise(self, rows: Rows) -> Rows:
         """Raw activations to normalised ones, fp32; differences are taken before."""
         raw = self.derived(rows)
-        return {source: self.normaliser[source](raw[source].to(self.device)) for source in self.sources}
+        return {source: self.normaliser[source](placed(raw[source], self.device)) for source in self.sources}
 
     def derived(self, rows: Rows) -> Rows:
         """Raw activations of the crosscoder's own sources, from those of a store."""

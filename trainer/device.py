@@ -1,6 +1,7 @@
 """Device: where tensors live and which precision products run in."""
 
 import torch
+from torch import Tensor
 
 from trainer.errors import UsageError
 
@@ -20,6 +21,13 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"Device {name!r} cannot be used here ({str(error).splitlines()[0]}). Use `auto`.") from None
     return device
+
+
+def placed(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; from the CPU to a GPU without waiting for what the GPU is doing."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

@@ -6,7 +6,7 @@ active, so they stay dense and leave the gradient to autograd. Axes: R rows,
 F features of a group, W width of a source, N active pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from trainer.crosscoder import Crosscoder, Rows
 from trainer.groups import Group
 from trainer.jumprelu import jumprelu
-from trainer.kernels import Pattern, dense_above, subtract_decoded
+from trainer.kernels import Pattern, begin_dense_above, subtract_decoded
 from trainer.recipe import SparsityRecipe
 from trainer.sparsity import Search, batch_topk, row_topk
 
@@ -109,9 +109,9 @@ class Encoders:
         return torch.nn.functional.linear(inputs, self._weights[group.name], self._bias(group))
 
     @torch.no_grad()
-    def above(self, group: Group, inputs: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
-        """Flat indices, in order, and values of a group's pre-activations above a bound per feature [F]."""
-        return dense_above(inputs, self._weights[group.name], self._bias(group), bound)
+    def begin_above(self, group: Group, inputs: Tensor, bound: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
+        """What gives flat indices, in order, and values of a group's pre-activations above a bound per feature [F]."""
+        return begin_dense_above(inputs, self._weights[group.name], self._bias(group), bound)
 
     def _bias(self, group: Group) -> Tensor:
         return self._crosscoder.weights[f"encoder_bias.{group.name}"].to(self.compute)
@@ -166,7 +166,8 @@ def encode_sparse(  # noqa: PLR0917 - the parts of one step, all of them needed
 
 def _search(groups: tuple[Group, ...], inputs: dict[str, Tensor], encoders: Encoders) -> Search:
     def search(bounds: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        return [encoders.above(g, inputs[g.name], bound) for g, bound in zip(groups, bounds, strict=True)]
+        begun = [encoders.begin_above(g, inputs[g.name], bound) for g, bound in zip(groups, bounds, strict=True)]
+        return [found() for found in begun]
 
     return search
 

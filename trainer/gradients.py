@@ -15,7 +15,7 @@ Axes: R rows, F features of a group, W width of a source, N active pairs.
 import torch
 from torch import Tensor
 
-from trainer import compiled
+from trainer import compiled, fused
 from trainer.crosscoder import Crosscoder, Rows
 from trainer.encoding import Encoding, Sparse
 from trainer.groups import Group
@@ -37,11 +37,13 @@ def write_gradients(crosscoder: Crosscoder, rows: Rows, done: Encoding, kind: st
         assert isinstance(codes, Sparse), "the dense families leave this to autograd"
         decoders, encoders = _blocks(crosscoder, group, rows, errors, share)
         bias = _room(crosscoder.weights[f"encoder_bias.{group.name}"])
+        pattern = codes.pattern
         tied = len({id(block.weight) for block in decoders}) < len(decoders)
-        if not tied and compiled.usable(
-            codes.value, *(x for b in (*decoders, *encoders) for x in (b.beside, b.weight))
-        ):
-            compiled.write_gradients(codes.pattern.pairs(codes.value), decoders, encoders, bias)
+        read = (codes.value, *(x for block in (*decoders, *encoders) for x in (block.beside, block.weight)))
+        if fused.usable(*read) and all(block.beside.shape[1] <= fused.WIDEST for block in decoders):
+            fused.write_gradients(pattern.feature_runs, codes.value[pattern.by_feature], decoders, encoders, bias)
+        elif not tied and compiled.usable(*read):
+            compiled.write_gradients(pattern.pairs(codes.value), decoders, encoders, bias)
         else:
             _write(codes, decoders, encoders, bias)
 

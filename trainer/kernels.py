@@ -5,19 +5,23 @@ activations and the gradients of both weights need just the (row, feature) pairs
 `rows * features`. `Pattern` holds these pairs in row order and in feature order, so that every sum runs over
 contiguous entries. The sums are in fp32: casting the weights would cost more than it saves.
 
-On a CPU the loops of `trainer.compiled` do what torch has no good operation for; elsewhere, and without numba, torch
-does it all. Axes: R rows, F features of one group, W width of one source, N active pairs.
+On a CPU the loops of `trainer.compiled` do what torch has no good operation for, on a GPU the kernels of
+`trainer.fused`; elsewhere, and without numba or Triton, torch does it all. Axes: R rows, F features of one group,
+W width of one source, N active pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from trainer import compiled
+from trainer import compiled, fused
 
 BLOCK = 2**22
 """Entries of the dense product on a CPU at a time: so few that they are still in its cache when they are looked at."""
+LARGE_BLOCK = 2**27
+"""Entries of the dense product elsewhere at a time: a quarter of a gigabyte, however large the batch."""
 LEAST_ROWS = 256
 """Rows of the dense product at a time at least; with fewer it is no longer at full speed."""
 
@@ -37,7 +41,7 @@ class Pattern:
             self.by_feature, self.feature_offsets = compiled.order_by(feature.contiguous(), features)
         else:
             self.by_feature = torch.argsort(feature, stable=True)
-            self.feature_offsets = _offsets(feature[self.by_feature], features)
+            self.feature_offsets = _offsets(self.feature_by_feature, features)
         self.row_by_feature = row[self.by_feature]
 
     def __len__(self) -> int:
@@ -47,6 +51,21 @@ class Pattern:
         """The pairs in feature order with their values [N]."""
         return compiled.Pairs(self.feature_offsets, self.row_by_feature, value[self.by_feature])
 
+    @cached_property
+    def feature_by_feature(self) -> Tensor:
+        """Feature of every pair in feature order int64 [N]."""
+        return self.feature[self.by_feature]
+
+    @cached_property
+    def row_runs(self) -> fused.Runs:
+        """For a GPU: the features of every row."""
+        return fused.Runs(self.row_offsets, self.feature, self.features)
+
+    @cached_property
+    def feature_runs(self) -> fused.Runs:
+        """For a GPU: the rows of every feature."""
+        return fused.Runs(self.feature_offsets, self.row_by_feature, self.rows)
+
 
 def _offsets(keys: Tensor, count: int) -> Tensor:
     """Where each key's run begins in sorted keys, and their number at the end int64 [count + 1]."""
@@ -55,6 +74,8 @@ def _offsets(keys: Tensor, count: int) -> Tensor:
 
 def sum_by_row(pattern: Pattern, value: Tensor, vectors: Tensor) -> Tensor:
     """For each row, its active features' vectors [F, W] weighted by value [N]; gives [R, W]."""
+    if fused.usable(value, vectors):
+        return fused.weighted_sums(pattern.row_runs, value, vectors, vectors.new_empty(pattern.rows, vectors.shape[1]))
     if not _read_once(pattern, value, vectors):
         return _bags(pattern.feature, pattern.row_offsets, value, vectors)
     out = torch.zeros(pattern.rows, vectors.shape[1])
@@ -66,7 +87,9 @@ def subtract_decoded(terms: Sequence[tuple[Pattern, Tensor, Tensor, Tensor]]) ->
     """Take the sums by row of a pattern, value [N] and vectors [F, W] from a matrix [R, W], in place, for each four."""
     once = [_read_once(*term[:3]) and compiled.usable(term[3]) for term in terms]
     for (pattern, value, vectors, out), fast in zip(terms, once, strict=True):
-        if not fast:
+        if fused.usable(value, vectors, out):
+            fused.weighted_sums(pattern.row_runs, value, vectors, out, factor=-1.0, add=True)
+        elif not fast:
             out.sub_(_bags(pattern.feature, pattern.row_offsets, value, vectors))
     rest = [(p.pairs(value), vectors, out) for (p, value, vectors, out), fast in zip(terms, once, strict=True) if fast]
     if rest:
@@ -80,8 +103,11 @@ def _read_once(pattern: Pattern, value: Tensor, vectors: Tensor) -> bool:
 
 def sum_by_feature(pattern: Pattern, value: Tensor, vectors: Tensor) -> Tensor:
     """For each feature, the vectors [R, W] of rows where it is active weighted by value [N]; gives [F, W]."""
+    if fused.usable(value, vectors):
+        room = vectors.new_empty(pattern.features, vectors.shape[1])
+        return fused.weighted_sums(pattern.feature_runs, value[pattern.by_feature], vectors, room)
     if compiled.usable(value, vectors):
-        room = vectors.new_empty(len(pattern.feature_offsets) - 1, vectors.shape[1])
+        room = vectors.new_empty(pattern.features, vectors.shape[1])
         return compiled.weighted_sums(pattern.pairs(value), vectors, room)
     return _bags(pattern.row_by_feature, pattern.feature_offsets, value[pattern.by_feature], vectors)
 
@@ -99,6 +125,10 @@ def products(pattern: Pattern, left: Tensor, right: Tensor) -> Tensor:
     if not len(pattern):
         return left.new_zeros(0)
     left = left.contiguous()
+    if fused.usable(left, right):
+        found = left.new_empty(len(pattern), dtype=torch.float32)
+        fused.inner_products(pattern.row_by_feature, pattern.feature_by_feature, left, right, found)
+        return torch.empty_like(found).index_copy_(0, pattern.by_feature, found)
     if compiled.usable(left, right):
         found = compiled.inner_products(pattern.pairs(left.new_empty(len(pattern))), left, right)
         return torch.empty_like(found).index_copy_(0, pattern.by_feature, found)
@@ -113,26 +143,42 @@ def dense_above(inputs: Tensor, weight: Tensor, bias: Tensor, bound: Tensor) -> 
     """Entries of inputs [R, W] . weight [F, W] + bias [F] above a bound [F] that is not negative.
 
     Gives their flat indices, row * F + feature, in order, int64 [N], and their values, fp32 [N]. The product and the
-    comparison are in the dtype of the inputs. On a CPU it comes in blocks of rows.
+    comparison are in the dtype of the inputs. It comes in blocks of rows.
     """
+    return begin_dense_above(inputs, weight, bias, bound)()
+
+
+def begin_dense_above(
+    inputs: Tensor, weight: Tensor, bias: Tensor, bound: Tensor
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    """What gives `dense_above` when it is called; a GPU is at work on it from now on."""
     rows, features = len(inputs), len(weight)
-    step = max(BLOCK // features, LEAST_ROWS) if inputs.device.type == "cpu" else max(rows, 1)
-    room = inputs.new_empty(min(step, rows), features)
-    places, values = [], []
-    for first in range(0, rows, step):
-        part = inputs[first : first + step]
-        dense = torch.addmm(bias, part, weight.T, out=room[: len(part)])
-        place, value = entries_above(dense, bound)
-        places.append(place + first * features)
-        values.append(value)
-    if not places:
-        return inputs.new_zeros(0, dtype=torch.int64), inputs.new_zeros(0, dtype=torch.float32)
-    return torch.cat(places), torch.cat(values)
+    size = BLOCK if inputs.device.type == "cpu" else LARGE_BLOCK
+    step = max(1, min(rows, max(size // features, LEAST_ROWS)))
+    room = inputs.new_empty(step, features)
+
+    def blocks() -> Iterator[Tensor]:
+        for part in inputs.split(step) if rows else ():
+            yield torch.addmm(bias, part, weight.T, out=room[: len(part)])
+
+    if fused.usable(room):
+        return fused.Search(blocks, bound.to(inputs.dtype).contiguous(), rows * features).found
+    return lambda: _joined([entries_above(dense, bound) for dense in blocks()], step * features, bound)
+
+
+def _joined(found: list[tuple[Tensor, Tensor]], entries: int, bound: Tensor) -> tuple[Tensor, Tensor]:
+    """What was found in several blocks of so many entries, as if in one."""
+    if not found:
+        return bound.new_zeros(0, dtype=torch.int64), bound.new_zeros(0, dtype=torch.float32)
+    places = [place + number * entries for number, (place, _) in enumerate(found)]
+    return torch.cat(places), torch.cat([value for _, value in found])
 
 
 def entries_above(dense: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
     """Flat indices in order, int64 [N], and values, fp32 [N], of a matrix's entries above the bound of their column."""
     bound = bound.to(dense.dtype)
+    if fused.usable(dense):
+        return fused.Search(lambda: iter([dense]), bound.contiguous(), dense.numel()).found()
     if compiled.AVAILABLE and dense.device.type == "cpu" and dense.dtype == torch.bfloat16 and dense.is_contiguous():
         return compiled.above(dense, bound.contiguous())
     place = torch.nonzero((dense > bound).reshape(-1)).squeeze(1)

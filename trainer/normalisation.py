@@ -24,6 +24,10 @@ class Damping:
         """Scale the directions of x [..., width] down."""
         return self._scaled(x, self.factors)
 
+    def to(self, device: torch.device) -> "Damping":
+        """The same on a device."""
+        return Damping(self.directions.to(device), self.factors.to(device))
+
     def undone(self, x: Tensor) -> Tensor:
         """Scale the directions of x [..., width] up again."""
         return self._scaled(x, 1 / self.factors)
@@ -48,6 +52,11 @@ class Normaliser:
         """Normalise activations [..., width]; gives fp32."""
         normal = (x.float() - self.mean.to(x.device)) * self.scale
         return normal if self.damping is None else self.damping(normal)
+
+    def to(self, device: torch.device) -> "Normaliser":
+        """The same on a device, so that normalising there need not move it."""
+        damping = None if self.damping is None else self.damping.to(device)
+        return Normaliser(self.mean.to(device), self.scale, damping)
 
     def back(self, x: Tensor) -> Tensor:
         """Undo it: normalised [..., width] to raw."""

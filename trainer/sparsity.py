@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trainer.recipe import SparsityRecipe
+from trainer.reply import Reply
 
 SAFETY = 0.95
 """Candidates are scores above this share of the last threshold; too few of them, and it is lowered."""
@@ -46,20 +47,36 @@ def batch_topk(search: Search, scale: Sequence[Tensor], keep: int, guess: float 
     while True:
         found = search([bound * ROUNDED_DOWN / s for s in scale])
         scores = torch.cat([value * s[at % len(s)] for (at, value), s in zip(found, scale, strict=True)])
-        # Only above the bound itself is nothing missing: rounding moves every column's bound by another share.
-        if bound == 0.0 or int((scores > bound).sum()) >= keep:
-            break
+        if bound == 0.0 or len(scores) >= keep:
+            selected, above = _largest(found, scores, keep, bound)
+            # Only above the bound itself is nothing missing: rounding moves every column's bound by another share.
+            if bound == 0.0 or above >= keep:
+                return selected
         # A guess so small that it cannot be lowered any more must not keep the search going.
         bound = bound * 0.7 if bound > max(guess * 0.2, 1e-12) else 0.0
-    count = len(scores)
-    if count > keep:
-        scores, chosen = torch.topk(scores, keep, sorted=False)
-        mask = torch.zeros(count, dtype=torch.bool, device=chosen.device)
-        mask[chosen] = True
-        parts = mask.split([len(at) for at, _ in found])
-        found = [(at[part], value[part]) for (at, value), part in zip(found, parts, strict=True)]
-    kept, values = [at for at, _ in found], [value for _, value in found]
-    return Selected(kept, values, float(scores.min()) if len(scores) else 0.0)
+
+
+def _largest(found: Sequence[tuple[Tensor, Tensor]], scores: Tensor, keep: int, bound: float) -> tuple[Selected, float]:
+    """The `keep` largest of all scores [n], and how many exceed the bound. The device is waited for once."""
+    if not len(scores):
+        return Selected([at for at, _ in found], [value for _, value in found], 0.0), 0
+    least, chosen = scores, torch.ones_like(scores, dtype=torch.bool)
+    if len(scores) > keep:
+        least, index = torch.topk(scores, keep, sorted=False)
+        chosen = torch.zeros_like(chosen).index_fill_(0, index, True)
+    parts = chosen.split([len(at) for at, _ in found])
+    counts, smallest = Reply(torch.stack([x.sum() for x in (scores > bound, *parts)])), Reply(least.min())
+    above, *sizes = counts.numbers()
+    kept = [true_places(part, int(size)) for part, size in zip(parts, sizes, strict=True)]
+    picked = [(at[index], value[index]) for (at, value), index in zip(found, kept, strict=True)]
+    return Selected([at for at, _ in picked], [value for _, value in picked], smallest.number()), above
+
+
+def true_places(mask: Tensor, count: int) -> Tensor:
+    """Places of a flat mask that are true, in order, int64 [count]; their number spares waiting for a GPU."""
+    if mask.is_cuda:
+        return torch.nonzero_static(mask, size=count).squeeze(1)
+    return torch.nonzero(mask).squeeze(1)
 
 
 def row_topk(pre: Sequence[Tensor], scale: Sequence[Tensor], k: int) -> Selected:
@@ -68,7 +85,8 @@ def row_topk(pre: Sequence[Tensor], scale: Sequence[Tensor], k: int) -> Selected
     best = torch.topk(scores, min(k, scores.shape[1]), dim=1)
     mask = torch.zeros_like(scores, dtype=torch.bool).scatter(1, best.indices, best.values > 0)
     parts = mask.split([p.shape[1] for p in pre], dim=1)
-    kept = [torch.nonzero(part.reshape(-1)).squeeze(1) for part in parts]
+    sizes = Reply(torch.stack([part.sum() for part in parts])).numbers()
+    kept = [true_places(part.reshape(-1), int(size)) for part, size in zip(parts, sizes, strict=True)]
     return Selected(kept, [p.reshape(-1)[at].float() for p, at in zip(pre, kept, strict=True)], 0.0)
 
 

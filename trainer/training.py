@@ -1,7 +1,7 @@
 """Training: a crosscoder being fitted, one step at a time: weights, optimiser and what is remembered between steps."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -19,7 +19,8 @@ from trainer.groups import differences, preset
 from trainer.losses import dead_features_loss, reconstruction_loss, sparsity_penalty
 from trainer.normalisation import Normaliser, centred_rms, damped, median_norm
 from trainer.recipe import Recipe
-from trainer.sparsity import RunningThreshold, annealed_k
+from trainer.reply import Reply
+from trainer.sparsity import RunningThreshold, annealed_k, true_places
 
 LOG_EVERY = 10
 """Steps between measures."""
@@ -62,9 +63,10 @@ class Training:
         crosscoder, recipe = self.crosscoder, self.recipe
         rows = crosscoder.normalise(raw)
         k = annealed_k(recipe.crosscoder.sparsity, self.step, self.steps)
+        counting = self._dead()
         done = self._encode(rows, k)
         loss = reconstruction_loss(done, recipe.crosscoder.loss)
-        dead = self._dead()
+        dead = counting()
         if self._penalised:
             loss = loss + sparsity_penalty(crosscoder, done, recipe.crosscoder.sparsity, self.step / self.steps)
             self.optimiser.zero_grad(set_to_none=True)
@@ -72,7 +74,7 @@ class Training:
         else:
             write_gradients(crosscoder, rows, done, recipe.crosscoder.loss)
             loss = loss + self._revive(done, dead)
-        clip_gradient(self.parameters, recipe.training.gradient_clip)
+        clip_gradient(self.optimiser, recipe.training.gradient_clip)
         for settings in self.optimiser.param_groups:
             settings["lr"] = self._learning_rate()
         self.optimiser.step()
@@ -112,10 +114,18 @@ class Training:
         keep = budgets(self.crosscoder, sparsity, k * len(next(iter(rows.values()))))
         return encode_sparse(self.crosscoder, rows, sparsity, keep, self.guess, self.encoders)
 
-    def _dead(self) -> dict[str, Tensor]:
-        """Per group, features that have not fired for too many rows, counted within the group."""
+    def _dead(self) -> Callable[[], dict[str, Tensor]]:
+        """What gives, per group, features that have not fired for too many rows, counted within the group.
+
+        How many there are is on its way when the batch has been encoded: nobody waits for it.
+        """
         dead = self.rows_since_fired >= self.recipe.crosscoder.dead_features.after_rows
-        return {g.name: torch.nonzero(dead[g.first : g.stop]).squeeze(1) for g in self.crosscoder.groups}
+        parts = {g.name: dead[g.first : g.stop] for g in self.crosscoder.groups}
+        counts = Reply(torch.stack([part.sum() for part in parts.values()]))
+        return lambda: {
+            name: true_places(part, int(count))
+            for (name, part), count in zip(parts.items(), counts.numbers(), strict=True)
+        }
 
     def _learning_rate(self) -> float:
         """Linear warm-up, constant, linear decay to zero over the last share of the steps."""
@@ -137,11 +147,14 @@ class Training:
     @torch.no_grad()
     def _measures(self, done: Encoding, loss: Tensor, rows: Rows, dead: dict[str, Tensor]) -> dict[str, float]:
         count = len(next(iter(rows.values())))
-        measures = {"loss": float(loss.detach()), "l0": done.active / count}
-        measures["dead"] = sum(map(len, dead.values())) / self.crosscoder.features
+        explained = []
         for source, error in done.errors.items():
             spread = (rows[source] - rows[source].mean(dim=0)).square().sum()
-            measures[f"variance_explained.{source}"] = float(1 - error.detach().square().sum() / spread)
+            explained.append(1 - error.detach().square().sum() / spread)
+        loss_now, *shares = Reply(torch.stack([loss.detach(), *explained])).numbers()
+        measures = {"loss": loss_now, "l0": done.active / count}
+        measures["dead"] = sum(map(len, dead.values())) / self.crosscoder.features
+        measures |= {f"variance_explained.{source}": share for source, share in zip(done.errors, shares, strict=True)}
         measures["learning_rate"] = self._learning_rate()
         return measures
 
@@ -165,9 +178,7 @@ class Training:
         for number, parameter in enumerate(self.parameters):
             parameter.copy_(checkpoint.tensors[f"parameter.{number}"])
             moments = {key: checkpoint.tensors[f"adam.{key}.{number}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-            self.optimiser.state[parameter] = {
-                key: moment if key == "step" else moment.to(self.device) for key, moment in moments.items()
-            }
+            self.optimiser.state[parameter] = {key: moment.to(self.device) for key, moment in moments.items()}
         self.rows_since_fired.copy_(checkpoint.tensors["rows_since_fired"])
         self.guess = dict(checkpoint.state["guess"])
         for name, (value, steps) in checkpoint.state["thresholds"].items():
@@ -232,18 +243,23 @@ def fresh_crosscoder(recipe: Recipe, store: ActivationStore, device: torch.devic
         aggregation=recipe.crosscoder.aggregation,
         differences=made,
     )
-    crosscoder.normaliser = estimate_normalisers(recipe, store, crosscoder)
+    found = estimate_normalisers(recipe, store, crosscoder)
+    crosscoder.normaliser = {source: normaliser.to(device) for source, normaliser in found.items()}
     return crosscoder
 
 
-def clip_gradient(weights: list[Tensor], largest: float) -> None:
+def clip_gradient(optimiser: torch.optim.Adam, largest: float) -> None:
     """Scale all gradients together so that their norm is at most `largest`; leave smaller ones untouched.
 
-    torch's own multiplies always, which is one more pass over every gradient.
+    torch's own multiplies always, which is one more pass over every gradient. On a GPU the fused step of Adam divides
+    on its way, by a number that nobody waits for.
     """
+    weights = [weight for settings in optimiser.param_groups for weight in settings["params"]]
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    if norm > largest:
+    if norm.is_cuda:
+        optimiser.grad_scale = (norm / largest).clamp_min(1.0)  # type: ignore[attr-defined]
+    elif norm > largest:
         torch._foreach_mul_(gradients, float(largest / norm))
 
 
