@@ -16,7 +16,7 @@ from app.api import features as api_features
 from app.api import generations as api_generations
 from app.api import labels as api_labels
 from app.api import runs as api_runs
-from app.errors import BadQuery, NotFound, ReaderError, ResultsUnreadable
+from app.errors import BadQuery, NotFound, ReaderError, ResultsUnreadable, RunNotFound
 from app.labels.database import database_url, migrated, open_database
 from app.metrics import CountRequests, Metrics
 from app.pages import context, docs, evidence, feature, features, generations, health, home, labels, run, steer
@@ -40,6 +40,8 @@ class ErrorPage:
     title: str
     fact: str
     remedy: str
+    run: str
+    """The run that was asked about, where its pages can help; else empty."""
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -125,7 +127,9 @@ def _answer(request: Request, error: Exception) -> Response:
         # The file is opened anew next time: it may have been mended.
         log.error("%s", error, exc_info=error.__cause__)
         request.app.state.library.forget(request.path_params.get("run", ""))
-    page = ErrorPage(error.status, error.title, error.fact, error.remedy)
+    helps = isinstance(error, NotFound | BadQuery) and not isinstance(error, RunNotFound)
+    about = request.path_params.get("run", "") if helps else ""
+    page = ErrorPage(error.status, error.title, error.fact, error.remedy, about)
     if request.url.path.startswith("/api/"):
         body = {"status": page.status, "title": page.title, "message": page.fact, "remedy": page.remedy}
         return JSONResponse({"error": body}, page.status)

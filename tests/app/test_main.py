@@ -93,6 +93,22 @@ def test_what_a_reader_can_cause_is_said_with_its_status(reader: TestClient, pat
     assert "Traceback" not in answer.text
 
 
+@pytest.mark.parametrize(
+    ("path", "offered"),
+    [
+        (f"/runs/{RUN}/features?sort=beauty", True),
+        (f"/runs/{RUN}/features/99999", True),
+        ("/runs/other", False),
+        ("/nowhere", False),
+    ],
+)
+def test_an_error_inside_a_run_leads_back_to_the_run(reader: TestClient, path: str, offered: bool):
+    page = reader.get(path).text
+
+    assert (f'href="/runs/{RUN}/features"' in page) == offered
+    assert "All comparisons" in page
+
+
 def test_our_own_mistake_is_admitted_and_other_pages_go_on(tiny_home: Path, monkeypatch: pytest.MonkeyPatch):
     def broken(*args: object) -> None:
         raise RuntimeError("secret detail")

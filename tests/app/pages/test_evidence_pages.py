@@ -239,7 +239,7 @@ def test_the_rule_of_a_run_has_every_test_with_its_threshold_and_what_it_said(ju
     assert 'id="moon_phase"' in page
     every = [row for row in judged.get(f"{API}.json", params={"life": "alive"}).json() if row["verdict"]]
     assert (
-        f"twin Correlation over all rows with the most similar feature of another owner. ≤ 0.5 0 0 2 {len(every) - 2}"
+        f"twin ≤ 0.5 0 0 2 {len(every) - 2} Correlation over all rows with the most similar feature of another owner."
         in text
     )
 
