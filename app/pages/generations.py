@@ -10,10 +10,14 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.datastructures import FormData
 
-from app.dependencies import LabelsToRead, LabelsToWrite, RunResults
+from app.dependencies import LabelsToRead, LabelsToWrite, RunResults, Runs
+from app.errors import ReaderError
 from app.inference.client import WorkerBusy
 from app.labels.generations import StoredGeneration
 from app.labels.wording import NAME_COOKIE, name_in_cookie
+from app.results.connection import Library
+from app.results.feature import Feature, one_feature
+from app.results.owners import Owner, owner_of
 from app.steering import (
     CannotSteer,
     Follow,
@@ -50,6 +54,9 @@ class GenerationPage:
     """How many must finish first; 0 when it is its turn."""
     from_storage: bool
     """Whether it answers a request that was made before."""
+    feature: Feature | None = None
+    """What it was steered with, where the run's results still have it."""
+    owner: Owner | None = None
 
 
 async def _typed(request: Request) -> dict[str, str]:
@@ -99,10 +106,26 @@ def start_generation(request: Request, typed: Typed, desk: Annotated[Desk, Depen
 
 @router.get("/generations/{generation}")
 def show_generation(
-    request: Request, generation: str, session: LabelsToRead, broadcast: UnderWay, again: bool = False
+    request: Request, generation: str, session: LabelsToRead, *, broadcast: UnderWay, library: Runs, again: bool = False
 ) -> HTMLResponse:
     """A generation as it stands; a page that is open while it runs follows it."""
-    return _page(request, shown(session, broadcast, generation), from_storage=again)
+    now = shown(session, broadcast, generation)
+    return _page(request, now, from_storage=again, steered_with=_steered_with(library, now.generation))
+
+
+def _steered_with(library: Library, stored: StoredGeneration) -> tuple[Feature, Owner] | None:
+    """The feature as the results have it now; None when they are gone, or have another one under its number."""
+    try:
+        results = library.results(stored.run)
+    except ReaderError:
+        return None
+    try:
+        feature = one_feature(results, stored.feature)
+    except ReaderError:
+        return None
+    finally:
+        results.cursor.close()
+    return (feature, owner_of(feature.owner, results.sources)) if feature.content_hash == stored.content_hash else None
 
 
 @router.post("/generations/{generation}/stop")
@@ -136,8 +159,10 @@ async def stream_generation(
     yield ServerSentEvent(raw_data="", event="done", id=END)
 
 
-def _page(request: Request, now: Follow, *, from_storage: bool) -> HTMLResponse:
-    page = GenerationPage(now.generation.run, now.generation, now.place, from_storage)
+def _page(
+    request: Request, now: Follow, *, from_storage: bool, steered_with: tuple[Feature, Owner] | None = None
+) -> HTMLResponse:
+    page = GenerationPage(now.generation.run, now.generation, now.place, from_storage, *(steered_with or ()))
     return render(request, page)
 
 
