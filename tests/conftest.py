@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-# Before torch is imported anywhere: tests are tiny, and threads would only fight over the cores.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before torch is imported anywhere: tests are tiny, and threads would only fight over the cores. Some tests fork, and
+# OpenMP's threads do not come along.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

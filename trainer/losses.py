@@ -49,6 +49,10 @@ def sparsity_penalty(crosscoder: Crosscoder, encoding: Encoding, recipe: Sparsit
     return torch.stack(terms).sum() / coordinates
 
 
+STEP = 256
+"""Dead features that are looked at are counted in steps of this."""
+
+
 def dead_features_loss(crosscoder: Crosscoder, done: Encoding, dead: dict[str, Tensor], k: int) -> Tensor | None:
     """AuxK (Gao et al. 2024): dead features reconstruct what the living ones left, through the same blocks.
 
@@ -61,10 +65,10 @@ def dead_features_loss(crosscoder: Crosscoder, done: Encoding, dead: dict[str, T
         if not len(index):
             continue
         pre = _pre_of(crosscoder, group, index, done.inputs[group.name])
-        kept = torch.topk(pre, min(k, len(index)), dim=1, sorted=False)
+        kept = torch.topk(pre, min(k, pre.shape[1]), dim=1, sorted=False)
         active = torch.zeros_like(pre).scatter(1, kept.indices, kept.values.relu())
         for source in group.writes:
-            weight = chosen_rows(crosscoder.weights[f"decoder.{source}.{group.name}"], index)
+            weight = _rounded_up(chosen_rows(crosscoder.weights[f"decoder.{source}.{group.name}"], index))
             parts[source].append(active @ weight.to(active.dtype))
     losses = []
     for source, contributions in parts.items():
@@ -84,9 +88,19 @@ def _penalty_norm(crosscoder: Crosscoder, group: Group, recipe: SparsityRecipe) 
 
 
 def _pre_of(crosscoder: Crosscoder, group: Group, index: Tensor, inputs: Tensor) -> Tensor:
-    """Pre-activations of some features of a group [R, features], with gradient."""
+    """Pre-activations of some features of a group, and zeros up to a whole number of STEP, with gradient."""
     weight = torch.cat(
         [chosen_rows(crosscoder.weights[f"encoder.{source}.{group.name}"], index) for source in group.reads], dim=1
     )
     bias = chosen_rows(crosscoder.weights[f"encoder_bias.{group.name}"], index)
-    return torch.nn.functional.linear(inputs, weight.to(inputs.dtype), bias.to(inputs.dtype))
+    return torch.nn.functional.linear(inputs, _rounded_up(weight).to(inputs.dtype), _rounded_up(bias).to(inputs.dtype))
+
+
+def _rounded_up(rows: Tensor) -> Tensor:
+    """Rows [n, ...] and as many zeros as make a whole number of STEP.
+
+    Features of zeros are never active. Without them nearly every step would multiply matrices of another shape, and
+    oneDNN keeps more than a megabyte of machine code for each shape that it has seen.
+    """
+    missing = -len(rows) % STEP
+    return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
