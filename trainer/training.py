@@ -74,7 +74,7 @@ class Training:
         else:
             write_gradients(crosscoder, rows, done, recipe.crosscoder.loss)
             loss = loss + self._revive(done, dead)
-        clip_gradient(self.optimiser, recipe.training.gradient_clip)
+        clip_gradient(self.optimiser, recipe.training.gradient_clip, in_step=self.device.type == "cuda")
         for settings in self.optimiser.param_groups:
             settings["lr"] = self._learning_rate()
         self.optimiser.step()
@@ -248,16 +248,16 @@ def fresh_crosscoder(recipe: Recipe, store: ActivationStore, device: torch.devic
     return crosscoder
 
 
-def clip_gradient(optimiser: torch.optim.Adam, largest: float) -> None:
+def clip_gradient(optimiser: torch.optim.Adam, largest: float, *, in_step: bool = False) -> None:
     """Scale all gradients together so that their norm is at most `largest`; leave smaller ones untouched.
 
-    torch's own multiplies always, which is one more pass over every gradient. On a GPU the fused step of Adam divides
-    on its way, by a number that nobody waits for.
+    torch's own multiplies always, which is one more pass over every gradient. With `in_step` the next fused step of
+    Adam does it on its way, by a number for which nobody waits.
     """
     weights = [weight for settings in optimiser.param_groups for weight in settings["params"]]
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    if norm.is_cuda:
+    if in_step:
         optimiser.grad_scale = (norm / largest).clamp_min(1.0)  # type: ignore[attr-defined]
     elif norm > largest:
         torch._foreach_mul_(gradients, float(largest / norm))

@@ -1,7 +1,8 @@
 """Kernels that Triton compiles for a GPU: sums and products over active entries, and the search for them.
 
 Every program writes places of its own, and sums in an order that depends on the numbers' places alone: the same inputs
-give the same bits again. Matrices are contiguous; sums are in fp32 whatever goes in.
+give the same bits again. Matrices are contiguous; sums are in fp32 whatever goes in. The compiler is told nothing of
+numbers that change from call to call, or some of them would set it to work again.
 """
 
 import triton
@@ -94,7 +95,7 @@ def pull_and_sums(
         tl.store(target, total.to(out.dtype.element_ty), mask=column < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs"])
 def inner_products(
     row,
     feature,
@@ -143,7 +144,7 @@ def count_above(dense, bound, counts, columns, BLOCK: tl.constexpr):
     tl.store(counts + part, tl.sum(above.to(tl.int32), axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["before", "room"])
 def write_above(dense, bound, ends, places, values, before, room, columns, BLOCK: tl.constexpr):
     """Flat indices plus `before`, and values, of the entries that were counted; `ends` is where each part's end.
 

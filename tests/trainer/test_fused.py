@@ -14,7 +14,9 @@ import pytest
 from trainer import fused
 
 HERE = Path(__file__).parent
-with_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton: make setup, on Linux")
+with_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="needs Triton: make setup, on Linux"
+)
 
 
 @with_triton
