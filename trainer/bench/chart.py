@@ -74,7 +74,7 @@ def _panel(panel: Panel, names: list[str], sizes: list[int], x_title: str) -> li
         value = panel.tick(tick / TICKS)
         y = _y(value, panel)
         parts.append(f'<line x1="0" y1="{y}" x2="{PANEL_WIDTH}" y2="{y}" stroke="#dddddd"/>')
-        parts.append(f'<text x="-6" y="{y + 4}" text-anchor="end" {GREY}>{value:g}</text>')
+        parts.append(f'<text x="-6" y="{y + 4}" text-anchor="end" {GREY}>{value:.3g}</text>')
     for size in sizes:
         x = _x(size, sizes)
         parts.append(f'<text x="{x}" y="{PANEL_HEIGHT + 17}" text-anchor="middle" {GREY}>{size}</text>')
