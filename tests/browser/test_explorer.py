@@ -151,6 +151,22 @@ def test_typing_searches_and_keeps_the_cursor(tab: Page):
     expect(tab.get_by_role("searchbox")).to_have_value("")
 
 
+def test_on_a_telephone_the_list_is_sorted_from_its_filters(chromium: Browser, site: str):
+    context = chromium.new_context(base_url=site, viewport={"width": 390, "height": 800})
+    tab = context.new_page()
+    tab.goto(LIST)
+    tab.get_by_role("checkbox", name="Filters").check()
+    tab.get_by_label("Sort by").select_option("density")
+    expect(tab).to_have_url(re.compile(r"\?sort=-density$"))
+    by_density = tab.evaluate(
+        "address => fetch(address).then(answer => answer.json()).then(list => list.features.map(one => one.feature))",
+        f"/api/v1{LIST}?sort=-density",
+    )
+    expect(tab.locator("a.open").first).to_have_text(str(by_density[0]))
+    assert [int(index) for index in indexes(tab)] == by_density
+    context.close()
+
+
 def test_a_range_narrows_the_list(tab: Page):
     tab.goto(LIST)
     tab.get_by_label("Max activation from").fill("30")

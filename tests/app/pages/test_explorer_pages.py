@@ -71,6 +71,14 @@ def test_the_list_shows_the_state_of_its_address(reader: TestClient):
     assert f'href="{LIST}/{rows_of(page)[0]}?owner=gemma3&amp;sort=-density"' in page
 
 
+@pytest.mark.parametrize("sort", ["-score", "q_value", "-q_value", "kind", "-documents"])
+def test_the_form_carries_the_order_along_once_whatever_it_is(reader: TestClient, sort: str):
+    page = html.unescape(reader.get(f"{LIST}?sort={sort}").text)
+
+    assert page.count('name="sort"') == 1
+    assert page.count(f'<option value="{sort}" selected>') == 1
+
+
 def test_several_values_of_a_facet_stay_in_every_link(reader: TestClient):
     page = html.unescape(reader.get(f"{LIST}?owner=gemma3&owner=other").text)
 
