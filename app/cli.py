@@ -36,8 +36,10 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command: 0 fine, 1 failed, 2 usage, 130 stopped by Ctrl-C."""
-        # Large pages for torch's large tensors, where the system offers them; read when torch is first used.
+        # Read when torch is first used. Large pages for its large tensors, where the system offers them; and its idle
+        # threads (GNU OpenMP) let go of their cores before long, for the training step has threads of its own.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

@@ -23,6 +23,8 @@ AVAILABLE = find_spec("numba") is not None
 Loop = Callable[..., Any]
 WORTH_A_THREAD = 2**20
 """Multiplications for which it pays to wake another thread."""
+PAIRS_PER_INDEX = 2
+"""What an index costs by itself, in pairs: its result is written, however few are summed."""
 SELDOM = 32
 """Of so many entries about one is above its bound; room for more is made when needed."""
 
@@ -67,6 +69,7 @@ def weighted_sums(pairs: Pairs, vectors: Tensor, out: Tensor) -> Tensor:
         lambda first, stop: loop(first, stop, *arrays, np.float32(1), _array(out)),
         len(out),
         pairs.work * vectors.shape[1],
+        pairs.offsets,
     )
     return out
 
@@ -79,6 +82,7 @@ def inner_products(pairs: Pairs, left: Tensor, right: Tensor) -> Tensor:
         lambda first, stop: loop(first, stop, *arrays, np.float32(1), _array(out)),
         len(right),
         pairs.work * left.shape[1],
+        pairs.offsets,
     )
     return out
 
@@ -120,7 +124,8 @@ def write_gradients(pairs: Pairs, decoders: Sequence[Block], encoders: Sequence[
             weighted(first, stop, offsets, row, pull, beside, factor, gradient)
         sums(first, stop, offsets, pull, _array(bias))
 
-    _share_out(part, len(bias), pairs.work * sum(b.beside.shape[1] for b in (*decoders, *decoders, *encoders)))
+    work = pairs.work * sum(b.beside.shape[1] for b in (*decoders, *decoders, *encoders))
+    _share_out(part, len(bias), work, pairs.offsets)
 
 
 def above(values: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,10 +160,16 @@ def order_by(keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return order, offsets
 
 
-def _share_out(part: Callable[[int, int], None], count: int, work: int) -> None:
-    """Run a part on all indices below `count`, each thread on one range of them, this one included."""
+def _share_out(part: Callable[[int, int], None], count: int, work: int, offsets: Tensor | None = None) -> None:
+    """Run a part on all indices below `count`, each thread on one range of them, this one included.
+
+    The ranges are of equal length; with `offsets` of the pairs of every index, [count + 1], of equal work.
+    """
     parts = max(1, min(torch.get_num_threads(), count, work // WORTH_A_THREAD))
     edges = [count * number // parts for number in range(parts + 1)]
+    if offsets is not None and parts > 1:
+        done = offsets + PAIRS_PER_INDEX * torch.arange(count + 1)
+        edges[1:-1] = torch.searchsorted(done, done[-1] * torch.arange(1, parts) // parts).tolist()
     others = [_pool(parts - 1).submit(part, *edge) for edge in pairwise(edges[:-1])]
     part(*edges[-2:])
     for one in others:
