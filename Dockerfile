@@ -12,6 +12,11 @@ ENV PYTHONUNBUFFERED=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /srv/crossdiff
 
+# On a GPU Triton compiles the kernels of training with it.
+RUN apt-get update -q \
+    && apt-get install -q -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+
 # The packages change seldom and the code often: install for an empty checkout first.
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN mkdir app trainer \

@@ -102,7 +102,7 @@ def speed_of(setup: Setup, rounds: int, *, with_peers: bool = True) -> Speed:
     recipe = recipe_of(setup)
     with tempfile.TemporaryDirectory(prefix="crossdiff-bench-") as folder:
         store = synthetic_store(Path(folder), setup)
-        forget_peak()
+        _forget_peak()
         training = Training(recipe, store)
         batches = _in_memory(training)
         for _ in range(WARM_UP):
@@ -211,6 +211,12 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def _forget_peak() -> None:
+    forget_peak()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _peak_gigabytes(device: torch.device) -> float:
