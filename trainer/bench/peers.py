@@ -5,6 +5,7 @@ losses rest in all of them; what a peer does beside the step itself, such as ren
 its favour.
 """
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 
@@ -72,6 +73,8 @@ def sparsify(x: Tensor, *, features: int, k: int) -> Step:
 
     Raises ImportError.
     """
+    if x.device.type == "cpu":  # with Triton installed it would decode by it, which a CPU cannot
+        os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
     config = import_module("sparsify.config").SparseCoderConfig(num_latents=features, k=k)
     coder = import_module("sparsify.sparse_coder").SparseCoder(x.shape[1], config, device=x.device)
     optimiser = torch.optim.Adam(coder.parameters(), lr=LEARNING_RATE, fused=True)
