@@ -75,8 +75,7 @@ class Harvest:
         corpus = documents(self.corpus, notice=progress.say)
         stream = iter(corpus)
         next(islice(stream, self.record.documents, self.record.documents), None)
-        with progress.task("harvest", total=wanted) as task:
-            task.advance(min(self.writer.rows("train"), wanted))
+        with progress.task("harvest", total=wanted, before=min(self.writer.rows("train"), wanted)) as task:
             while (before := self.writer.rows("train")) < wanted:
                 texts = self.pools.draw(stream)
                 if not texts:

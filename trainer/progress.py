@@ -54,6 +54,7 @@ class Progress:
             "host": platform.node(),
         }
         self._bar: tqdm[Any] | None = None
+        self._before = 0
         self._task_began = self._written = self._printed = time.monotonic()
 
     @contextlib.contextmanager
@@ -92,12 +93,16 @@ class Progress:
         self._write()
 
     @contextlib.contextmanager
-    def task(self, message: str, *, total: int | None, unit: str = "rows") -> Iterator["Progress"]:
-        """Around something counted; call `advance` inside."""
-        self._state.update(message=message, done=0, total=total, unit=unit, rate=None, seconds_left=None, measures={})
+    def task(self, message: str, *, total: int | None, unit: str = "rows", before: int = 0) -> Iterator["Progress"]:
+        """Around something counted; call `advance` inside. What was done `before` counts, but is not timed."""
+        self._state.update(
+            message=message, done=before, total=total, unit=unit, rate=None, seconds_left=None, measures={}
+        )
         self._task_began = self._printed = time.monotonic()
+        self._before = before
+        self._write()
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total, unit=f" {unit}", desc=message, delay=1.0, dynamic_ncols=True)
+            self._bar = tqdm(total=total, initial=before, unit=f" {unit}", desc=message, delay=1.0, dynamic_ncols=True)
         try:
             yield self
         finally:
@@ -112,10 +117,11 @@ class Progress:
         state["done"] += done
         state["measures"].update({name: float(value) for name, value in measures.items()})
         now = time.monotonic()
-        rate = state["done"] / max(now - self._task_began, 1e-6)
-        state["rate"] = rate
-        if state["total"]:
-            state["seconds_left"] = max(state["total"] - state["done"], 0) / max(rate, 1e-9)
+        rate = (state["done"] - self._before) / max(now - self._task_began, 1e-6)
+        # Before anything is done nobody knows how long the rest will take.
+        if rate > 0:
+            state["rate"] = rate
+            state["seconds_left"] = max(state["total"] - state["done"], 0) / rate if state["total"] else None
         if self._bar is not None:
             self._bar.set_postfix({name: f"{value:.4g}" for name, value in measures.items()}, refresh=False)
             self._bar.update(done)
@@ -144,7 +150,8 @@ class Progress:
         share = f" of {state['total']:,}" if state["total"] else ""
         left = f", {state['seconds_left']:.0f} s left" if state["seconds_left"] is not None else ""
         measures = "".join(f", {name} {value:.4g}" for name, value in state["measures"].items())
-        line = f"{state['message']}: {state['done']:,}{share} {state['unit']} ({state['rate']:,.0f}/s{left}{measures})"
+        rate = f"{state['rate'] or 0:,.0f}/s"
+        line = f"{state['message']}: {state['done']:,}{share} {state['unit']} ({rate}{left}{measures})"
         print(line, file=sys.stderr, flush=True)
 
     def _end(self, status: str, error: str | None) -> None:

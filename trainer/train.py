@@ -35,10 +35,10 @@ def train_together(
     behind = min(fits, key=lambda fit: fit.training.step).training
     if behind.step:
         progress.say(f"train: going on from step {behind.step} of {behind.steps}")
-    with progress.task("train", total=behind.steps, unit="steps") as task, contextlib.ExitStack() as stack:
+    step = behind.step
+    with contextlib.ExitStack() as stack:
+        task = stack.enter_context(progress.task("train", total=behind.steps, unit="steps", before=step))
         logs = [stack.enter_context(fit.folder.metrics.open("a", encoding="utf-8")) for fit in fits]
-        step = behind.step
-        task.advance(step)
         for rows in behind.batches_left():
             for fit, log in zip(fits, logs, strict=True):
                 if fit.training.step == step:
@@ -63,10 +63,9 @@ def train_streaming(
         progress.say(f"train: going on from step {training.step} of {training.steps}")
     saved = training.step
     with (
-        progress.task("train", total=training.steps, unit="steps") as task,
+        progress.task("train", total=training.steps, unit="steps", before=saved) as task,
         folder.metrics.open("a", encoding="utf-8") as log,
     ):
-        task.advance(saved)
         for batches in stream.rounds():
             for rows in batches:
                 fit.run_step(rows, log)

@@ -1,11 +1,15 @@
 """Calibration: rows whose truth is known are made as said, and what is known of them comes back."""
 
 import json
+import os
+import shutil
+import signal
 
 import numpy as np
 import pytest
 import torch
 
+from tests.worlds.forked import fork
 from tests.worlds.tiny_activations import WIDTHS, tiny_activations, tiny_recipe
 from trainer.activation_store import ActivationStore, Rows
 from trainer.analysis.codes import CodeSpool
@@ -21,6 +25,7 @@ from trainer.progress import Progress
 from trainer.recipe import CalibrationRecipe
 from trainer.run_folder import RunFolder
 from trainer.train import train
+from trainer.training import Training
 
 SMALL = CalibrationRecipe(rows=1500, amplitudes=(0.8,), frequencies=(0.03,), per_cell=2)
 PLAIN = {name: Normaliser(torch.zeros(width), 1.0) for name, width in WIDTHS.items()}
@@ -171,6 +176,45 @@ def test_what_was_trained_to_calibrate_is_not_trained_again(trained, monkeypatch
     monkeypatch.setattr("trainer.calibration.stage.train", lambda *_: pytest.fail("trained again"))
 
     assert calibrated(trained) == first
+
+
+@pytest.mark.parametrize("experiment", ["null", "spike-ins"])
+@pytest.mark.parametrize("killed", [False, True], ids=["Ctrl-C", "kill -9"])
+def test_a_calibration_stopped_while_it_trains_goes_on_from_there_and_ends_the_same(
+    trained, tmp_path, monkeypatch, experiment, killed
+):
+    whole, store = trained
+    expected = calibrated(trained)
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(whole.path, folder.path, ignore=shutil.ignore_patterns("calibration*"))
+    steps, run_step = [], Training.run_step
+
+    def counted(training: Training, rows: Rows) -> dict[str, float]:
+        steps.append(training.step)
+        return run_step(training, rows)
+
+    def stopped(training: Training, rows: Rows) -> dict[str, float]:
+        # Of the two experiments, the second has been reached when the first has its crosscoder.
+        here = (folder.calibration_work / "null" / "crosscoder.json").is_file() == (experiment == "spike-ins")
+        if here and training.step == 13:
+            if killed:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise KeyboardInterrupt
+        return run_step(training, rows)
+
+    def stop() -> None:
+        monkeypatch.setattr(Training, "run_step", stopped)
+        calibrated((folder, store))
+
+    process = fork(stop)
+    process.join()
+    assert process.exitcode == (-signal.SIGKILL if killed else 1)
+    assert (folder.calibration_work / experiment / "rows").exists() == killed
+
+    monkeypatch.setattr(Training, "run_step", counted)
+    assert calibrated((folder, store)) == expected
+    assert steps[0] == 10, "the last checkpoint"
+    assert not list(folder.calibration_work.glob("*/rows")) + list(folder.calibration_work.glob("*/checkpoints"))
 
 
 def test_what_claims_nothing_cannot_be_calibrated(trained):

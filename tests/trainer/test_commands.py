@@ -1,15 +1,20 @@
 """A whole run on tiny models: every stage real, each skipped when nothing changed."""
 
 import json
+import os
+import signal
 
 import duckdb
 import pytest
 
 from tests.worlds.tiny_activations import tiny_activations
 from tests.worlds.tiny_diff import tiny_diff
+from trainer import pools
 from trainer.commands import calibrate_run, run
 from trainer.errors import RecipeError, StoreError
-from trainer.progress import read_progress
+from trainer.progress import STAGES, Progress, read_progress
+from trainer.recipe import load_recipe
+from trainer.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -101,6 +106,61 @@ def test_a_finished_run_is_calibrated_later_and_published_again(tmp_path):
     assert sum(planted for *_, planted in _spike_ins(folder)) == 9
     with pytest.raises(RecipeError, match="rwos"):
         calibrate_run(folder, ("calibration.rwos=1000",))
+
+
+@pytest.fixture(scope="module")
+def small_pools():
+    """Several pools of documents in the tiny world, as in real ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pools, "POOL_ROWS", 400)
+        patch.setattr(pools, "DOCUMENTS", 4)
+        yield
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, small_pools):
+    """A recipe, and what a run of it finds that nobody stops."""
+    place = tmp_path_factory.mktemp("uninterrupted")
+    recipe = tiny_diff(place / "world", calibration={"rows": 1000, "per_cell": 1, "frequencies": [0.05]})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CROSSDIFF_HOME", str(place / "home"))
+        return recipe, _findings(run(recipe))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_stopped_by_ctrl_c_in_any_stage_goes_on_and_ends_with_the_same_findings(
+    uninterrupted, tmp_path, monkeypatch, stage
+):
+    recipe, expected = uninterrupted
+    monkeypatch.setenv("CROSSDIFF_HOME", str(tmp_path / "stopped"))
+    folder, advance, seen = RunFolder.of(load_recipe(recipe)), Progress.advance, []
+
+    def stopped(progress: Progress, done: int, **measures: float) -> None:
+        advance(progress, done, **measures)
+        if read_progress(folder)["stage"] == stage and done:
+            seen.append(done)
+            if len(seen) == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Progress, "advance", stopped)
+        run(recipe)
+    state = read_progress(folder)
+    assert (state["status"], state["stage"]) == ("stopped", stage)
+    assert state["error"] == "Stopped. The same command goes on from here."
+
+    assert _findings(run(recipe)) == expected
+    before = STAGES.index(stage)
+    states = [one["state"] for one in read_progress(folder)["stages"]]
+    assert states == ["skipped"] * before + ["done"] * (5 - before)
+    assert not [path for path in (tmp_path / "stopped").rglob("*") if path.name.startswith(".")]
+
+
+def _findings(folder):
+    """Everything that the results say of features, and what became of the calibration."""
+    with duckdb.connect(str(folder.results()), read_only=True) as results:
+        tables = ("feature", "feature_source", "evidence", "firing", "evaluation", "calibration", "baseline_divergence")
+        return {table: repr(results.sql(f"from {table} order by all").fetchall()) for table in tables}
 
 
 def test_a_store_with_nan_is_refused_before_training(tmp_path):
