@@ -77,6 +77,7 @@ def bench_train(setups: tuple[Setup, ...] = (), *, rounds: int = 5) -> Report:
     notes = (
         "rows/s: whole steps on rows in memory, from normalising to Adam; no AuxK, as no feature is dead yet.",
         "over product: against the bare bf16 product of all sources with all features, in turns with the steps.",
+        "Every turn is taken twice, and the second time counts: training is one step after another.",
         f"Median (least–most) of {rounds}. Torch uses {torch.get_num_threads()} threads.",
         _about_peers(speeds),
         machine.note(),
@@ -186,7 +187,7 @@ def _in_turns(
     for name, action in actions.items():
         for _ in range(1 if name == "step" else WARM_UP):
             action()
-    return in_turns(actions, rounds)
+    return in_turns(actions, rounds, again=True)
 
 
 def _waiting(step: Callable[[], None], device: torch.device) -> Callable[[], None]:

@@ -27,6 +27,18 @@ def test_actions_take_turns_and_each_gets_its_own_time():
     assert seconds == {"one": [1.0, 3.0], "other": [2.0, 4.0]}
 
 
+def test_when_everything_is_done_twice_the_second_time_counts():
+    done: list[str] = []
+    clock = iter([10.0, 12.0, 20.0, 23.0])
+
+    seconds = in_turns(
+        {"one": lambda: done.append("one"), "other": lambda: done.append("other")}, 1, lambda: next(clock), again=True
+    )
+
+    assert done == ["one", "one", "other", "other"]
+    assert seconds == {"one": [2.0], "other": [3.0]}
+
+
 def test_ratios_are_taken_round_by_round():
     assert ratios([1.0, 6.0], [2.0, 3.0]) == [0.5, 2.0]
     with pytest.raises(ValueError, match="shorter"):
