@@ -18,8 +18,9 @@ from trainer.calibration.null import LEAST, MOST, null_store
 from trainer.calibration.recovery import came_back, correlations, directions, recall_table
 from trainer.calibration.samples import write_sample
 from trainer.calibration.spike_ins import BLOCK, Planted, SpikeIn, spiked_store
-from trainer.crosscoder import Codes, Crosscoder
+from trainer.crosscoder import Codes, Crosscoder, initial
 from trainer.errors import RecipeError
+from trainer.groups import preset
 from trainer.normalisation import Normaliser
 from trainer.progress import Progress
 from trainer.recipe import CalibrationRecipe
@@ -92,6 +93,19 @@ def test_spike_ins_are_added_where_they_belong(tmp_path):
         assert torch.allclose(added, magnitude @ planted.directions[name] * width**0.5, atol=0.5)
     assert not planted.directions["right"][:2].any()
     assert torch.linalg.vector_norm(planted.directions["left"][[0, 1, 4, 5]], dim=1).tolist() == pytest.approx([1] * 4)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_is_planted_is_no_weight_that_a_training_of_the_same_seed_begins_with(seed):
+    widths = dict.fromkeys(WIDTHS, 200)
+    planted = Planted.of(CalibrationRecipe(seed=seed), widths)
+    groups = preset(tiny_recipe(crosscoder={"features": 400}).crosscoder, widths)
+    weights = initial(widths, groups, decoder_norm=1.0, generator=torch.Generator().manual_seed(seed))
+
+    for name in widths:
+        begun = torch.cat([weights[key] for key in weights if key.startswith(f"decoder.{name}.")])
+        # Random directions of 200 coordinates have cosines of 0.07, and the largest of 60,000 is about 0.31.
+        assert (begun @ planted.directions[name].T).abs().max() < 0.4
 
 
 def test_magnitudes_are_the_same_however_they_are_asked_for():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer.activation_store import ActivationStore, Rows
+from trainer.calibration.chance import chance
 from trainer.calibration.samples import write_sample
 from trainer.normalisation import Normaliser
 
@@ -25,7 +26,7 @@ def null_store(
     """A store of the sources named, all made of the first; `normaliser` is the first one's."""
     known = {source.name: source for source in store.sources}
     original = known[names[0]]
-    generator = torch.Generator().manual_seed(seed)
+    generator = chance("null run", seed)
     turns = {name: _turn(original.width, generator) for name in names}
 
     def change(raw: Rows, _: int) -> Rows:

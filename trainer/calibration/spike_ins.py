@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainer.activation_store import ActivationStore, Rows
+from trainer.calibration.chance import chance
 from trainer.calibration.samples import write_sample
 from trainer.normalisation import Normaliser
 from trainer.recipe import CalibrationRecipe
@@ -48,7 +49,7 @@ class Planted:
         """The grid of the recipe: every amplitude at every frequency, for every source alone and for all."""
         cells = itertools.product([*widths, None], recipe.amplitudes, recipe.frequencies, range(recipe.per_cell))
         concepts = tuple(SpikeIn(source, amplitude, frequency) for source, amplitude, frequency, _ in cells)
-        generator = torch.Generator().manual_seed(recipe.seed)
+        generator = chance("spike-ins", recipe.seed)
         directions = {}
         for name, width in widths.items():
             has = torch.tensor([concept.source in (None, name) for concept in concepts])
@@ -66,7 +67,7 @@ class Planted:
         return torch.cat(blocks)[first - low * BLOCK :][:count]
 
     def _block(self, number: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        generator = chance("spike-ins", self.seed, "rows", number)
         frequency = torch.tensor([concept.frequency for concept in self.concepts])
         amplitude = torch.tensor([concept.amplitude for concept in self.concepts])
         fires = torch.rand(BLOCK, len(self.concepts), generator=generator) < frequency
