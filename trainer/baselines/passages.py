@@ -15,7 +15,7 @@ FEWEST = 20
 KEPT = 8
 """Passages kept."""
 PER_DOCUMENT = 2
-"""Passages of one sequence at most, so that one strange text does not take all places."""
+"""Passages of one document at most, so that one strange text does not take all places."""
 
 
 class _Stretch(NamedTuple):
@@ -36,7 +36,7 @@ def passages(scores: Many[Scores], indexes: tuple[int, int]) -> list[dict[str, A
     found = sorted((stretch for one in scores for stretch in _stretches(one)), key=lambda stretch: -stretch.apart)
     kept: list[_Stretch] = []
     for stretch in found:
-        same = sum(other.scores.passage.document == stretch.scores.passage.document for other in kept)
+        same = sum(other.scores.passage.origin == stretch.scores.passage.origin for other in kept)
         if same < PER_DOCUMENT and len(kept) < KEPT:
             kept.append(stretch)
     return [_row(rank, stretch, indexes) for rank, stretch in enumerate(kept)]

@@ -25,6 +25,9 @@ class Passage:
     """A sequence as every source reads it, and its spans."""
 
     document: int
+    """Number of the sequence."""
+    origin: int
+    """Number of the document it was cut from."""
     corpus: str
     text: bytes
     tokens: tuple[Tokens, ...]
@@ -66,7 +69,7 @@ def held_out_passages(store: ActivationStore, specials: Many[Many[int]], sequenc
     for number, part in enumerate(parts):
         wanted = min(sequences // len(parts) + (number < sequences % len(parts)), len(part))
         chosen += part[np.arange(wanted) * len(part) // max(wanted, 1)].tolist()
-    columns = ["document", "corpus", "text", "template_spans", "tokens", "token_ids"]
+    columns = ["document", "origin", "corpus", "text", "template_spans", "tokens", "token_ids"]
     lines = store.documents(only=sorted(chosen), columns=columns) if chosen else None
     return [] if lines is None else [passage_of(line, specials) for line in lines.to_pylist()]
 
@@ -83,6 +86,7 @@ def passage_of(line: dict[str, Any], specials: Many[Many[int]]) -> Passage:
         scored &= np.diff(before[where + 1]) == 0
     return Passage(
         document=line["document"],
+        origin=line["origin"],
         corpus=line["corpus"],
         text=line["text"].encode(),
         tokens=tuple(line["tokens"]),

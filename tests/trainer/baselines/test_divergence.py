@@ -57,6 +57,7 @@ def read_by(*tokenizers) -> Passage:
     read = [encode(tokenizer, TEXT) for tokenizer in tokenizers]
     line = {
         "document": 3,
+        "origin": 3,
         "corpus": "texts",
         "text": TEXT,
         "template_spans": [],

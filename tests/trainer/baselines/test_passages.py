@@ -8,13 +8,16 @@ from trainer.baselines.passages import KEPT, passages
 from trainer.baselines.spans import Passage
 
 
-def scored(document: int, text: str, divergence: list[float], scored: list[bool] | None = None) -> Scores:
-    """A text of one token per byte in both sources."""
+def scored(
+    document: int, text: str, divergence: list[float], scored: list[bool] | None = None, origin: int | None = None
+) -> Scores:
+    """A text of one token per byte in both sources; a document of its own unless another is given."""
     size = len(text.encode())
     at = np.arange(size + 1)
     tokens = [{"text": "?", "byte_end": end} for end in at.tolist()]
     passage = Passage(
         document=document,
+        origin=document if origin is None else origin,
         corpus="wiki",
         text=text.encode(),
         tokens=(tokens, tokens),
@@ -27,7 +30,7 @@ def scored(document: int, text: str, divergence: list[float], scored: list[bool]
     return Scores(passage, "byte", np.stack([values] * 3), np.zeros((2, size)))
 
 
-def test_stretches_of_forty_spans_compete_and_no_sequence_takes_more_than_two_places():
+def test_stretches_of_forty_spans_compete_and_no_document_takes_more_than_two_places():
     loud = scored(0, "a" * 120, [0.3] * 40 + [0.1] * 40 + [0.2] * 40)
     quiet = [scored(document, "b" * 40, [0.05 / document] * 40) for document in range(1, 9)]
 
@@ -37,6 +40,15 @@ def test_stretches_of_forty_spans_compete_and_no_sequence_takes_more_than_two_pl
     assert [row["apart"] for row in found[:3]] == pytest.approx([0.3, 0.2, 0.05])
     assert len(found) == KEPT and found[-1]["document"] == 6
     assert found[1]["text"] == "a" * 40 and len(found[1]["tokens"][0]) == len(found[1]["places"]) == 40
+
+
+def test_sequences_of_one_document_share_its_two_places():
+    loud = [scored(sequence, "a" * 40, [0.3 + sequence / 10] * 40, origin=0) for sequence in range(3)]
+    quiet = scored(3, "b" * 40, [0.1] * 40)
+
+    found = passages([*loud, quiet], (0, 1))
+
+    assert [row["document"] for row in found] == [2, 1, 3]
 
 
 def test_a_stretch_is_judged_by_scored_spans_and_left_out_when_they_are_few():
