@@ -90,7 +90,8 @@ class Case:
     scaling: Scaling | None = None
     found_again: np.ndarray | None = None
     """Share of the other runs that have each feature [F]."""
-    other_runs: int = 0
+    other_runs: np.ndarray | int = 0
+    """How many other runs there are, for each feature [F] or for all."""
 
 
 def weigh(

@@ -36,13 +36,14 @@ class Stability(NamedTuple):
 
     found_in: np.ndarray
     """Other runs that have it, int64 [F]."""
-    looked_in: int
-    """Other runs there are."""
+    looked_in: np.ndarray
+    """Other runs that claim something for its owner, int64 [F]; one that claims nothing could not have found it."""
 
     @property
     def share(self) -> np.ndarray:
         """Share of the other runs that have it [F]; NaN when there are none."""
-        return self.found_in / self.looked_in if self.looked_in else np.full(len(self.found_in), np.nan)
+        share: np.ndarray = np.where(self.looked_in > 0, self.found_in / np.maximum(self.looked_in, 1), np.nan)
+        return share
 
 
 class Side(NamedTuple):
@@ -74,8 +75,12 @@ def stability(
     others: Sequence[RunFolder],
     recipe: AnalysisRecipe,
 ) -> Stability:
-    """In how many of the other runs each feature is found; runs that cannot be compared are left out."""
-    found, looked_in = np.zeros(crosscoder.features, np.int64), 0
+    """In how many of the other runs each feature is found; runs that cannot be compared are left out.
+
+    Nor does a run count for owners of whom it has no feature at all: a standard crosscoder of close models calls
+    nearly everything shared, and would be held against every claim of a `dfc` run beside it.
+    """
+    found, looked_in = np.zeros((2, crosscoder.features), np.int64)
     mine: Side | None = None
     for folder in others:
         other = _comparable(folder, crosscoder)
@@ -83,7 +88,8 @@ def stability(
             continue
         mine = mine or Side(crosscoder, claimed, _activations(store, crosscoder))
         theirs = Side(other, Claimed.of(other, decoder_norms(other), recipe), _activations(store, other))
-        found, looked_in = found + found_again(mine, theirs), looked_in + 1
+        found += found_again(mine, theirs)
+        looked_in += np.isin(claimed.owner, theirs.claimed.owner)
     return Stability(found, looked_in)
 
 

@@ -156,8 +156,8 @@ class _Analysis:
             "readout_ratio": readout_ratio(np.stack([read[name].score for name in targets], axis=1), holds),
             "verdict": weighed.judgement.verdict,
             "kind": pa.array(weighed.judgement.kind, pa.string()),
-            "found_in": again.found_in if again.looked_in else np.full(len(again.found_in), np.nan),
-            "looked_in": np.full(len(again.found_in), again.looked_in),
+            "found_in": np.where(again.looked_in > 0, again.found_in, np.nan),
+            "looked_in": again.looked_in,
             "q_value": weighed.q_value,
             "score": scores(owner, weighed.judgement.verdict, _evidence(measures, norms, case, weighed, ground)),
         }

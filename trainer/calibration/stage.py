@@ -24,6 +24,11 @@ from trainer.run_folder import RunFolder, discard, write_json
 from trainer.train import fingerprint_of, train
 
 Build = Callable[[Path], ActivationStore]
+EXPERIMENTS = {
+    "null": "one model against rotated copies of itself, where every claim is false",
+    "spike-ins": "concepts planted in the activations, to see which come back",
+}
+"""What is said when an experiment begins, by the name of its folder."""
 
 
 def calibrate(
@@ -105,7 +110,7 @@ class _Lab:
         rows = folder.path / "rows"
         discard(rows)
         try:
-            self.progress.log(f"calibrate: {name}")
+            self.progress.say(f"calibrate: {EXPERIMENTS[name]}")
             store = build(rows)
             crosscoder = self._trained(store, folder)
             with CodeSpool(folder.path, crosscoder.features) as codes:

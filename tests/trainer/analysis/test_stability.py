@@ -2,12 +2,14 @@
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 
-from tests.worlds.tiny_store import tiny_crosscoder, tiny_store
+from tests.worlds.tiny_store import WIDTHS, tiny_crosscoder, tiny_store
 from trainer.analysis.claims import Claimed
 from trainer.analysis.decoder_norms import decoder_norms
 from trainer.analysis.stability import Side, found_again, other_runs, stability
 from trainer.crosscoder import Crosscoder
+from trainer.groups import Group
 from trainer.recipe import AnalysisRecipe
 from trainer.run_folder import RunFolder, write_json
 
@@ -69,9 +71,31 @@ def test_runs_are_counted_that_compare_the_same_and_have_the_same_rows(tmp_path)
     found = stability(store, crosscoder, claimed, others, AnalysisRecipe())
 
     assert [one.run for one in others] == ["tiny-b"]
-    assert found.looked_in == 1
+    assert found.looked_in.tolist() == [1] * 4
     assert found.found_in[:3].tolist() == [1, 1, 1]
     assert found.share[:3].tolist() == [1, 1, 1]
+
+
+def test_a_run_that_claims_nothing_for_an_owner_is_not_held_against_its_claims(tmp_path):
+    store, crosscoder = tiny_store(tmp_path / "store", AMPLITUDES), tiny_crosscoder()
+    claimed = Claimed.of(crosscoder, decoder_norms(crosscoder), AnalysisRecipe())
+    group = Group("shared", 4, 0, ("left", "right"), ("left", "right"))
+    weights = {
+        f"{kind}.{name}.shared": torch.eye(4, WIDTHS[name]) for kind in ("encoder", "decoder") for name in WIDTHS
+    }
+    biases = {f"decoder_bias.{name}": torch.zeros(width) for name, width in WIDTHS.items()}
+    biases["encoder_bias.shared"] = torch.zeros(4)
+    threshold = {"shared": torch.tensor(0.25)}
+    standard = Crosscoder(WIDTHS, (group,), weights | biases, crosscoder.normaliser, threshold)
+    folder = RunFolder(tmp_path / "runs" / "tiny-b")
+    standard.save(folder.path)
+
+    found = stability(store, crosscoder, claimed, [folder], AnalysisRecipe())
+
+    # Feature 0 is shared, 1 leans to the left source and is its own, 2 and 3 are of dedicated groups.
+    assert claimed.owner == ["shared", "left", "left", "right"]
+    assert found.looked_in.tolist() == [1, 0, 0, 0]
+    assert np.isnan(found.share).tolist() == [False, True, True, True]
 
 
 def test_a_run_alone_says_nothing(tmp_path):
