@@ -115,6 +115,15 @@ def test_the_demo_recipe_is_valid():
     assert (recipe.crosscoder.features, recipe.crosscoder.sparsity.k, recipe.training.epochs) == (8192, 32, 2)
 
 
+def test_the_recipe_of_a_fine_tune_compares_one_layer_of_two_models_on_text_of_the_topic_too():
+    recipe = load_recipe(Path(__file__).parents[2] / "trainer" / "recipes" / "finetune.yaml")
+
+    assert recipe.corpus is not None and recipe.calibration is not None
+    assert [source.name for source in recipe.sources] == ["base", "tuned"]
+    assert len({source.layer for source in recipe.sources}) == 1
+    assert sum(part.share for part in recipe.corpus.mix) == pytest.approx(1)
+
+
 def test_a_device_that_is_not_there_is_refused_with_the_remedy():
     with pytest.raises(UsageError, match="Use `auto`"):
         pick_device("cuda:99")
