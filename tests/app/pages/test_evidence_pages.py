@@ -40,6 +40,22 @@ def claims(judged: TestClient, **filters: str) -> list[dict]:
     return judged.get(API, params={"owner": "gemma3", "sort": "feature", "life": "alive", **filters}).json()["features"]
 
 
+def test_in_one_space_the_rule_names_no_ratio_that_refutes_although_it_is_well(tmp_path: Path):
+    verdict = '{"analysis": {"verdict": {"readout_ratio": 0.5, "equal_readout": 0.8}}}'
+    rule = (*JUDGED, f"update run set recipe_json = '{verdict}'")
+    write_tiny_run(tmp_path, amend=rule, run="apart-00000000")
+    allowed = "update evidence set threshold = 0.9 where test = 'readout_ratio'"
+    write_tiny_run(tmp_path, amend=(*rule, allowed), run="one-space-00000000")
+    with TestClient(create_app(Settings(home=tmp_path))) as client:
+        apart, one_space = (
+            text_of(client.get(f"/runs/{run}/evidence")) for run in ("apart-00000000", "one-space-00000000")
+        )
+
+    assert "readout_ratio ≤ 0.5 refuted from 0.8" in apart
+    assert "readout_ratio ≤ 0.9" in one_space
+    assert "refuted from 0.8" not in one_space
+
+
 def test_a_supported_claim_stands_in_a_sentence_with_kind_and_error(judged: TestClient):
     feature = claims(judged, kind="absent")[0]["feature"]
 
