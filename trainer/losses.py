@@ -49,8 +49,8 @@ def sparsity_penalty(crosscoder: Crosscoder, encoding: Encoding, recipe: Sparsit
     return torch.stack(terms).sum() / coordinates
 
 
-STEP = 256
-"""Dead features that are looked at are counted in steps of this."""
+FEWEST = 16
+"""Dead features are looked at so many at a time, or a quarter to an eighth of all where that is more."""
 
 
 def dead_features_loss(crosscoder: Crosscoder, done: Encoding, dead: dict[str, Tensor], k: int) -> Tensor | None:
@@ -88,7 +88,7 @@ def _penalty_norm(crosscoder: Crosscoder, group: Group, recipe: SparsityRecipe) 
 
 
 def _pre_of(crosscoder: Crosscoder, group: Group, index: Tensor, inputs: Tensor) -> Tensor:
-    """Pre-activations of some features of a group, and zeros up to a whole number of STEP, with gradient."""
+    """Pre-activations of some features of a group and of zeros up to a round number, with gradient."""
     weight = torch.cat(
         [chosen_rows(crosscoder.weights[f"encoder.{source}.{group.name}"], index) for source in group.reads], dim=1
     )
@@ -97,10 +97,11 @@ def _pre_of(crosscoder: Crosscoder, group: Group, index: Tensor, inputs: Tensor)
 
 
 def _rounded_up(rows: Tensor) -> Tensor:
-    """Rows [n, ...] and as many zeros as make a whole number of STEP.
+    """Rows [n, ...] and as many zeros as make a round number.
 
     Features of zeros are never active. Without them nearly every step would multiply matrices of another shape, and
     oneDNN keeps more than a megabyte of machine code for each shape that it has seen.
     """
-    missing = -len(rows) % STEP
+    step = max(FEWEST, 1 << len(rows).bit_length() >> 3)
+    missing = -len(rows) % step
     return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
