@@ -23,7 +23,7 @@ from trainer.interchange.imported import crosscoder_of, recipe_of
 from trainer.progress import STAGES, Progress
 from trainer.recipe import CalibrationRecipe, Recipe, load_recipe, parse_recipe
 from trainer.results import SCHEMA
-from trainer.run_folder import RunFolder, home, published, write_json
+from trainer.run_folder import RunFolder, discard, home, published, write_json
 from trainer.sources import Source, cut, load_source
 from trainer.streaming import Stream
 from trainer.train import fingerprint_of, train, train_streaming, train_together
@@ -256,6 +256,9 @@ def run(
         for variant, folder in zip(recipe.variants(), folders, strict=False)
     ]
     wanted = stages or STAGES
+    if force and "train" in wanted:
+        for one in runs:  # again means from the beginning, not from the last checkpoint
+            discard(one.folder.checkpoints)
     if len(runs) > 1:
         runs[0].execute(tuple(stage for stage in wanted if stage == "harvest"))
         if "train" in wanted:

@@ -65,6 +65,21 @@ def test_training_on_a_store_that_something_else_wrote_needs_no_models(tmp_path)
         assert results.sql("select count(*) from context").fetchall() == [(0,)]
 
 
+def test_force_trains_from_the_first_step_again(tmp_path):
+    tiny_activations(tmp_path / "store")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: mine\ncrosscoder: {features: 40}\ntraining: {batch: 64, checkpoint_every: 4}\n")
+
+    folder = run(recipe, activations=tmp_path / "store", stages=("harvest", "train"))
+    first = sorted(folder.checkpoints.iterdir())
+    assert first, "there is something to go on from"
+    steps = [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()]
+    folder.metrics.unlink()
+    run(recipe, activations=tmp_path / "store", stages=("train",), force=True)
+
+    assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == steps
+
+
 CALIBRATED = """
 name: mine
 crosscoder: {features: 40, exclusive_share: 0.1, sparsity: {k: 3}}
