@@ -104,10 +104,12 @@ class TimedProgress(Progress):
         self.seconds: dict[str, float] = defaultdict(float)
 
     @contextlib.contextmanager
-    def task(self, message: str, *, total: int | None, unit: str = "rows") -> Iterator["TimedProgress"]:
+    def task(
+        self, message: str, *, total: int | None, unit: str = "rows", before: int = 0
+    ) -> Iterator["TimedProgress"]:
         """As ever, and the clock runs."""
         began = time.perf_counter()
-        with super().task(message, total=total, unit=unit):
+        with super().task(message, total=total, unit=unit, before=before):
             yield self
         self.seconds[message] += time.perf_counter() - began
 

@@ -26,7 +26,14 @@ class _Silent(Progress):
     """Says nothing, because the bench has a bar of its own."""
 
     @contextmanager
-    def task(self, message: str, *, total: int | None, unit: str = "rows") -> Iterator[Progress]:  # noqa: ARG002
+    def task(
+        self,
+        message: str,  # noqa: ARG002
+        *,
+        total: int | None,  # noqa: ARG002
+        unit: str = "rows",  # noqa: ARG002
+        before: int = 0,  # noqa: ARG002
+    ) -> Iterator[Progress]:
         """Around something that is not counted."""
         yield self
 
