@@ -195,6 +195,8 @@ class Run:
 
     def _calibrate(self) -> None:
         assert self.calibration is not None, "a stage that nobody wants is skipped"
+        if self.force:  # as with training, from the beginning
+            discard(self.folder.calibration_work)
         crosscoder = Crosscoder.load(self.folder.path)
         store = self._store_for(crosscoder)
         calibrate(self.recipe, self.calibration, store, crosscoder, folder=self.folder, progress=self.progress)

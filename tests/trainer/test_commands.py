@@ -123,6 +123,20 @@ def test_a_finished_run_is_calibrated_later_and_published_again(tmp_path):
         calibrate_run(folder, ("calibration.rwos=1000",))
 
 
+def test_a_calibration_that_is_forced_trains_from_the_first_step_again(tmp_path):
+    tiny_activations(tmp_path / "store")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(CALIBRATED)
+    folder = run(recipe, activations=tmp_path / "store")
+    metrics = folder.calibration_work / "null" / "metrics.jsonl"
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+
+    metrics.unlink()
+    calibrate_run(folder, force=True)
+
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == steps
+
+
 @pytest.fixture(scope="module")
 def small_pools():
     """Several pools of documents in the tiny world, as in real ones."""
