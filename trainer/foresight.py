@@ -26,9 +26,8 @@ TOKENIZER = 1350
 """Bytes per entry of a vocabulary: a tokenizer's tables."""
 READING = 0.1e9
 """Bytes of a harvest's texts: what waits in the corpus's shuffle, duplicates, a pool's tokens."""
-CODE, MORE_CODE = 0.85e9, 1.4e9
-"""Bytes of machine code that torch's CPU library keeps, until the process ends, for every shape of product that a
-training met; shapes follow the number of dead features. After one training, and after those of a calibration."""
+CODE = 0.1e9
+"""Bytes of machine code that torch's CPU library keeps, until the process ends, for every shape of product it met."""
 MEASURING = 0.18e9
 """Bytes that measuring a crosscoder takes beside the crosscoder: blocks of rows, their products, reconstructions."""
 LOADED = 8
@@ -45,7 +44,7 @@ FIRING = 12
 """Bytes of a firing that waits on disk while features are analysed."""
 CONTEXT_ROW = 11
 """Bytes in the results of a row of a kept context."""
-RESULTS = 0.9e9
+RESULTS = 0.5e9
 """Bytes that the analysis needs beside what grows with models and dictionary: sums of products, tables, texts."""
 LOGITS = 10
 """Bytes per token of the vocabulary and scored prediction while the models' loss is measured: four runs in bf16, and
@@ -55,11 +54,11 @@ TOKENS_PER_ROW = 1.1
 """Tokens that a model reads for one row; two tokenizers do not end everywhere together."""
 MODELS_SHARE = 0.55
 """A harvest's arithmetic per second over that of a bare product: attention, norms, small matrices, text."""
-STEP_SHARE = 0.45
+STEP_SHARE = 0.36
 """Rows per second of a training step over those of its encoder product (docs/performance.md)."""
 SHORT_SHARE = 0.45
 """The same of models that read single sequences and predict, as evaluation makes them."""
-ENCODES = 3.0
+ENCODES = 2.3
 """What the analysis costs, in encoder products of all rows."""
 LOADING = 1.0e8
 """Bytes of a model's weights that are read and set up per second, its tokenizer included."""
@@ -322,12 +321,7 @@ class _Forecast:
         firings = rows * self.recipe.crosscoder.sparsity.k
         return Need(
             stage,
-            memory=PROCESS
-            + (CODE if self.recipe.calibration is None else MORE_CODE)
-            + RESULTS
-            + loaded
-            + moments
-            + LOADED * self.parameters,
+            memory=PROCESS + CODE + RESULTS + loaded + moments + LOADED * self.parameters,
             mapped=0,
             disk=firings * FIRING + self.features * contexts * recipe.contexts.window * CONTEXT_ROW,
             seconds=self._total(
@@ -344,8 +338,9 @@ class _Forecast:
         fit, judged = alone.train(), alone._analysis("calibrate", rows, models=False)
         twice = self._total(fit.seconds, judged.seconds, fit.seconds, judged.seconds)
         disk = rows * self.row_bytes + max(fit.disk, judged.disk)
-        worst = max(fit, judged, key=lambda need: need.memory)
-        return Need("calibrate", worst.memory, worst.mapped, disk, twice)
+        # The C library keeps much of what the training took while its outcome is judged.
+        memory = fit.memory + judged.memory - PROCESS
+        return Need("calibrate", memory, max(fit.mapped, judged.mapped), disk, twice)
 
     @staticmethod
     def _total(*seconds: float | None) -> float | None:
