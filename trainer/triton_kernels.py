@@ -10,6 +10,14 @@ import triton.language as tl
 
 
 @triton.jit
+def _put(numbers, target, wanted, ADD: tl.constexpr):
+    """Write numbers where they are wanted, or add them to what is there."""
+    if ADD:
+        numbers += tl.load(target, mask=wanted, other=0.0).to(tl.float32)
+    tl.store(target, numbers.to(target.dtype.element_ty), mask=wanted)
+
+
+@triton.jit
 def weighted_sums(
     begin,
     end,
@@ -41,11 +49,7 @@ def weighted_sums(
             wanted = (i < stop)[:, None] & (column < width)[None, :]
             vector = tl.load(vectors + source[:, None] * width + column[None, :], mask=wanted, other=0.0)
             total += tl.sum(share[:, None] * vector.to(tl.float32), axis=0)
-        target = out + place * width + column
-        total *= factor
-        if ADD:
-            total += tl.load(target, mask=column < width, other=0.0).to(tl.float32)
-        tl.store(target, total.to(out.dtype.element_ty), mask=column < width)
+        _put(total * factor, out + place * width + column, column < width, ADD)
 
 
 @triton.jit
@@ -88,11 +92,7 @@ def pull_and_sums(
             before = tl.load(pull + i, mask=i < stop, other=0.0)
             tl.store(pull + i, before + factor * tl.sum(error * vector[None, :], axis=1), mask=i < stop)
             total += tl.sum(share[:, None] * error, axis=0)
-        target = out + place * width + column
-        total *= factor
-        if ADD:
-            total += tl.load(target, mask=column < width, other=0.0).to(tl.float32)
-        tl.store(target, total.to(out.dtype.element_ty), mask=column < width)
+        _put(total * factor, out + place * width + column, column < width, ADD)
 
 
 @triton.jit(do_not_specialize=["pairs"])
@@ -120,10 +120,7 @@ def inner_products(
         x = tl.load(left + one[:, None] * width + column[None, :], mask=wanted, other=0.0)
         y = tl.load(right + other[:, None] * width + column[None, :], mask=wanted, other=0.0)
         total += x.to(tl.float32) * y.to(tl.float32)
-    found = factor * tl.sum(total, axis=1)
-    if ADD:
-        found += tl.load(out + i, mask=i < pairs, other=0.0)
-    tl.store(out + i, found, mask=i < pairs)
+    _put(factor * tl.sum(total, axis=1), out + i, i < pairs, ADD)
 
 
 @triton.jit
