@@ -1,6 +1,7 @@
 """Generations: ask for one, watch it, stop it, and find it again under its permalink."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -117,14 +118,10 @@ def _steered_with(library: Library, stored: StoredGeneration) -> tuple[Feature, 
     """The feature as the results have it now; None when they are gone, or have another one under its number."""
     try:
         results = library.results(stored.run)
+        with contextlib.closing(results.cursor):
+            feature = one_feature(results, stored.feature)
     except ReaderError:
         return None
-    try:
-        feature = one_feature(results, stored.feature)
-    except ReaderError:
-        return None
-    finally:
-        results.cursor.close()
     return (feature, owner_of(feature.owner, results.sources)) if feature.content_hash == stored.content_hash else None
 
 

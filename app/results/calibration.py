@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from app.results.connection import Results
 
 OUTCOMES = ("recovered", "as_claimed", "supported")
 """What can become of a spike-in, each one including the next."""
-NORMAL_95 = 1.959964
+NORMAL_95 = NormalDist().inv_cdf(0.975)
 """Standard deviations on either side of the mean that hold 95 % of a normal distribution."""
 
 
