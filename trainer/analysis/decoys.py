@@ -135,7 +135,7 @@ def fired(decoys: Sequence[Decoys], bounds: Sequence[Tensor], rows: Rows) -> Cod
     parts, before = [], 0
     for part, bound in zip(decoys, bounds, strict=True):
         seen, weight = part.seen(rows).bfloat16(), part.weight.bfloat16()
-        # The threshold goes in before the product is rounded, where rounding does not matter to what is near it.
+        # The threshold, itself rounded, goes in before the product is: what is near it is small and keeps its digits.
         place, value = dense_above(seen, weight, -bound.bfloat16(), torch.zeros_like(bound))
         parts.append((place // len(weight), place % len(weight) + before, value))
         before += len(weight)
