@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.worlds.forked import fork
 from tests.worlds.tiny_activations import tiny_activations, tiny_recipe
@@ -120,6 +121,30 @@ def test_dead_features_receive_gradient_through_encoder_and_decoder_and_the_livi
         assert weights[f"{kind}.left.left"].grad.abs().sum(dim=1).nonzero().flatten().tolist() == [1]
         assert weights[f"{kind}.right.right"].grad is None or weights[f"{kind}.right.right"].grad.abs().sum() == 0
     assert weights["decoder_bias.left"].grad is None, "the bias is in the error already and must not count twice"
+
+
+def test_however_many_features_are_dead_products_have_few_shapes(tmp_path):
+    training = Training(tiny_recipe(), tiny_activations(tmp_path / "store"))
+    rows = training.crosscoder.normalise(next(iter(training.batches_left())))
+    done, shapes = encode(training, rows), set()
+    shared = next(group for group in training.crosscoder.groups if group.name == "shared")
+    nobody = torch.tensor([], dtype=torch.int64)
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func in {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}:
+                shapes.add((func, *(tuple(x.shape) for x in args)))
+            return func(*args, **(kwargs or {}))
+
+    for count in range(1, shared.features + 1):
+        with Seen():
+            dead = {group.name: nobody for group in training.crosscoder.groups} | {"shared": torch.arange(count)}
+            dead_features_loss(training.crosscoder, done, dead, k=4)
+
+    rounded = -(-shared.features // 16)
+    assert shared.features > 4 * rounded, "there is something to round"
+    # One product encodes, and one decodes for each of the two sources, whose widths differ.
+    assert 0 < len(shapes) <= 3 * rounded
 
 
 def test_the_loss_of_a_step_equals_the_dense_definition(tmp_path):
