@@ -52,21 +52,21 @@ class Pairs(NamedTuple):
 
 def add_decoded(terms: Sequence[tuple[Pairs, Tensor, Tensor]], factor: float) -> None:
     """To the last of each three, [R, W], add the pairs' vectors [F, W] weighted by value and factor; R is the same."""
-    loop, scale = _loop("spread_sums"), np.float32(factor)
-    prepared = [(*map(_array, (*pairs, vectors)), scale, _array(out)) for pairs, vectors, out in terms]
+    loop, scale = loop_named("spread_sums"), np.float32(factor)
+    prepared = [(*map(as_array, (*pairs, vectors)), scale, as_array(out)) for pairs, vectors, out in terms]
 
     def part(first: int, stop: int) -> None:
         for arrays in prepared:
             loop(first, stop, *arrays)
 
-    _share_out(part, len(terms[0][2]), sum(pairs.work * vectors.shape[1] for pairs, vectors, _ in terms))
+    share_out(part, len(terms[0][2]), sum(pairs.work * vectors.shape[1] for pairs, vectors, _ in terms))
 
 
 def weighted_sums(pairs: Pairs, vectors: Tensor, out: Tensor) -> Tensor:
     """For each feature, the vectors [R, W] of its pairs' rows, weighted, into out [F, W]."""
-    loop, arrays = _loop("weighted_sums"), tuple(map(_array, (*pairs, vectors)))
-    _share_out(
-        lambda first, stop: loop(first, stop, *arrays, np.float32(1), _array(out)),
+    loop, arrays = loop_named("weighted_sums"), tuple(map(as_array, (*pairs, vectors)))
+    share_out(
+        lambda first, stop: loop(first, stop, *arrays, np.float32(1), as_array(out)),
         len(out),
         pairs.work * vectors.shape[1],
         pairs.offsets,
@@ -77,9 +77,9 @@ def weighted_sums(pairs: Pairs, vectors: Tensor, out: Tensor) -> Tensor:
 def inner_products(pairs: Pairs, left: Tensor, right: Tensor) -> Tensor:
     """Inner products of left [R, W] at each pair's row with right [F, W] at its feature, in the pairs' order [N]."""
     out = torch.zeros(len(pairs.row))
-    loop, arrays = _loop("inner_products"), tuple(map(_array, (pairs.offsets, pairs.row, left, right)))
-    _share_out(
-        lambda first, stop: loop(first, stop, *arrays, np.float32(1), _array(out)),
+    loop, arrays = loop_named("inner_products"), tuple(map(as_array, (pairs.offsets, pairs.row, left, right)))
+    share_out(
+        lambda first, stop: loop(first, stop, *arrays, np.float32(1), as_array(out)),
         len(right),
         pairs.work * left.shape[1],
         pairs.offsets,
@@ -89,8 +89,8 @@ def inner_products(pairs: Pairs, left: Tensor, right: Tensor) -> Tensor:
 
 def add_products(left: sp.csr_array, right: sp.csr_array, out: np.ndarray) -> None:
     """To out, fp32 [F, G], add the product of sparse fp32 matrices [F, R] and [R, G]."""
-    loop, one, other = _loop("sparse_products"), *((m.indptr, m.indices, m.data) for m in (left, right))
-    _share_out(lambda first, stop: loop(first, stop, one, other, out), len(out), left.nnz * right.nnz)
+    loop, one, other = loop_named("sparse_products"), *((m.indptr, m.indices, m.data) for m in (left, right))
+    share_out(lambda first, stop: loop(first, stop, one, other, out), len(out), left.nnz * right.nnz)
 
 
 class Block(NamedTuple):
@@ -110,11 +110,11 @@ def write_gradients(pairs: Pairs, decoders: Sequence[Block], encoders: Sequence[
 
     Every target has a decoder of its own.
     """
-    products, sums, weighted = map(_loop, ("inner_products", "sums", "weighted_sums"))
-    offsets, row, value = map(_array, pairs)
+    products, sums, weighted = map(loop_named, ("inner_products", "sums", "weighted_sums"))
+    offsets, row, value = map(as_array, pairs)
     pull = np.zeros_like(value)
-    down = [(_array(b.beside), _array(b.weight), np.float32(b.factor), _array(b.gradient)) for b in decoders]
-    up = [(_array(b.beside), np.float32(b.factor), _array(b.gradient)) for b in encoders]
+    down = [(as_array(b.beside), as_array(b.weight), np.float32(b.factor), as_array(b.gradient)) for b in decoders]
+    up = [(as_array(b.beside), np.float32(b.factor), as_array(b.gradient)) for b in encoders]
 
     def part(first: int, stop: int) -> None:
         for beside, weight, factor, gradient in down:
@@ -122,22 +122,22 @@ def write_gradients(pairs: Pairs, decoders: Sequence[Block], encoders: Sequence[
             weighted(first, stop, offsets, row, value, beside, factor, gradient)
         for beside, factor, gradient in up:
             weighted(first, stop, offsets, row, pull, beside, factor, gradient)
-        sums(first, stop, offsets, pull, _array(bias))
+        sums(first, stop, offsets, pull, as_array(bias))
 
     work = pairs.work * sum(b.beside.shape[1] for b in (*decoders, *decoders, *encoders))
-    _share_out(part, len(bias), work, pairs.offsets)
+    share_out(part, len(bias), work, pairs.offsets)
 
 
 def above(values: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
     """Flat indices int64 and values fp32 of a bf16 matrix's entries above the bound of their column, bf16, >= 0."""
     # Non-negative bf16 numbers compare as their bits do, and bits of negative ones are negative integers.
-    arrays = _array(values.view(torch.int16)), _array(bound.view(torch.int16))
+    arrays = as_array(values.view(torch.int16)), as_array(bound.view(torch.int16))
     found: dict[int, tuple[Tensor, Tensor]] = {}
 
     def part(first: int, stop: int) -> None:
         found[first] = _above(first, stop, *arrays)
 
-    _share_out(part, len(values), values.numel())
+    share_out(part, len(values), values.numel())
     places, bits = zip(*(found[first] for first in sorted(found)), strict=True)
     return torch.cat(places), torch.cat(bits).view(torch.float32)
 
@@ -147,7 +147,7 @@ def _above(first: int, stop: int, values: np.ndarray, bound: np.ndarray) -> tupl
     room = (stop - first) * values.shape[1] // SELDOM + 1
     while True:
         place, bits = torch.empty(room, dtype=torch.int64), torch.empty(room, dtype=torch.int32)
-        count = _loop("find_above")(first, stop, values, bound, _array(place), _array(bits))
+        count = loop_named("find_above")(first, stop, values, bound, as_array(place), as_array(bits))
         if count <= room:
             return place[:count], bits[:count]
         room = count
@@ -156,11 +156,11 @@ def _above(first: int, stop: int, values: np.ndarray, bound: np.ndarray) -> tupl
 def order_by(keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Stable order of keys int64 [N] below `count`, and where each key's run begins in it [count + 1]."""
     order, offsets = torch.empty_like(keys), torch.zeros(count + 1, dtype=torch.int64)
-    _loop("counting_sort")(keys.numpy(), order.numpy(), offsets.numpy())
+    loop_named("counting_sort")(keys.numpy(), order.numpy(), offsets.numpy())
     return order, offsets
 
 
-def _share_out(part: Callable[[int, int], None], count: int, work: int, offsets: Tensor | None = None) -> None:
+def share_out(part: Callable[[int, int], None], count: int, work: int, offsets: Tensor | None = None) -> None:
     """Run a part on all indices below `count`, each thread on one range of them, this one included.
 
     The ranges are of equal length; with `offsets` of the pairs of every index, [count + 1], of equal work.
@@ -176,12 +176,13 @@ def _share_out(part: Callable[[int, int], None], count: int, work: int, offsets:
         one.result()
 
 
-def _array(tensor: Tensor) -> Any:
+def as_array(tensor: Tensor) -> Any:
+    """The same memory for numba."""
     return tensor.detach().numpy()
 
 
 @cache
-def _loop(name: str) -> Loop:
+def loop_named(name: str) -> Loop:
     """A compiled loop; numba takes a while to import, so not before it is needed."""
     loop: Loop = getattr(import_module("trainer.loops"), name)
     return loop

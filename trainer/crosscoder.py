@@ -15,12 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from trainer import screening
 from trainer.device import placed
 from trainer.errors import CrosscoderError
 from trainer.groups import Group
 from trainer.kernels import Pattern, dense_above, sum_by_row
 from trainer.normalisation import Normaliser
 from trainer.run_folder import published, write_json
+from trainer.screening import Screen
 from trainer.sparsity import ranking_norm, row_topk
 
 FORMAT, VERSION = "crossdiff.crosscoder", 1
@@ -99,6 +101,20 @@ class Crosscoder:
         norms = [torch.linalg.vector_norm(self.weights[f"decoder.{s}.{group.name}"], dim=1) for s in group.writes]
         return ranking_norm(norms, self.rank_by)
 
+    def encoders_of(self, group: Group) -> list[Tensor]:
+        """Encoders of a group [F, W], by what it reads."""
+        return [self.weights[f"encoder.{source}.{group.name}"] for source in group.reads]
+
+    def screenable(self, group: Group, rows: Rows) -> bool:
+        """Whether `screen` can do it here, and is worth it."""
+        return screening.usable([rows[source] for source in group.reads], self.encoders_of(group))
+
+    def screen(self, group: Group, rows: Rows, instead_of: Screen | None = None) -> Screen:
+        """What finds a group's pre-activations for normalised rows above a bound; see `trainer.screening`."""
+        parts, bias = [rows[source] for source in group.reads], self.weights[f"encoder_bias.{group.name}"]
+        factor = self.read_factor(group)
+        return Screen(parts, self.encoders_of(group), bias, factor=factor, instead_of=instead_of)
+
     def pre_activations(self, group: Group, rows: Rows) -> Tensor:
         """Pre-activations of a group for normalised rows [R, F]."""
         total = sum(rows[s] @ self.weights[f"encoder.{s}.{group.name}"].to(rows[s].dtype).T for s in group.reads)
@@ -106,37 +122,40 @@ class Crosscoder:
         return total * self.read_factor(group) + self.weights[f"encoder_bias.{group.name}"].to(total.dtype)
 
     @torch.no_grad()
-    def encode(self, rows: Rows, *, compute: torch.dtype = torch.bfloat16) -> Codes:
+    def encode(self, rows: Rows, *, compute: torch.dtype | None = None) -> Codes:
         """Active features of raw activations [R, W] per source, by the inference threshold.
 
-        The dense product runs in `compute`; float32 gives the definition to rounding.
+        The dense product runs in `compute`; float32 is the definition. Without it, the product is screened where
+        that is possible, which gives the same to rounding, or runs in bfloat16.
         """
         return self.encode_normalised(self.normalise(rows), compute=compute)
 
     @torch.no_grad()
-    def encode_normalised(self, rows: Rows, *, compute: torch.dtype = torch.bfloat16) -> Codes:
+    def encode_normalised(self, rows: Rows, *, compute: torch.dtype | None = None) -> Codes:
         """Active features of normalised activations; see `encode`."""
-        normal = {source: x.to(compute) for source, x in rows.items()}
-        count = len(next(iter(normal.values())))
+        count = len(next(iter(rows.values())))
         parts = []
         for group in self.groups:
-            at, value = self._active(group, normal)
+            at, value = self._active(group, {source: rows[source] for source in group.reads}, compute)
             parts.append((at // group.features, at % group.features + group.first, value))
         row, feature, value = (torch.cat(column) for column in zip(*parts, strict=True))
         order = torch.argsort(row, stable=True)
         return Codes(row[order], feature[order], value[order], count)
 
-    def _active(self, group: Group, normal: Rows) -> tuple[Tensor, Tensor]:
-        """Flat indices, in order, of a group's active entries [R, F] for normalised rows, and their activations."""
+    def _active(self, group: Group, rows: Rows, compute: torch.dtype | None) -> tuple[Tensor, Tensor]:
+        """Flat indices, in order, of a group's active entries [R, F] for what it reads, and their activations."""
         scale = self.scale_of(group).clamp_min(1e-12)
-        if group.name in self.row_k:
-            selected = row_topk([self.pre_activations(group, normal)], [scale], self.row_k[group.name])
-            return selected.kept[0], selected.value[0]
-        compute = normal[group.reads[0]].dtype
-        inputs = torch.cat([normal[source] for source in group.reads], dim=1) * self.read_factor(group)
-        weight = torch.cat([self.weights[f"encoder.{s}.{group.name}"].to(compute) for s in group.reads], dim=1)
-        bias = self.weights[f"encoder_bias.{group.name}"].to(compute)
         bound = (self.threshold[group.name].to(self.device) / scale).clamp_min(0)
+        if compute is None and group.name not in self.row_k and self.screenable(group, rows) and bool(bound.any()):
+            return self.screen(group, rows).above(bound)
+        compute = compute or torch.bfloat16
+        low = {source: x.to(compute) for source, x in rows.items()}
+        if group.name in self.row_k:
+            selected = row_topk([self.pre_activations(group, low)], [scale], self.row_k[group.name])
+            return selected.kept[0], selected.value[0]
+        inputs = torch.cat(list(low.values()), dim=1) * self.read_factor(group)
+        weight = torch.cat([part.to(compute) for part in self.encoders_of(group)], dim=1)
+        bias = self.weights[f"encoder_bias.{group.name}"].to(compute)
         return dense_above(inputs, weight, bias, bound)
 
     @torch.no_grad()

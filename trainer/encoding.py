@@ -8,16 +8,19 @@ F features of a group, W width of a source, N active pairs.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from trainer import screening
 from trainer.crosscoder import Crosscoder, Rows
 from trainer.groups import Group
 from trainer.jumprelu import jumprelu
 from trainer.kernels import Pattern, begin_dense_above, subtract_decoded
 from trainer.recipe import SparsityRecipe
+from trainer.screening import Screen
 from trainer.sparsity import Search, batch_topk, row_topk
 
 
@@ -64,8 +67,8 @@ class Dense(NamedTuple):
 class Encoding:
     """What one batch became."""
 
-    inputs: dict[str, Tensor]
-    """Per group, what it reads side by side [R, sum of W], in the compute dtype of `Encoders`."""
+    inputs: Callable[[Group], Tensor]
+    """What a group reads side by side [R, sum of W], in low precision."""
     codes: dict[str, Sparse | Dense]
     """Per group, its activations."""
     errors: Rows
@@ -80,38 +83,54 @@ class Encoding:
 
 
 class Encoders:
-    """Low-precision copies of the encoders, for the one dense product of a step."""
+    """What finds the active features of a batch: screening where it can, else a dense product in low precision."""
 
-    def __init__(self, crosscoder: Crosscoder, compute: torch.dtype) -> None:
-        """Room for the copies is taken once: fresh memory every step costs as much as the cast."""
+    def __init__(self, crosscoder: Crosscoder, compute: torch.dtype, *, screened: bool = False) -> None:
+        """`compute` is what dense products run in, of all features or of dead ones alone."""
         self.compute, self._crosscoder = compute, crosscoder
-        self._weights = {
-            group.name: torch.empty(
-                group.features, sum(crosscoder.widths[s] for s in group.reads), dtype=compute, device=crosscoder.device
-            )
-            for group in crosscoder.groups
-        }
-
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Copy the current weights."""
-        for group in self._crosscoder.groups:
-            first = 0
-            for source in group.reads:
-                width = self._crosscoder.widths[source]
-                weight = self._crosscoder.weights[f"encoder.{source}.{group.name}"]
-                self._weights[group.name][:, first : first + width].copy_(weight)
-                first += width
+        self._screened = screened
+        self._screens: dict[str, Screen] = {}
+        self._copies: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def dense(self, group: Group, inputs: Tensor) -> Tensor:
-        """Pre-activations of all features of a group [R, F], in the compute dtype."""
-        return torch.nn.functional.linear(inputs, self._weights[group.name], self._bias(group))
+        """Pre-activations of all features of a group [R, F] from what it reads side by side, both in `compute`."""
+        return torch.nn.functional.linear(inputs, self._copy(group), self._bias(group))
 
-    @torch.no_grad()
-    def begin_above(self, group: Group, inputs: Tensor, bound: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
-        """What gives flat indices, in order, and values of a group's pre-activations above a bound per feature [F]."""
-        return begin_dense_above(inputs, self._weights[group.name], self._bias(group), bound)
+    def search(self, groups: Sequence[Group], rows: Rows, inputs: Callable[[Group], Tensor], share: float) -> Search:
+        """What finds these groups' pre-activations above a bound, of which about a share will be kept.
+
+        It takes normalised rows, or `inputs` as for `dense`.
+        """
+        begin = [
+            self._screen(group, rows)
+            if self._screened and share <= screening.MOST and self._crosscoder.screenable(group, rows)
+            else partial(begin_dense_above, inputs(group), self._copy(group), self._bias(group))
+            for group in groups
+        ]
+
+        def search(bounds: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+            begun = [begin_one(bound) for begin_one, bound in zip(begin, bounds, strict=True)]
+            return [found() for found in begun]
+
+        return search
+
+    def _screen(self, group: Group, rows: Rows) -> Callable[[Tensor], Callable[[], tuple[Tensor, Tensor]]]:
+        screen = self._crosscoder.screen(group, rows, instead_of=self._screens.get(group.name))
+        self._screens[group.name] = screen
+        return lambda bound: partial(screen.above, bound)
+
+    def _copy(self, group: Group) -> Tensor:
+        """A group's encoders side by side [F, sum of W] as they are now, always in the same memory."""
+        encoders = self._crosscoder.encoders_of(group)
+        room = self._copies.get(group.name)
+        if room is None:
+            width = sum(part.shape[1] for part in encoders)
+            room = encoders[0].new_empty(group.features, width, dtype=self.compute, requires_grad=False)
+            self._copies[group.name] = room
+        for part, place in zip(encoders, room.split([part.shape[1] for part in encoders], dim=1), strict=True):
+            place.copy_(part)
+        return room
 
     def _bias(self, group: Group) -> Tensor:
         return self._crosscoder.weights[f"encoder_bias.{group.name}"].to(self.compute)
@@ -144,19 +163,19 @@ def encode_sparse(  # noqa: PLR0917 - the parts of one step, all of them needed
 
     Guesses are the last thresholds. With `topk` a budget is kept row by row, so it must divide by the rows.
     """
-    encoders.refresh()
-    low = {source: x.to(encoders.compute) for source, x in rows.items()}
-    inputs = {group.name: _inputs(crosscoder, group, low) for group in crosscoder.groups}
+    inputs = _inputs(crosscoder, rows, encoders.compute)
     count = len(next(iter(rows.values())))
     codes: dict[str, Sparse | Dense] = {}
     smallest: dict[str, float] = {}
     for groups, pairs in keep:
         scale = [crosscoder.scale_of(group).clamp_min(1e-6) for group in groups]
         if recipe.kind == "topk":
-            pre = [encoders.dense(group, inputs[group.name]) for group in groups]
+            pre = [encoders.dense(group, inputs(group)) for group in groups]
             selected = row_topk(pre, scale, max(1, round(pairs / count)))
         else:
-            selected = batch_topk(_search(groups, inputs, encoders), scale, pairs, guess[groups[0].name])
+            share = pairs / (count * sum(group.features for group in groups))
+            search = encoders.search(groups, rows, inputs, share)
+            selected = batch_topk(search, scale, pairs, guess[groups[0].name])
         for group, flat, value in zip(groups, selected.kept, selected.value, strict=True):
             pattern = Pattern(flat // group.features, flat % group.features, rows=count, features=group.features)
             codes[group.name] = Sparse(pattern, value)
@@ -164,20 +183,12 @@ def encode_sparse(  # noqa: PLR0917 - the parts of one step, all of them needed
     return Encoding(inputs, codes, _errors(crosscoder, rows, codes), smallest)
 
 
-def _search(groups: tuple[Group, ...], inputs: dict[str, Tensor], encoders: Encoders) -> Search:
-    def search(bounds: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        begun = [encoders.begin_above(g, inputs[g.name], bound) for g, bound in zip(groups, bounds, strict=True)]
-        return [found() for found in begun]
-
-    return search
-
-
 def encode_dense(
     crosscoder: Crosscoder, rows: Rows, recipe: SparsityRecipe, log_thresholds: dict[str, Tensor], compute: torch.dtype
 ) -> Encoding:
     """Encode normalised rows by ReLU, or by JumpReLU where there are thresholds (log, [F] per group), and decode."""
     low = {source: x.to(compute) for source, x in rows.items()}
-    inputs = {group.name: _inputs(crosscoder, group, low) for group in crosscoder.groups}
+    inputs = _inputs(crosscoder, rows, compute)
     codes: dict[str, Sparse | Dense] = {}
     for group in crosscoder.groups:
         pre = crosscoder.pre_activations(group, low).float()
@@ -189,10 +200,16 @@ def encode_dense(
     return Encoding(inputs, codes, _errors(crosscoder, rows, codes), {})
 
 
-def _inputs(crosscoder: Crosscoder, group: Group, low: Rows) -> Tensor:
-    joined = torch.cat([low[source] for source in group.reads], dim=1) if len(group.reads) > 1 else low[group.reads[0]]
-    factor = crosscoder.read_factor(group)
-    return joined if factor == 1.0 else joined * factor
+def _inputs(crosscoder: Crosscoder, rows: Rows, compute: torch.dtype) -> Callable[[Group], Tensor]:
+    """What gives a group's inputs side by side, in `compute`; no copy is made of what nobody asks for."""
+    low = cache(lambda source: rows[source].to(compute))
+
+    def inputs(group: Group) -> Tensor:
+        parts, factor = [low(source) for source in group.reads], crosscoder.read_factor(group)
+        joined = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        return joined if factor == 1.0 else joined * factor
+
+    return inputs
 
 
 def _errors(crosscoder: Crosscoder, rows: Rows, codes: dict[str, Sparse | Dense]) -> Rows:

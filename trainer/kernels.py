@@ -3,7 +3,8 @@
 Only the encoder product is dense, and only what exceeds a bound is kept of it. Decoding, the gradient of the
 activations and the gradients of both weights need just the (row, feature) pairs that are active: `rows * k` of
 `rows * features`. `Pattern` holds these pairs in row order and in feature order, so that every sum runs over
-contiguous entries. The sums are in fp32: casting the weights would cost more than it saves.
+contiguous entries. The sums are in fp32: casting the weights would cost more than it saves. `trainer.screening` can
+spare the dense product.
 
 On a CPU the loops of `trainer.compiled` do what torch has no good operation for, on a GPU the kernels of
 `trainer.fused`; elsewhere, and without numba or Triton, torch does it all. Axes: R rows, F features of one group,

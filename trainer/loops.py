@@ -19,6 +19,9 @@ def compiled(loop):
         return njit(**OPTIONS)(loop)
 
 
+LARGEST = np.float32(126.5)
+"""Largest level before rounding: neither rounding up nor a sum's error makes 128 of it, for which there is no room."""
+TINY = np.float32(1e-30)
 STRIDE = 32
 """Entries looked at together when few of them are wanted."""
 
@@ -147,3 +150,105 @@ def counting_sort(keys, order, offsets):
     for i in range(len(keys)):
         order[place[keys[i]]] = i
         place[keys[i]] += 1
+
+
+@compiled
+def pack(first, stop, parts, balance, dither, flip, packed, terms):
+    """Vectors, each in several parts side by side, in eight bits, four to a word, in packed [blocks, depth, block].
+
+    A vector times `balance` is divided by its step, so that the largest becomes LARGEST, and rounded up or down by
+    chance, as often up as it is near: on average nothing is added. Bits of `flip` change in every word. terms
+    [3, vectors]: the step; the sum of squares, each rounded away from zero; and the sum of what comes out.
+    """
+    depth, block = packed.shape[1:]
+    scaled, levels = np.zeros(4 * depth, np.float32), np.zeros(4 * depth, np.int8)
+    bits, words = scaled.view(np.int32), levels.view(np.int32)
+    for v in range(first, stop):
+        begin, largest = 0, np.int32(0)
+        for part in parts:
+            vector = part[v]
+            weight = balance[begin : begin + len(vector)]
+            room = scaled[begin : begin + len(vector)]
+            for c in range(len(vector)):
+                room[c] = vector[c] * weight[c]
+            begin += len(vector)
+        for c in range(begin):  # numbers without their sign compare as their bits do
+            largest = max(largest, bits[c] & np.int32(0x7FFFFFFF))
+        levels_per_one = LARGEST / max(np.int32(largest).view(np.float32), TINY)
+        chance = dither[v % (len(dither) - begin) :]
+        squares, total = np.float32(0), np.int32(0)
+        for c in range(begin):
+            exact = scaled[c] * levels_per_one
+            level = np.int32(np.floor(exact + chance[c]))
+            outward = np.ceil(abs(exact))
+            squares += outward * outward
+            total += level
+            levels[c] = level
+        for k in range(depth):
+            packed[v // block, k, v % block] = words[k] ^ flip
+        terms[0, v], terms[1, v], terms[2, v] = np.float32(1) / levels_per_one, squares, total
+
+
+@compiled
+def sort_hits(words, begin, place, row):
+    """Rows that each column of a panel hits, in order, from begin[column] on; words [rows] have a bit for each column.
+
+    `row` has room for all of them, and `place` [columns] is used on the way. Returns how many there are.
+    """
+    columns = len(place)
+    place[:] = 0
+    for word in words:
+        if word:
+            for c in range(columns):
+                place[c] += (word >> np.uint32(c)) & np.uint32(1)
+    begin[0] = 0
+    for c in range(columns):
+        begin[c + 1] = begin[c] + place[c]
+        place[c] = begin[c]
+    for r in range(len(words)):
+        word, c = words[r], 0
+        while word:
+            if word & np.uint32(1):
+                row[place[c]] = r
+                place[c] += 1
+            word >>= np.uint32(1)
+            c += 1
+    return begin[columns]
+
+
+@compiled
+def compute_hits(first, stop, hits, columns, parts, terms, flat, value):
+    """Flat indices, in order of columns, and values of what is above its bound among the hits of some panels.
+
+    hits [panels, rows] has a bit for each of a panel's `columns`. Parts are rows with their weights; terms has what a
+    product is multiplied with, what is added, and the bound [3, columns of all panels]. Returns how many are above, or
+    less than zero when there are more hits than there is room for.
+    """
+    count, width, listed, found = hits.shape[1], terms.shape[1], 0, 0
+    begin, place = np.empty(columns + 1, np.int64), np.empty(columns, np.int64)
+    row = np.empty(count * columns, np.int32)
+    for p in range(first, stop):
+        listed += sort_hits(hits[p], begin, place, row)
+        if listed > len(flat):
+            return -1
+        for c in range(columns):
+            f, i, end = p * columns + c, begin[c], begin[c + 1]
+            while i < end:  # four at a time: see inner_products
+                last = end - 1
+                r0, r1, r2, r3 = row[i], row[min(i + 1, last)], row[min(i + 2, last)], row[min(i + 3, last)]
+                s0 = s1 = s2 = s3 = np.float32(0)
+                for left, right in parts:
+                    vector, v0, v1, v2, v3 = right[f], left[r0], left[r1], left[r2], left[r3]
+                    for k in range(len(vector)):
+                        s0 += v0[k] * vector[k]
+                        s1 += v1[k] * vector[k]
+                        s2 += v2[k] * vector[k]
+                        s3 += v3[k] * vector[k]
+                for r, s in ((r0, s0), (r1, s1), (r2, s2), (r3, s3)):
+                    if i < end:
+                        x = s * terms[0, f] + terms[1, f]
+                        if x > terms[2, f]:
+                            flat[found], value[found] = r * width + f, x
+                            found += 1
+                        i += 1
+    return found

@@ -64,7 +64,7 @@ def dead_features_loss(crosscoder: Crosscoder, done: Encoding, dead: dict[str, T
         index = dead[group.name]
         if not len(index):
             continue
-        pre = _pre_of(crosscoder, group, index, done.inputs[group.name])
+        pre = _pre_of(crosscoder, group, index, done.inputs(group))
         kept = torch.topk(pre, min(k, pre.shape[1]), dim=1, sorted=False)
         active = torch.zeros_like(pre).scatter(1, kept.indices, kept.values.relu())
         for source in group.writes:

@@ -5,21 +5,28 @@ Selection is exact, without sorting rows x features: candidates above a running 
 largest is found among them.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from trainer.recipe import SparsityRecipe
 from trainer.reply import Reply
 
-SAFETY = 0.95
-"""Candidates are scores above this share of the last threshold; too few of them, and it is lowered."""
-
 ROUNDED_DOWN = 1 - 2**-8
 """Searched is for a little less than the bound, so that its rounding to bf16 leaves out nothing above it."""
+
+
+def spare(keep: int) -> float:
+    """By how much the search for a threshold begins below the last one, as a share of it.
+
+    The threshold of few varies more between batches. Too few candidates, and the search begins anew, lower.
+    """
+    return min(0.5, max(0.02, 3.5 / math.sqrt(max(keep, 1))))
 
 
 class Selected(NamedTuple):
@@ -43,7 +50,7 @@ def batch_topk(search: Search, scale: Sequence[Tensor], keep: int, guess: float 
     Scores are pre-activations times the group's scale [features]. `guess` is about the threshold expected; a bad one
     costs another search, never exactness.
     """
-    bound = max(guess, 0.0) * SAFETY
+    bound = max(guess, 0.0) * (1 - spare(keep))
     while True:
         found = search([bound * ROUNDED_DOWN / s for s in scale])
         scores = torch.cat([value * s[at % len(s)] for (at, value), s in zip(found, scale, strict=True)])
@@ -60,16 +67,28 @@ def _largest(found: Sequence[tuple[Tensor, Tensor]], scores: Tensor, keep: int, 
     """The `keep` largest of all scores [n], and how many exceed the bound. The device is waited for once."""
     if not len(scores):
         return Selected([at for at, _ in found], [value for _, value in found], 0.0), 0
-    least, chosen = scores, torch.ones_like(scores, dtype=torch.bool)
-    if len(scores) > keep:
-        least, index = torch.topk(scores, keep, sorted=False)
-        chosen = torch.zeros_like(chosen).index_fill_(0, index, True)
+    chosen, least = _strongest(scores, keep)
     parts = chosen.split([len(at) for at, _ in found])
-    counts, smallest = Reply(torch.stack([x.sum() for x in (scores > bound, *parts)])), Reply(least.min())
+    counts, smallest = Reply(torch.stack([x.sum() for x in (scores > bound, *parts)])), Reply(least)
     above, *sizes = counts.numbers()
     kept = [true_places(part, int(size)) for part, size in zip(parts, sizes, strict=True)]
     picked = [(at[index], value[index]) for (at, value), index in zip(found, kept, strict=True)]
     return Selected([at for at, _ in picked], [value for _, value in picked], smallest.number()), above
+
+
+def _strongest(scores: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """Which scores [n] are the `keep` largest, and the smallest of them; of equal ones the first."""
+    if len(scores) <= keep:
+        return torch.ones_like(scores, dtype=torch.bool), scores.min()
+    if scores.device.type != "cpu":
+        value, index = torch.topk(scores, keep, sorted=False)
+        return torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, index, True), value.min()
+    # torch would sort the half that is kept.
+    least = torch.as_tensor(np.partition(scores.numpy(force=True), len(scores) - keep)[len(scores) - keep])
+    chosen = scores > least
+    equal = torch.nonzero(scores == least).squeeze(1)
+    chosen[equal[: keep - int(chosen.sum())]] = True
+    return chosen, least
 
 
 def true_places(mask: Tensor, count: int) -> Tensor:

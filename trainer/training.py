@@ -45,7 +45,8 @@ class Training:
             )
         self.steps = self.batches.per_epoch * recipe.training.epochs
         self.crosscoder = fresh_crosscoder(recipe, store, self.device)
-        self.encoders = Encoders(self.crosscoder, precision(recipe, self.device))
+        screened = recipe.training.precision == "auto"
+        self.encoders = Encoders(self.crosscoder, precision(recipe, self.device), screened=screened)
         self.log_thresholds = self._initial_log_thresholds()
         # A tied decoder stands under several names but is one parameter.
         self.parameters = list(

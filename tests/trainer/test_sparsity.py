@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from trainer.kernels import entries_above
 from trainer.recipe import SparsityRecipe
-from trainer.sparsity import SAFETY, RunningThreshold, Search, annealed_k, batch_topk, ranking_norm
+from trainer.sparsity import RunningThreshold, Search, annealed_k, batch_topk, ranking_norm, spare
 
 
 def among(pre: list[torch.Tensor]) -> Search:
@@ -90,6 +90,18 @@ def test_the_running_threshold_begins_at_the_first_value_and_follows_early_ones_
     assert running.value == pytest.approx(3.1)
 
 
+def test_of_equal_scores_the_first_are_kept_and_no_more_than_there_is_budget_for():
+    pre = torch.tensor([[1.0, 2.0, 1.0], [1.0, 0.5, 1.0]])
+
+    selected = batch_topk(among([pre]), [torch.ones(3)], 3)
+
+    assert (selected.kept[0].tolist(), selected.threshold) == ([0, 1, 2], 1.0)
+
+
+def test_the_fewer_are_kept_the_lower_the_search_begins():
+    assert [spare(keep) for keep in (1, 49, 10_000, 10**6)] == [0.5, 0.5, 0.035, 0.02]
+
+
 def test_a_guess_just_at_the_threshold_loses_nothing_to_the_rounding_of_bfloat16():
     for seed in range(560, 570):  # at 564 the bound, rounded up in one column, once left out the last score to keep
         generator = torch.Generator().manual_seed(seed)
@@ -98,7 +110,7 @@ def test_a_guess_just_at_the_threshold_loses_nothing_to_the_rounding_of_bfloat16
         scores = torch.sort((pre.float() * scale).flatten(), descending=True).values[:20]
         off = 1 + (torch.rand(1, generator=generator).item() - 0.5) * 0.006
 
-        kept = batch_topk(among([pre]), [scale], 20, float(scores[-1]) / SAFETY * off).kept[0]
+        kept = batch_topk(among([pre]), [scale], 20, float(scores[-1]) / (1 - spare(20)) * off).kept[0]
 
         chosen = (pre.float() * scale).flatten()[kept]
         assert torch.equal(torch.sort(chosen, descending=True).values, scores)

@@ -151,7 +151,6 @@ def test_the_loss_of_a_step_equals_the_dense_definition(tmp_path):
     training = Training(tiny_recipe(), tiny_activations(tmp_path / "store"))
     crosscoder = training.crosscoder
     training.encoders.compute = torch.float32
-    training.encoders._weights = {name: copy.float() for name, copy in training.encoders._weights.items()}
     rows = crosscoder.normalise(next(iter(training.batches_left())))
 
     done = encode(training, rows)
