@@ -230,8 +230,8 @@ class TrainingRecipe(Part):
     """Decides the order of the rows."""
     device: str = "auto"
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Of the dense encoder product. With auto it is screened where the processor can, which gives what float32 gives, and
-    else runs in bfloat16 where the hardware multiplies it fast. Weights are float32."""
+    """Of the dense encoder product. With auto it is screened where the processor can, which gives what float32 gives,
+    and else runs in bfloat16 where the hardware multiplies it fast. Weights are float32."""
     checkpoint_every: int = Field(default=200, gt=0)
     """Steps between checkpoints."""
 
