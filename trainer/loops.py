@@ -154,39 +154,43 @@ def counting_sort(keys, order, offsets):
 
 @compiled
 def pack(first, stop, parts, balance, dither, flip, packed, terms):
-    """Vectors, each in several parts side by side, in eight bits, four to a word, in packed [blocks, depth, block].
+    """Blocks of vectors, each in several parts side by side, in bytes, four to a word: packed [blocks, depth, block].
 
     A vector times `balance` is divided by its step, so that the largest becomes LARGEST, and rounded up or down by
     chance, as often up as it is near: on average nothing is added. Bits of `flip` change in every word. terms
     [3, vectors]: the step; the sum of squares, each rounded away from zero; and the sum of what comes out.
     """
     depth, block = packed.shape[1:]
-    scaled, levels = np.zeros(4 * depth, np.float32), np.zeros(4 * depth, np.int8)
+    scaled, levels = np.zeros(4 * depth, np.float32), np.zeros((block, 4 * depth), np.int8)
     bits, words = scaled.view(np.int32), levels.view(np.int32)
-    for v in range(first, stop):
-        begin, largest = 0, np.int32(0)
-        for part in parts:
-            vector = part[v]
-            weight = balance[begin : begin + len(vector)]
-            room = scaled[begin : begin + len(vector)]
-            for c in range(len(vector)):
-                room[c] = vector[c] * weight[c]
-            begin += len(vector)
-        for c in range(begin):  # numbers without their sign compare as their bits do
-            largest = max(largest, bits[c] & np.int32(0x7FFFFFFF))
-        levels_per_one = LARGEST / max(np.int32(largest).view(np.float32), TINY)
-        chance = dither[v % (len(dither) - begin) :]
-        squares, total = np.float32(0), np.int32(0)
-        for c in range(begin):
-            exact = scaled[c] * levels_per_one
-            level = np.int32(np.floor(exact + chance[c]))
-            outward = np.ceil(abs(exact))
-            squares += outward * outward
-            total += level
-            levels[c] = level
+    for b in range(first, stop):
+        count = min(block, terms.shape[1] - b * block)
+        for i in range(count):
+            v, begin, largest = b * block + i, 0, np.int32(0)
+            for part in parts:
+                vector = part[v]
+                weight = balance[begin : begin + len(vector)]
+                room = scaled[begin : begin + len(vector)]
+                for c in range(len(vector)):
+                    room[c] = vector[c] * weight[c]
+                begin += len(vector)
+            for c in range(begin):  # numbers without their sign compare as their bits do
+                largest = max(largest, bits[c] & np.int32(0x7FFFFFFF))
+            levels_per_one = LARGEST / max(np.int32(largest).view(np.float32), TINY)
+            chance, level = dither[v % (len(dither) - begin) :], levels[i]
+            squares, total = np.float32(0), np.int32(0)
+            for c in range(begin):
+                exact = scaled[c] * levels_per_one
+                rounded = np.int32(np.floor(exact + chance[c]))
+                outward = np.ceil(abs(exact))
+                squares += outward * outward
+                total += rounded
+                level[c] = rounded
+            terms[0, v], terms[1, v], terms[2, v] = np.float32(1) / levels_per_one, squares, total
         for k in range(depth):
-            packed[v // block, k, v % block] = words[k] ^ flip
-        terms[0, v], terms[1, v], terms[2, v] = np.float32(1) / levels_per_one, squares, total
+            beside = packed[b, k]
+            for i in range(count):
+                beside[i] = words[i, k] ^ flip
 
 
 @compiled

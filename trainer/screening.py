@@ -192,7 +192,7 @@ def _packed(
     terms = torch.empty(3, vectors)
     dither, loop = _dither(flip, width), loop_named("pack")
     arrays = tuple(map(as_array, parts)), as_array(balance), dither, np.int32(flip), as_array(packed), as_array(terms)
-    share_out(lambda first, stop: loop(first, stop, *arrays), vectors, vectors * width)
+    share_out(lambda first, stop: loop(first, stop, *arrays), size[0], vectors * width)
     return Factor(packed, *terms)
 
 

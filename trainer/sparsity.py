@@ -26,7 +26,7 @@ def spare(keep: int) -> float:
 
     The threshold of few varies more between batches. Too few candidates, and the search begins anew, lower.
     """
-    return min(0.5, max(0.02, 3.5 / math.sqrt(max(keep, 1))))
+    return min(0.5, max(0.01, 3.5 / math.sqrt(max(keep, 1))))
 
 
 class Selected(NamedTuple):
