@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from trainer import screening
 from trainer.batches import window_rows
 from trainer.checkpoint import KEEP
 from trainer.device import compute_dtype, pick_device
@@ -54,10 +55,12 @@ TOKENS_PER_ROW = 1.1
 """Tokens that a model reads for one row; two tokenizers do not end everywhere together."""
 MODELS_SHARE = 0.55
 """A harvest's arithmetic per second over that of a bare product: attention, norms, small matrices, text."""
-STEP_SHARE = 0.36
-"""Rows per second of a training step over those of its encoder product (docs/performance.md)."""
-SHORT_SHARE = 0.45
-"""The same of models that read single sequences and predict, as evaluation makes them."""
+PRODUCT_SHARE, SCREENED_SHARE = 0.9, 2.2
+"""Speed of a step's encoder product and search over a bare product: as it is, and screened (docs/performance.md)."""
+TRAFFIC = 40
+"""Bytes that a step copies per weight: Adam, casts and norms, and in part the sums over active features."""
+SHORT_SHARE = 0.6
+"""As MODELS_SHARE, of models that read single sequences and predict, as evaluation makes them."""
 ENCODES = 2.3
 """What the analysis costs, in encoder products of all rows."""
 LOADING = 1.0e8
@@ -268,7 +271,7 @@ class _Forecast:
             device=0 if on_cpu else held,
             mapped=window,
             disk=(KEEP + 1) * CHECKPOINT * self.parameters + 4 * self.parameters,
-            seconds=self._seconds(steps * training.batch * self.product, STEP_SHARE),
+            seconds=self._steps(steps),
         )
         stream = self.recipe.harvest.stream
         if stream is None or not self.shapes or self.recipe.corpus is None:
@@ -285,12 +288,25 @@ class _Forecast:
             seconds=self._total(fitted.seconds, self._read(self.train_rows - self.recipe.harvest.stored_rows)),
         )
 
+    def _steps(self, steps: int) -> float | None:
+        """Seconds of so many steps: the product of every row, and what goes over all weights once in a step."""
+        share = SCREENED_SHARE if self._screened else PRODUCT_SHARE
+        products = self._seconds(steps * self.recipe.training.batch * self.product, share)
+        return self._total(products, self.speed and steps * TRAFFIC * self.parameters / self.speed.copy)
+
+    @property
+    def _screened(self) -> bool:
+        training = self.recipe.training
+        may = self.recipe.crosscoder.sparsity.kind == "batch_topk" and training.precision == "auto"
+        fast = pick_device(training.device).type == "cpu" and screening.shape() is not None
+        return may and fast and self.product >= screening.WORTH
+
     def evaluate(self) -> Need:
         logits = max((shape.vocabulary for shape in self.shapes.values()), default=0) * SCORED * LOGITS
         models = self._weights(lambda shape: shape.weights)
         corpus, baselines = self.recipe.corpus, self.recipe.baselines
-        context, parts = (corpus.context, len(corpus.mix)) if corpus else (0, 0)
-        reads = 4 * self.recipe.evaluation.sequences + (baselines.sequences * parts if baselines.divergence else 0)
+        context = corpus.context if corpus else 0
+        reads = 4 * self.recipe.evaluation.sequences + (baselines.sequences if baselines.divergence else 0)
         each = sum(shape.all_products for shape in self.shapes.values())
         held_out = self.kept_rows * (1 - self.train_rows / self.all_rows)
         return Need(
@@ -299,7 +315,7 @@ class _Forecast:
             mapped=0,
             disk=0,
             seconds=self._total(
-                self._seconds(held_out * self.product, STEP_SHARE),
+                self._seconds(held_out * self.product, 1.0),
                 self._seconds(reads * context * each, SHORT_SHARE, loading=models),
             ),
         )
@@ -326,7 +342,7 @@ class _Forecast:
             disk=firings * FIRING + self.features * contexts * recipe.contexts.window * CONTEXT_ROW,
             seconds=self._total(
                 self._seconds(rows * self.product * ENCODES, 1.0, loading=loaded),
-                self._seconds(self.features * heads, STEP_SHARE),
+                self._seconds(self.features * heads, 1.0),
             ),
         )
 

@@ -194,65 +194,49 @@ def pack(first, stop, parts, balance, dither, flip, packed, terms):
 
 
 @compiled
-def sort_hits(words, begin, place, row):
-    """Rows that each column of a panel hits, in order, from begin[column] on; words [rows] have a bit for each column.
+def list_hits(first, stop, hits, columns, begin, row):
+    """Rows that each column of some panels hits, in order, from begin[column] on, where it ends the one before.
 
-    `row` has room for all of them, and `place` [columns] is used on the way. Returns how many there are.
+    hits [panels, rows] has a bit for each of a panel's `columns`. Returns how many hits there are; no more panels are
+    listed than there is room for.
     """
-    columns = len(place)
-    place[:] = 0
-    for word in words:
-        if word:
-            for c in range(columns):
-                place[c] += (word >> np.uint32(c)) & np.uint32(1)
-    begin[0] = 0
-    for c in range(columns):
-        begin[c + 1] = begin[c] + place[c]
-        place[c] = begin[c]
-    for r in range(len(words)):
-        word, c = words[r], 0
-        while word:
-            if word & np.uint32(1):
-                row[place[c]] = r
-                place[c] += 1
-            word >>= np.uint32(1)
-            c += 1
-    return begin[columns]
+    place, listed = np.zeros(columns, np.int64), 0
+    for p in range(first, stop):
+        words, at = hits[p], (p - first) * columns
+        place[:] = 0
+        for word in words:
+            if word:
+                for c in range(columns):
+                    place[c] += (word >> np.uint32(c)) & np.uint32(1)
+        for c in range(columns):
+            begin[at + c + 1] = begin[at + c] + place[c]
+            place[c] = begin[at + c]
+        listed = begin[at + columns]
+        if listed > len(row):
+            continue
+        for r in range(len(words)):
+            word, c = words[r], 0
+            while word:
+                if word & np.uint32(1):
+                    row[place[c]] = r
+                    place[c] += 1
+                word >>= np.uint32(1)
+                c += 1
+    return listed
 
 
 @compiled
-def compute_hits(first, stop, hits, columns, parts, terms, flat, value):
-    """Flat indices, in order of columns, and values of what is above its bound among the hits of some panels.
+def keep_above(begin, row, value, bias, bound, width, flat):
+    """Leave of the entries, from begin[column] on for every column, those above its bound once its bias is added.
 
-    hits [panels, rows] has a bit for each of a panel's `columns`. Parts are rows with their weights; terms has what a
-    product is multiplied with, what is added, and the bound [3, columns of all panels]. Returns how many are above, or
-    less than zero when there are more hits than there is room for.
+    Values are moved to the front; flat gets their indices in a matrix of `width` columns, bias and bound [columns].
+    Returns how many are left.
     """
-    count, width, listed, found = hits.shape[1], terms.shape[1], 0, 0
-    begin, place = np.empty(columns + 1, np.int64), np.empty(columns, np.int64)
-    row = np.empty(count * columns, np.int32)
-    for p in range(first, stop):
-        listed += sort_hits(hits[p], begin, place, row)
-        if listed > len(flat):
-            return -1
-        for c in range(columns):
-            f, i, end = p * columns + c, begin[c], begin[c + 1]
-            while i < end:  # four at a time: see inner_products
-                last = end - 1
-                r0, r1, r2, r3 = row[i], row[min(i + 1, last)], row[min(i + 2, last)], row[min(i + 3, last)]
-                s0 = s1 = s2 = s3 = np.float32(0)
-                for left, right in parts:
-                    vector, v0, v1, v2, v3 = right[f], left[r0], left[r1], left[r2], left[r3]
-                    for k in range(len(vector)):
-                        s0 += v0[k] * vector[k]
-                        s1 += v1[k] * vector[k]
-                        s2 += v2[k] * vector[k]
-                        s3 += v3[k] * vector[k]
-                for r, s in ((r0, s0), (r1, s1), (r2, s2), (r3, s3)):
-                    if i < end:
-                        x = s * terms[0, f] + terms[1, f]
-                        if x > terms[2, f]:
-                            flat[found], value[found] = r * width + f, x
-                            found += 1
-                        i += 1
-    return found
+    kept = 0
+    for c in range(len(bound)):
+        for i in range(begin[c], begin[c + 1]):
+            x = value[i] + bias[c]
+            if x > bound[c]:
+                flat[kept], value[kept] = row[i] * width + c, x
+                kept += 1
+    return kept

@@ -22,7 +22,7 @@ class BaselinesRecipe(Part):
     divergence: bool = True
     """How differently the models go on from the same held-out text."""
     sequences: int = Field(default=12, gt=0)
-    """Held-out sequences that `divergence` reads, as many of every corpus part."""
+    """Held-out sequences that `divergence` reads, an equal share of every corpus part."""
     diff_sae: bool = False
     """Also train the preset `diff_sae`, as a run of its own beside this one; needs two sources of one space."""
 

@@ -62,16 +62,27 @@ class Shape(NamedTuple):
 
 @cache
 def shape() -> Shape | None:
-    """How this processor multiplies bytes; None where it does not, or has something better for bfloat16."""
-    if not compiled.AVAILABLE:
-        return None
-    has = {name for name, there in import_module("llvmlite.binding").get_host_cpu_features().items() if there}
-    numba = import_module("numba").config
-    if numba.CPU_NAME or numba.CPU_FEATURES or "amx-bf16" in has:
-        return None
+    """How this processor's products are screened; None where they are not, or bfloat16 is as fast as bytes (AMX)."""
+    return None if "amx-bf16" in _abilities() else possible()
+
+
+def possible() -> Shape | None:
+    """How this processor multiplies bytes; None where it does not."""
+    has = _abilities()
     if {"avx512vnni", "avx512vl"} <= has:
         return Shape(16, 12)
     return Shape(8, 6) if {"avxvnni", "fma"} <= has else None
+
+
+def _abilities() -> set[str]:
+    """What the processor has that numba compiles for, in LLVM's words."""
+    if not compiled.AVAILABLE:
+        return set()
+    numba = import_module("numba").config
+    if numba.CPU_NAME or numba.CPU_FEATURES:  # somebody wants code for another processor
+        return set()
+    features = import_module("llvmlite.binding").get_host_cpu_features()
+    return {name for name, there in features.items() if there}
 
 
 def usable(rows: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
@@ -157,21 +168,32 @@ class Screen:
 
     def _computed(self, hits: Tensor, bound: Tensor) -> tuple[Tensor, Tensor] | None:
         """The hits that are above the bound, in order of features; None where hits are too many."""
-        loop, columns = loop_named("compute_hits"), self._shape.columns
-        parts = tuple((as_array(rows), as_array(weights)) for rows, weights in zip(*self._exact, strict=True))
-        terms = as_array(torch.stack([torch.full_like(bound, self._factor), self._bias, bound]))
-        words, found, crowded = as_array(hits).view(np.uint32), {}, []
+        columns, words = self._shape.columns, as_array(hits).view(np.uint32)
+        parts = [(as_array(rows), as_array(weights)) for rows, weights in zip(*self._exact, strict=True)]
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        crowded: list[int] = []
 
         def part(first: int, stop: int) -> None:
-            room = (stop - first) * columns * hits.shape[1] // TOO_MANY + columns
-            flat, value = torch.empty(room, dtype=torch.int64), torch.empty(room)
-            count = loop(first, stop, words, columns, parts, terms, as_array(flat), as_array(value))
-            found[first] = flat[:count], value[:count]
-            crowded.extend([first] if count < 0 else [])
+            mine = slice(first * columns, min(stop * columns, len(bound)))
+            begin = np.zeros((stop - first) * columns + 1, np.int64)
+            row = np.empty((stop - first) * columns * hits.shape[1] // TOO_MANY + columns, np.int64)
+            count = loop_named("list_hits")(first, stop, words, columns, begin, row)
+            if count > len(row):
+                crowded.append(first)
+                return
+            value, flat = torch.zeros(count), torch.empty(count, dtype=torch.int64)
+            for x, w in parts:  # source by source: the rows of one stay in the cache
+                products = (begin, row, x, w[mine], np.float32(self._factor), as_array(value))
+                loop_named("inner_products")(0, len(w[mine]), *products)
+            terms = as_array(self._bias[mine]), as_array(bound[mine]), len(bound), as_array(flat)
+            kept = loop_named("keep_above")(begin, row, as_array(value), *terms)
+            found[first] = flat[:kept] + mine.start, value[:kept]
 
         share_out(part, len(hits), hits.numel() * columns)
+        if crowded:
+            return None
         flats, values = zip(*(found[first] for first in sorted(found)), strict=True)
-        return None if crowded else (torch.cat(flats), torch.cat(values))
+        return torch.cat(flats), torch.cat(values)
 
 
 def _balance(rows: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:

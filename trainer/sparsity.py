@@ -26,7 +26,7 @@ def spare(keep: int) -> float:
 
     The threshold of few varies more between batches. Too few candidates, and the search begins anew, lower.
     """
-    return min(0.5, max(0.01, 3.5 / math.sqrt(max(keep, 1))))
+    return min(0.5, max(0.02, 3.5 / math.sqrt(max(keep, 1))))
 
 
 class Selected(NamedTuple):
@@ -50,7 +50,7 @@ def batch_topk(search: Search, scale: Sequence[Tensor], keep: int, guess: float 
     Scores are pre-activations times the group's scale [features]. `guess` is about the threshold expected; a bad one
     costs another search, never exactness.
     """
-    bound = max(guess, 0.0) * (1 - spare(keep))
+    bound, lower = max(guess, 0.0) * (1 - spare(keep)), 0.9
     while True:
         found = search([bound * ROUNDED_DOWN / s for s in scale])
         scores = torch.cat([value * s[at % len(s)] for (at, value), s in zip(found, scale, strict=True)])
@@ -60,7 +60,7 @@ def batch_topk(search: Search, scale: Sequence[Tensor], keep: int, guess: float 
             if bound == 0.0 or above >= keep:
                 return selected
         # A guess so small that it cannot be lowered any more must not keep the search going.
-        bound = bound * 0.7 if bound > max(guess * 0.2, 1e-12) else 0.0
+        bound, lower = bound * lower if bound > max(guess * 0.2, 1e-12) else 0.0, 0.7
 
 
 def _largest(found: Sequence[tuple[Tensor, Tensor]], scores: Tensor, keep: int, bound: float) -> tuple[Selected, float]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer import foresight
+from trainer import foresight, screening
 from trainer.foresight import Need, Speed, measure_speed, needs
 from trainer.model_shapes import ModelShape
 from trainer.recipe import Recipe, parse_recipe
@@ -70,14 +70,30 @@ def test_training_holds_sixteen_bytes_a_weight_twelve_more_in_a_checkpoint_and_t
 def test_times_are_arithmetic_over_the_speed_of_a_bare_product():
     speed = Speed(product=1e9, copy=1e9)
 
-    # Three times 80 batches of 1,000 rows, each with 160 x 1,000 multiplications and additions.
-    seconds = 2 * 240_000 * 160_000 / 1e9 / foresight.STEP_SHARE
+    # Three times 80 batches of 1,000 rows, each with 160 x 1,000 multiplications and additions; 321 weights a feature.
+    seconds = 2 * 240_000 * 160_000 / 1e9 / foresight.PRODUCT_SHARE + 240 * foresight.TRAFFIC * 321_000 / 1e9
     assert need("train", recipe(), speed=speed).seconds == pytest.approx(seconds)
     # Attention costs layers x width x context beside the weights' products: 4 x 100 x 50 and 2 x 60 x 50.
     each = 400_000 + 20_000 + 100_000 + 6_000
     reading = 2 * 110_000 * each / 1e9 / foresight.MODELS_SHARE + 2 * 1_600_000 / foresight.LOADING
     assert need("harvest", recipe(), speed=speed).seconds == pytest.approx(reading)
     assert need("train", recipe()).seconds is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "share"),
+    [
+        ({}, foresight.SCREENED_SHARE),
+        ({"training": {"precision": "bfloat16"}}, foresight.PRODUCT_SHARE),
+        ({"crosscoder": {"features": 8_000, "sparsity": {"kind": "topk"}}}, foresight.PRODUCT_SHARE),
+    ],
+)
+def test_a_product_that_is_screened_takes_less_time(changes, share, monkeypatch):
+    monkeypatch.setattr(screening, "shape", lambda: screening.Shape(16, 12))
+    speed = Speed(product=1e9, copy=float("inf"))
+    one = recipe(**{"crosscoder": {"features": 8_000}} | changes)
+
+    assert need("train", one, speed=speed).seconds == pytest.approx(2 * 240_000 * 160 * 8_000 / 1e9 / share)
 
 
 def test_a_group_costs_only_the_sources_it_reads_and_writes():
@@ -105,7 +121,7 @@ def test_a_stream_keeps_its_sample_and_holds_models_and_buffer_while_it_trains()
 def test_a_calibration_is_two_trainings_and_two_analyses_on_fewer_rows():
     speed, one = Speed(1e9, 1e9), recipe(calibration={"rows": 8_000})
     found = need("calibrate", one, speed=speed)
-    training = 2 * 24_000 * 160_000 / 1e9 / foresight.STEP_SHARE
+    training = 2 * 24_000 * 160_000 / 1e9 / foresight.PRODUCT_SHARE + 24 * foresight.TRAFFIC * 321_000 / 1e9
     judging = 2 * 8_000 * 160_000 * foresight.ENCODES / 1e9
 
     assert found.seconds == pytest.approx(2 * (training + judging))
