@@ -292,7 +292,8 @@ class _Forecast:
         """Seconds of so many steps: the product of every row, and what goes over all weights once in a step."""
         share = SCREENED_SHARE if self._screened else PRODUCT_SHARE
         products = self._seconds(steps * self.recipe.training.batch * self.product, share)
-        return self._total(products, self.speed and steps * TRAFFIC * self.parameters / self.speed.copy)
+        weights = TRAFFIC * self.parameters
+        return None if self.speed is None else self._total(products, steps * weights / self.speed.copy)
 
     @property
     def _screened(self) -> bool:
