@@ -74,6 +74,8 @@ class Cost:
     rows: int
     encode: tuple[Clock, ...]
     """Encoding all rows once and nothing else: before the analysis, and after it."""
+    dense: Clock
+    """The same by the dense product, as where it cannot be screened."""
     analyse: Clock
     """The whole analysis, its own encoding included."""
     parts: dict[str, float]
@@ -89,6 +91,11 @@ class Cost:
     def over_encode(self) -> float:
         """What the analysis takes on top of an encoding, over that encoding."""
         return self.analyse.wall / self.encode_s - 1
+
+    @property
+    def over_dense(self) -> float:
+        """What the analysis takes on top of its encoding, over an encoding by the dense product."""
+        return (self.analyse.wall - self.encode_s) / self.dense.wall
 
     @property
     def processor_over_encode(self) -> float:
@@ -121,9 +128,11 @@ def bench_analyse(rows: int = 200_000, **sizes: Any) -> Report:
     """
     machine = Machine()
     single, double = (_alone(Setup(count, **sizes)) for count in (rows, 2 * rows))
-    head = ("rows", "encode s", "analyse s", "over encode", "of processors", "peak GB", *double.parts)
+    seconds, over = ("encode s", "densely s", "analyse s"), ("over encode", "over dense")
+    head = ("rows", *seconds, *over, "of processors", "peak GB", *double.parts)
     figures = {
         "cost_over_encode": double.over_encode,
+        "cost_over_dense": double.over_dense,
         "peak_memory_ratio_when_rows_double": double.peak_gb / single.peak_gb,
         "results": [_figures(cost) for cost in (single, double)],
     }
@@ -132,7 +141,8 @@ def bench_analyse(rows: int = 200_000, **sizes: Any) -> Report:
     notes = (
         f"{setup.features:,} features, k {setup.k}, widths {widths}; contexts written, no logit effects.",
         "over encode: what the analysis takes on top of encoding the rows once, over that encoding.",
-        "of processors: the same in processor time. The last columns are the analysis by task, in seconds.",
+        "over dense: the same over encoding by the dense bf16 product, as machines do that cannot screen it.",
+        "of processors: over encode in processor time. The last columns are the analysis by task, in seconds.",
         f"Torch uses {torch.get_num_threads()} threads.",
         machine.note(),
     )
@@ -153,14 +163,15 @@ def cost_of(setup: Setup) -> Cost:
         whole = Clock.of(partial(analyse, recipe, store, crosscoder, folder=run, progress=progress))
         peak = peak_gigabytes()
         after = Clock.of(partial(encode_all, store, crosscoder))
+        dense = Clock.of(partial(encode_all, store, crosscoder, compute=torch.bfloat16))
     parts = dict(progress.seconds) | {PUBLISHING: whole.wall - sum(progress.seconds.values())}
-    return Cost(store.manifest.rows, (before, after), whole, parts, peak)
+    return Cost(store.manifest.rows, (before, after), dense, whole, parts, peak)
 
 
-def encode_all(store: ActivationStore, crosscoder: Crosscoder) -> None:
+def encode_all(store: ActivationStore, crosscoder: Crosscoder, compute: torch.dtype | None = None) -> None:
     """Read and encode every row, and keep nothing."""
     for block in store.blocks():
-        crosscoder.encode(block.rows)
+        crosscoder.encode(block.rows, compute=compute)
 
 
 def recipe_of(setup: Setup) -> Recipe:
@@ -228,7 +239,9 @@ def _figures(cost: Cost) -> dict[str, Any]:
         "rows": cost.rows,
         "encode_s": cost.encode_s,
         "analyse_s": cost.analyse.wall,
+        "dense_s": cost.dense.wall,
         "over_encode": cost.over_encode,
+        "over_dense": cost.over_dense,
         "processor_over_encode": cost.processor_over_encode,
         "parts_s": cost.parts,
         "peak_gb": cost.peak_gb,
@@ -236,5 +249,6 @@ def _figures(cost: Cost) -> dict[str, Any]:
 
 
 def _row(cost: Cost, parts: tuple[str, ...]) -> tuple[str, ...]:
-    figures = (cost.encode_s, cost.analyse.wall, cost.over_encode, cost.processor_over_encode, cost.peak_gb)
+    seconds, over = (cost.encode_s, cost.dense.wall, cost.analyse.wall), (cost.over_encode, cost.over_dense)
+    figures = (*seconds, *over, cost.processor_over_encode, cost.peak_gb)
     return (f"{cost.rows:,}", *map(shown, (*figures, *(cost.parts.get(part) for part in parts))))

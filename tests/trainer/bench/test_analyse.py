@@ -12,7 +12,12 @@ TINY = {"features": 64, "k": 4, "widths": (12, 20)}
 def test_the_figures_are_those_of_the_design_and_the_parts_add_up():
     report = bench_analyse(2048, **TINY)
 
-    assert set(report.figures) == {"cost_over_encode", "peak_memory_ratio_when_rows_double", "results"}
+    assert set(report.figures) == {
+        "cost_over_encode",
+        "cost_over_dense",
+        "peak_memory_ratio_when_rows_double",
+        "results",
+    }
     single, double = (result["rows"] for result in report.figures["results"])
     assert single == pytest.approx(2048, rel=0.1)
     assert double / single == pytest.approx(2, rel=0.05)
@@ -21,6 +26,7 @@ def test_the_figures_are_those_of_the_design_and_the_parts_add_up():
         assert {"Encoding", "Reading features", "Comparing features", PUBLISHING} <= set(result["parts_s"])
         expected = (result["analyse_s"] - result["encode_s"]) / result["encode_s"]
         assert result["over_encode"] == pytest.approx(expected)
+        assert result["over_dense"] == pytest.approx((result["analyse_s"] - result["encode_s"]) / result["dense_s"])
         assert result["processor_over_encode"] > 0
     assert report.figures["cost_over_encode"] == report.figures["results"][1]["over_encode"]
 
