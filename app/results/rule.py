@@ -42,6 +42,8 @@ LIMITS = (
     """A readout says what activations carry, not what the model makes of it. A fine-tune may use what its base only
     carries, so between sources of one space a larger readout ratio is allowed (`readout_ratio_same_space`), and latent
     scaling must not object.""",
+    """A dictionary picks some directions of many, partly by chance. A second run with another `training.seed` tells
+    which of them it finds again.""",
     """A verdict is about the text that was analysed. Steering is the causal test: a feature that matters changes what
     its owner writes.""",
 )
