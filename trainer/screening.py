@@ -81,7 +81,10 @@ def _abilities() -> set[str]:
     numba = import_module("numba").config
     if numba.CPU_NAME or numba.CPU_FEATURES:  # somebody wants code for another processor
         return set()
-    features = import_module("llvmlite.binding").get_host_cpu_features()
+    try:
+        features = import_module("llvmlite.binding").get_host_cpu_features()
+    except RuntimeError:  # LLVM does not know this kind of processor
+        return set()
     return {name for name, there in features.items() if there}
 
 

@@ -144,6 +144,23 @@ def test_errors_of_sums_of_levels_are_far_smaller_than_the_margin_and_have_no_bi
     assert abs(float((error / margin).mean())) < 0.01
 
 
+def test_without_a_margin_the_hits_are_the_sums_of_levels_above_the_bound(shape, monkeypatch):
+    rows, weights, bias = drawn(50, 70, (128, 100))
+    rows[0] += 0.5  # so that sums of levels are far from zero
+    screen = Screen(rows, weights, bias)
+    left, right = levels_of(screen.rows, 228), levels_of(screen.weights, 228, screening.UNSIGNED)
+    bound = torch.rand(70) + 0.5
+    monkeypatch.setattr(screening, "MARGIN", 0.0)
+
+    bits = screen._hits(bound).T.unsqueeze(2).bitwise_right_shift(torch.arange(shape.columns, dtype=torch.int32)) & 1
+
+    sums = left.double() @ right.double().T
+    least = (bound - bias).double() / (screen.rows.step[:, None].double() * screen.weights.step)
+    hits = bits.reshape(50, -1)[:, :70].bool()
+    assert not (hits != (sums > least))[(sums - least).abs() > 1].any()
+    assert 0.1 < float(hits.float().mean()) < 0.5
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_largest_possible_sums_fit(shape, sign):
     width = screening.DEEPEST
@@ -180,6 +197,17 @@ def test_the_processor_decides(has, expected, monkeypatch):
     monkeypatch.setattr(llvmlite.binding, "get_host_cpu_features", lambda: dict.fromkeys(has, True))
 
     assert screening.shape.__wrapped__() == expected
+
+
+def test_a_processor_that_nobody_knows_screens_nothing(monkeypatch):
+    import llvmlite.binding
+
+    def unknown():
+        raise RuntimeError
+
+    monkeypatch.setattr(llvmlite.binding, "get_host_cpu_features", unknown)
+
+    assert screening.shape.__wrapped__() is None
 
 
 def test_without_numba_or_for_another_processor_than_this_nothing_is_screened(monkeypatch):
