@@ -99,7 +99,9 @@ def _compare(b: Any, sums: list[list[Any]], terms: list[Any], hits: Any) -> None
     multiply_add = cgutils.get_or_insert_function(b.module, kind, f"llvm.fma.v{lanes}f32")
     of_row, of_column = b.inttoptr(terms[0], _FLOAT.as_pointer()), b.inttoptr(terms[1], vector.as_pointer())
     hits = b.inttoptr(hits, _INT.as_pointer())
-    factor, less = ([b.load(b.gep(of_column, [_LONG(i * VECTORS + n)])) for n in range(VECTORS)] for i in range(2))
+    factor, less = (
+        [b.load(b.gep(of_column, [_LONG(i * VECTORS + n)]), align=4) for n in range(VECTORS)] for i in range(2)
+    )
     for m in range(rows):
         start, scale = (_spread(b, b.load(b.gep(of_row, [_LONG(i * rows + m)])), vector) for i in range(2))
         word = _INT(0)

@@ -51,7 +51,7 @@ def harvest(recipe: Path | None, overrides: tuple[str, ...], rounds: int, as_jso
 def train(  # noqa: PLR0917 - click passes options by name
     variant: str | None, widths: str, scaling: bool, plot: Path | None, rounds: int, as_json: bool, **numbers: int
 ) -> None:
-    """Whole training steps, against the one dense product that no step can do without."""
+    """Whole training steps, against one dense product of all rows with all features."""
     if plot is not None and not scaling:
         raise click.UsageError("--plot draws what --scaling measures. Add --scaling.")
     if scaling:

@@ -1,4 +1,4 @@
-"""Bench of training: full steps against the one dense product that no step can do without."""
+"""Bench of training: full steps against one dense product of all rows with all features."""
 
 import gc
 import tempfile
