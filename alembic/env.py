@@ -3,8 +3,8 @@
 from alembic import context
 from sqlalchemy import Connection
 
-from app.labels.database import database_url, open_database
-from app.labels.tables import Base
+from app.database.engine import database_url, open_database
+from app.database.tables import Base
 
 
 def migrate(connection: Connection) -> None:

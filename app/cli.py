@@ -12,11 +12,11 @@ import click
 from app.bench.commands import bench
 from app.errors import ReaderError
 from trainer.errors import CrossdiffError
+from trainer.run.stages import STAGES
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells count it."""
 DEMO = Path(__file__).resolve().parents[1] / "trainer" / "recipes" / "demo.yaml"
-STAGES = ("harvest", "train", "evaluate", "calibrate", "analyse")
 
 
 class Failure(click.ClickException):
@@ -113,7 +113,7 @@ def demo(recipe: Path, port: int | None, no_browser: bool) -> None:
     how the run goes, and stays until Ctrl-C. When the run is finished already, it opens at once.
     """
     from app.server import explorer, listening_settings, open_browser
-    from trainer.commands import run as run_recipe
+    from trainer.pipeline import run as run_recipe
 
     with explorer(listening_settings(None, port)) as (address, wait):
         click.echo(f"The explorer is at {address}")
@@ -180,8 +180,8 @@ def calibrate(run: str, overrides: tuple[str, ...], force: bool) -> None:
     """
     from app.results.connection import Library
     from app.settings import Settings
-    from trainer.commands import calibrate_run
-    from trainer.run_folder import RunFolder
+    from trainer.pipeline import calibrate_run
+    from trainer.run.folder import RunFolder
 
     folder = RunFolder(Library(Settings.from_environment().runs).folder(run))
     calibrate_run(folder, tuple(f"calibration.{override}" for override in overrides), force=force)
@@ -214,7 +214,7 @@ def serve(host: str | None, port: int | None, until_input_ends: bool) -> None:
 def runs() -> None:
     """List the runs of this machine: state, and what they found."""
     from app.results.connection import Library
-    from app.results.runs import all_runs
+    from app.results.runs.summary import all_runs
     from app.settings import Settings
 
     settings = Settings.from_environment()
@@ -237,7 +237,7 @@ def export(run: str, folder: Path, tool: str, options: tuple[str, ...]) -> None:
 
     from app.results.connection import Library
     from app.settings import Settings
-    from trainer.crosscoder import Crosscoder
+    from trainer.crosscoder.crosscoder import Crosscoder
     from trainer.interchange.formats import FORMATS, write
 
     chosen = {key: yaml.safe_load(value) for key, _, value in (option.partition("=") for option in options)}
@@ -261,9 +261,9 @@ def import_(path: Path, name: str, tool: str | None, overrides: tuple[str, ...],
 
     Then hold it against activations of the same sources: `crossdiff run FOLDER/recipe.yaml --activations DIR`.
     """
-    from trainer.commands import import_crosscoder
     from trainer.interchange.formats import FORMATS
-    from trainer.recipe import load_recipe
+    from trainer.pipeline import import_crosscoder
+    from trainer.recipe.recipe import load_recipe
 
     given = {key: value for key, value in options.items() if value not in (None, ())}
     folder = import_crosscoder(path, name, format=tool, options=given, overrides=overrides)
@@ -281,8 +281,8 @@ def worker(host: str, port: int) -> None:
 
     The explorer finds it by CROSSDIFF_WORKER_URL; both need the same secret in CROSSDIFF_WORKER_TOKEN.
     """
-    from app.inference.worker import serve_worker
     from app.settings import Settings
+    from app.worker.server import serve_worker
 
     token = os.environ.get("CROSSDIFF_WORKER_TOKEN")
     if not token:
@@ -301,8 +301,8 @@ def doctor(ctx: click.Context, recipe: Path | None, overrides: tuple[str, ...]) 
     from app.doctor import explorer as look_at_explorer
     from app.doctor import table
     from app.settings import Settings
-    from trainer.doctor import State, machine
-    from trainer.doctor import recipe as look_at_recipe
+    from trainer.resources.doctor import State, machine
+    from trainer.resources.doctor import recipe as look_at_recipe
 
     findings = [*machine(), *look_at_explorer(Settings.from_environment())]
     findings += look_at_recipe(recipe, overrides) if recipe else []
@@ -322,7 +322,7 @@ def _run(
     activations: Path | None = None,
 ) -> None:
     """Run stages and print the run's folder, for scripts to go on with."""
-    from trainer.commands import run as run_recipe
+    from trainer.pipeline import run as run_recipe
 
     folder = run_recipe(recipe, overrides, stages=stages, activations=activations, force=force)
     click.echo(folder.path)

@@ -7,12 +7,12 @@ import httpx
 import sqlalchemy as sa
 from alembic.migration import MigrationContext
 
+from app.database.engine import database_url, head, open_database
 from app.errors import ReaderError
-from app.labels.database import database_url, head, open_database
 from app.server import PortInUse, address_of, answers, require_free_port
 from app.settings import Settings
-from app.templates import missing_assets
-from trainer.doctor import Finding, State
+from app.web.templates import missing_assets
+from trainer.resources.doctor import Finding, State
 
 SIGNS = {State.FINE: "ok", State.NOTE: "note", State.BROKEN: "FAIL"}
 

@@ -16,15 +16,15 @@ from app.api import features as api_features
 from app.api import generations as api_generations
 from app.api import labels as api_labels
 from app.api import runs as api_runs
+from app.database.engine import database_url, migrated, open_database
 from app.errors import BadQuery, NotFound, ReaderError, ResultsUnreadable, RunNotFound
-from app.labels.database import database_url, migrated, open_database
-from app.metrics import CountRequests, Metrics
-from app.pages import context, docs, evidence, feature, features, generations, health, home, labels, run, steer
+from app.generations.steer import prepare_steering, steering_open
+from app.pages import docs, evidence, feature, features, generations, health, home, labels, run, sequence, steer
 from app.results.connection import Library
-from app.security import SameOriginWrites, SecurityHeaders
 from app.settings import Settings
-from app.steering import prepare_steering, steering_open
-from app.templates import VENDOR, make_environment, missing_assets, render, wants_fragment
+from app.web.metrics import CountRequests, Metrics
+from app.web.security import SameOriginWrites, SecurityHeaders
+from app.web.templates import VENDOR, make_environment, missing_assets, render, wants_fragment
 
 log = logging.getLogger("crossdiff.explorer")
 
@@ -70,7 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(CountRequests, metrics=app.state.metrics)
     _add_errors(app)
     _add_files(app, settings)
-    for module in (home, run, features, feature, evidence, context, labels, steer, generations, docs, health):
+    for module in (home, run, features, feature, evidence, sequence, labels, steer, generations, docs, health):
         app.include_router(module.router)
     for interface in (api_runs, api_features, api_labels, api_generations):
         app.include_router(interface.router)

@@ -107,9 +107,9 @@ def help_of(command: list[str]) -> str:
 
 
 def results() -> str:
-    """docs/results.md: every table and column of a results file, from the comments in trainer/results.sql."""
+    """docs/results.md: every table and column of a results file, from the comments in trainer/results/schema.sql."""
     with duckdb.connect() as database:
-        database.execute((ROOT / "trainer" / "results.sql").read_text(encoding="utf-8"))
+        database.execute((ROOT / "trainer" / "results" / "schema.sql").read_text(encoding="utf-8"))
         tables = database.execute("select table_name, comment from duckdb_tables() order by table_oid").fetchall()
         parts = ["# The results file", NOTICE, RESULTS_INTRODUCTION]
         for table, comment in tables:
@@ -124,21 +124,21 @@ def results() -> str:
 
 def evidence() -> str:
     """docs/evidence.md: how claims are judged, from the words that the explorer shows and the recipe's defaults."""
-    from app.results import rule
-    from trainer.recipe import VerdictRecipe
+    from app.results.evidence import criteria
+    from trainer.recipe.measuring import VerdictRecipe
 
     recipe = {"analysis": {"verdict": VerdictRecipe().model_dump()}}
-    usual, refuting = rule.thresholds(recipe), rule.refuting_from(recipe)
+    usual, refuting = criteria.thresholds(recipe), criteria.refuting_from(recipe)
     lines = [TESTS_HEAD]
-    for test, asked in rule.QUESTIONS.items():
+    for test, asked in criteria.QUESTIONS.items():
         limit = f"{asked.side} {usual[test]:g}" + (f"; refuted from {refuting[test]:g}" if test in refuting else "")
         lines.append(f"| {asked.name} (`{test}`) | {asked.asks} | {limit} | `{asked.setting}` |")
-    parts = ["# How claims are judged", NOTICE, rule.INTRODUCTION, EVIDENCE_IN_A_RUN]
-    for title, words in (("Verdicts", rule.VERDICTS), ("Kinds of difference", rule.KINDS)):
+    parts = ["# How claims are judged", NOTICE, criteria.INTRODUCTION, EVIDENCE_IN_A_RUN]
+    for title, words in (("Verdicts", criteria.VERDICTS), ("Kinds of difference", criteria.KINDS)):
         parts += [f"## {title}", "\n".join(f"- *{word}*: {what}" for word, what in words.items())]
-    parts += ["## What a test can say", "\n".join(f"- *{says}*: {what}" for says, what in rule.SAYINGS.items())]
+    parts += ["## What a test can say", "\n".join(f"- *{says}*: {what}" for says, what in criteria.SAYINGS.items())]
     parts += ["## Every test", "\n".join(lines), "## What a verdict rests on, and what it cannot say"]
-    return "\n\n".join([*parts, *(" ".join(words.split()) for words in rule.LIMITS)]) + "\n"
+    return "\n\n".join([*parts, *(" ".join(words.split()) for words in criteria.LIMITS)]) + "\n"
 
 
 def table_row(name: str, data_type: str, nullable: bool, comment: str) -> str:

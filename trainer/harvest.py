@@ -1,7 +1,7 @@
 """Stage 1: run the corpus through every source and store the aligned activations.
 
 Work goes in pools of documents. A pool becomes at most two shards (training and held-out rows) and a part of the
-documents table, and is then on record: an interrupted harvest goes on after the last recorded pool.
+table of sequences, and is then on record: an interrupted harvest goes on after the last recorded pool.
 """
 
 import json
@@ -17,17 +17,18 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from trainer.activation_store import ActivationStore, Rows, Shard, Split, StoredSource, StoreWriter
-from trainer.alignment import NO_END
-from trainer.corpus import documents
+from trainer.corpus.mix import documents
 from trainer.errors import CorpusError, StoreError
-from trainer.pools import Pools
-from trainer.progress import Progress
-from trainer.recipe import HarvestRecipe, Recipe
-from trainer.run_folder import discard, published, write_json
-from trainer.sequences import Sequence, Text
-from trainer.sources import Source
-from trainer.tokens import table_of
+from trainer.models.source import Source
+from trainer.reading.activations import Pools
+from trainer.reading.alignment import NO_END
+from trainer.reading.documents_table import table_of
+from trainer.reading.sequences import Sequence, Text
+from trainer.recipe.fitting import HarvestRecipe
+from trainer.recipe.recipe import Recipe
+from trainer.run.folder import discard, published, write_json
+from trainer.run.progress import Progress
+from trainer.store.store import ActivationStore, Rows, Shard, Split, StoredSource, StoreWriter
 
 ENOUGH = 0.8
 """A document counts as well covered when this share of its possible anchors is there."""
@@ -44,7 +45,7 @@ class Record:
     """The first so many of them were run or had nothing to run; of the last pool a rest may not be needed."""
     sequences: int = 0
     parts: int = 0
-    """Parts of the documents table written."""
+    """Parts of the table of sequences written."""
     shards: list[dict[str, Any]] = field(default_factory=list)
     medians: dict[str, float] = field(default_factory=dict)
     """Median norm per source in the first pool; outliers are counted in it."""
@@ -102,11 +103,11 @@ class Harvest:
             rows = self.pools.activations(sequences)
         with self.pools.timed("storing"):
             self._store(rows, sequences)
-            self.record.used = sequences[-1].origin + 1
+            self.record.used = sequences[-1].document + 1
             self._put_on_record(len(texts), len(sequences))
 
     def _store(self, rows: Rows, sequences: list[Sequence]) -> None:
-        """Write what is kept of one pool's activations, and its part of the documents table."""
+        """Write what is kept of one pool's activations, and its part of the table of sequences."""
         places = _places(sequences, first=self.record.sequences)
         keep = self.pools.kept(rows, sequences)
         held_out = torch.from_numpy(np.repeat([s.held_out for s in sequences], [len(s.anchors) for s in sequences]))
@@ -121,7 +122,7 @@ class Harvest:
         """Coverage per corpus part."""
         by_document: dict[int, list[Sequence]] = {}
         for sequence in sequences:
-            by_document.setdefault(sequence.origin, []).append(sequence)
+            by_document.setdefault(sequence.document, []).append(sequence)
         for pieces in by_document.values():
             corpus = pieces[0].corpus
             anchors, possible = sum(len(s.anchors) for s in pieces), sum(s.possible for s in pieces)
@@ -138,7 +139,7 @@ class Harvest:
 
     def _write_part(self, sequences: list[Sequence]) -> None:
         tokenizers = [source.tokenizer for source in self.sources]
-        with published(self.path / f"documents-{self.record.parts:05d}.parquet") as draft:
+        with published(self.path / f"sequences-{self.record.parts:05d}.parquet") as draft:
             pq.write_table(table_of(sequences, tokenizers, first=self.record.sequences), draft)
 
     def _put_on_record(self, taken: int, sequences: int) -> None:
@@ -152,7 +153,7 @@ class Harvest:
         _check_coverage(self.counts, self.recipe.harvest)
 
     def _finish(self) -> ActivationStore:
-        parts = [self.path / f"documents-{part:05d}.parquet" for part in range(self.record.parts)]
+        parts = [self.path / f"sequences-{part:05d}.parquet" for part in range(self.record.parts)]
         table = pa.concat_tables([pq.read_table(part) for part in parts])
         self.writer.finish(
             table, {"counts": dict(self.counts), "medians": self.record.medians, "documents": self.record.used}
@@ -194,10 +195,10 @@ def _enough(sequences: list[Sequence], wanted: int) -> list[Sequence]:
 
 def _places(sequences: list[Sequence], *, first: int) -> dict[str, Tensor]:
     lengths = [len(sequence.anchors) for sequence in sequences]
-    document = np.repeat(np.arange(first, first + len(sequences)), lengths)
+    sequence = np.repeat(np.arange(first, first + len(sequences)), lengths)
     position = np.concatenate([sequence.positions(0) for sequence in sequences])
     byte_end = np.concatenate([sequence.anchors for sequence in sequences])
-    columns = {"document": document, "position": position, "byte_end": byte_end}
+    columns = {"sequence": sequence, "position": position, "byte_end": byte_end}
     return {name: torch.from_numpy(column.astype(np.int32)) for name, column in columns.items()}
 
 

@@ -11,16 +11,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import StreamingResponse
 
-from app.dependencies import RunView, View
-from app.results.agreement import Agreement
-from app.results.contexts import BUCKETS, Window, check_tokens, whole_context, windows_of
-from app.results.dossier import dossier_of
-from app.results.evidence import claim_in_words, findings, verdict_in_words
-from app.results.feature import one_feature
-from app.results.features import FeatureRow, every_feature, list_features
-from app.results.listing import PER_PAGE
-from app.results.tokens import Row
-from app.templates import as_json
+from app.results.evidence.agreement import Agreement
+from app.results.evidence.feature_detail import dossier_of
+from app.results.evidence.findings import claim_in_words, findings, verdict_in_words
+from app.results.features.contexts import BUCKETS, Window, check_tokens, whole_sequence, windows_of
+from app.results.features.feature import one_feature
+from app.results.features.feature_list import FeatureRow, every_feature, list_features
+from app.results.features.query import PER_PAGE
+from app.results.features.tokens import Row
+from app.web.dependencies import RunView, View
+from app.web.templates import as_json
 
 router = APIRouter(prefix="/api/v1/runs/{run}", tags=["features"])
 
@@ -93,16 +93,16 @@ def read_feature(
     }
 
 
-@router.get("/contexts/{context}", summary="A whole context as one feature sees it")
-def read_context(context: Index, view: RunView, feature: Annotated[int, Query(ge=0)]) -> dict[str, Any]:
+@router.get("/sequences/{sequence}", summary="A whole sequence as one feature sees it")
+def read_sequence(sequence: Index, view: RunView, feature: Annotated[int, Query(ge=0)]) -> dict[str, Any]:
     """A whole sequence with the activations that are kept of a feature on it."""
     check_tokens("both", view.results.sources)
     one = one_feature(view.results, feature)
-    whole = whole_context(view.results, context, feature, scale=one.max_activation)
+    whole = whole_sequence(view.results, sequence, feature, scale=one.max_activation)
     return {
         "run": view.run,
         "feature": feature,
-        "context": whole.context,
+        "sequence": whole.sequence,
         "document": whole.document,
         "corpus": whole.corpus,
         "held_out": whole.held_out,
@@ -124,7 +124,7 @@ def _agreement(found: Agreement | None) -> dict[str, Any] | None:
 
 def _window(window: Window) -> dict[str, Any]:
     return {
-        "context": window.context,
+        "sequence": window.sequence,
         "rank": window.rank,
         "corpus": window.corpus,
         "peak": window.peak,

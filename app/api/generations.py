@@ -9,11 +9,11 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field
 
-from app.dependencies import LabelsToRead, LabelsToWrite, RunResults
+from app.generations.steer import Asked, Follow, Inference, UnderWay, ask, follow, shown, source_states
+from app.generations.store import StoredGeneration
 from app.inference.client import WorkerBusy
 from app.inference.messages import Parameters, SourceState
-from app.labels.generations import StoredGeneration
-from app.steering import Asked, Follow, Inference, UnderWay, ask, follow, shown, source_states
+from app.web.dependencies import LabelsToRead, LabelsToWrite, RunResults
 
 router = APIRouter(prefix="/api/v1", tags=["steering"])
 

@@ -7,7 +7,6 @@ from fastapi import APIRouter, Depends, Path
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
-from app.dependencies import LabelsToRead, LabelsToWrite, RunResults
 from app.labels.store import (
     LabelConflict,
     Place,
@@ -19,7 +18,8 @@ from app.labels.store import (
     withdraw_label,
 )
 from app.labels.wording import author_name
-from app.results.feature import one_feature
+from app.results.features.feature import one_feature
+from app.web.dependencies import LabelsToRead, LabelsToWrite, RunResults
 
 router = APIRouter(prefix="/api/v1/runs/{run}/features/{feature}", tags=["labels"])
 

@@ -5,14 +5,14 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
-from app.dependencies import RunResults, Runs, RunView, View
 from app.errors import NotFound
-from app.plots import curves, recall, stacked_histogram
-from app.results import overview
-from app.results.baselines import baselines_of
-from app.results.calibration import OUTCOMES, trust_of
-from app.results.runs import Headline, Run, all_runs, one_run, recipe_of
-from app.templates import address, as_json
+from app.results.evidence.calibration import OUTCOMES, trust_of
+from app.results.runs import overview
+from app.results.runs.baselines import baselines_of
+from app.results.runs.summary import Headline, Run, all_runs, one_run, recipe_of
+from app.web.dependencies import RunResults, Runs, RunView, View
+from app.web.plots import curves, recall, stacked_histogram
+from app.web.templates import address, as_json
 
 router = APIRouter(prefix="/api/v1", tags=["runs"])
 

@@ -32,8 +32,8 @@ def bench() -> None:
 @json_option
 def harvest(recipe: Path | None, overrides: tuple[str, ...], rounds: int, as_json: bool) -> None:
     """Real text through the models, against the models alone."""
-    from trainer.bench.at_hand import DEMO
     from trainer.bench.harvest import bench_harvest
+    from trainer.bench.prerequisites import DEMO
 
     _show(bench_harvest(recipe or DEMO, overrides, rounds=rounds), as_json)
 
@@ -136,7 +136,7 @@ def explorer(features: int, as_json: bool, **load: Any) -> None:
 def steer(recipe: Path | None, overrides: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Generation with a direction added, against plain generation."""
     from app.bench.steer import bench_steer
-    from trainer.bench.at_hand import DEMO
+    from trainer.bench.prerequisites import DEMO
 
     _show(bench_steer(recipe or DEMO, overrides, **options), as_json)
 

@@ -17,10 +17,10 @@ from app.bench.visitors import KINDS, Kind, NotAnswered, Paths, Visit, one_by_on
 from app.server import explorer
 from app.settings import Settings
 from trainer.bench.machine import Machine
+from trainer.bench.repeats import percentile
 from trainer.bench.report import Report, shown
-from trainer.bench.spread import percentile
 from trainer.bench.synthetic_run import KEPT, SyntheticRun, publish_synthetic_run
-from trainer.run_folder import RunFolder
+from trainer.run.folder import RunFolder
 
 RUN = "synthetic-bench"
 FEATURE_PAGE_MS = 30.0

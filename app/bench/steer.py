@@ -6,15 +6,16 @@ from pathlib import Path
 
 import torch
 
-from app.inference.generation import Change, Sampling, generate, prompt_tokens
-from trainer.bench.at_hand import DEMO, require_models
+from app.worker.sampling import Change, Sampling, generate, prompt_tokens
 from trainer.bench.machine import Machine
+from trainer.bench.prerequisites import DEMO, require_models
+from trainer.bench.repeats import Spread, in_turns, ratios
 from trainer.bench.report import Report, shown
-from trainer.bench.spread import Spread, in_turns, ratios
 from trainer.errors import RecipeError
-from trainer.hookpoint import locate
-from trainer.recipe import Recipe, SourceRecipe, load_recipe
-from trainer.sources import Source, load_source
+from trainer.models.hookpoint import locate
+from trainer.models.source import Source, load_source
+from trainer.recipe.fitting import SourceRecipe
+from trainer.recipe.recipe import Recipe, load_recipe
 
 PROMPT = "The oldest part of the city lies between the river and the hill, and people who walk there"
 HARMLESS = 1e-6

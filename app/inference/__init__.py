@@ -1,1 +1,1 @@
-"""The way to the models: messages and client for the pages, a worker process that owns the models."""
+"""The web side's way to the inference worker: messages, client, supervisor. Never loads torch."""

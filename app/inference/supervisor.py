@@ -76,7 +76,7 @@ class Supervisor:
 
     def _start(self) -> None:
         self._socket.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "app.inference.worker", "--home", str(self._home)]
+        command = [sys.executable, "-m", "app.worker.server", "--home", str(self._home)]
         command += ["--socket", str(self._socket), "--until-input-ends"]
         # The worker ends when the other end of this pipe is gone. A session of its own keeps Ctrl-C from it.
         self._worker = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=_root(), start_new_session=True)

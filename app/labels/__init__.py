@@ -1,1 +1,1 @@
-"""Labels people write and generations they asked for, in a database of their own."""
+"""Labels that people write on features."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
 
+from app.database.tables import Label
 from app.errors import ReaderError
-from app.labels.tables import Label
 from app.labels.wording import folded, label_text, note_text
 
 

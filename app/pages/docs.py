@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
-from app.templates import render
+from app.web.templates import render
 
 router = APIRouter(include_in_schema=False)
 

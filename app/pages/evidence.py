@@ -6,10 +6,10 @@ from typing import ClassVar
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
-from app.dependencies import RunResults, Runs
-from app.results import rule
-from app.results.tests_made import TestMade, tests_made
-from app.templates import render
+from app.results.evidence import criteria
+from app.results.evidence.criteria_summary import TestMade, tests_made
+from app.web.dependencies import RunResults, Runs
+from app.web.templates import render
 
 router = APIRouter(include_in_schema=False)
 
@@ -36,11 +36,11 @@ def show_evidence(request: Request, run: str, results: RunResults, library: Runs
     del results  # asked for, so that a run without results is answered as everywhere
     page = EvidencePage(
         run=run,
-        introduction=rule.INTRODUCTION,
-        verdicts=rule.VERDICTS,
-        kinds=rule.KINDS,
-        sayings=rule.SAYINGS,
-        limits=rule.LIMITS,
+        introduction=criteria.INTRODUCTION,
+        verdicts=criteria.VERDICTS,
+        kinds=criteria.KINDS,
+        sayings=criteria.SAYINGS,
+        limits=criteria.LIMITS,
         tests=library.remember(run, "tests", tests_made),
     )
     return render(request, page)

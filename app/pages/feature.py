@@ -8,24 +8,24 @@ from typing import Annotated, ClassVar
 from fastapi import APIRouter, Cookie, Depends, Path, Query, Request
 from fastapi.responses import HTMLResponse
 
-from app.dependencies import RunView
 from app.errors import BadQuery
+from app.generations.steer import SteerForm, panel_form
 from app.labels.panel import LabelsPanel
 from app.labels.store import Place
 from app.labels.wording import NAME_COOKIE, name_in_cookie
-from app.results.agreement import Agreement
 from app.results.connection import Source
-from app.results.contexts import BUCKETS, Bucket, Window, buckets_of, check_tokens, kept_of, windows_of
-from app.results.dossier import dossier_of
-from app.results.evidence import Finding, claim_in_words, findings, unity_in_words, verdict_in_words
-from app.results.feature import Bar, Feature, InSource, Logits, Neighbour, strongest
-from app.results.features import Neighbours, neighbours
-from app.results.ground import Ground
-from app.results.listing import Listing
+from app.results.evidence.agreement import Agreement
+from app.results.evidence.criteria import Test
+from app.results.evidence.feature_detail import dossier_of
+from app.results.evidence.findings import Finding, claim_in_words, coherence_in_words, findings, verdict_in_words
+from app.results.features.contexts import BUCKETS, Bucket, Window, buckets_of, check_tokens, kept_of, windows_of
+from app.results.features.corpus_breakdown import Ground
+from app.results.features.feature import Bar, Feature, InSource, Logits, Neighbour, strongest
+from app.results.features.feature_list import Neighbours, neighbours
+from app.results.features.query import Listing
 from app.results.owners import Owner, owner_of
-from app.results.rule import Test
-from app.steering import SteerForm, panel_form
-from app.templates import render
+from app.web.dependencies import RunView
+from app.web.templates import render
 
 router = APIRouter(include_in_schema=False)
 
@@ -81,7 +81,7 @@ class FeaturePage:
     agreement: Agreement | None
     """With its strongest twin."""
     ground: Ground
-    unity: str | None
+    coherence: str | None
     bars: list[Bar]
     logits: list[Logits]
     strongest_logit: float
@@ -127,7 +127,7 @@ def show_feature(
         findings=[] if found.tests else findings(inside, alike),
         agreement=found.agreement,
         ground=found.ground,
-        unity=unity_in_words(one),
+        coherence=coherence_in_words(one),
         bars=found.bars,
         logits=found.logits,
         strongest_logit=strongest(found.logits),

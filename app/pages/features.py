@@ -6,13 +6,13 @@ from typing import ClassVar
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 
-from app.dependencies import RunView
 from app.results.connection import Source
-from app.results.contexts import Window, strongest_windows
-from app.results.features import FeatureList, list_features, random_feature
-from app.results.listing import Listing, share_source
+from app.results.features.contexts import Window, strongest_windows
+from app.results.features.feature_list import FeatureList, list_features, random_feature
+from app.results.features.query import Listing, share_source
 from app.results.owners import Owner
-from app.templates import address, render
+from app.web.dependencies import RunView
+from app.web.templates import address, render
 
 router = APIRouter(include_in_schema=False)
 

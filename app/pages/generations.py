@@ -11,15 +11,8 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.datastructures import FormData
 
-from app.dependencies import LabelsToRead, LabelsToWrite, RunResults, Runs
 from app.errors import ReaderError
-from app.inference.client import WorkerBusy
-from app.labels.generations import StoredGeneration
-from app.labels.wording import NAME_COOKIE, name_in_cookie
-from app.results.connection import Library
-from app.results.feature import Feature, one_feature
-from app.results.owners import Owner, owner_of
-from app.steering import (
+from app.generations.steer import (
     CannotSteer,
     Follow,
     Inference,
@@ -31,7 +24,14 @@ from app.steering import (
     steer_form,
     steer_page,
 )
-from app.templates import address, render, wants_fragment
+from app.generations.store import StoredGeneration
+from app.inference.client import WorkerBusy
+from app.labels.wording import NAME_COOKIE, name_in_cookie
+from app.results.connection import Library
+from app.results.features.feature import Feature, one_feature
+from app.results.owners import Owner, owner_of
+from app.web.dependencies import LabelsToRead, LabelsToWrite, RunResults, Runs
+from app.web.templates import address, render, wants_fragment
 
 router = APIRouter(include_in_schema=False)
 

@@ -5,10 +5,10 @@ from collections import Counter
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from app.dependencies import AppSettings, LabelsAtAGlance, Runs
-from app.metrics import Metrics
-from app.results.runs import all_runs
-from app.templates import missing_assets
+from app.results.runs.summary import all_runs
+from app.web.dependencies import AppSettings, LabelsAtAGlance, Runs
+from app.web.metrics import Metrics
+from app.web.templates import missing_assets
 
 router = APIRouter(include_in_schema=False)
 

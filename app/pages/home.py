@@ -6,9 +6,9 @@ from typing import ClassVar
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
-from app.dependencies import Runs
-from app.results.runs import Comparison, Run, all_runs, comparisons
-from app.templates import render
+from app.results.runs.summary import Comparison, Run, all_runs, comparisons
+from app.web.dependencies import Runs
+from app.web.templates import render
 
 router = APIRouter(include_in_schema=False)
 

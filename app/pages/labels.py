@@ -7,12 +7,12 @@ from fastapi import APIRouter, Cookie, Depends, Form, Path, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from pydantic import BaseModel
 
-from app.dependencies import LabelsToRead, LabelsToWrite, RunResults
 from app.labels.panel import LabelsPanel, labels_panel, with_problem
 from app.labels.store import LabelConflict, Place, restore_label, save_label, withdraw_label
 from app.labels.wording import NAME_COOKIE, WordingRefused, author_name, cookie_of_name, name_in_cookie
-from app.results.feature import one_feature
-from app.templates import address, render, wants_fragment
+from app.results.features.feature import one_feature
+from app.web.dependencies import LabelsToRead, LabelsToWrite, RunResults
+from app.web.templates import address, render, wants_fragment
 
 router = APIRouter(include_in_schema=False)
 

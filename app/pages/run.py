@@ -7,14 +7,14 @@ import yaml
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
 
-from app.dependencies import RunResults, Runs
-from app.results import overview
-from app.results.baselines import Baselines, baselines_of
-from app.results.calibration import Trust, trust_of
 from app.results.connection import Source
+from app.results.evidence.calibration import Trust, trust_of
 from app.results.owners import Owner, owners_of
-from app.results.runs import Headline, Run, headline_of, one_run, recipe_of
-from app.templates import render
+from app.results.runs import overview
+from app.results.runs.baselines import Baselines, baselines_of
+from app.results.runs.summary import Headline, Run, headline_of, one_run, recipe_of
+from app.web.dependencies import RunResults, Runs
+from app.web.templates import render
 
 router = APIRouter(include_in_schema=False)
 

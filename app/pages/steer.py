@@ -3,9 +3,9 @@
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
-from app.dependencies import LabelsToRead, RunResults
-from app.steering import Inference, steer_form, steer_page
-from app.templates import render
+from app.generations.steer import Inference, steer_form, steer_page
+from app.web.dependencies import LabelsToRead, RunResults
+from app.web.templates import render
 
 router = APIRouter(include_in_schema=False)
 

@@ -16,8 +16,8 @@ import duckdb
 from app.errors import ResultsMissing, ResultsUnreadable, RunNotFound
 from app.results.folders import results_pointer, run_names
 
-SCHEMA_VERSION = 2
-"""Schema of the results files that this explorer reads."""
+SCHEMA_VERSION = 3
+"""Of the results files that this explorer reads; `trainer/results/schema.sql` has the one that is written."""
 
 OPTIONS: dict[str, str | bool | int | float | list[str]] = {
     "threads": 1,

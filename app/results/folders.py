@@ -19,9 +19,6 @@ SILENT_AFTER = 60.0
 
 STATUSES = ("running", "finished", "failed", "stopped")
 
-STAGES = ("harvest", "train", "evaluate", "calibrate", "analyse")
-"""Stages of a run in order."""
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -159,7 +156,7 @@ def _progress(state: dict[str, Any]) -> Progress:
 
 def _stages(entries: Any) -> tuple[Stage, ...]:
     if not isinstance(entries, list):
-        return tuple(Stage(stage, "waiting", None) for stage in STAGES)
+        return ()
     return tuple(
         Stage(str(entry.get("stage")), str(entry.get("state")), _decimal(entry.get("seconds")))
         for entry in entries

@@ -1,15 +1,18 @@
-"""An explorer with one tiny run, made once and only read."""
+"""An explorer with one tiny run that is only read, and databases: SQLite, and PostgreSQL where it is installed."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
 import pytest
+from sqlalchemy import Engine
 from starlette.testclient import TestClient
 
+from app.database.engine import migrate, open_database
 from app.main import create_app
 from app.results.connection import Library, Results
 from app.settings import Settings
+from tests.worlds.databases import new_database, postgres_programs, postgres_server
 from tests.worlds.tiny_results import RUN, write_tiny_run
 
 
@@ -53,3 +56,29 @@ def tables(tiny_home: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     connection = duckdb.connect(str(copy), read_only=True)
     yield connection
     connection.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A running PostgreSQL server."""
+    if postgres_programs() is None:
+        pytest.skip("needs PostgreSQL's initdb (Debian: apt install postgresql)")
+    with postgres_server() as address:
+        yield address
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of an empty database, once of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'home' / 'labels.db'}"
+    return new_database(request.getfixturevalue("postgres"))
+
+
+@pytest.fixture
+def labels(url: str) -> Iterator[Engine]:
+    """An engine on a database with the current schema."""
+    migrate(url)
+    engine = open_database(url)
+    yield engine
+    engine.dispose()

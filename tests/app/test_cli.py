@@ -18,8 +18,8 @@ from click.testing import CliRunner, Result
 from app.cli import main
 from tests.worlds.tiny_results import write_tiny_run
 from tests.worlds.tiny_store import tiny_crosscoder
-from trainer.crosscoder import Crosscoder
-from trainer.progress import STAGES
+from trainer.crosscoder.crosscoder import Crosscoder
+from trainer.run.stages import STAGES
 
 START_LIMIT = 60
 """Seconds; machines that run tests are busy."""

@@ -9,8 +9,8 @@ import torch
 from click.testing import CliRunner, Result
 
 from app.cli import main
-from trainer.activation_store import ActivationStore, StoredSource, StoreWriter
-from trainer.crosscoder import Crosscoder
+from trainer.crosscoder.crosscoder import Crosscoder
+from trainer.store.store import ActivationStore, StoredSource, StoreWriter
 
 WIDTH, FEATURES, SCALES = 6, 10, (0.5, 2.0)
 

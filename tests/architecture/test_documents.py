@@ -28,7 +28,7 @@ def test_the_tree_lists_every_module_once_with_a_sentence():
 
 def test_every_table_and_column_of_a_results_file_has_a_comment():
     with duckdb.connect() as database:
-        database.execute((ROOT / "trainer" / "results.sql").read_text(encoding="utf-8"))
+        database.execute((ROOT / "trainer" / "results" / "schema.sql").read_text(encoding="utf-8"))
         silent = database.execute(
             "select table_name, column_name from duckdb_columns() "
             "where not internal and (comment is null or comment not like '%.') "

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-HEAVY = ("torch", "transformers", "datasets", "trainer.sources", "trainer.crosscoder")
+HEAVY = ("torch", "transformers", "datasets", "trainer.models.source", "trainer.crosscoder.crosscoder")
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -28,6 +28,6 @@ def test_the_command_line_loads_nothing_heavy_before_it_knows_the_command():
 
 
 def test_reading_a_recipe_needs_no_torch():
-    loaded = loaded_by("import trainer.recipe, trainer.run_folder, trainer.progress")
+    loaded = loaded_by("import trainer.recipe.recipe, trainer.run.folder, trainer.run.progress")
 
     assert sorted({"torch", "transformers", "numpy"} & loaded) == []

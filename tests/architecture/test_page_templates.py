@@ -11,7 +11,7 @@ from jinja2 import Environment, meta, nodes
 import app.main
 import app.pages
 from app.settings import Settings
-from app.templates import make_environment
+from app.web.templates import make_environment
 
 FRONTEND = Settings().frontend
 
@@ -19,7 +19,7 @@ FRONTEND = Settings().frontend
 def page_classes() -> list[type]:
     """Every dataclass of the app that names a template."""
     names = [f"app.pages.{module.name}" for module in pkgutil.iter_modules(app.pages.__path__)]
-    modules = [*map(importlib.import_module, [*names, "app.steering"]), app.main]
+    modules = [*map(importlib.import_module, [*names, "app.generations.steer"]), app.main]
     found = {
         value
         for module in modules

@@ -25,7 +25,7 @@ PAGES = {
     "feature": f"{LIST}/3",
     "exclusive feature, one tokenization": f"{LIST}/200?tokens=gemma3&bucket=q4",
     "dead feature": f"{LIST}/15",
-    "context": f"/runs/{RUN}/contexts/3?feature=3",
+    "sequence": f"/runs/{RUN}/sequences/3?feature=3",
     "labels": f"{LIST}/3/labels",
     "steering": f"/runs/{RUN}/steer?feature=3",
     "interface": "/api/docs",

@@ -10,16 +10,17 @@ import pytest
 import torch
 
 from tests.worlds.tiny_diff import tiny_diff
-from trainer import harvest, pools
-from trainer.activation_store import ActivationStore
+from trainer import harvest
 from trainer.errors import CorpusError, StoreError
 from trainer.harvest import Harvest
-from trainer.hookpoint import locate, read
-from trainer.pools import batches_by_length
-from trainer.progress import Progress
-from trainer.recipe import load_recipe
-from trainer.run_folder import RunFolder
-from trainer.sources import load_source
+from trainer.models.hookpoint import locate, read
+from trainer.models.source import load_source
+from trainer.reading import activations
+from trainer.reading.activations import batches_by_length
+from trainer.recipe.recipe import load_recipe
+from trainer.run.folder import RunFolder
+from trainer.run.progress import Progress
+from trainer.store.store import ActivationStore
 
 
 @pytest.fixture(scope="module")
@@ -41,42 +42,42 @@ def store(world, tmp_path_factory):
 
 
 def test_a_stored_row_is_what_the_model_computes_at_the_token_that_ends_there(world, store):
-    documents = store.documents().to_pylist()
+    sequences = store.sequences().to_pylist()
     _, sources = world
     chance = np.random.default_rng(0)
     block = next(iter(store.blocks("train", rows=2000)))
-    for row in chance.choice(len(block.document), 25, replace=False):
-        document = documents[int(block.document[row])]
+    for row in chance.choice(len(block.sequence), 25, replace=False):
+        sequence = sequences[int(block.sequence[row])]
         end = int(block.byte_end[row])
         for index, source in enumerate(sources):
-            ends = [token["byte_end"] for token in document["tokens"][index]]
+            ends = [token["byte_end"] for token in sequence["tokens"][index]]
             at = ends.index(end)
-            ids = torch.tensor([document["token_ids"][index]])
+            ids = torch.tensor([sequence["token_ids"][index]])
             alone = read(source, locate(source, "resid_post", source.recipe.layer), ids)[0, at]
             torch.testing.assert_close(block.rows[source.name][row].float(), alone, rtol=0.02, atol=0.02)
-        assert int(block.position[row]) == [t["byte_end"] for t in document["tokens"][0]].index(end)
+        assert int(block.position[row]) == [t["byte_end"] for t in sequence["tokens"][0]].index(end)
 
 
 def test_every_row_ends_at_the_same_byte_of_the_same_text_in_both_sources(store):
-    documents = store.documents().to_pylist()
+    sequences = store.sequences().to_pylist()
     for block in store.blocks():
-        for number, end in zip(block.document.tolist(), block.byte_end.tolist(), strict=True):
-            text = documents[number]["text"].encode()
-            for tokens in documents[number]["tokens"]:
+        for number, end in zip(block.sequence.tolist(), block.byte_end.tolist(), strict=True):
+            text = sequences[number]["text"].encode()
+            for tokens in sequences[number]["tokens"]:
                 assert 0 < end <= len(text)
                 assert end in {token["byte_end"] for token in tokens}
 
 
 def test_sequences_begin_with_bos_and_fit_the_context(world, store):
     recipe, sources = world
-    for document in store.documents().to_pylist():
-        for source, ids in zip(sources, document["token_ids"], strict=True):
+    for sequence in store.sequences().to_pylist():
+        for source, ids in zip(sources, sequence["token_ids"], strict=True):
             assert ids[0] == source.bos_id
             assert len(ids) <= recipe.corpus.context
 
 
 def test_chats_reach_each_model_through_its_own_rendering_of_the_same_contents(world, store):
-    chats = [document for document in store.documents().to_pylist() if document["is_chat"]]
+    chats = [sequence for sequence in store.sequences().to_pylist() if sequence["is_chat"]]
     templated = ["".join(token["text"] for token in chat["tokens"][0]) for chat in chats]
     plain = ["".join(token["text"] for token in chat["tokens"][1]) for chat in chats]
 
@@ -86,18 +87,18 @@ def test_chats_reach_each_model_through_its_own_rendering_of_the_same_contents(w
 
 
 def test_held_out_rows_come_from_other_documents_than_training_rows(store):
-    documents = store.documents().to_pylist()
-    origins = {
-        split: {documents[n]["origin"] for block in store.blocks(split) for n in block.document.tolist()}
+    sequences = store.sequences().to_pylist()
+    found = {
+        split: {sequences[n]["document"] for block in store.blocks(split) for n in block.sequence.tolist()}
         for split in ("train", "held_out")
     }
 
-    assert origins["train"] and origins["held_out"]
-    assert not origins["train"] & origins["held_out"]
+    assert found["train"] and found["held_out"]
+    assert not found["train"] & found["held_out"]
 
 
 def test_a_harvest_killed_in_the_middle_ends_with_the_same_store(world, store, tmp_path, monkeypatch):
-    monkeypatch.setattr(pools, "POOL_ROWS", 400)
+    monkeypatch.setattr(activations, "POOL_ROWS", 400)
     whole = run(world, tmp_path / "whole")
     process = multiprocessing.get_context("fork").Process(target=run, args=(world, tmp_path / "killed"))
     process.start()
@@ -111,7 +112,7 @@ def test_a_harvest_killed_in_the_middle_ends_with_the_same_store(world, store, t
     again = run(world, tmp_path / "killed")
 
     assert [shard.sha256 for shard in again.manifest.shards] == [shard.sha256 for shard in whole.manifest.shards]
-    assert again.documents().equals(whole.documents())
+    assert again.sequences().equals(whole.sequences())
 
 
 def test_outliers_are_left_out_and_counted(world, tmp_path):

@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 
 from tests.worlds.forked import fork
 from tests.worlds.tiny_activations import WIDTHS, tiny_activations, tiny_recipe
-from trainer import checkpoint as checkpoint_module
-from trainer.crosscoder import Crosscoder
-from trainer.encoding import budgets, encode_sparse
-from trainer.losses import dead_features_loss
-from trainer.progress import Progress
-from trainer.run_folder import RunFolder
-from trainer.train import train
-from trainer.training import Training
+from trainer.crosscoder.crosscoder import Crosscoder
+from trainer.run.folder import RunFolder
+from trainer.run.progress import Progress
+from trainer.training import checkpoint as checkpoint_module
+from trainer.training.encoding import budgets, encode_sparse
+from trainer.training.losses import dead_features_loss
+from trainer.training.stage import train
+from trainer.training.trainer import Training
 
 DEAD = 5
 """A feature of the shared group that the tests below let die."""

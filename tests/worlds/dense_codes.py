@@ -7,8 +7,8 @@ import torch
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from trainer.analysis.codes import CodeSpool, FeatureCodes
-from trainer.crosscoder import Codes
+from trainer.analysis.rows.codes import CodeSpool, FeatureCodes
+from trainer.crosscoder.crosscoder import Codes
 
 
 def codes_of(dense: np.ndarray) -> Codes:

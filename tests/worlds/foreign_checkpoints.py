@@ -2,9 +2,9 @@
 
 import torch
 
-from trainer.crosscoder import Codes, Crosscoder, initial
-from trainer.groups import Group
-from trainer.normalisation import Normaliser
+from trainer.crosscoder.crosscoder import Codes, Crosscoder, initial
+from trainer.crosscoder.groups import Group
+from trainer.crosscoder.normalisation import Normaliser
 
 LEFT, RIGHT, BOTH = ("left",), ("right",), ("left", "right")
 STANDARD = (Group("shared", 9, 0, BOTH, BOTH),)

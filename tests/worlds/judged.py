@@ -15,13 +15,13 @@ JUDGED = (
         kind = case place when 1 then 'absent' when 2 then 'analogue' else 'weaker' end,
         q_value = case place when 1 then 0.004 when 2 then 0.6 when 3 then 0.03 else 0.02 end,
         readout_ratio = case place when 1 then 0.05 when 2 then 0.9 else 0.3 end,
-        unity = 0.04, polysemous = true, found_in = 3, looked_in = 4
+        coherence = 0.04, polysemous = true, found_in = 3, looked_in = 4
     from claim where claim.feature = feature.feature
     """,
     """
     insert into evidence
     select * from (
-        select feature, 'readout_ratio', readout_ratio, 0.5, firings,
+        select feature, 'readout_contrast', readout_ratio, 0.5, firings,
             case when readout_ratio <= 0.5 then 'supports' else 'doubts' end
         from feature where readout_ratio is not null
         union all

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from trainer.crosscoder import Crosscoder, Rows
-from trainer.encoding import Encoding
+from trainer.crosscoder.crosscoder import Crosscoder, Rows
+from trainer.training.encoding import Encoding
 
 
 def slow_gradients(

@@ -6,11 +6,11 @@ import torch
 
 from tests.worlds.tiny_models import tiny_gemma3, tiny_llama
 from tests.worlds.tiny_results import RUN, write_tiny_run
-from trainer.crosscoder import Crosscoder, initial
-from trainer.groups import Group
-from trainer.normalisation import Normaliser
-from trainer.recipe import Recipe
-from trainer.run_folder import RunFolder
+from trainer.crosscoder.crosscoder import Crosscoder, initial
+from trainer.crosscoder.groups import Group
+from trainer.crosscoder.normalisation import Normaliser
+from trainer.recipe.recipe import Recipe
+from trainer.run.folder import RunFolder
 
 FEATURES = 24
 SHARED, ONLY_SMOLLM2, ONLY_GEMMA3 = 3, 18, 22

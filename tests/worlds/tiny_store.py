@@ -11,10 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from trainer.activation_store import ActivationStore, StoredSource, StoreWriter
-from trainer.crosscoder import Crosscoder
-from trainer.groups import Group
-from trainer.normalisation import Normaliser
+from trainer.crosscoder.crosscoder import Crosscoder
+from trainer.crosscoder.groups import Group
+from trainer.crosscoder.normalisation import Normaliser
+from trainer.store.store import ActivationStore, StoredSource, StoreWriter
 
 WIDTHS = {"left": 4, "right": 5}
 FEATURES = 4
@@ -33,7 +33,7 @@ class Sequence:
     left: tuple[str | bytes | tuple[str], ...]
     right: tuple[str | bytes | tuple[str], ...]
     corpus: str = "wiki"
-    origin: int = 0
+    document: int = 0
     held_out: bool = False
     template: tuple[tuple[int, int], ...] = ()
 
@@ -45,15 +45,18 @@ SEQUENCES = (
         ("the c", "at", " sat on", " the", " mat"),
     ),
     Sequence(
-        "a cat and a dog", (("<s>",), "a", " cat", " and", " a", " dog"), ("a cat", " and", " a", " d", "og"), origin=0
+        "a cat and a dog",
+        (("<s>",), "a", " cat", " and", " a", " dog"),
+        ("a cat", " and", " a", " d", "og"),
+        document=0,
     ),
-    Sequence("dog dog cat", ("dog", " dog", " cat"), ("dog", " dog", " cat"), origin=1, held_out=True),
+    Sequence("dog dog cat", ("dog", " dog", " cat"), ("dog", " dog", " cat"), document=1, held_out=True),
     Sequence(
         "user:hallo welt",
         (("<|user|>",), "user", ":", "hallo", " welt", ("<|end|>",)),
         ("user", ":", "hal", "lo", " w", "elt"),
         corpus="chat",
-        origin=2,
+        document=2,
         template=((0, 5),),
     ),
     # Both byte-level: the four bytes of the test tube are tokens of their own.
@@ -61,13 +64,13 @@ SEQUENCES = (
         "go \U0001f9ea go",
         ("go", " ", b"\xf0\x9f", b"\xa7", b"\xaa", " go"),
         ("go ", b"\xf0\x9f", b"\xa7\xaa", " go"),
-        origin=3,
+        document=3,
     ),
 )
 
 
 def tokens(pieces: tuple[str | bytes | tuple[str], ...]) -> list[dict[str, str | int]]:
-    """Tokens as documents.parquet holds them: text and byte end, -1 for a token on no byte."""
+    """Tokens as sequences.parquet holds them: text and byte end, -1 for a token on no byte."""
     result: list[dict[str, str | int]] = []
     end = 0
     for piece in pieces:
@@ -91,16 +94,16 @@ def rows(sequences: tuple[Sequence, ...] = SEQUENCES) -> list[Place]:
     return [(index, end) for index, sequence in enumerate(sequences) for end in anchors(sequence)]
 
 
-def documents(sequences: tuple[Sequence, ...] = SEQUENCES) -> pa.Table:
-    """The texts as documents.parquet holds them."""
+def text_table(sequences: tuple[Sequence, ...] = SEQUENCES) -> pa.Table:
+    """The texts as sequences.parquet holds them."""
     token = pa.struct([("text", pa.string()), ("byte_end", pa.int32())])
     span = pa.struct([("start", pa.int32()), ("end", pa.int32())])
     spans = [[{"start": start, "end": end} for start, end in sequence.template] for sequence in sequences]
     both = [[tokens(sequence.left), tokens(sequence.right)] for sequence in sequences]
     return pa.table(
         {
-            "document": pa.array(range(len(sequences)), pa.int32()),
-            "origin": pa.array([sequence.origin for sequence in sequences], pa.int32()),
+            "sequence": pa.array(range(len(sequences)), pa.int32()),
+            "document": pa.array([sequence.document for sequence in sequences], pa.int32()),
             "corpus": [sequence.corpus for sequence in sequences],
             "held_out": [sequence.held_out for sequence in sequences],
             "text": [sequence.text for sequence in sequences],
@@ -120,7 +123,7 @@ def tiny_store(
     *,
     sequences: tuple[Sequence, ...] = SEQUENCES,
     order: list[Place] | None = None,
-    with_documents: bool = True,
+    with_texts: bool = True,
 ) -> ActivationStore:
     """Write and open a store in which (concept, sequence, byte end) has an amplitude; nothing is anywhere else.
 
@@ -136,16 +139,16 @@ def tiny_store(
             right[row, concept] = amplitude / (1 if concept == 3 else 2)
     writer = StoreWriter(path, tuple(StoredSource(name, width, model=f"org/{name}") for name, width in WIDTHS.items()))
     columns = {
-        "document": torch.tensor([sequence for sequence, _ in places], dtype=torch.int32),
+        "sequence": torch.tensor([sequence for sequence, _ in places], dtype=torch.int32),
         "position": torch.arange(len(places), dtype=torch.int32),
         "byte_end": torch.tensor([end for _, end in places], dtype=torch.int32),
     }
     activations = {"left": left.bfloat16(), "right": right.bfloat16()}
     for first in range(0, len(places), SHARD):
         part = slice(first, first + SHARD)
-        where = {name: column[part] for name, column in columns.items()} if with_documents else {}
+        where = {name: column[part] for name, column in columns.items()} if with_texts else {}
         writer.add({name: rows[part] for name, rows in activations.items()}, where, "train")
-    writer.finish(documents(sequences) if with_documents else None, {})
+    writer.finish(text_table(sequences) if with_texts else None, {})
     return ActivationStore.open(path)
 
 

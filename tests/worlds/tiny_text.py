@@ -52,7 +52,7 @@ THEMES: dict[str, tuple[str, str, list[str]]] = {
 
 @dataclass(frozen=True)
 class Piece:
-    """One token: its text and the byte of the context where it ends, -1 when it ends on none."""
+    """One token: its text and the byte of the sequence where it ends, -1 when it ends on none."""
 
     text: str
     byte_end: int
@@ -60,7 +60,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Sequence:
-    """One context of the tiny world with its tokens in both sources."""
+    """One sequence of the tiny world with its tokens in both sources."""
 
     theme: str
     corpus: str
@@ -84,7 +84,7 @@ def sequences(per_theme: int, seed: int) -> list[Sequence]:
 
 
 def sequence(theme: str, chance: random.Random) -> Sequence:
-    """A context of six to twelve sentences that holds the theme's trigger at least once."""
+    """A sequence of six to twelve sentences that holds the theme's trigger at least once."""
     corpus, trigger, sentences = THEMES[theme]
     chosen = [sentences[0], *(chance.choice(sentences) for _ in range(chance.randint(5, 11)))]
     chance.shuffle(chosen)

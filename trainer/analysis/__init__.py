@@ -1,5 +1,1 @@
-"""Stage 4: what every feature of a trained crosscoder is, one module per question, from one encode pass."""
-
-from trainer.analysis.stage import analyse
-
-__all__ = ["analyse"]
+"""What every feature of a trained crosscoder is and how strong the evidence is: the run's `analyse` stage."""

@@ -2,17 +2,17 @@
 
 from typing import NamedTuple
 
-from trainer.activation_store import ActivationStore
-from trainer.analysis.codes import CodeSpool
-from trainer.analysis.firings import Ground
-from trainer.analysis.halves import Halves
-from trainer.analysis.latent_scaling import LatentScaling, Scaling
-from trainer.analysis.moments import Moments
-from trainer.analysis.places import PlaceCollector, Places
-from trainer.analysis.spaces import Spaces
-from trainer.analysis.texts import check_places, read_texts
-from trainer.crosscoder import Crosscoder
-from trainer.progress import Progress
+from trainer.analysis.claims.latent_scaling import LatentScaling, Scaling
+from trainer.analysis.claims.spaces import Spaces
+from trainer.analysis.per_feature.firings import Ground
+from trainer.analysis.rows.codes import CodeSpool
+from trainer.analysis.rows.cross_fit import Halves
+from trainer.analysis.rows.moments import Moments
+from trainer.analysis.rows.row_order import PlaceCollector, Places
+from trainer.analysis.rows.texts import check_places, read_texts
+from trainer.crosscoder.crosscoder import Crosscoder
+from trainer.run.progress import Progress
+from trainer.store.store import ActivationStore
 
 
 class Encoded(NamedTuple):
@@ -48,7 +48,7 @@ def encode_rows(
 
 
 def _ground(store: ActivationStore, rows: int, places: Places | None) -> Ground:
-    table = store.documents()
+    table = store.sequences()
     if places is None or table is None:
         return Ground.of(rows, places, None)
     texts = read_texts(table, len(store.sources))

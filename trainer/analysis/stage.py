@@ -8,36 +8,34 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from trainer.activation_store import ActivationStore, StoredSource
-from trainer.analysis.agreement import agreement
-from trainer.analysis.agreement import columns as columns_of
-from trainer.analysis.alone import ask, side_by_side
-from trainer.analysis.claims import Case, Claimed, Measures, Weighed, known_false, weigh
-from trainer.analysis.coactivation import Coactivation
-from trainer.analysis.codes import CodeSpool
-from trainer.analysis.decoder_norms import (
+from trainer.analysis.claims.claims import Case, Claimed, Measures, Weighed, known_false, weigh
+from trainer.analysis.claims.latent_scaling import Scaling
+from trainer.analysis.claims.ranking import Evidence, excess, scores
+from trainer.analysis.claims.readout import Readout, readout, readout_ratio
+from trainer.analysis.claims.spaces import Spaces, spaces
+from trainer.analysis.claims.stability import other_runs, stability
+from trainer.analysis.encode_pass import Encoded, encode_rows
+from trainer.analysis.pairs.agreement import agreement
+from trainer.analysis.pairs.agreement import columns as columns_of
+from trainer.analysis.pairs.coactivation import Coactivation
+from trainer.analysis.pairs.twins import Cosines, neighbours
+from trainer.analysis.per_feature.coherence import POLYSEMOUS, best_of_holders, coherence
+from trainer.analysis.per_feature.decoder_norms import (
     DecoderNorms,
     content_hashes,
     cosines,
     decoder_norms,
 )
-from trainer.analysis.encode_pass import Encoded, encode_rows
-from trainer.analysis.firings import Ground, corpus_shares, share_of_rows
-from trainer.analysis.latent_scaling import Scaling
-from trainer.analysis.logit_effects import Unembedding, logit_effects
-from trainer.analysis.logit_effects import columns as logit_columns
-from trainer.analysis.moments import Moments
-from trainer.analysis.ranking import Evidence, excess, scores
-from trainer.analysis.readout import Readout, readout, readout_ratio
-from trainer.analysis.spaces import Spaces, spaces
-from trainer.analysis.stability import other_runs, stability
-from trainer.analysis.twins import Cosines, neighbours
-from trainer.analysis.unity import POLYSEMOUS, best_of_holders, unity
-from trainer.analysis.windows import Windows, context_columns
-from trainer.crosscoder import Crosscoder, check_sources
-from trainer.progress import Progress
-from trainer.recipe import Recipe
-from trainer.results import (
+from trainer.analysis.per_feature.firings import Ground, corpus_shares, share_of_rows
+from trainer.analysis.per_feature.logit_effects import Unembedding, logit_effects
+from trainer.analysis.per_feature.logit_effects import columns as logit_columns
+from trainer.analysis.per_feature.stage import ask, side_by_side
+from trainer.analysis.per_feature.windows import Windows, sequence_columns
+from trainer.analysis.rows.codes import CodeSpool
+from trainer.analysis.rows.moments import Moments
+from trainer.crosscoder.crosscoder import Crosscoder, check_sources
+from trainer.recipe.recipe import Recipe
+from trainer.results.draft import (
     ResultsDraft,
     SourceRow,
     publishing,
@@ -47,7 +45,9 @@ from trainer.results import (
     read_evaluation,
     read_metrics,
 )
-from trainer.run_folder import RunFolder
+from trainer.run.folder import RunFolder
+from trainer.run.progress import Progress
+from trainer.store.store import ActivationStore, StoredSource
 
 
 def analyse(
@@ -104,9 +104,9 @@ class _Analysis:
     progress: Progress
 
     def one_by_one(self, ground: Ground) -> dict[str, np.ndarray]:
-        """Everything that is asked of a feature alone; fills `histogram`, `firing` and `context`."""
+        """Everything that is asked of a feature alone; fills `histogram`, `firing` and `sequence`."""
         parts: list[dict[str, np.ndarray]] = []
-        contexts = np.zeros(0, np.int64)
+        sequences = np.zeros(0, np.int64)
         places, texts, rows = ground.places, ground.texts, self.recipe.analysis.contexts.window
         windows = Windows(places, texts, rows) if places is not None and texts is not None else None
         question = partial(ask, ground=ground, windows=windows, recipe=self.recipe.analysis.contexts)
@@ -114,11 +114,11 @@ class _Analysis:
             for answers in side_by_side(question, self.codes.pieces()):
                 for table, columns in answers.tables:
                     self.draft.add(table, columns)
-                contexts = np.union1d(contexts, answers.contexts)
+                sequences = np.union1d(sequences, answers.sequences)
                 parts.append(answers.measures)
                 self.progress.advance(answers.features)
         if windows is not None:
-            self.draft.add("context", context_columns(windows.texts, contexts))
+            self.draft.add("sequence", sequence_columns(windows.texts, sequences))
             self.draft.add("text_part", ground.text_parts())
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -142,7 +142,7 @@ class _Analysis:
         again = stability(store, self.crosscoder, claimed, other_runs(folder), self.recipe.analysis)
         case = replace(case, scaling=encoded.scaling, found_again=again.share, other_runs=again.looked_in)
         weighed = self._weigh(case, store, folder)
-        united = np.stack([unity(encoded.moments, name) for name in targets], axis=1)
+        united = np.stack([coherence(encoded.moments, name) for name in targets], axis=1)
         one = best_of_holders(united, holds)
         stored = {name: measures[name] for name in MEASURED} | {
             "feature": np.arange(self.codes.features),
@@ -151,7 +151,7 @@ class _Analysis:
             "owner": owner,
             "main_corpus": _named(ground, "corpus", measures["main_corpus"]),
             "main_language": _named(ground, "language", measures["main_language"]),
-            "unity": one,
+            "coherence": one,
             "polysemous": pa.array(one < POLYSEMOUS, mask=np.isnan(one)),
             "readout_ratio": readout_ratio(np.stack([read[name].score for name in targets], axis=1), holds),
             "verdict": weighed.judgement.verdict,

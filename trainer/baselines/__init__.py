@@ -1,1 +1,1 @@
-"""Baselines: what comparing the models tells without training anything, to hold the crosscoder's findings against."""
+"""Training-free comparisons of the models, to hold the crosscoder's findings against."""

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from trainer.baselines.outcomes import Outcomes, pair_outcomes
 from trainer.baselines.spans import Passage
-from trainer.fidelity import logits_at
-from trainer.progress import Progress
-from trainer.sources import Source
+from trainer.evaluation.fidelity import logits_at
+from trainer.models.source import Source
+from trainer.run.progress import Progress
 
 CHUNK = 32
 """Predictions whose probabilities are held in fp32 at a time."""

@@ -14,9 +14,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from trainer.activation_store import ActivationStore
-from trainer.analysis.logit_effects import Unembedding, logit_effects
-from trainer.analysis.texts import COLUMNS, read_texts
+from trainer.analysis.per_feature.logit_effects import Unembedding, logit_effects
+from trainer.analysis.rows.texts import COLUMNS, read_texts
+from trainer.store.store import ActivationStore
 
 POSITIONS = 5
 """First tokens of a text that are looked at, as in the paper."""
@@ -46,14 +46,14 @@ class Trace:
         return found
 
 
-def first_places(documents: pa.Table, sources: int, source: int) -> np.ndarray:
+def first_places(sequences: pa.Table, sources: int, source: int) -> np.ndarray:
     """Keys (sequence, byte) of the first tokens of every text, int64 [texts, P]; -1 where a text is shorter.
 
     Tokens are counted in one source, without those on no byte of the text (BOS). Chats are left out where there is
     other text, because a source with a chat template has read other tokens before them.
     """
-    texts = read_texts(documents, sources)
-    chat = np.asarray(documents["is_chat"].to_numpy(), bool)
+    texts = read_texts(sequences, sources)
+    chat = np.asarray(sequences["is_chat"].to_numpy(), bool)
     keys = np.full((texts.sequences, POSITIONS), -1, np.int64)
     for sequence in np.flatnonzero(~chat | chat.all()).tolist():
         tokens = slice(*texts.token_start[sequence * sources + source :][:2].tolist())
@@ -65,10 +65,10 @@ def first_places(documents: pa.Table, sources: int, source: int) -> np.ndarray:
 
 def trace(store: ActivationStore, base: str, source: str) -> Trace:
     """The mean difference over all texts of a store that has documents. Raises StoreError when they do not fit."""
-    documents = store.documents(columns=[*COLUMNS, "is_chat"])
-    assert documents is not None, "a store without documents has no first tokens"
+    sequences = store.sequences(columns=[*COLUMNS, "is_chat"])
+    assert sequences is not None, "a store without texts has no first tokens"
     names = [one.name for one in store.sources]
-    keys = first_places(documents, len(names), names.index(base))
+    keys = first_places(sequences, len(names), names.index(base))
     place = np.tile(np.arange(POSITIONS), (len(keys), 1))[keys >= 0]
     order = np.argsort(keys[keys >= 0])
     keys, place = keys[keys >= 0][order], place[order]
@@ -76,9 +76,9 @@ def trace(store: ActivationStore, base: str, source: str) -> Trace:
     mean = torch.zeros(POSITIONS, width, dtype=torch.float64)
     squares, sizes, texts = (torch.zeros(POSITIONS, dtype=torch.float64) for _ in range(3))
     for block in store.blocks(rows=65_536):
-        assert block.document is not None, "rows of a store with documents have places"
+        assert block.sequence is not None, "rows of a store with texts have places"
         assert block.byte_end is not None, "and their ends"
-        row_keys = (block.document.numpy().astype(np.int64) << WIDE) + block.byte_end.numpy()
+        row_keys = (block.sequence.numpy().astype(np.int64) << WIDE) + block.byte_end.numpy()
         at = np.minimum(np.searchsorted(keys, row_keys), max(len(keys) - 1, 0))
         rows = np.flatnonzero(keys[at] == row_keys) if len(keys) else np.zeros(0, np.int64)
         where, some = torch.from_numpy(place[at[rows]]), torch.from_numpy(rows)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from trainer.alignment import is_byte_level
+from trainer.reading.alignment import is_byte_level
 
 NO_TEXT = 256
 """Class of tokens that are no text: special ones, and rows of the unembedding that no token has."""

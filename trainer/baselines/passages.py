@@ -36,7 +36,7 @@ def passages(scores: Many[Scores], indexes: tuple[int, int]) -> list[dict[str, A
     found = sorted((stretch for one in scores for stretch in _stretches(one)), key=lambda stretch: -stretch.apart)
     kept: list[_Stretch] = []
     for stretch in found:
-        same = sum(other.scores.passage.origin == stretch.scores.passage.origin for other in kept)
+        same = sum(other.scores.passage.document == stretch.scores.passage.document for other in kept)
         if same < PER_DOCUMENT and len(kept) < KEPT:
             kept.append(stretch)
     return [_row(rank, stretch, indexes) for rank, stretch in enumerate(kept)]
@@ -80,7 +80,7 @@ def _row(rank: int, stretch: _Stretch, indexes: tuple[int, int]) -> dict[str, An
         "source": indexes[1],
         "rank": rank,
         "corpus": passage.corpus,
-        "document": passage.document,
+        "sequence": passage.sequence,
         "apart": stretch.apart,
         "byte_start": start,
         "text": passage.text[start:end].decode("utf-8", "replace"),

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from trainer.activation_store import ActivationStore
-from trainer.alignment import anchors, positions
+from trainer.reading.alignment import anchors, positions
+from trainer.store.store import ActivationStore
 
 LONGEST = 256
 """Spans of one sequence at most: their logits are held together, and large vocabularies are dear."""
@@ -24,9 +24,9 @@ Tokens = list[dict[str, Any]]
 class Passage:
     """A sequence as every source reads it, and its spans."""
 
-    document: int
+    sequence: int
     """Number of the sequence."""
-    origin: int
+    document: int
     """Number of the document it was cut from."""
     corpus: str
     text: bytes
@@ -60,22 +60,22 @@ def held_out_passages(store: ActivationStore, specials: Many[Many[int]], sequenc
 
     `specials` are the special token ids of every source of the store, in its order.
     """
-    table = store.documents(columns=["document", "corpus", "held_out"])
-    assert table is not None, "a store without documents is no baseline's concern"
+    table = store.sequences(columns=["sequence", "corpus", "held_out"])
+    assert table is not None, "a store without texts is no baseline's concern"
     held_out = table.filter(table["held_out"])
-    document, corpus = held_out["document"].to_numpy(), np.asarray(held_out["corpus"].to_pylist(), object)
-    parts = [document[corpus == name] for name in sorted(set(corpus))]
+    sequence, corpus = held_out["sequence"].to_numpy(), np.asarray(held_out["corpus"].to_pylist(), object)
+    parts = [sequence[corpus == name] for name in sorted(set(corpus))]
     chosen: list[int] = []
     for number, part in enumerate(parts):
         wanted = min(sequences // len(parts) + (number < sequences % len(parts)), len(part))
         chosen += part[np.arange(wanted) * len(part) // max(wanted, 1)].tolist()
-    columns = ["document", "origin", "corpus", "text", "template_spans", "tokens", "token_ids"]
-    lines = store.documents(only=sorted(chosen), columns=columns) if chosen else None
+    columns = ["sequence", "document", "corpus", "text", "template_spans", "tokens", "token_ids"]
+    lines = store.sequences(only=sorted(chosen), columns=columns) if chosen else None
     return [] if lines is None else [passage_of(line, specials) for line in lines.to_pylist()]
 
 
 def passage_of(line: dict[str, Any], specials: Many[Many[int]]) -> Passage:
-    """A line of documents.parquet as a passage."""
+    """A line of sequences.parquet as a passage."""
     ends = [np.array([token["byte_end"] for token in tokens], np.int64) for tokens in line["tokens"]]
     ids = tuple(np.array(tokens, np.int64) for tokens in line["token_ids"])
     at = anchors(ends)[: LONGEST + 1]
@@ -85,8 +85,8 @@ def passage_of(line: dict[str, Any], specials: Many[Many[int]]) -> Passage:
         before = np.concatenate([[0], np.cumsum(np.isin(mine, special))])
         scored &= np.diff(before[where + 1]) == 0
     return Passage(
+        sequence=line["sequence"],
         document=line["document"],
-        origin=line["origin"],
         corpus=line["corpus"],
         text=line["text"].encode(),
         tokens=tuple(line["tokens"]),

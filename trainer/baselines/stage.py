@@ -5,19 +5,20 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.activation_store import ActivationStore
-from trainer.analysis.logit_effects import Unembedding
-from trainer.analysis.spaces import spaces
+from trainer.analysis.claims.spaces import spaces
+from trainer.analysis.per_feature.logit_effects import Unembedding
 from trainer.baselines.divergence import compare, measures
 from trainer.baselines.lens import difference_rows, lens_rows, trace
 from trainer.baselines.passages import passages
 from trainer.baselines.spans import held_out_passages
-from trainer.crosscoder import Crosscoder
-from trainer.progress import Progress
-from trainer.recipe import Recipe, SourceRecipe
-from trainer.sources import Source
+from trainer.crosscoder.crosscoder import Crosscoder
+from trainer.models.source import Source
+from trainer.recipe.fitting import SourceRecipe
+from trainer.recipe.recipe import Recipe
+from trainer.run.progress import Progress
+from trainer.store.store import ActivationStore
 
-NEEDED = {"document", "origin", "corpus", "held_out", "text", "is_chat", "template_spans", "tokens", "token_ids"}
+NEEDED = {"sequence", "document", "corpus", "held_out", "text", "is_chat", "template_spans", "tokens", "token_ids"}
 """What must be known of the sequences."""
 
 Tables = dict[str, list[dict[str, Any]]]
@@ -32,7 +33,7 @@ def obstacle(recipe: Recipe, store: ActivationStore, models: Collection[str]) ->
         return "the recipe has no sources"
     if missing := sorted(store.widths.keys() - set(models)):
         return f"the recipe has no model for {', '.join(missing)}"
-    if missing := sorted(NEEDED - store.document_columns()):
+    if missing := sorted(NEEDED - store.sequence_columns()):
         return f"the activation store does not say {', '.join(missing)} of its sequences"
     return None
 

@@ -1,1 +1,1 @@
-"""Benches: how fast a stage is, against a physical limit or a peer that was measured in the same run."""
+"""Benchmarks, each against a physical limit or a peer measured in the same run."""

@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.activation_store import ActivationStore, StoredSource, StoreWriter
-from trainer.analysis import analyse
+from trainer.analysis.stage import analyse
 from trainer.bench.machine import Machine
 from trainer.bench.report import Report, shown
-from trainer.bench.synthetic_text import synthetic_documents
-from trainer.crosscoder import Crosscoder, Rows, initial
-from trainer.groups import preset
-from trainer.memory import forget_peak, peak_gigabytes
-from trainer.normalisation import centred_rms
-from trainer.progress import Progress
-from trainer.recipe import Recipe, parse_recipe
-from trainer.run_folder import RunFolder
+from trainer.bench.synthetic_text import synthetic_sequences
+from trainer.crosscoder.crosscoder import Crosscoder, Rows, initial
+from trainer.crosscoder.groups import preset
+from trainer.crosscoder.normalisation import centred_rms
+from trainer.recipe.recipe import Recipe, parse_recipe
+from trainer.run.folder import RunFolder
+from trainer.run.peak_memory import forget_peak, peak_gigabytes
+from trainer.run.progress import Progress
+from trainer.store.store import ActivationStore, StoredSource, StoreWriter
 
 CONCEPTS = 512
 """Directions that the synthetic activations are sparse mixtures of."""
@@ -184,7 +184,7 @@ def recipe_of(setup: Setup) -> Recipe:
 
 def synthetic_store(path: Path, setup: Setup) -> ActivationStore:
     """About as many rows as asked for, of sparse mixtures of random directions, at places of made-up text."""
-    documents, places, _ = synthetic_documents(max(setup.rows // ROWS, 8), WORDS, np.random.default_rng(0))
+    sequences, places, _ = synthetic_sequences(max(setup.rows // ROWS, 8), WORDS, np.random.default_rng(0))
     generator = torch.Generator().manual_seed(0)
     sources = tuple(StoredSource(f"source{number}", width) for number, width in enumerate(setup.widths))
     directions = {
@@ -196,12 +196,12 @@ def synthetic_store(path: Path, setup: Setup) -> ActivationStore:
         some = slice(first, min(first + SHARD, len(places.sequence)))
         count = some.stop - first
         where = {
-            "document": torch.from_numpy(places.sequence[some].copy()),
+            "sequence": torch.from_numpy(places.sequence[some].copy()),
             "position": torch.arange(first, some.stop, dtype=torch.int32),
             "byte_end": torch.from_numpy(places.byte_end[some].astype(np.int32)),
         }
         writer.add(_mixtures(directions, count, generator), where, "train")
-    writer.finish(documents, {})
+    writer.finish(sequences, {})
     return ActivationStore.open(path)
 
 

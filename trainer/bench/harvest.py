@@ -12,17 +12,17 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from trainer.bench.at_hand import DEMO, require_models, require_texts
 from trainer.bench.machine import Machine
+from trainer.bench.prerequisites import DEMO, require_models, require_texts
+from trainer.bench.repeats import Spread
 from trainer.bench.report import Report, shown
-from trainer.bench.spread import Spread
 from trainer.errors import CorpusError
 from trainer.harvest import Harvest
-from trainer.pools import POOL_ROWS
-from trainer.progress import Progress
-from trainer.recipe import Recipe, load_recipe
-from trainer.run_folder import RunFolder
-from trainer.sources import Source, cut, load_source
+from trainer.models.source import Source, cut, load_source
+from trainer.reading.activations import POOL_ROWS
+from trainer.recipe.recipe import Recipe, load_recipe
+from trainer.run.folder import RunFolder
+from trainer.run.progress import Progress
 
 BARE_TOKENS = 16_384
 """Tokens per source that the bare forward pass reads in a round, at most."""
@@ -102,7 +102,7 @@ class _Watch(Progress):
     def advance(self, done: int, **measures: float) -> None:
         """A pool is on record, or none yet when the harvest begins."""
         super().advance(done, **measures)
-        parts = sorted(self._harvest.path.glob("documents-*.parquet"))
+        parts = sorted(self._harvest.path.glob("sequences-*.parquet"))
         if parts:
             self._pools += 1
             self._end_pool(parts[-1])

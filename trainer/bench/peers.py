@@ -12,7 +12,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from trainer.activation_store import Rows
+from trainer.store.store import Rows
 
 Step = Callable[[], None]
 LEARNING_RATE = 3e-4

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.bench.spread import Spread
+from trainer.bench.repeats import Spread
 
 SIGNIFICANT = 4
 """Digits of a figure in JSON; the machine's noise is far larger."""

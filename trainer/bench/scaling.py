@@ -14,7 +14,7 @@ from trainer.bench.chart import Panel, svg
 from trainer.bench.machine import Machine
 from trainer.bench.report import Report, shown
 from trainer.bench.train import Setup, Speed, speed_of
-from trainer.run_folder import published
+from trainer.run.folder import published
 
 BASE = Setup("standard", (576, 576), 4096, 32, 1024)
 AROUND: Mapping[str, tuple[int, ...]] = {

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from trainer.activation_store import ActivationStore, Rows, StoreWriter
-from trainer.batches import Batches, window_rows
 from trainer.bench.machine import Machine
+from trainer.bench.repeats import Spread, in_turns, ratios
 from trainer.bench.report import Report, shown
-from trainer.bench.spread import Spread, in_turns, ratios
 from trainer.bench.train import WARM_UP, Setup, demo_setup, recipe_of, synthetic_store
-from trainer.training import Training
+from trainer.store.batches import Batches, window_rows
+from trainer.store.store import ActivationStore, Rows, StoreWriter
+from trainer.training.trainer import Training
 
 ROWS = 2**17
 """Rows of the store that is read."""

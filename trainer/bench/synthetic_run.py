@@ -6,19 +6,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from trainer.analysis.agreement import BINS
-from trainer.analysis.codes import FeatureCodes
-from trainer.analysis.contexts import keep
-from trainer.analysis.contrast import Contrast
-from trainer.analysis.decoder_norms import OTHER, SHARED, DecoderNorms, owners
-from trainer.analysis.firings import Ground, measure
-from trainer.analysis.histogram import histogram
-from trainer.analysis.verdict import Facts, Judgement, judge
-from trainer.analysis.windows import Windows, context_columns
+from trainer.analysis.claims.contrast import Contrast
+from trainer.analysis.claims.verdict import Facts, Judgement, judge
+from trainer.analysis.pairs.agreement import BINS
+from trainer.analysis.per_feature.contexts import keep
+from trainer.analysis.per_feature.decoder_norms import OTHER, SHARED, DecoderNorms, owners
+from trainer.analysis.per_feature.firings import Ground, measure
+from trainer.analysis.per_feature.histogram import histogram
+from trainer.analysis.per_feature.windows import Windows, sequence_columns
+from trainer.analysis.rows.codes import FeatureCodes
 from trainer.bench.synthetic_text import Vocabulary, synthetic_text
-from trainer.recipe import Recipe, parse_recipe
-from trainer.results import EvaluationRow, ResultsDraft, SourceRow, publishing
-from trainer.run_folder import RunFolder, published
+from trainer.recipe.recipe import Recipe, parse_recipe
+from trainer.results.draft import EvaluationRow, ResultsDraft, SourceRow, publishing
+from trainer.run.folder import RunFolder, published
 
 SOURCES = (
     SourceRow(0, "first", "synthetic", None, "resid_post", 15, 576, 0.1),
@@ -78,7 +78,7 @@ def publish_synthetic_run(folder: RunFolder, *, features: int, seed: int = 0) ->
         results.add_rows("source", SOURCES)
         evaluation = [EvaluationRow(source.source, "variance_explained", 0.8) for source in SOURCES]
         results.add_rows("evaluation", evaluation)
-        results.add("context", context_columns(texts, np.arange(texts.sequences)))
+        results.add("sequence", sequence_columns(texts, np.arange(texts.sequences)))
         windows = Windows(places, texts, recipe.analysis.contexts.window)
         ground = Ground.of(len(places.sequence), places, texts)
         results.add("text_part", ground.text_parts())
@@ -190,7 +190,7 @@ def _drawn(codes: FeatureCodes, chance: np.random.Generator) -> dict[str, np.nda
         "feature": codes.first + np.arange(codes.features),
         "group_name": groups.take(pa.array(chance.integers(0, len(groups), codes.features))),
         "content_hash": pa.array([f"{codes.first + index:016x}" for index in range(codes.features)]),
-        "unity": chance.uniform(0.01, 0.3, codes.features),
+        "coherence": chance.uniform(0.01, 0.3, codes.features),
         "found_in": chance.integers(0, OTHER_RUNS + 1, codes.features),
         "looked_in": np.full(codes.features, OTHER_RUNS),
         "score": np.where(codes.counts > 0, chance.uniform(0, 1, codes.features), np.nan),

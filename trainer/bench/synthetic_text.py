@@ -6,8 +6,8 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from trainer.analysis.places import Places
-from trainer.analysis.texts import Texts, read_texts, spread, strings
+from trainer.analysis.rows.row_order import Places
+from trainer.analysis.rows.texts import Texts, read_texts, spread, strings
 
 ALPHABETS = ("abcdefghijklmnopqrstuvwxyz", "абвгдежзийклмнопрстуфхцчшщыэюя", "的一是在不了有和人这中大为上个国我以要他")
 """Latin for most words; Cyrillic and Chinese for the rest, because pages spend longer on them."""
@@ -58,12 +58,12 @@ class Vocabulary:
 
 def synthetic_text(sequences: int, words: int, chance: np.random.Generator) -> tuple[Texts, Places, Vocabulary]:
     """So many sequences of so many words, frequent words more often, and a place where each token of both ends."""
-    documents, places, vocabulary = synthetic_documents(sequences, words, chance)
-    return read_texts(documents, 2), places, vocabulary
+    table, places, vocabulary = synthetic_sequences(sequences, words, chance)
+    return read_texts(table, 2), places, vocabulary
 
 
-def synthetic_documents(sequences: int, words: int, chance: np.random.Generator) -> tuple[pa.Table, Places, Vocabulary]:
-    """The same with the texts as documents.parquet holds them."""
+def synthetic_sequences(sequences: int, words: int, chance: np.random.Generator) -> tuple[pa.Table, Places, Vocabulary]:
+    """The same with the texts as sequences.parquet holds them."""
     vocabulary = Vocabulary.made_up(chance)
     weight = 1 / (10 + np.arange(VOCABULARY))
     chosen = chance.choice(VOCABULARY, sequences * words, p=weight / weight.sum())
@@ -74,10 +74,10 @@ def synthetic_documents(sequences: int, words: int, chance: np.random.Generator)
     lists, ends = zip(*(_tokens(vocabulary, source, chosen, in_text, words) for source in (0, 1)), strict=True)
     flat = vocabulary.array.take(pa.array(chosen))
     data = np.frombuffer(flat.buffers()[2], np.uint8)[: sizes.sum()]
-    documents = pa.table(
+    table = pa.table(
         {
-            "document": np.arange(sequences, dtype=np.int32),
-            "origin": np.arange(sequences, dtype=np.int32) // 2,
+            "sequence": np.arange(sequences, dtype=np.int32),
+            "document": np.arange(sequences, dtype=np.int32) // 2,
             "corpus": pa.array(CORPORA).take(pa.array(np.arange(sequences) // 2 % len(CORPORA))),
             "held_out": np.arange(sequences) % 20 == 0,
             "text": strings(data, text_start),
@@ -88,7 +88,7 @@ def synthetic_documents(sequences: int, words: int, chance: np.random.Generator)
         }
     )
     places = Places(np.repeat(np.arange(sequences, dtype=np.int32), np.diff(lists[1].offsets)), ends[1], None)
-    return documents, places, vocabulary
+    return table, places, vocabulary
 
 
 def _tokens(

@@ -14,9 +14,9 @@ from trainer.bench.machine import Machine
 from trainer.bench.report import Report
 from trainer.bench.trial import HELD_OUT, Ground, Outcome, trial
 from trainer.errors import UsageError
-from trainer.progress import Progress
-from trainer.recipe import Recipe, load_recipe
-from trainer.run_folder import RunFolder, home, published, write_json
+from trainer.recipe.recipe import Recipe, load_recipe
+from trainer.run.folder import RunFolder, home, published, write_json
+from trainer.run.progress import Progress
 from trainer.toy.presets import Preset, preset
 from trainer.toy.scoring import MATCH, Calls
 

@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-from trainer.activation_store import ActivationStore, Rows, StoredSource, StoreWriter
-from trainer.bench.at_hand import DEMO
 from trainer.bench.machine import Machine
 from trainer.bench.peers import peers
+from trainer.bench.prerequisites import DEMO
+from trainer.bench.repeats import Spread, in_turns, ratios
 from trainer.bench.report import Report, shown
-from trainer.bench.spread import Spread, in_turns, ratios
 from trainer.device import compute_dtype
-from trainer.memory import forget_peak, peak_gigabytes
-from trainer.recipe import Recipe, load_recipe, parse_recipe
-from trainer.training import Training
+from trainer.recipe.recipe import Recipe, load_recipe, parse_recipe
+from trainer.run.peak_memory import forget_peak, peak_gigabytes
+from trainer.store.store import ActivationStore, Rows, StoredSource, StoreWriter
+from trainer.training.trainer import Training
 
 WARM_UP = 3
 """Steps before the clock runs: memory is taken and the threshold found."""

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from trainer.activation_store import ActivationStore
 from trainer.bench.verdicts import calls
-from trainer.crosscoder import Crosscoder
-from trainer.damping import undamped
-from trainer.evaluate import Tally
-from trainer.recipe import Recipe
+from trainer.crosscoder.crosscoder import Crosscoder
+from trainer.crosscoder.fold_damping import undamped
+from trainer.evaluation.reconstruction import Tally
+from trainer.recipe.recipe import Recipe
+from trainer.store.store import ActivationStore
 from trainer.toy.scoring import THIRDS, Calls, Found, Truth, recall
 from trainer.toy.world import World
-from trainer.training import Training
+from trainer.training.trainer import Training
 
 HELD_OUT = 65_536
 """Rows beyond the training rows; a feature that fires on none of them counts as dead."""

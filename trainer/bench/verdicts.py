@@ -9,14 +9,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from trainer.activation_store import ActivationStore
-from trainer.analysis.blind import judged
-from trainer.analysis.codes import CodeSpool
-from trainer.analysis.verdict import SUPPORTED
-from trainer.crosscoder import Crosscoder
-from trainer.progress import Progress
-from trainer.recipe import AnalysisRecipe
-from trainer.run_folder import RunFolder
+from trainer.analysis.claims.verdict import SUPPORTED
+from trainer.analysis.rows.codes import CodeSpool
+from trainer.analysis.textless import judged
+from trainer.crosscoder.crosscoder import Crosscoder
+from trainer.recipe.measuring import AnalysisRecipe
+from trainer.run.folder import RunFolder
+from trainer.run.progress import Progress
+from trainer.store.store import ActivationStore
 
 DISCOVERED = 0.1
 """q-value up to which claims count as discoveries, when the share of false ones among them is held against it."""

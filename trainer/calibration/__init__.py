@@ -1,5 +1,1 @@
-"""Calibration: a null run and spike-ins, whose truth is known, say how far a run's claims can be trusted."""
-
-from trainer.calibration.stage import calibrate
-
-__all__ = ["calibrate"]
+"""The null run and the spike-ins: claims whose truth is known, which tell how far a run's claims can be trusted."""

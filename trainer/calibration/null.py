@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.activation_store import ActivationStore, Rows
-from trainer.calibration.chance import chance
+from trainer.calibration.rng import chance
 from trainer.calibration.samples import write_sample
-from trainer.normalisation import Normaliser
+from trainer.crosscoder.normalisation import Normaliser
+from trainer.store.store import ActivationStore, Rows
 
 LEAST, MOST = 0.3, 3.0
 """Between what the factors lie."""

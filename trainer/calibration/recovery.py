@@ -11,11 +11,11 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from trainer.analysis.codes import CodeSpool
-from trainer.analysis.decoder_norms import SHARED
-from trainer.analysis.verdict import SUPPORTED
+from trainer.analysis.claims.verdict import SUPPORTED
+from trainer.analysis.per_feature.decoder_norms import SHARED
+from trainer.analysis.rows.codes import CodeSpool
 from trainer.calibration.spike_ins import BLOCK, Planted, SpikeIn
-from trainer.crosscoder import Crosscoder
+from trainer.crosscoder.crosscoder import Crosscoder
 
 COSINE = 0.7
 """Cosine of the feature's direction with the spike-in's, in every source that has it."""

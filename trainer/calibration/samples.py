@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.activation_store import ActivationStore, Block, Rows, Split, StoredSource, StoreWriter
+from trainer.store.store import ActivationStore, Block, Rows, Split, StoredSource, StoreWriter
 
 SHARD = 2**15
 """Rows per shard of a sample."""

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.activation_store import ActivationStore, Rows
-from trainer.calibration.chance import chance
+from trainer.calibration.rng import chance
 from trainer.calibration.samples import write_sample
-from trainer.normalisation import Normaliser
-from trainer.recipe import CalibrationRecipe
+from trainer.crosscoder.normalisation import Normaliser
+from trainer.recipe.measuring import CalibrationRecipe
+from trainer.store.store import ActivationStore, Rows
 
 BLOCK = 4096
 """Rows whose firings are drawn together, so that any of them can be drawn again."""

@@ -8,20 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from trainer.activation_store import ActivationStore
-from trainer.analysis.blind import judged
-from trainer.analysis.claims import Claimed, Weighed
-from trainer.analysis.codes import CodeSpool
-from trainer.analysis.verdict import shares
+from trainer.analysis.claims.claims import Claimed, Weighed
+from trainer.analysis.claims.verdict import shares
+from trainer.analysis.rows.codes import CodeSpool
+from trainer.analysis.textless import judged
 from trainer.calibration.null import null_store
 from trainer.calibration.recovery import came_back, recall_table
 from trainer.calibration.spike_ins import Planted, spiked_store
-from trainer.crosscoder import Crosscoder
+from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.errors import RecipeError
-from trainer.progress import Progress
-from trainer.recipe import CalibrationRecipe, Recipe
-from trainer.run_folder import RunFolder, discard, write_json
-from trainer.train import fingerprint_of, train
+from trainer.recipe.measuring import CalibrationRecipe
+from trainer.recipe.recipe import Recipe
+from trainer.run.folder import RunFolder, discard, write_json
+from trainer.run.progress import Progress
+from trainer.store.store import ActivationStore
+from trainer.training.stage import fingerprint_of, train
 
 Build = Callable[[Path], ActivationStore]
 EXPERIMENTS = {
@@ -148,7 +149,7 @@ def _of_ratios(trial: _Trial, least: float) -> dict[str, float]:
     """How many claims could be judged, and how their readout ratios are spread."""
     known = 1 - np.array(_judged(trial, least))
     shares = (0, 1, 5, 50, 95) if len(known) else ()
-    quantiles = {f"readout_ratio.{share}": float(np.quantile(known, share / 100)) for share in shares}
+    quantiles = {f"readout_contrast.{share}": float(np.quantile(known, share / 100)) for share in shares}
     return {"judged": len(known)} | quantiles
 
 

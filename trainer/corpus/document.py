@@ -36,7 +36,7 @@ class Span(NamedTuple):
 class Document:
     """One text of the corpus."""
 
-    origin: int
+    number: int
     """Running index in the stream; the same recipe gives the same indices."""
     corpus: str
     """Name of the part of the mix it comes from."""

@@ -13,7 +13,7 @@ from trainer.corpus.origins import Content, contents, slug
 from trainer.corpus.tally import Notice, PartTally
 from trainer.corpus.wikitext import strip_wikitext
 from trainer.errors import CorpusError
-from trainer.recipe import CorpusPart, CorpusRecipe
+from trainer.recipe.fitting import CorpusPart, CorpusRecipe
 
 SHUFFLED_DOCUMENTS = 4_096
 """Documents of one part waiting in random order, at most,"""
@@ -71,7 +71,7 @@ class Documents(Iterator[Document]):
             _stream(part, recipe, tally, random.Random(f"{recipe.seed}/{place}"), known)
             for place, (part, tally) in enumerate(zip(recipe.mix, self.tallies, strict=True))
         ]
-        self._next_origin = 0
+        self._next_number = 0
 
     def __next__(self) -> Document:
         while True:
@@ -82,14 +82,14 @@ class Documents(Iterator[Document]):
                 self._note_exhausted(place)
                 continue
             document = Document(
-                origin=self._next_origin,
+                number=self._next_number,
                 corpus=tally.name,
                 text=draft.text,
                 held_out=is_held_out(draft.text, self._recipe.held_out),
                 messages=draft.messages,
                 template_spans=header_spans(draft.messages) if draft.messages else (),
             )
-            self._next_origin += 1
+            self._next_number += 1
             tally.documents += 1
             tally.characters += len(document.text)
             tally.rows += draft.rows

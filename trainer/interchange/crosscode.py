@@ -13,7 +13,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from trainer.crosscoder import Crosscoder
+from trainer.crosscoder.crosscoder import Crosscoder
+from trainer.crosscoder.normalisation import Normaliser
 from trainer.errors import CrosscoderError
 from trainer.interchange.folding import (
     fires_when_positive,
@@ -37,8 +38,7 @@ from trainer.interchange.layout import (
     source_names,
 )
 from trainer.interchange.tensor_files import TensorFile, read_settings, read_tensors, write_tensors
-from trainer.normalisation import Normaliser
-from trainer.run_folder import published
+from trainer.run.folder import published
 
 TOOL = "crosscode"
 READ_LOSSES = (

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.crosscoder import Crosscoder
+from trainer.crosscoder.crosscoder import Crosscoder
+from trainer.crosscoder.normalisation import Normaliser
 from trainer.errors import CrosscoderError
 from trainer.interchange.folding import (
     fires_when_positive,
@@ -34,8 +35,7 @@ from trainer.interchange.layout import (
     source_names,
 )
 from trainer.interchange.tensor_files import TensorFile, read_settings, read_tensors, write_tensors
-from trainer.normalisation import Normaliser
-from trainer.run_folder import write_json
+from trainer.run.folder import write_json
 
 TOOL = "dictionary-learning"
 READ_LOSSES = "k and the history of training are not kept. DECOUPLED codes (one per source) are refused."

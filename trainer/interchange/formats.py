@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from trainer.crosscoder import Crosscoder
+from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.errors import CrosscoderError
 from trainer.interchange import antebe, ckkissane, crosscode, dictionary_learning, saelens, sparsify
 

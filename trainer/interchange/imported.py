@@ -8,10 +8,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from trainer.crosscoder import Crosscoder
+from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.errors import CrosscoderError
 from trainer.interchange.formats import FORMATS, detect, read
-from trainer.recipe import ImportedRecipe, Recipe, parse_recipe
+from trainer.recipe.fitting import ImportedRecipe
+from trainer.recipe.recipe import Recipe, parse_recipe
 
 GROUP_SETTINGS = ("name", "features", "reads", "writes", "tied", "k_factor", "penalty")
 """What a recipe says of a group; its place in the dictionary follows."""

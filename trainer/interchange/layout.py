@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.crosscoder import Crosscoder
+from trainer.crosscoder.crosscoder import Crosscoder
+from trainer.crosscoder.groups import Group
+from trainer.crosscoder.normalisation import Normaliser
 from trainer.errors import CrosscoderError
-from trainer.groups import Group
-from trainer.normalisation import Normaliser
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 

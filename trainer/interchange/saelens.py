@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainer.crosscoder import Crosscoder
+from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.interchange.folding import (
     fires_when_positive,
     scores_per_activation,
@@ -21,7 +21,7 @@ from trainer.interchange.folding import (
     with_scores_as_activations,
 )
 from trainer.interchange.layout import disassembled, kept_per_row, need_file_name, refuse_differences
-from trainer.run_folder import published, write_json
+from trainer.run.folder import published, write_json
 
 TOOL = "saelens"
 WRITE_LOSSES = (

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from trainer.crosscoder import Crosscoder
+from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.interchange.folding import ranked_by_activation
 from trainer.interchange.layout import disassembled, refuse_differences
-from trainer.run_folder import published, write_json
+from trainer.run.folder import published, write_json
 
 TOOL = "sparsify"
 WRITE_LOSSES = (

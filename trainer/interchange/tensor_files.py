@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trainer.errors import CrosscoderError
-from trainer.run_folder import published
+from trainer.run.folder import published
 
 COMPILED = "_orig_mod."
 """What torch.compile puts before the names of a module's weights."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.activation_store import ActivationStore, Rows, Split, StoredSource, StoreWriter
+from trainer.store.store import ActivationStore, Rows, Split, StoredSource, StoreWriter
 from trainer.toy.firing import Firing
 
 NOISE = 0.01

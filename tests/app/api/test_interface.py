@@ -79,9 +79,9 @@ def test_a_feature_has_everything_its_page_shows(reader: TestClient):
     assert {entry["kind"] for entry in feature["neighbours"]} == {"twin", "similar", "coactive"}
 
 
-def test_a_context_is_the_same_as_on_its_page(reader: TestClient):
+def test_a_sequence_is_the_same_as_on_its_page(reader: TestClient):
     first = reader.get(f"{API}/features/3").json()["contexts"][0]
-    whole = reader.get(f"{API}/contexts/{first['context']}?feature=3").json()
+    whole = reader.get(f"{API}/sequences/{first['sequence']}?feature=3").json()
 
     values = {row["byte_end"]: row["activation"] for row in whole["rows"]}
     for row in first["rows"]:

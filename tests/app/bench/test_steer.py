@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from app.bench.steer import HARMLESS, PROMPT, bench_steer
-from app.inference.generation import Change, Sampling, generate, prompt_tokens
+from app.worker.sampling import Change, Sampling, generate, prompt_tokens
 from tests.worlds.tiny_diff import tiny_diff
 from trainer.errors import RecipeError, SourceError
-from trainer.hookpoint import locate
-from trainer.recipe import load_recipe
-from trainer.sources import load_source
+from trainer.models.hookpoint import locate
+from trainer.models.source import load_source
+from trainer.recipe.recipe import load_recipe
 
 
 def test_a_tiny_model_gives_the_figures_of_the_design(tmp_path: Path):

@@ -5,7 +5,7 @@ import threading
 import pytest
 from sqlalchemy import Engine
 
-from app.labels.database import transaction
+from app.database.engine import transaction
 from app.labels.store import (
     LabelConflict,
     Place,

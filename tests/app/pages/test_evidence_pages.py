@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.main import create_app
-from app.results.rule import QUESTIONS
+from app.results.evidence.criteria import QUESTIONS
 from app.settings import Settings
 from tests.worlds.judged import CALIBRATED, JUDGED
 from tests.worlds.tiny_results import RUN, write_tiny_run
@@ -41,18 +41,18 @@ def claims(judged: TestClient, **filters: str) -> list[dict]:
 
 
 def test_in_one_space_the_rule_names_no_ratio_that_refutes_although_it_is_well(tmp_path: Path):
-    verdict = '{"analysis": {"verdict": {"readout_ratio": 0.5, "equal_readout": 0.8}}}'
+    verdict = '{"analysis": {"verdict": {"readout_contrast": 0.5, "equal_readout": 0.8}}}'
     rule = (*JUDGED, f"update run set recipe_json = '{verdict}'")
     write_tiny_run(tmp_path, amend=rule, run="apart-00000000")
-    allowed = "update evidence set threshold = 0.9 where test = 'readout_ratio'"
+    allowed = "update evidence set threshold = 0.9 where test = 'readout_contrast'"
     write_tiny_run(tmp_path, amend=(*rule, allowed), run="one-space-00000000")
     with TestClient(create_app(Settings(home=tmp_path))) as client:
         apart, one_space = (
             text_of(client.get(f"/runs/{run}/evidence")) for run in ("apart-00000000", "one-space-00000000")
         )
 
-    assert "readout_ratio ≤ 0.5 refuted from 0.8" in apart
-    assert "readout_ratio ≤ 0.9" in one_space
+    assert "readout_contrast ≤ 0.5 refuted from 0.8" in apart
+    assert "readout_contrast ≤ 0.9" in one_space
     assert "refuted from 0.8" not in one_space
 
 
@@ -72,7 +72,7 @@ def test_every_test_of_a_claim_stands_in_the_table_with_what_it_says(judged: Tes
     page = judged.get(f"{LIST}/{feature}").text
     tests = judged.get(f"{API}/{feature}").json()["tests"]
 
-    assert {one["test"] for one in tests} == {"readout_ratio", "q_value", "twin", "firings", "moon_phase"}
+    assert {one["test"] for one in tests} == {"readout_contrast", "q_value", "twin", "firings", "moon_phase"}
     bodies = re.findall(r'<tbody class="(\w+)"><tr><th scope="row">(.*?)</th>', page)
     shown = [(says, " ".join(html.unescape(re.sub(r"<[^>]+>", " ", name)).split())) for says, name in bodies]
     words = {"supports": "supports", "doubts": "raises a doubt", "silent": "says nothing"}

@@ -1,4 +1,4 @@
-"""Overview, list, feature and context pages over the tiny run."""
+"""Overview, list, feature and sequence pages over the tiny run."""
 
 import html
 import re
@@ -170,14 +170,14 @@ def test_a_random_feature_keeps_the_list_it_came_from(reader: TestClient):
 
 
 def test_hostile_text_stays_text_everywhere(reader: TestClient, tables: duckdb.DuckDBPyConnection):
-    (feature, context) = tables.execute(
-        "select feature, context from firing where text like '%<script>alert%' and bucket = 'top' limit 1"
+    (feature, sequence) = tables.execute(
+        "select feature, sequence from firing where text like '%<script>alert%' and bucket = 'top' limit 1"
     ).fetchone()
 
     for path in (
         f"{LIST}/{feature}",
         f"{LIST}/{feature}?tokens=gemma3",
-        f"/runs/{RUN}/contexts/{context}?feature={feature}",
+        f"/runs/{RUN}/sequences/{sequence}?feature={feature}",
         f"{LIST}?q=%3Cscript%3Ealert(1)%3C/script%3E",
         LIST,
     ):
@@ -246,7 +246,7 @@ def test_the_way_through_the_list_keeps_filters_and_reading(reader: TestClient):
     assert f"2 of {len(order)} filtered" in " ".join(page.split())
 
 
-def test_a_context_opens_whole_and_knows_which_feature_looks(reader: TestClient):
+def test_a_sequence_opens_whole_and_knows_which_feature_looks(reader: TestClient):
     page = reader.get(f"{LIST}/3").text
     address = html.unescape(re.search(r'class="whole" href="([^"]+)"', page).group(1))
 
@@ -269,7 +269,7 @@ def test_a_run_of_three_sources_is_shown_as_well(own_home: Path):
             "update feature_source set relative_norm = null",
             "update feature set owner = 'smollm2+third' where feature < 4",
             "update firing set tokens = list_append(tokens, tokens[1])",
-            "update context set tokens = list_append(tokens, tokens[1])",
+            "update sequence set tokens = list_append(tokens, tokens[1])",
         ),
     )
     with TestClient(create_app(Settings(home=own_home))) as client:
@@ -291,7 +291,7 @@ def test_a_run_with_one_source_is_shown_as_well(own_home: Path):
             "update feature_source set norm_share = 1, relative_norm = null, decoder_norm = 1",
             "update feature set owner = 'smollm2', verdict = ''",
             "update firing set tokens = tokens[1:1]",
-            "update context set tokens = tokens[1:1]",
+            "update sequence set tokens = tokens[1:1]",
             "delete from logit where source = 1",
             "delete from evaluation where source = 1",
         ),

@@ -268,7 +268,7 @@ def test_those_who_watch_may_go_and_come_and_several_see_the_same(explorer: Expl
 
 
 def test_when_too_many_are_under_way_the_next_is_told_to_come_back(explorer: Explorer, monkeypatch):
-    monkeypatch.setattr("app.inference.broadcast.MOST", 4)
+    monkeypatch.setattr("app.generations.live.MOST", 4)
     crowd = [explorer.ask(**LONG, seed=100 + number) for number in range(4)]
     answer = explorer.browser.post(f"/runs/{RUN}/generations", data=asked(seed=99))
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "10")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from starlette.testclient import TestClient
 
+from app.database.engine import transaction
+from app.generations.store import StoredGeneration, StoredLane, keep_generation, new_generation
 from app.inference.messages import Parameters
-from app.labels.database import transaction
-from app.labels.generations import StoredGeneration, StoredLane, keep_generation, new_generation
 from app.main import create_app
 from app.settings import Settings
 from tests.worlds.tiny_results import RUN, write_tiny_run

@@ -9,9 +9,9 @@ import pytest
 
 from app.errors import ResultsMissing, ResultsUnreadable, RunNotFound
 from app.results.connection import Library
-from app.results.features import list_features
-from app.results.listing import Listing
-from app.results.runs import all_runs
+from app.results.features.feature_list import list_features
+from app.results.features.query import Listing
+from app.results.runs.summary import all_runs
 from tests.worlds.tiny_results import RUN, publish, write_progress, write_tiny_run
 
 
@@ -85,14 +85,14 @@ def test_a_damaged_file_is_named_with_a_remedy_and_the_other_run_stays_readable(
 def test_a_newer_schema_asks_for_a_newer_crossdiff(tmp_path: Path):
     write_tiny_run(tmp_path, amend=("update run set schema_version = 7",))
 
-    with pytest.raises(ResultsUnreadable, match=r"schema 7; this explorer reads schema 2\..*Update Crossdiff"):
+    with pytest.raises(ResultsUnreadable, match=r"schema 7; this explorer reads schema 3\..*Update Crossdiff"):
         Library(tmp_path / "runs").results(RUN)
 
 
 def test_an_older_schema_asks_for_the_analysis_again(tmp_path: Path):
-    write_tiny_run(tmp_path, amend=("update run set schema_version = 1",))
+    write_tiny_run(tmp_path, amend=("update run set schema_version = 2",))
 
-    with pytest.raises(ResultsUnreadable, match=r"schema 1; this explorer reads schema 2\..*crossdiff analyse"):
+    with pytest.raises(ResultsUnreadable, match=r"schema 2; this explorer reads schema 3\..*crossdiff analyse"):
         Library(tmp_path / "runs").results(RUN)
 
 

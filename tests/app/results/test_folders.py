@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.results.folders import STAGES, read_progress
+from app.results.folders import read_progress
 from tests.worlds.tiny_results import write_progress
-from trainer import progress as written
 
 
 @pytest.fixture
@@ -30,10 +29,6 @@ def test_a_run_whose_process_is_gone_has_stopped(tmp_path: Path, dead: int):
 
 def test_a_process_in_another_container_is_taken_at_its_word(tmp_path: Path, dead: int):
     assert said_by(tmp_path, pid=dead, host="another-machine").status == "running"
-
-
-def test_both_halves_know_the_same_stages():
-    assert STAGES == written.STAGES
 
 
 def said_by(folder: Path, **process: object):

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from tests.worlds.tiny_store import FEATURES, rows, tiny_crosscoder, tiny_store
-from trainer.activation_store import ActivationStore, StoredSource, StoreWriter
-from trainer.analysis import analyse
-from trainer.analysis.logit_effects import Unembedding
-from trainer.crosscoder import Crosscoder
+from trainer.analysis.per_feature.logit_effects import Unembedding
+from trainer.analysis.stage import analyse
+from trainer.crosscoder.crosscoder import Crosscoder
+from trainer.crosscoder.groups import Group
+from trainer.crosscoder.normalisation import Normaliser
 from trainer.errors import CrosscoderError
-from trainer.groups import Group
-from trainer.normalisation import Normaliser
-from trainer.progress import Progress
-from trainer.recipe import Recipe, parse_recipe
-from trainer.run_folder import RunFolder, write_json
+from trainer.recipe.recipe import Recipe, parse_recipe
+from trainer.run.folder import RunFolder, write_json
+from trainer.run.progress import Progress
+from trainer.store.store import ActivationStore, StoredSource, StoreWriter
 
 AMPLITUDES = {
     # Concept 0 is "cat": shared.
@@ -36,7 +36,7 @@ AMPLITUDES = {
 }
 """Concept 3 never fires."""
 
-TABLES = ("feature", "feature_source", "context", "firing", "histogram", "logit", "neighbour", "source", "evidence")
+TABLES = ("feature", "feature_source", "sequence", "firing", "histogram", "logit", "neighbour", "source", "evidence")
 
 
 def recipe(**contexts: int) -> Recipe:
@@ -98,7 +98,7 @@ def test_kept_firings_with_their_windows(tmp_path):
     found = analysed(tmp_path, tiny_store(tmp_path / "store", AMPLITUDES), per_quantile=1)
     top = [row for row in found["firing"] if row["bucket"] == "top"]
 
-    assert [(row["feature"], row["rank"], row["context"], row["peak"], row["text"]) for row in top] == [
+    assert [(row["feature"], row["rank"], row["sequence"], row["peak"], row["text"]) for row in top] == [
         (0, 0, 0, 2.0, "the cat sat on"),
         (0, 1, 1, 1.5, "a cat and"),
         (0, 2, 2, 1.0, " dog cat"),
@@ -120,8 +120,8 @@ def test_kept_firings_with_their_windows(tmp_path):
         # 2.5 and 3.0 are both in the last fifth; one is drawn.
         (2, "q5", found["firing"][-2]["peak"]),
     ]
-    assert [row["context"] for row in found["context"]] == [0, 1, 2, 3, 4]
-    assert [row["held_out"] for row in found["context"]] == [False, False, True, False, False]
+    assert [row["sequence"] for row in found["sequence"]] == [0, 1, 2, 3, 4]
+    assert [row["held_out"] for row in found["sequence"]] == [False, False, True, False, False]
 
 
 def test_features_of_different_owners_that_fire_together_are_twins(tmp_path):
@@ -153,9 +153,9 @@ def test_the_order_of_rows_in_the_store_changes_nothing(tmp_path):
 
 
 def test_a_store_without_documents_gives_everything_but_contexts(tmp_path):
-    found = analysed(tmp_path, tiny_store(tmp_path / "store", AMPLITUDES, with_documents=False), logits=True)
+    found = analysed(tmp_path, tiny_store(tmp_path / "store", AMPLITUDES, with_texts=False), logits=True)
 
-    assert found["firing"] == found["context"] == []
+    assert found["firing"] == found["sequence"] == []
     assert [row["firings"] for row in found["feature"]] == [3, 4, 3, 0]
     assert [row["documents"] for row in found["feature"]] == [None] * 4
     assert [row["first_token_share"] for row in found["feature"]] == [None] * 4

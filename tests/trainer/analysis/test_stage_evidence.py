@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.activation_store import ActivationStore, StoredSource, StoreWriter
-from trainer.analysis import analyse
-from trainer.analysis.decoder_norms import cosines
-from trainer.crosscoder import Crosscoder, initial
-from trainer.groups import Group
-from trainer.normalisation import Normaliser
-from trainer.progress import Progress
-from trainer.recipe import parse_recipe
-from trainer.run_folder import RunFolder
+from trainer.analysis.per_feature.decoder_norms import cosines
+from trainer.analysis.stage import analyse
+from trainer.crosscoder.crosscoder import Crosscoder, initial
+from trainer.crosscoder.groups import Group
+from trainer.crosscoder.normalisation import Normaliser
+from trainer.recipe.recipe import parse_recipe
+from trainer.run.folder import RunFolder
+from trainer.run.progress import Progress
+from trainer.store.store import ActivationStore, StoredSource, StoreWriter
 
 CONCEPTS, OWN = 24, 3
 """The last three concepts are only in `tuned`; the one before has a feature of `tuned` alone, but is in both."""
@@ -94,7 +94,7 @@ def test_a_source_that_lacks_a_concept_cannot_read_it_and_one_that_has_it_can(tm
     assert all(abs(value) < 0.05 for value in ratio[MISTAKEN + 1 :])
     readout = [(row["source"], row["readout"]) for row in found["feature_source"] if row["feature"] == CONCEPTS - 1]
     assert readout == [(0, pytest.approx(0, abs=0.02)), (1, pytest.approx(1, abs=0.1))]
-    assert all(row["unity"] > 0.3 and row["polysemous"] is False for row in found["feature"])
+    assert all(row["coherence"] > 0.3 and row["polysemous"] is False for row in found["feature"])
 
 
 def test_in_one_space_latent_scaling_finds_the_direction_that_the_dictionary_did_not_write(tmp_path: Path):

@@ -8,15 +8,15 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from tests.worlds.tiny_models import byte_level_bpe, gemma_style, tiny_gemma3, tiny_llama
-from trainer.alignment import encode
 from trainer.baselines.divergence import compare, divergences, measures
 from trainer.baselines.outcomes import first_bytes
 from trainer.baselines.passages import passages
 from trainer.baselines.spans import Passage, passage_of
-from trainer.progress import Progress
-from trainer.recipe import SourceRecipe
-from trainer.run_folder import RunFolder
-from trainer.sources import Source, load_source
+from trainer.models.source import Source, load_source
+from trainer.reading.alignment import encode
+from trainer.recipe.fitting import SourceRecipe
+from trainer.run.folder import RunFolder
+from trainer.run.progress import Progress
 
 TEXT = "The capital of Italy is Rome; über the river 31 dogs sleep, la niña cruzó."
 CHANGED = 300
@@ -56,8 +56,8 @@ def read_by(*tokenizers) -> Passage:
     """The text as these tokenizers read it, BOS first."""
     read = [encode(tokenizer, TEXT) for tokenizer in tokenizers]
     line = {
+        "sequence": 3,
         "document": 3,
-        "origin": 3,
         "corpus": "texts",
         "text": TEXT,
         "template_spans": [],

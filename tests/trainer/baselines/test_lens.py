@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.worlds.tiny_store import SEQUENCES, Sequence, documents
-from trainer.activation_store import ActivationStore, StoredSource, StoreWriter
-from trainer.analysis.logit_effects import Unembedding
+from tests.worlds.tiny_store import SEQUENCES, Sequence, text_table
+from trainer.analysis.per_feature.logit_effects import Unembedding
 from trainer.baselines.lens import WIDE, Trace, difference_rows, first_places, lens_rows, trace
+from trainer.store.store import ActivationStore, StoredSource, StoreWriter
 
 WORDS = ("one", " two", " three", " four", " five", " six", " seven")
 ENDS = np.cumsum([len(word) for word in WORDS]).tolist()
@@ -21,7 +21,7 @@ def store_of(path, difference) -> ActivationStore:
     base = torch.ones(TEXTS * len(WORDS), 4)
     away = torch.stack([difference(text, word) for text in range(TEXTS) for word in range(len(WORDS))])
     places = {
-        "document": torch.arange(TEXTS, dtype=torch.int32).repeat_interleave(len(WORDS)),
+        "sequence": torch.arange(TEXTS, dtype=torch.int32).repeat_interleave(len(WORDS)),
         "position": torch.zeros(len(base), dtype=torch.int32),
         "byte_end": torch.tensor(ENDS, dtype=torch.int32).repeat(TEXTS),
     }
@@ -30,18 +30,18 @@ def store_of(path, difference) -> ActivationStore:
     for part in order.split(50):  # in any order, over several shards
         rows = {"base": base[part], "tuned": (base + away)[part]}
         writer.add(rows, {name: column[part] for name, column in places.items()}, "train")
-    writer.finish(documents(sequences), {})
+    writer.finish(text_table(sequences), {})
     return ActivationStore.open(path)
 
 
 def test_first_tokens_are_counted_without_bos_and_without_chats_where_there_is_text():
-    keys = first_places(documents(SEQUENCES), 2, 0)
+    keys = first_places(text_table(SEQUENCES), 2, 0)
 
     assert keys[0].tolist() == [3, 7, 11, 14, 18], "the first five of six"
     assert keys[1].tolist() == [(1 << WIDE) + end for end in (1, 5, 9, 11, 15)], "after <s>"
     assert keys[2].tolist() == [(2 << WIDE) + end for end in (3, 7, 11)] + [-1, -1]
     assert (keys[3] == -1).all(), "a chat"
-    assert first_places(documents(SEQUENCES[3:4]), 2, 0)[0, 0] == 4, "only chats: then they count"
+    assert first_places(text_table(SEQUENCES[3:4]), 2, 0)[0, 0] == 4, "only chats: then they count"
 
 
 def test_a_source_minus_itself_is_nothing(tmp_path):

@@ -9,15 +9,15 @@ from trainer.baselines.spans import Passage
 
 
 def scored(
-    document: int, text: str, divergence: list[float], scored: list[bool] | None = None, origin: int | None = None
+    sequence: int, text: str, divergence: list[float], scored: list[bool] | None = None, document: int | None = None
 ) -> Scores:
     """A text of one token per byte in both sources; a document of its own unless another is given."""
     size = len(text.encode())
     at = np.arange(size + 1)
     tokens = [{"text": "?", "byte_end": end} for end in at.tolist()]
     passage = Passage(
-        document=document,
-        origin=document if origin is None else origin,
+        sequence=sequence,
+        document=sequence if document is None else document,
         corpus="wiki",
         text=text.encode(),
         tokens=(tokens, tokens),
@@ -36,19 +36,19 @@ def test_stretches_of_forty_spans_compete_and_no_document_takes_more_than_two_pl
 
     found = passages([*quiet, loud], (0, 1))
 
-    assert [(row["document"], row["byte_start"]) for row in found[:3]] == [(0, 0), (0, 80), (1, 0)]
+    assert [(row["sequence"], row["byte_start"]) for row in found[:3]] == [(0, 0), (0, 80), (1, 0)]
     assert [row["apart"] for row in found[:3]] == pytest.approx([0.3, 0.2, 0.05])
-    assert len(found) == KEPT and found[-1]["document"] == 6
+    assert len(found) == KEPT and found[-1]["sequence"] == 6
     assert found[1]["text"] == "a" * 40 and len(found[1]["tokens"][0]) == len(found[1]["places"]) == 40
 
 
 def test_sequences_of_one_document_share_its_two_places():
-    loud = [scored(sequence, "a" * 40, [0.3 + sequence / 10] * 40, origin=0) for sequence in range(3)]
+    loud = [scored(sequence, "a" * 40, [0.3 + sequence / 10] * 40, document=0) for sequence in range(3)]
     quiet = scored(3, "b" * 40, [0.1] * 40)
 
     found = passages([*loud, quiet], (0, 1))
 
-    assert [row["document"] for row in found] == [2, 1, 3]
+    assert [row["sequence"] for row in found] == [2, 1, 3]
 
 
 def test_a_stretch_is_judged_by_scored_spans_and_left_out_when_they_are_few():
@@ -57,7 +57,7 @@ def test_a_stretch_is_judged_by_scored_spans_and_left_out_when_they_are_few():
 
     (row,) = passages([half, fewer], (0, 1))
 
-    assert row["document"] == 0 and row["apart"] == pytest.approx(0.1)
+    assert row["sequence"] == 0 and row["apart"] == pytest.approx(0.1)
     assert [place["byte_end"] for place in row["places"]] == list(range(1, 21))
 
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from tests.worlds.tiny_store import SEQUENCES, Sequence, documents, tiny_store
+from tests.worlds.tiny_store import SEQUENCES, Sequence, text_table, tiny_store
 from trainer.baselines.spans import held_out_passages, passage_of
 
 
 def line_of(sequence: Sequence) -> dict:
-    return documents((sequence,)).to_pylist()[0]
+    return text_table((sequence,)).to_pylist()[0]
 
 
 def test_spans_lie_between_common_token_ends_and_know_their_tokens():
@@ -46,7 +46,7 @@ def test_every_corpus_part_gives_as_many_sequences_spread_over_it(tmp_path):
 
     chosen = held_out_passages(store, [[], []], 5)
 
-    assert [passage.document for passage in chosen] == [1, 3, 5, 8, 9], "0 was trained on; large gives one more"
+    assert [passage.sequence for passage in chosen] == [1, 3, 5, 8, 9], "0 was trained on; large gives one more"
     assert [passage.corpus for passage in chosen] == ["large"] * 3 + ["small"] * 2
-    assert held_out_passages(store, [[], []], 1)[0].document == 1
+    assert held_out_passages(store, [[], []], 1)[0].sequence == 1
     assert all(np.array_equal(passage.at, [2, 5]) for passage in chosen)

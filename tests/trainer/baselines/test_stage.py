@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from tests.worlds.tiny_activations import tiny_activations
 from tests.worlds.tiny_diff import tiny_diff
 from trainer.baselines.stage import pairs_of_models
-from trainer.commands import run
-from trainer.progress import read_progress
-from trainer.recipe import SourceRecipe, load_recipe
-from trainer.run_folder import RunFolder
+from trainer.pipeline import run
+from trainer.recipe.fitting import SourceRecipe
+from trainer.recipe.recipe import load_recipe
+from trainer.run.folder import RunFolder
+from trainer.run.progress import read_progress
 
 ONE_SPACE = {"same_space": [["base", "tuned"]], "contexts": {"top": 2, "per_quantile": 1, "window": 6}, "logits": 3}
 

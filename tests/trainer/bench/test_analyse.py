@@ -41,4 +41,4 @@ def test_about_k_features_are_active_on_a_row_of_the_synthetic_store(tmp_path: P
     rows = sum(found.rows for found in codes)
     assert rows == pytest.approx(4000, rel=0.05)
     assert sum(len(found.row) for found in codes) / rows == pytest.approx(4, rel=0.1)
-    assert store.documents() is not None
+    assert store.sequences() is not None

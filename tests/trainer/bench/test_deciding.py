@@ -8,9 +8,20 @@ from trainer.bench.toy import DECIDING
 def test_what_trains_draws_and_scores_decides_and_what_is_beside_it_does_not():
     found = reached(*DECIDING)
 
-    assert {"trainer.training", "trainer.losses", "trainer.sparsity", "trainer.kernels", "trainer.toy.firing"} <= found
-    assert {"trainer.toy.scoring", "trainer.batches", "trainer.normalisation", "trainer.bench.trial"} <= found
-    assert not {"trainer.commands", "trainer.harvest", "trainer.corpus", "trainer.interchange", "app.cli"} & found
+    assert {
+        "trainer.training.trainer",
+        "trainer.training.losses",
+        "trainer.crosscoder.selection",
+        "trainer.kernels.sparse",
+        "trainer.toy.firing",
+    } <= found
+    assert {
+        "trainer.toy.scoring",
+        "trainer.store.batches",
+        "trainer.crosscoder.normalisation",
+        "trainer.bench.trial",
+    } <= found
+    assert not {"trainer.pipeline", "trainer.harvest", "trainer.corpus", "trainer.interchange", "app.cli"} & found
 
 
 def test_only_a_change_in_what_is_reached_changes_the_fingerprint(tmp_path, monkeypatch):

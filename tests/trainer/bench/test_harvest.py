@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.worlds.tiny_diff import tiny_diff
-from trainer import pools
 from trainer.bench.harvest import Round, batches, bench_harvest, token_ids
 from trainer.errors import CorpusError, RecipeError, SourceError
+from trainer.reading import activations
 
 
 def test_the_ratio_weighs_each_model_by_the_tokens_that_it_read():
@@ -39,7 +39,7 @@ def test_token_ids_are_taken_sequence_after_sequence_for_each_source(tmp_path: P
 
 def test_real_text_through_real_models_gives_the_figures_of_the_design(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     # The tiny corpus fills two small pools: the first opens it, the second is measured.
-    monkeypatch.setattr(pools, "POOL_ROWS", 200)
+    monkeypatch.setattr(activations, "POOL_ROWS", 200)
 
     report = bench_harvest(tiny_diff(tmp_path), rounds=1)
 

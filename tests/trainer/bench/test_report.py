@@ -5,8 +5,8 @@ import json
 import pytest
 
 from trainer.bench.machine import Machine
+from trainer.bench.repeats import Spread
 from trainer.bench.report import Report, rounded, shown, table
-from trainer.bench.spread import Spread
 
 
 def test_columns_are_aligned_names_to_the_left_and_figures_to_the_right():

@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 import pytest
 
 from trainer.bench.chart import Panel
+from trainer.bench.repeats import Spread
 from trainer.bench.scaling import BASE, bench_scaling, costs, drawn, slope, varied
-from trainer.bench.spread import Spread
 from trainer.bench.train import Setup, Speed
 
 TINY = Setup("standard", (8, 8), 32, 2, 16)

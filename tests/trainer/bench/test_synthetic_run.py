@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from app.results.connection import Library
-from app.results.contexts import windows_of
+from app.results.features.contexts import windows_of
 from trainer.bench.synthetic_run import KEPT, firings, publish_synthetic_run
 from trainer.bench.synthetic_text import VOCABULARY, synthetic_text
-from trainer.run_folder import RunFolder
+from trainer.run.folder import RunFolder
 
 
 @pytest.fixture(scope="module")

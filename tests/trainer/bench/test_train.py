@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from trainer.bench.at_hand import DEMO
+from trainer.bench.prerequisites import DEMO
 from trainer.bench.train import Setup, bench_train, demo_setup, recipe_of, synthetic_store
-from trainer.recipe import load_recipe
+from trainer.recipe.recipe import load_recipe
 
 KEYS = {
     "variant",

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from trainer.activation_store import ActivationStore
 from trainer.bench.verdicts import calls
-from trainer.crosscoder import Crosscoder
-from trainer.groups import Group
-from trainer.normalisation import Normaliser
-from trainer.recipe import AnalysisRecipe
+from trainer.crosscoder.crosscoder import Crosscoder
+from trainer.crosscoder.groups import Group
+from trainer.crosscoder.normalisation import Normaliser
+from trainer.recipe.measuring import AnalysisRecipe
+from trainer.store.store import ActivationStore
 from trainer.toy.world import World, WorldPlan, random_world
 
 PLAN = WorldPlan(concepts=200, widths=(64, 80), exclusive_share=0.2)

@@ -17,7 +17,7 @@ from tests.worlds.foreign_checkpoints import (
     random_crosscoder,
     raw_rows,
 )
-from trainer.crosscoder import Codes
+from trainer.crosscoder.crosscoder import Codes
 from trainer.errors import CrosscoderError
 from trainer.interchange import antebe
 

@@ -19,8 +19,8 @@ from tests.worlds.foreign_checkpoints import (
     random_crosscoder,
     raw_rows,
 )
+from trainer.crosscoder.groups import Group
 from trainer.errors import CrosscoderError
-from trainer.groups import Group
 from trainer.interchange import dictionary_learning
 
 SOURCES, WIDTH, FEATURES = 2, 4, 9

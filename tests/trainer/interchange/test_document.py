@@ -8,8 +8,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from tests.worlds.foreign_checkpoints import OWN_FIRST, random_crosscoder
-from trainer.activation_store import ActivationStore, Manifest, Shard, StoredSource
 from trainer.interchange.formats import FORMATS, READABLE
+from trainer.store.store import ActivationStore, Manifest, Shard, StoredSource
 
 TEXT = (Path(__file__).parents[3] / "docs" / "formats.md").read_text(encoding="utf-8")
 

@@ -7,7 +7,7 @@ from tests.worlds.foreign_checkpoints import OWN_FIRST, STANDARD, UNEVEN, assert
 from trainer.errors import CrosscoderError
 from trainer.interchange.formats import write
 from trainer.interchange.imported import crosscoder_of, recipe_of
-from trainer.recipe import load_recipe, parse_recipe
+from trainer.recipe.recipe import load_recipe, parse_recipe
 
 
 def test_groups_of_a_partition_stand_in_the_recipe_in_their_order(tmp_path):

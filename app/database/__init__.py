@@ -1,0 +1,1 @@
+"""The database that people write to; labels and generations stand beside each other on its engine and tables."""

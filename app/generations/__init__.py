@@ -1,0 +1,1 @@
+"""Steered texts: the form, the request, what is under way, and what is kept under a permalink."""

@@ -1,0 +1,119 @@
+"""Dossier: everything that the results say of one feature beside its contexts, in two questions.
+
+DuckDB takes longer to begin a query than to read the few rows of one feature, so its tables are read together.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from app.errors import FeatureNotFound
+from app.results.connection import Results
+from app.results.evidence.agreement import Agreement, agreement_of
+from app.results.evidence.criteria import Test, in_order, worded
+from app.results.features.corpus_breakdown import Ground, Usual, parts_of
+from app.results.features.feature import COLUMNS, Bar, Feature, InSource, Logit, Logits, Neighbour
+
+TABLES = {
+    "source": """
+        source, null::bigint, null::text,
+        [decoder_norm, encoder_norm, norm_share, relative_norm, nu_reconstruction, nu_error, readout]
+        from feature_source
+    """,
+    "bar": "null, count, null, [low, high] from histogram",
+    "logit": "source, rank, token, [effect] from logit",
+    "corpus": "null, firings, corpus, null from feature_corpus",
+    "language": "null, firings, language, null from feature_language",
+    "agreement": "other, rows, null, [bin, other_bin] from agreement",
+    "test": "null, n, test || ' ' || says, [value, threshold] from evidence",
+    "neighbour": "other, null, kind, [cosine, correlation] from neighbour",
+}
+"""What is read of each table, in four columns that all have: an index, a count, a word and numbers."""
+QUERY = " union all ".join(f"select '{name}', {part} where feature = $feature" for name, part in TABLES.items())
+KINDS = ("twin", "similar", "coactive")
+"""Kinds of neighbours, in the order they are shown."""
+
+Rows = list[tuple[Any, Any, Any, Any]]
+
+
+@dataclass(frozen=True)
+class Dossier:
+    """One feature as a whole."""
+
+    feature: Feature
+    inside: list[InSource]
+    """In order of the sources."""
+    bars: list[Bar]
+    """Bins of its activations, weakest first; empty bins are left out."""
+    logits: list[Logits]
+    """Of every source that it writes to and that has logits."""
+    alike: list[Neighbour]
+    """Twins first, each kind by correlation."""
+    tests: list[Test]
+    """Of its claim, those that speak first; none for a feature without a claim."""
+    agreement: Agreement | None
+    """With the strongest twin of a claimed feature."""
+    ground: Ground
+
+
+def dossier_of(results: Results, feature: int, usual: Usual) -> Dossier:
+    """All of a feature; `usual` is how much of the text is of each part. Raises FeatureNotFound."""
+    found: defaultdict[str, Rows] = defaultdict(list)
+    for table, *row in results.rows(QUERY, feature=feature):
+        found[table].append((row[0], row[1], row[2], row[3]))
+    others = {other for other, *_ in found["neighbour"]}
+    features = _features(results, {feature, *others})
+    if feature not in features:
+        raise FeatureNotFound(results.run, feature, count=results.features)
+    names = {source.source: source.name for source in results.sources}
+    firings = {kind: {name: count for _, count, name, _ in found[kind]} for kind in ("corpus", "language")}
+    return Dossier(
+        feature=features[feature],
+        inside=[InSource(source, names[source], *values) for source, _, _, values in sorted(found["source"])],
+        bars=sorted((Bar(low, high, count) for _, count, _, (low, high) in found["bar"]), key=lambda bar: bar.low),
+        logits=_logits(found["logit"]),
+        alike=_alike(found["neighbour"], features),
+        tests=_tests(found["test"]),
+        agreement=agreement_of([(other, int(x), int(y), count) for other, count, _, (x, y) in found["agreement"]]),
+        ground=Ground(*(parts_of(firings[kind], usual.get(kind, {})) for kind in ("corpus", "language"))),
+    )
+
+
+def _features(results: Results, some: set[int]) -> dict[int, Feature]:
+    rows = results.rows(
+        f"select {COLUMNS} from feature where feature in (select unnest($some::integer[]))",  # noqa: S608 - our names
+        some=sorted(some),
+    )
+    return {row[0]: Feature(*row) for row in rows}
+
+
+def _logits(rows: Rows) -> list[Logits]:
+    found: dict[int, tuple[list[Logit], list[Logit]]] = {}
+    for source, rank, token, (effect,) in sorted(rows, key=lambda row: (row[0], abs(row[1]))):
+        promoted, suppressed = found.setdefault(source, ([], []))
+        (promoted if rank > 0 else suppressed).append(Logit(token, effect))
+    return [Logits(source, tuple(up), tuple(down)) for source, (up, down) in found.items()]
+
+
+def _alike(rows: Rows, features: dict[int, Feature]) -> list[Neighbour]:
+    found = [
+        Neighbour(other, kind, features[other].owner, features[other].density, cosine, correlation)
+        for other, _, kind, (cosine, correlation) in rows
+        if other in features
+    ]
+    return sorted(found, key=_standing)
+
+
+def _standing(one: Neighbour) -> tuple[int, float, float, int]:
+    """What neighbours are sorted by; those without a value last."""
+    kind = KINDS.index(one.kind) if one.kind in KINDS else len(KINDS)
+    correlation, cosine = (-2.0 if value is None else value for value in (one.correlation, one.cosine))
+    return kind, -correlation, -cosine, one.feature
+
+
+def _tests(rows: Rows) -> list[Test]:
+    found = []
+    for _, n, words, (value, threshold) in rows:
+        test, _, says = words.rpartition(" ")
+        found.append(worded(test, value, threshold, n, says))
+    return in_order(found)

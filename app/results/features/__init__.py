@@ -1,0 +1,1 @@
+"""Questions about features: the list, one feature, its contexts and tokens."""

@@ -1,0 +1,152 @@
+"""One feature: its measures, what it is in each source, its histogram, logits and neighbours, as pages show them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.errors import FeatureNotFound
+from app.results.connection import Results
+from app.results.features.tokens import visible
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What is known of a feature over all sources."""
+
+    feature: int
+    group: str
+    content_hash: str
+    """Of the decoder directions; survives re-indexing."""
+    owner: str
+    firings: int
+    density: float
+    """Firings per row analysed, 0 to 1."""
+    max_activation: float
+    """Unscaled; steering strength is counted in it."""
+    mean_activation: float | None
+    template_share: float | None
+    first_token_share: float | None
+    documents: int | None
+    corpus: str | None
+    """The corpus part that holds most of its firings."""
+    corpus_share: float | None
+    verdict: str
+    q_value: float | None
+    score: float | None
+    language: str | None = None
+    """The language that most of its firings are in."""
+    language_share: float | None = None
+    coherence: float | None = None
+    """How alike the activations are where it fires; 0 for rows that have nothing in common."""
+    polysemous: bool | None = None
+    """Whether coherence is so low that it may stand for several things."""
+    readout_ratio: float | None = None
+    """What the others' activations tell of it over what its owner's tell."""
+    kind: str | None = None
+    """absent, weaker or analogue: how the owner differs, if the claim stands."""
+    found_in: int | None = None
+    """Other runs of the comparison that have it too."""
+    looked_in: int | None = None
+    """Other runs that were looked through."""
+
+    @property
+    def claimed(self) -> bool:
+        """Whether some source is said to lack it."""
+        return bool(self.verdict)
+
+
+COLUMNS = """
+    feature, group_name, content_hash, owner, firings, density, max_activation, mean_activation, template_share,
+    first_token_share, documents, main_corpus, main_corpus_share, verdict, q_value, score, main_language,
+    main_language_share, coherence, polysemous, readout_ratio, kind, found_in, looked_in
+"""
+
+
+@dataclass(frozen=True)
+class InSource:
+    """What a feature is in one source."""
+
+    source: int
+    name: str
+    decoder_norm: float
+    encoder_norm: float
+    norm_share: float
+    relative_norm: float | None
+    nu_reconstruction: float | None
+    nu_error: float | None
+    readout: float | None
+
+    @property
+    def writes(self) -> bool:
+        """Whether the feature can write to this source at all."""
+        return self.decoder_norm > 0
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bin of the activation histogram."""
+
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Logit:
+    """A token that the feature promotes or suppresses in one source."""
+
+    token: str
+    effect: float
+
+    @property
+    def shown(self) -> str:
+        """The token with nothing invisible in it."""
+        return visible(self.token) if self.token.strip(" ") else "·" * len(self.token)
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Logit effects of a feature in one source, strongest first on both sides."""
+
+    source: int
+    promoted: tuple[Logit, ...]
+    suppressed: tuple[Logit, ...]
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A feature alike, as a candidate for one meaning split in two."""
+
+    feature: int
+    kind: str
+    """twin, similar or coactive."""
+    owner: str
+    density: float
+    cosine: float | None
+    correlation: float | None
+
+
+def one_feature(results: Results, feature: int) -> Feature:
+    """The feature's measures. Raises FeatureNotFound."""
+    sql = f"select {COLUMNS} from feature where feature = $feature"  # noqa: S608 - our names
+    row = results.row(sql, feature=feature)
+    if row is None:
+        raise FeatureNotFound(results.run, feature, count=results.features)
+    return Feature(*row)
+
+
+def in_sources(results: Results, feature: int) -> list[InSource]:
+    """What the feature is in each source, in order of the sources."""
+    names = {source.source: source.name for source in results.sources}
+    rows = results.rows(
+        """
+        select source, decoder_norm, encoder_norm, norm_share, relative_norm, nu_reconstruction, nu_error, readout
+        from feature_source where feature = $feature order by source
+        """,
+        feature=feature,
+    )
+    return [InSource(source, names[source], *rest) for source, *rest in rows]
+
+
+def strongest(logits: Sequence[Logits]) -> float:
+    """The largest effect on either side in any source, for a common scale; 0 when there is none."""
+    return max((abs(one.effect) for each in logits for one in (*each.promoted, *each.suppressed)), default=0.0)

@@ -1,0 +1,167 @@
+"""Features: the filtered, sorted list, its facets, and the neighbours of a feature in it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.results.connection import Results
+from app.results.features.query import FACETS, PER_PAGE, Listing, Selection, select
+
+FACET_VALUES = 30
+"""Values that a facet shows at most."""
+
+
+@dataclass(frozen=True)
+class FeatureRow:
+    """One feature as the list shows it."""
+
+    feature: int
+    group: str
+    owner: str
+    verdict: str
+    kind: str | None
+    """absent, weaker or analogue: how the owner differs, if the claim stands."""
+    q_value: float | None
+    readout_ratio: float | None
+    """What the others' activations tell of it over what its owner's tell."""
+    firings: int
+    density: float
+    """Firings per row analysed, 0 to 1."""
+    max_activation: float
+    norm_share: float | None
+    """Of the chosen source, 0 to 1."""
+    template_share: float | None
+    documents: int | None
+    corpus: str | None
+    """The corpus part that holds most of its firings."""
+    corpus_share: float | None
+    score: float | None
+
+
+COLUMNS = """
+    f.feature, f.group_name, f.owner, f.verdict, f.kind, f.q_value, f.readout_ratio, f.firings, f.density,
+    f.max_activation, s.norm_share, f.template_share, f.documents, f.main_corpus, f.main_corpus_share, f.score
+"""
+
+
+@dataclass(frozen=True)
+class FacetValue:
+    """One value that a facet can be narrowed to."""
+
+    value: str
+    count: int
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class FeatureList:
+    """One page of the list, and what surrounds it."""
+
+    rows: list[FeatureRow]
+    total: int
+    """Features that pass the filters."""
+    page: int
+    """The page shown: the one asked for, or the last one when there are fewer."""
+    pages: int
+    facets: dict[str, list[FacetValue]]
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Where a feature stands in the filtered list."""
+
+    place: int | None
+    """From 1; None when the filters leave it out."""
+    total: int
+    previous: int | None
+    next: int | None
+
+
+def list_features(results: Results, listing: Listing, found: set[int] | None) -> FeatureList:
+    """The page of features that the listing asks for. Raises BadQuery."""
+    chosen = select(listing, results, found=found)
+    among, parameters = chosen.among()
+    (total,) = results.row(f"select count(*) {among}", **parameters) or (0,)
+    pages = max((total + PER_PAGE - 1) // PER_PAGE, 1)
+    page = min(listing.page, pages)
+    among, parameters = chosen.among(COLUMNS)
+    rows = results.rows(
+        f"select {COLUMNS} {among} order by {listing.order} limit $limit offset $offset",
+        **parameters,
+        limit=PER_PAGE,
+        offset=(page - 1) * PER_PAGE,
+    )
+    return FeatureList([FeatureRow(*row) for row in rows], total, page, pages, facets_of(results, listing, found))
+
+
+def every_feature(results: Results, listing: Listing, found: set[int] | None) -> list[FeatureRow]:
+    """All features that pass the filters, in order, whatever the page. Raises BadQuery."""
+    among, parameters = select(listing, results, found=found).among(COLUMNS)
+    rows = results.rows(f"select {COLUMNS} {among} order by {listing.order}", **parameters)
+    return [FeatureRow(*row) for row in rows]
+
+
+def random_feature(results: Results, listing: Listing, found: set[int] | None) -> int | None:
+    """Any living feature that passes the filters, or any at all when none of them lives."""
+    among, parameters = select(listing, results, found=found).among()
+    row = results.row(f"select f.feature {among} order by f.firings = 0, random() limit 1", **parameters)
+    return int(row[0]) if row else None
+
+
+def order_of(results: Results, listing: Listing, found: set[int] | None) -> list[int]:
+    """Indexes of all features that pass the filters, in the list's order. Raises BadQuery."""
+    among, parameters = select(listing, results, found=found).among(listing.order)
+    return [feature for (feature,) in results.rows(f"select f.feature {among} order by {listing.order}", **parameters)]
+
+
+def neighbours(order: Sequence[int], feature: int) -> Neighbours:
+    """The features before and after this one in a list; one that the filters leave out stands before its beginning."""
+    try:
+        place = order.index(feature)
+    except ValueError:
+        return Neighbours(None, len(order), None, order[0] if order else None)
+    previous = order[place - 1] if place else None
+    following = order[place + 1] if place + 1 < len(order) else None
+    return Neighbours(place + 1, len(order), previous, following)
+
+
+def facets_of(results: Results, listing: Listing, found: set[int] | None) -> dict[str, list[FacetValue]]:
+    """Counts of every facet's values under the other filters; chosen values stay even when they count nothing."""
+    free = [facet for facet in FACETS if not getattr(listing, facet)]
+    counts = _counts(results, select(listing, results, found=found), free)
+    for facet in FACETS:
+        if facet not in free:
+            counts |= _counts(results, select(listing, results, found=found, without=facet), [facet])
+    return {facet: _values(listing, facet, counts[facet]) for facet in FACETS}
+
+
+def _counts(results: Results, chosen: Selection, facets: list[str]) -> dict[str, dict[str, int]]:
+    """Features by value, for several facets in one pass."""
+    counts: dict[str, dict[str, int]] = {facet: {} for facet in facets}
+    if not facets:
+        return counts
+    among, parameters = chosen.among()
+    columns = ", ".join(FACETS[facet] for facet in facets)
+    sets = ", ".join(f"({FACETS[facet]})" for facet in facets)
+    rows: list[tuple[Any, ...]] = results.rows(
+        f"select grouping_id({columns}), {columns}, count(*) {among} group by grouping sets ({sets})",
+        **parameters,
+    )
+    for which, *values, count in rows:
+        # A facet's bit is 0 where the rows are grouped by it.
+        place = next(place for place in range(len(facets)) if not which >> (len(facets) - 1 - place) & 1)
+        if values[place] is not None:
+            counts[facets[place]][_shown(facets[place], values[place])] = count
+    return counts
+
+
+def _values(listing: Listing, facet: str, counts: dict[str, int]) -> list[FacetValue]:
+    chosen: tuple[str, ...] = getattr(listing, facet)
+    known = dict.fromkeys(chosen, 0) | counts
+    ordered = sorted(known.items(), key=lambda item: (-item[1], item[0]))
+    return [FacetValue(value, count, value in chosen) for value, count in ordered[:FACET_VALUES]]
+
+
+def _shown(facet: str, value: str) -> str:
+    """Features that make no claim have an empty verdict, which an address cannot carry."""
+    return "none" if facet == "verdict" and value == "" else value

@@ -1,0 +1,167 @@
+"""Job: one generation inside the worker; loads its models and lets its lanes take turns, token by token."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+
+from app.inference.messages import Answer, Began, Ended, GenerationRequest, Said
+from app.worker.direction import Direction, read_direction
+from app.worker.model_cache import Shelf, is_out_of_memory, key
+from app.worker.sampling import Sampling, Transcript, change_of, end_tokens, generate, prompt_tokens
+from trainer.errors import CrossdiffError, SourceError
+from trainer.models.hookpoint import locate
+from trainer.models.source import Source
+from trainer.recipe.fitting import SourceRecipe
+from trainer.recipe.recipe import load_recipe
+from trainer.run.folder import RunFolder
+
+log = logging.getLogger("crossdiff.worker")
+
+Emit = Callable[[Answer], None]
+
+
+@dataclass
+class Voice:
+    """A text being sampled; several lanes have the same one when steering changes nothing."""
+
+    lanes: list[int]
+    steps: Iterator[int]
+    transcript: Transcript
+    ends: frozenset[int]
+    began: float = field(default_factory=time.monotonic)
+    tokens: int = 0
+    last: int = -1
+
+
+class Job:
+    """Runs in threads of its own; says everything through `emit`, and ends within one token of being called off."""
+
+    def __init__(
+        self, request: GenerationRequest, folder: RunFolder, shelf: Shelf, emit: Emit, called_off: threading.Event
+    ) -> None:
+        self.request = request
+        self._called_off = called_off
+        self._folder = folder
+        self._shelf = shelf
+        self._emit = emit
+        self._open = set(range(len(request.lanes)))
+
+    def run(self) -> None:
+        """Speak all lanes to their ends; every lane gets its `Ended`, whatever happens."""
+        try:
+            models = self._by_model()
+        except CrossdiffError as error:
+            self._end_all(range(len(self.request.lanes)), "failed", str(error))
+            return
+        with ThreadPoolExecutor(len(models)) as threads:
+            list(threads.map(lambda lanes: self._speak(lanes, len(models)), models))
+
+    def _by_model(self) -> list[dict[int, SourceRecipe]]:
+        """Lanes with the recipe of their source, gathered by the model they need."""
+        recipes = {source.name: source for source in load_recipe(self._folder.recipe).sources}
+        models: dict[str, dict[int, SourceRecipe]] = {}
+        for place, lane in enumerate(self.request.lanes):
+            if lane.source not in recipes:
+                raise SourceError(_no_model(lane.source, self._folder.run, list(recipes)))
+            recipe = recipes[lane.source]
+            models.setdefault(key(recipe), {})[place] = recipe
+        return list(models.values())
+
+    def _speak(self, lanes: dict[int, SourceRecipe], models: int) -> None:
+        """Everything that one model has to say."""
+        try:
+            torch.set_num_threads(threads_for(models))
+            recipe = next(iter(lanes.values()))
+            with self._shelf.using(recipe) as (source, turn):
+                self._take_turns(self._voices(source, lanes), turn)
+        except CrossdiffError as error:
+            self._end_all(lanes, "failed", str(error))
+        except Exception as error:
+            log.exception("generation %s failed", self.request.id)
+            reason = f"The worker made a mistake ({type(error).__name__}). Its log has the details."
+            if is_out_of_memory(error):
+                reason = "Memory ran out while generating. Ask for fewer tokens, or stop other programs."
+            self._end_all(lanes, "failed", reason)
+
+    def _voices(self, source: Source, lanes: dict[int, SourceRecipe]) -> list[Voice]:
+        """What each lane will say; lanes of one source that steering leaves as they are share a voice."""
+        asked, voices, plain = self.request, [], dict[str, Voice]()
+        prompt = prompt_tokens(source, asked.parameters.prompt, chat=asked.parameters.chat)
+        shown = source.tokenizer.decode(prompt, skip_special_tokens=False)
+        for place, recipe in lanes.items():
+            direction = read_direction(self._folder, asked.feature, recipe.name)
+            self._emit(Began(lane=place, prompt=shown, prompt_tokens=len(prompt), writes=direction.writes))
+            steps, changed = self._steps(source, recipe, prompt, direction, asked.lanes[place].strength)
+            if not changed and recipe.name in plain:
+                plain[recipe.name].lanes.append(place)
+                continue
+            voices.append(Voice([place], steps, Transcript(source, prompt), end_tokens(source)))
+            if not changed:
+                plain[recipe.name] = voices[-1]
+        return voices
+
+    def _steps(
+        self, source: Source, recipe: SourceRecipe, prompt: list[int], direction: Direction, strength: float
+    ) -> tuple[Iterator[int], bool]:
+        """The tokens to come, not begun yet, and whether steering changes anything at all."""
+        asked = self.request.parameters
+        unit = self.request.max_activation
+        change = change_of(direction.vector, strength=strength, max_activation=unit, positions=asked.positions)
+        sampling = Sampling(asked.max_tokens, asked.temperature, asked.top_p, asked.seed)
+        hookpoint = locate(source, recipe.hookpoint, recipe.layer)
+        return generate(source, hookpoint, prompt, sampling, change), change is not None
+
+    def _take_turns(self, voices: list[Voice], turn: threading.Lock) -> None:
+        """One token of each voice after another, so that all texts grow side by side."""
+        speaking = list(voices)
+        while speaking:
+            for voice in tuple(speaking):
+                if self._called_off.is_set():
+                    self._end_all((lane for voice in speaking for lane in voice.lanes), "stopped", "")
+                    return
+                try:
+                    with turn:
+                        token = next(voice.steps, None)
+                except SourceError as error:
+                    self._end_all(voice.lanes, "failed", str(error))
+                    token = None
+                if token is None:
+                    self._end_all(voice.lanes, "done", "end" if voice.last in voice.ends else "length")
+                    speaking.remove(voice)
+                else:
+                    self._say(voice, token)
+
+    def _say(self, voice: Voice, token: int) -> None:
+        voice.tokens, voice.last = voice.tokens + 1, token
+        text, seconds = voice.transcript.add(token), time.monotonic() - voice.began
+        for lane in voice.lanes:
+            self._emit(Said(lane=lane, text=text, tokens=voice.tokens, seconds=seconds))
+
+    def _end_all(self, lanes: Iterable[int], state: str, reason: str) -> None:
+        """End those of the lanes that have not ended yet."""
+        for lane in lanes:
+            if lane in self._open:
+                self._open.discard(lane)
+                self._emit(Ended.model_validate({"lane": lane, "state": state, "reason": reason}))
+
+
+def threads_for(models: int) -> int:
+    """Threads of each of so many models that speak at once.
+
+    One token is little work: sharing it between all cores gains little, and costs a hundredfold when a training run
+    keeps one of them busy. Never more than half of the cores, also for one model, so that numbers do not depend on
+    how many models a request needs.
+    """
+    return max((os.cpu_count() or 1) // max(models, 2), 1)
+
+
+def _no_model(source: str, run: str, known: list[str]) -> str:
+    if not known:
+        return f"{run} was trained on stored activations, so there are no models to steer. Name them in a recipe."
+    return f"{run} has no source {source!r}. Its sources: {', '.join(known)}."

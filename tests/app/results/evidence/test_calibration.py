@@ -1,0 +1,25 @@
+"""Shares that a calibration saw come with the interval that few trials leave open."""
+
+import pytest
+from scipy.stats import binomtest
+
+from app.results.evidence.calibration import Null, interval
+
+
+@pytest.mark.parametrize(("count", "n"), [(0, 820), (1, 200), (14, 40), (31, 96), (40, 40)])
+def test_an_interval_is_wilsons_as_scipy_has_it(count: int, n: int):
+    expected = binomtest(count, n).proportion_ci(0.95, method="wilson")
+
+    assert interval(count, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_without_trials_everything_is_possible():
+    assert interval(0, 0) == (0.0, 1.0)
+
+
+def test_a_null_run_without_a_supported_claim_still_leaves_some_error_possible():
+    null = Null(claims=820, supported=0.0)
+
+    low, high = null.interval
+    assert (null.count, low) == (0, 0.0)
+    assert high == pytest.approx(1.96**2 / (820 + 1.96**2), rel=1e-4), "of none in n it is z² / (n + z²)"

@@ -1,0 +1,115 @@
+"""Contexts of a feature: windows, whole sequences, and what was kept of each."""
+
+import duckdb
+import pytest
+
+from app.errors import NotFound
+from app.results.connection import Results
+from app.results.features.contexts import buckets_of, kept_of, strongest_windows, whole_sequence, windows_of
+from app.results.features.search import features_peaking_on, features_with_text, index_in
+from tests.worlds.tiny_results import RUN
+
+
+def told(windows) -> int:
+    """Windows with those folded under them."""
+    return sum(1 + len(window.repeats) for window in windows)
+
+
+def test_windows_come_strongest_first_and_none_is_lost_by_folding(results: Results):
+    windows = windows_of(results, 3, "top", "", scale=1.0)
+
+    peaks = [window.peak for window in windows]
+    assert peaks == sorted(peaks, reverse=True)
+    assert told(windows) == 8
+    for window in windows:
+        assert all(repeat.peak <= window.peak for repeat in window.repeats)
+
+
+def test_the_peak_of_a_window_has_its_strongest_activation(results: Results):
+    for window in windows_of(results, 3, "top", "", scale=1.0):
+        strongest = max(row.activation or 0 for row in window.rows)
+        assert window.rows[window.peak_place].activation == pytest.approx(strongest)
+        assert window.peak == pytest.approx(strongest)
+
+
+def test_folded_windows_have_the_same_words_around_the_peak(results: Results):
+    folded = [
+        (window, repeat)
+        for feature in range(60)
+        for window in windows_of(results, feature, "top", "", scale=1.0)
+        for repeat in window.repeats
+    ]
+    assert folded, "the tiny world holds repeated sentences"
+    for window, repeat in folded:
+        words = [
+            "".join(token.text for token in each.rows[each.peak_place].tokens[0]).strip() for each in (window, repeat)
+        ]
+        assert words[0] == words[1]
+
+
+def test_kinds_of_contexts_are_counted_per_corpus_part(results: Results, tables: duckdb.DuckDBPyConnection):
+    kept = kept_of(results, 3)
+
+    assert [(bucket.bucket, bucket.count) for bucket in buckets_of(kept, "")] == [
+        ("top", 8),
+        *((f"q{fifth}", 3) for fifth in (5, 4, 3, 2, 1)),
+    ]
+    corpus = kept[0].corpus
+    (expected,) = tables.execute(
+        "select count(*) from firing where feature = 3 and bucket = 'top' and corpus = ?", [corpus]
+    ).fetchone()
+    assert buckets_of(kept, corpus)[0].count == expected
+    assert buckets_of(kept, "nowhere") == []
+
+
+def test_a_whole_sequence_knows_activations_inside_kept_windows_alone(results: Results, tables):
+    sequence, start, size = tables.execute(
+        "select sequence, byte_start, strlen(text) from firing where feature = 3 order by byte_start desc limit 1"
+    ).fetchone()
+
+    whole = whole_sequence(results, sequence, 3, scale=1.0)
+
+    assert {row.known for row in whole.rows if start < row.byte_end <= start + size} == {True}
+    assert [row for row in whole.rows if row.activation and not row.known] == []
+    (text,) = tables.execute("select text from sequence where sequence = ?", [sequence]).fetchone()
+    assert whole.rows[-1].byte_end in (len(text.encode()), -1)
+
+
+def test_a_context_that_was_not_kept_is_not_found(results: Results):
+    with pytest.raises(NotFound, match="keeps no sequence 99999"):
+        whole_sequence(results, 99999, 3, scale=1.0)
+
+
+def test_the_example_of_a_feature_is_its_strongest_kept_firing(results: Results):
+    examples = strongest_windows(results, [3, 15, 4])
+
+    assert sorted(examples) == [3, 4], "15 never fired"
+    for feature, example in examples.items():
+        best = windows_of(results, feature, "top", "", scale=1.0)[0]
+        assert (example.sequence, example.peak) == (best.sequence, pytest.approx(best.peak))
+        assert [row.tokens[0] for row in example.rows][: example.peak_place] != []
+    assert strongest_windows(results, []) == {}
+
+
+def test_text_is_found_in_windows_whatever_its_case(results: Results, tables):
+    expected = {
+        feature for feature, text in tables.execute("select feature, text from firing").fetchall() if "Straße" in text
+    }
+
+    assert features_with_text(results, "sTraße") == expected != set()
+    assert features_with_text(results, "100% _") == set(), "nothing is a wildcard"
+    assert len(features_with_text(results, "%")) < 225
+
+
+def test_peaks_are_found_by_the_token_that_ends_there_in_any_source(results: Results, library, tables):
+    expected = set()
+    for feature, peak, tokens in tables.execute("select feature, peak_byte_end, tokens from firing").fetchall():
+        if any(token["byte_end"] == peak and "fox" in token["text"] for source in tokens for token in source):
+            expected.add(feature)
+
+    assert features_peaking_on(library, RUN, " FOX ") == expected != set()
+
+
+@pytest.mark.parametrize(("text", "found"), [("12", {12}), ("#12", {12}), ("240", set()), ("x1", set()), ("²", set())])
+def test_an_index_is_found_when_the_run_has_it(results: Results, text: str, found: set[int]):
+    assert index_in(results, text) == found

@@ -1,0 +1,53 @@
+"""Several measurements become one figure, and two things measured in turns become a ratio."""
+
+from itertools import count
+
+import pytest
+
+from trainer.bench.repeats import Spread, in_turns, percentile, ratios
+
+
+def test_the_middle_and_both_ends_of_several_measurements():
+    assert Spread.of([5.0, 1.0, 4.0]) == Spread(4.0, 1.0, 5.0)
+    assert Spread.of([1.0, 2.0, 4.0, 9.0]) == Spread(3.0, 1.0, 9.0)
+
+
+def test_actions_take_turns_and_each_gets_its_own_time():
+    done: list[str] = []
+    ticks = count()
+    clock = iter([0.0, 1.0, 10.0, 12.0, 20.0, 23.0, 30.0, 34.0])
+
+    seconds = in_turns(
+        {"one": lambda: done.append(f"one{next(ticks)}"), "other": lambda: done.append(f"other{next(ticks)}")},
+        2,
+        clock=lambda: next(clock),
+    )
+
+    assert done == ["one0", "other1", "one2", "other3"]
+    assert seconds == {"one": [1.0, 3.0], "other": [2.0, 4.0]}
+
+
+def test_when_everything_is_done_twice_the_second_time_counts():
+    done: list[str] = []
+    clock = iter([10.0, 12.0, 20.0, 23.0])
+
+    seconds = in_turns(
+        {"one": lambda: done.append("one"), "other": lambda: done.append("other")}, 1, lambda: next(clock), again=True
+    )
+
+    assert done == ["one", "one", "other", "other"]
+    assert seconds == {"one": [2.0], "other": [3.0]}
+
+
+def test_ratios_are_taken_round_by_round():
+    assert ratios([1.0, 6.0], [2.0, 3.0]) == [0.5, 2.0]
+    with pytest.raises(ValueError, match="shorter"):
+        ratios([1.0, 2.0], [1.0])
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [(0.0, 10.0), (0.25, 10.0), (0.26, 20.0), (0.5, 20.0), (0.75, 30.0), (0.99, 40.0), (1.0, 40.0)],
+)
+def test_a_percentile_is_the_smallest_value_that_enough_values_do_not_exceed(share: float, expected: float):
+    assert percentile([30.0, 10.0, 40.0, 20.0], share) == expected

@@ -1,0 +1,101 @@
+"""Doctor: what it says about a recipe before anything is run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.errors import DoesNotFit
+from trainer.pipeline import run
+from trainer.recipe.recipe import load_recipe
+from trainer.resources.doctor import Finding, State, recipe, require_room
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> tuple[str, str]:
+    """Two model folders of width 10 and 6; the second keeps its text model's settings in a part of their own."""
+    configs = {"left": {"hidden_size": 10}, "right": {"text_config": {"hidden_size": 6}}}
+    for name, config in configs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    return str(tmp_path / "left"), str(tmp_path / "right")
+
+
+def test_every_stage_is_told_with_memory_disk_and_time(tmp_path: Path, models: tuple[str, str]):
+    found = look(tmp_path, models, rows=95_000_000, features=64)
+
+    # 95 million training rows and 5 million held out, each 16 numbers of 2 bytes and twice 12 bytes for its place.
+    assert "5.6 GB of disk" in found["stage harvest"].fact
+    assert {name for name in found if name.startswith("stage")} == {
+        "stage harvest",
+        "stage train",
+        "stage evaluate",
+        "stage analyse",
+    }
+    assert found["stage train"].state is State.FINE
+
+
+def test_a_disk_that_is_too_small_is_said_with_what_would_fit(tmp_path: Path, models: tuple[str, str]):
+    found = look(tmp_path, models, rows=10**12, features=64)
+
+    assert found["stage harvest"].state is State.BROKEN
+    assert "harvest.rows=" in found["stage harvest"].remedy and "harvest.stream" in found["stage harvest"].remedy
+
+
+def test_a_run_is_refused_before_it_begins(tmp_path: Path, models: tuple[str, str]):
+    look(tmp_path, models, rows=10**12, features=64)
+
+    with pytest.raises(DoesNotFit, match=r"harvest needs about .* GB of disk and .* What would fit: harvest\.rows="):
+        run(tmp_path / "recipe.yaml")
+
+
+def test_a_stage_that_is_not_asked_for_is_no_reason_to_refuse(tmp_path: Path, models: tuple[str, str]):
+    look(tmp_path, models, rows=10**12, features=64)
+    loaded = load_recipe(tmp_path / "recipe.yaml")
+
+    require_room(loaded, ["evaluate"], None)
+    with pytest.raises(DoesNotFit):
+        require_room(loaded, ["harvest"], None)
+
+
+def test_needs_are_unknown_while_a_model_is_not_at_hand(tmp_path: Path, models: tuple[str, str]):
+    found = look(tmp_path, (models[0], "pypi:some-package==1.0/model.gguf"), rows=1000, features=64)
+
+    assert found["source left"].state is State.FINE
+    assert found["source right"].state is State.NOTE
+    assert not any(name.startswith("stage") for name in found)
+
+
+def test_a_folder_without_a_model_is_broken(tmp_path: Path, models: tuple[str, str]):
+    found = look(tmp_path, (models[0], str(tmp_path / "nowhere")), rows=1000, features=64)
+
+    assert found["source right"] == Finding(
+        "source right",
+        f"no model at {tmp_path / 'nowhere'}",
+        State.BROKEN,
+        "Give a folder with config.json or a .gguf file.",
+    )
+
+
+def test_a_recipe_that_cannot_be_read_is_the_only_finding(tmp_path: Path):
+    (finding,) = recipe(tmp_path / "none.yaml")
+
+    assert finding.state is State.BROKEN
+    assert "No recipe at" in finding.fact
+
+
+def look(folder: Path, models: tuple[str, str], *, rows: int, features: int) -> dict[str, Finding]:
+    """Findings on a recipe, by what was looked at."""
+    content: dict[str, Any] = {
+        "name": "mine",
+        "sources": [
+            {"name": name, "model": model, "layer": 0} for name, model in zip(("left", "right"), models, strict=True)
+        ],
+        "corpus": {"mix": [{"dataset": "some/dataset"}], "held_out": 0.05},
+        "harvest": {"rows": rows},
+        "crosscoder": {"features": features},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(content))
+    return {finding.what: finding for finding in recipe(path)}

@@ -1,0 +1,261 @@
+"""Results are published whole or not at all, and never change afterwards."""
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from app.results.connection import SCHEMA_VERSION
+from trainer.errors import DiskFull
+from trainer.recipe.recipe import Recipe, parse_recipe
+from trainer.results.draft import (
+    CoverageRow,
+    EvaluationRow,
+    MetricRow,
+    ResultsDraft,
+    SourceRow,
+    publishing,
+    read_coverage,
+    read_evaluation,
+    read_metrics,
+)
+from trainer.run.folder import RunFolder
+
+TOKENS = pa.list_(pa.list_(pa.struct([("text", pa.string()), ("byte_end", pa.int32())])))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+def recipe() -> Recipe:
+    return parse_recipe({"name": "tiny"}, origin="test")
+
+
+def add_features(draft: ResultsDraft, *, count: int = 2, **columns: object) -> None:
+    given = {
+        "feature": np.arange(count),
+        "group_name": ["shared"] * count,
+        "content_hash": ["00"] * count,
+        "owner": ["shared"] * count,
+        "firings": np.zeros(count, np.int64),
+        "density": np.zeros(count),
+        "max_activation": np.zeros(count),
+        "verdict": [""] * count,
+    }
+    draft.add("feature", given | columns)
+
+
+def add_histogram(draft: ResultsDraft, *, feature: list[int]) -> None:
+    count = len(feature)
+    draft.add("histogram", {"feature": feature, "low": [0.0] * count, "high": [1.0] * count, "count": [7] * count})
+
+
+def add_firing(draft: ResultsDraft, **columns: object) -> None:
+    given = {
+        "feature": np.array([0]),
+        "rank": np.array([0]),
+        "bucket": ["top"],
+        "sequence": np.array([5]),
+        "corpus": ["wiki"],
+        "peak": np.array([1.0]),
+        "peak_byte_end": np.array([3]),
+        "byte_start": np.array([0]),
+        "text": ["cat"],
+        "tokens": pa.array([[[{"text": "cat", "byte_end": 3}]]], TOKENS),
+        "activations": pa.array(
+            [[{"byte_end": 3, "activation": 1.0}]],
+            pa.list_(pa.struct([("byte_end", pa.int32()), ("activation", pa.float32())])),
+        ),
+    }
+    draft.add("firing", given | columns)
+
+
+def add_context(draft: ResultsDraft, *, byte_end: int = 3) -> None:
+    tokens = pa.array([[[{"text": "cat", "byte_end": byte_end}]]], TOKENS)
+    draft.add(
+        "sequence",
+        {"sequence": [5], "document": [1], "corpus": ["wiki"], "held_out": [False], "text": ["cat"], "tokens": tokens},
+    )
+
+
+def publish(folder: RunFolder, name: str = "one", *fill: Callable[[ResultsDraft], None]) -> Path:
+    with publishing(folder) as draft:
+        draft.add_run(recipe(), folder.run)
+        draft.add_rows("source", [SourceRow(0, name, "org/m", None, "resid_post", 3, 4, 1.0)])
+        for part in fill or (add_features,):
+            part(draft)
+    result = folder.results()
+    assert result is not None
+    return result
+
+
+def source_names(path: Path) -> list[str]:
+    with duckdb.connect(str(path), read_only=True) as connection:
+        return [name for (name,) in connection.execute("select name from source").fetchall()]
+
+
+def test_a_published_file_is_named_by_its_content_and_current_points_at_it(folder):
+    path = publish(folder)
+
+    assert json.loads(folder.current.read_text()) == {"file": path.name}
+    assert path.name == f"results-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}.duckdb"
+    assert source_names(path) == ["one"]
+    assert [part.name for part in folder.path.iterdir() if part.name.startswith(".")] == []
+
+
+def test_the_run_table_says_what_made_the_numbers(folder):
+    with duckdb.connect(str(publish(folder)), read_only=True) as connection:
+        row = connection.execute("select run_id, name, recipe_json, versions_json, schema_version from run").fetchone()
+
+    assert row is not None
+    assert row[:2] == ("run", "tiny")
+    assert parse_recipe(json.loads(row[2]), origin="results") == recipe()
+    assert {"python", "torch", "numpy", "duckdb"} <= json.loads(row[3]).keys()
+    assert row[4] == SCHEMA_VERSION, "the explorer reads what is written"
+
+
+def test_a_later_publication_leaves_the_earlier_file_as_it_was_and_the_one_before_goes(folder):
+    first = publish(folder, "one")
+    second = publish(folder, "two")
+    bytes_of_second = second.read_bytes()
+    third = publish(folder, "three")
+
+    assert folder.results() == third
+    assert second.read_bytes() == bytes_of_second
+    assert not first.exists()
+    assert not third.stat().st_mode & 0o222, "a published file is read-only"
+
+
+def test_a_failure_while_writing_leaves_what_was_published_before(folder):
+    before = publish(folder)
+    with pytest.raises(ZeroDivisionError):
+        publish(folder, "two", add_features, lambda _: 1 / 0)
+
+    assert folder.results() == before
+    assert source_names(before) == ["one"]
+    assert [part.name for part in folder.path.glob(".*")] == []
+
+
+def test_a_process_killed_between_the_file_and_its_pointer_leaves_the_old_pointer_which_still_works(folder):
+    before = publish(folder, "one")
+    script = f"""
+import os, signal
+from pathlib import Path
+import trainer.results.draft as results
+from tests.trainer.results.test_draft import publish
+from trainer.run.folder import RunFolder
+results.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+publish(RunFolder(Path({str(folder.path)!r})), "two")
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False, cwd=Path(__file__).parents[3])
+
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(folder.path.glob("results-*.duckdb"))) == 2, "it was killed after the file was there"
+    assert folder.results() == before
+    assert source_names(before) == ["one"]
+    assert source_names(publish(folder, "three")) == ["three"]
+
+
+def test_a_draft_left_by_a_killed_process_is_in_nobodys_way(folder):
+    folder.path.mkdir()
+    for name in (".results.duckdb.draft", ".results.duckdb.draft.wal"):
+        (folder.path / name).write_bytes(b"rubbish")
+
+    assert source_names(publish(folder)) == ["one"]
+
+
+def test_a_full_disk_is_said_in_one_sentence(folder):
+    with pytest.raises(DiskFull, match="disk is full"), publishing(folder):
+        raise OSError(28, "No space left on device")
+
+
+def test_rows_of_a_feature_lie_together_in_the_order_they_came(folder):
+    parts = [partial(add_histogram, feature=feature) for feature in ([0, 0], [2])]
+    path = publish(folder, "one", partial(add_features, count=3), *parts)
+    with duckdb.connect(str(path), read_only=True) as connection:
+        rows = connection.execute("select feature from histogram order by rowid").fetchall()
+
+    assert rows == [(0,), (0,), (2,)]
+
+
+def test_tables_of_features_refuse_rows_out_of_order(folder):
+    with pytest.raises(AssertionError, match="not sorted"):
+        publish(folder, "one", partial(add_histogram, feature=[1, 0]))
+    parts = [partial(add_histogram, feature=feature) for feature in ([1, 1], [0, 1])]
+    with pytest.raises(AssertionError, match="earlier feature"):
+        publish(folder, "one", *parts)
+
+
+def test_nan_becomes_null_and_is_refused_where_a_number_must_be(folder):
+    path = publish(folder, "one", partial(add_features, score=np.array([0.5, np.nan])))
+    with duckdb.connect(str(path), read_only=True) as connection:
+        assert connection.execute("select score from feature").fetchall() == [(0.5,), (None,)]
+
+    with pytest.raises(duckdb.ConstraintException):
+        publish(folder, "two", partial(add_features, density=np.array([0.5, np.nan])))
+    with pytest.raises(AssertionError, match=r"feature\.score holds an infinite number"):
+        publish(folder, "two", partial(add_features, score=np.array([0.5, np.inf])))
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        ({"sequence": np.array([6])}, "a firing's sequence is missing"),
+        ({"feature": np.array([2])}, "a firing's feature is missing"),
+        ({"peak_byte_end": np.array([4])}, "a firing peaks outside its window"),
+        ({"byte_start": np.array([3])}, "a firing peaks outside its window"),
+    ],
+)
+def test_firings_that_do_not_fit_are_not_published(folder, change, fact):
+    with pytest.raises(AssertionError, match=fact):
+        publish(folder, "one", add_features, partial(add_firing, **change), add_context)
+
+    assert folder.results() is None
+
+
+@pytest.mark.parametrize("byte_end", [4, -2])
+def test_tokens_that_end_outside_their_text_are_not_published(folder, byte_end):
+    with pytest.raises(AssertionError, match="a token ends outside its text"):
+        publish(folder, "one", add_features, partial(add_context, byte_end=byte_end))
+
+
+@pytest.mark.parametrize("byte_end", [3, -1])
+def test_a_token_may_end_the_text_or_end_on_no_byte_of_it(folder, byte_end):
+    assert publish(folder, "one", add_features, add_firing, partial(add_context, byte_end=byte_end)).is_file()
+
+
+def test_metrics_are_numbers_by_dotted_name_without_what_is_not_finite_or_cut_off(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 3, "loss": 0.5, "l0": {"shared": 32}, "bad": NaN, "note": "x"}\n{"step": 4, "lo')
+
+    assert read_metrics(path) == [MetricRow(3, "loss", 0.5), MetricRow(3, "l0.shared", 32.0)]
+    assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_evaluation_names_sources_by_their_index(tmp_path):
+    path = tmp_path / "evaluation.json"
+    path.write_text('[{"source": "b", "measure": "l0", "value": 3}, {"source": null, "measure": "rows", "value": 9}]')
+
+    assert read_evaluation(path, ("a", "b")) == [EvaluationRow(1, "l0", 3.0), EvaluationRow(None, "rows", 9.0)]
+    assert read_evaluation(tmp_path / "none.json", ("a", "b")) == []
+
+
+def test_coverage_counts_are_told_apart_by_part_source_and_measure():
+    statistics = {"counts": {"wiki/en//kept": 5, "chat/1/special": 2}, "medians": {"a": 1.0}}
+
+    assert read_coverage(statistics) == [
+        CoverageRow("wiki/en", None, "kept", 5.0),
+        CoverageRow("chat", 1, "special", 2.0),
+    ]
+    assert read_coverage({}) == []

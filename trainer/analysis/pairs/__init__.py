@@ -1,0 +1,1 @@
+"""Pairs of features: co-activation, twins, and how twins agree row by row."""

@@ -1,0 +1,1 @@
+"""The crosscoder itself: groups of features, normalisation, which features stay active, encode and decode."""

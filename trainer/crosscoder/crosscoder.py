@@ -1,0 +1,348 @@
+"""Crosscoder: one sparse dictionary over several sources, each with its own width.
+
+Groups of features read some sources and write some (see `trainer.crosscoder.groups`). Axes: R rows, F features of a
+group, W width of a source. In memory both weights are [F, W], because every sparse product walks over features.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from trainer.crosscoder.groups import Group
+from trainer.crosscoder.normalisation import Normaliser
+from trainer.crosscoder.selection import ranking_norm, row_topk
+from trainer.device import placed
+from trainer.errors import CrosscoderError
+from trainer.kernels import int8_search
+from trainer.kernels.int8_search import Screen
+from trainer.kernels.sparse import Pattern, dense_above, sum_by_row
+from trainer.run.folder import published, write_json
+
+FORMAT, VERSION = "crossdiff.crosscoder", 1
+Rows = dict[str, Tensor]
+
+
+class Codes(NamedTuple):
+    """Sparse feature activations of some rows, sorted by row."""
+
+    row: Tensor
+    """Row of each firing int64 [N], not decreasing."""
+    feature: Tensor
+    """Feature of each firing int64 [N], counted over the whole dictionary."""
+    value: Tensor
+    """Activation of each firing fp32 [N], unscaled."""
+    rows: int
+
+
+@dataclass
+class Crosscoder:
+    """Weights, groups and normalisers; knows nothing of how it was trained."""
+
+    widths: dict[str, int]
+    """Width of each source by name, in order."""
+    groups: tuple[Group, ...]
+    weights: dict[str, Tensor]
+    """`encoder.<source>.<group>` and `decoder.<source>.<group>` [F, W], `encoder_bias.<group>` [F],
+    `decoder_bias.<source>` [W]; only blocks that a group may use are there."""
+    normaliser: dict[str, Normaliser]
+    threshold: dict[str, Tensor]
+    """Score above which a feature is active at inference, per group: one for all its features [] or one each [F]."""
+    rank_by: str = "largest_norm"
+    aggregation: str = "sum"
+    row_k: dict[str, int] = field(default_factory=dict)
+    """Per group, how many features are kept in every row (TopK); empty for all other kinds."""
+    differences: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Sources made from others: name to (minuend, subtrahend)."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the sources in order."""
+        return tuple(self.widths)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Sources that are reconstructed: those some group writes, in order."""
+        written = {source for group in self.groups for source in group.writes}
+        return tuple(source for source in self.widths if source in written)
+
+    @property
+    def features(self) -> int:
+        """Size of the whole dictionary."""
+        return self.groups[-1].stop
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.weights[f"encoder_bias.{self.groups[0].name}"].device
+
+    def normalise(self, rows: Rows) -> Rows:
+        """Raw activations to normalised ones, fp32; differences are taken before."""
+        raw = self.derived(rows)
+        return {source: self.normaliser[source](placed(raw[source], self.device)) for source in self.sources}
+
+    def derived(self, rows: Rows) -> Rows:
+        """Raw activations of the crosscoder's own sources, from those of a store."""
+        made = {name: rows[one].float() - rows[other].float() for name, (one, other) in self.differences.items()}
+        return rows | made
+
+    def read_factor(self, group: Group) -> float:
+        """What a group's inputs are multiplied with: 1, or one over its reads for a mean."""
+        return 1.0 / len(group.reads) if self.aggregation == "mean" else 1.0
+
+    def scale_of(self, group: Group) -> Tensor:
+        """Score of an activation of one, per feature of the group [F]."""
+        norms = [torch.linalg.vector_norm(self.weights[f"decoder.{s}.{group.name}"], dim=1) for s in group.writes]
+        return ranking_norm(norms, self.rank_by)
+
+    def encoders_of(self, group: Group) -> list[Tensor]:
+        """Encoders of a group [F, W], by what it reads."""
+        return [self.weights[f"encoder.{source}.{group.name}"] for source in group.reads]
+
+    def screenable(self, group: Group, rows: Rows) -> bool:
+        """Whether `screen` can do it here, and is worth it."""
+        return int8_search.usable([rows[source] for source in group.reads], self.encoders_of(group))
+
+    def screen(self, group: Group, rows: Rows, instead_of: Screen | None = None) -> Screen:
+        """What finds a group's pre-activations for normalised rows above a bound; see `trainer.kernels.int8_search`."""
+        parts, bias = [rows[source] for source in group.reads], self.weights[f"encoder_bias.{group.name}"]
+        factor = self.read_factor(group)
+        return Screen(parts, self.encoders_of(group), bias, factor=factor, instead_of=instead_of)
+
+    def pre_activations(self, group: Group, rows: Rows) -> Tensor:
+        """Pre-activations of a group for normalised rows [R, F]."""
+        total = sum(rows[s] @ self.weights[f"encoder.{s}.{group.name}"].to(rows[s].dtype).T for s in group.reads)
+        assert isinstance(total, Tensor), "a group reads at least one source"
+        return total * self.read_factor(group) + self.weights[f"encoder_bias.{group.name}"].to(total.dtype)
+
+    @torch.no_grad()
+    def encode(self, rows: Rows, *, compute: torch.dtype | None = None) -> Codes:
+        """Active features of raw activations [R, W] per source, by the inference threshold.
+
+        The dense product runs in `compute`; float32 is the definition. Without it, the product is screened where
+        that is possible, which gives the same to rounding, or runs in bfloat16.
+        """
+        return self.encode_normalised(self.normalise(rows), compute=compute)
+
+    @torch.no_grad()
+    def encode_normalised(self, rows: Rows, *, compute: torch.dtype | None = None) -> Codes:
+        """Active features of normalised activations; see `encode`."""
+        count = len(next(iter(rows.values())))
+        parts = []
+        for group in self.groups:
+            at, value = self._active(group, {source: rows[source] for source in group.reads}, compute)
+            parts.append((at // group.features, at % group.features + group.first, value))
+        row, feature, value = (torch.cat(column) for column in zip(*parts, strict=True))
+        order = torch.argsort(row, stable=True)
+        return Codes(row[order], feature[order], value[order], count)
+
+    def _active(self, group: Group, rows: Rows, compute: torch.dtype | None) -> tuple[Tensor, Tensor]:
+        """Flat indices, in order, of a group's active entries [R, F] for what it reads, and their activations."""
+        scale = self.scale_of(group).clamp_min(1e-12)
+        bound = (self.threshold[group.name].to(self.device) / scale).clamp_min(0)
+        if compute is None and group.name not in self.row_k and self.screenable(group, rows) and bool(bound.any()):
+            return self.screen(group, rows).above(bound)
+        compute = compute or torch.bfloat16
+        low = {source: x.to(compute) for source, x in rows.items()}
+        if group.name in self.row_k:
+            selected = row_topk([self.pre_activations(group, low)], [scale], self.row_k[group.name])
+            return selected.kept[0], selected.value[0]
+        inputs = torch.cat(list(low.values()), dim=1) * self.read_factor(group)
+        weight = torch.cat([part.to(compute) for part in self.encoders_of(group)], dim=1)
+        bias = self.weights[f"encoder_bias.{group.name}"].to(compute)
+        return dense_above(inputs, weight, bias, bound)
+
+    @torch.no_grad()
+    def decode(self, codes: Codes, *, raw: bool = True) -> Rows:
+        """Reconstruction of every target [R, W], fp32; in raw space unless `raw` is false."""
+        total = {
+            source: self.weights[f"decoder_bias.{source}"].float().expand(codes.rows, -1).clone()
+            for source in self.targets
+        }
+        for group in self.groups:
+            mine = (codes.feature >= group.first) & (codes.feature < group.stop)
+            row, feature = codes.row[mine], codes.feature[mine] - group.first
+            pattern = Pattern(row, feature, rows=codes.rows, features=group.features)
+            for source in group.writes:
+                weight = self.weights[f"decoder.{source}.{group.name}"].float()
+                total[source] += sum_by_row(pattern, codes.value[mine], weight)
+        return {source: self.normaliser[source].back(x) if raw else x for source, x in total.items()}
+
+    def decoder(self, source: str) -> Tensor:
+        """Decoder directions of all features in a source [features, W]; zero where a feature does not write."""
+        return self._all("decoder", source, lambda group: source in group.writes)
+
+    def encoder(self, source: str) -> Tensor:
+        """Encoder directions of all features from a source [features, W]; zero where a feature does not read."""
+        return self._all("encoder", source, lambda group: source in group.reads)
+
+    def _all(self, kind: str, source: str, present: Any) -> Tensor:
+        width = self.widths[source]
+        parts = [
+            self.weights[f"{kind}.{source}.{group.name}"].detach().float()
+            if present(group)
+            else torch.zeros(group.features, width, device=self.device)
+            for group in self.groups
+        ]
+        return torch.cat(parts)
+
+    def blocks(self) -> Iterator[tuple[str, str, Group]]:
+        """Kind, source and group of every weight block there is."""
+        for group in self.groups:
+            yield from (("encoder", source, group) for source in group.reads)
+            yield from (("decoder", source, group) for source in group.writes)
+
+    def save(self, folder: Path) -> None:
+        """Write crosscoder.safetensors and crosscoder.json; the description comes last."""
+        with published(folder / "crosscoder.safetensors") as draft:
+            save_file(to_file_layout(self.weights, self.threshold), draft)
+        sources = [
+            {"name": s, "width": w, "scale": self.normaliser[s].scale, "mean": self.normaliser[s].mean.tolist()}
+            for s, w in self.widths.items()
+        ]
+        description = {
+            "format": FORMAT,
+            "version": VERSION,
+            "sources": sources,
+            "groups": [asdict(group) for group in self.groups],
+            "sparsity": {"rank_by": self.rank_by, "row_k": self.row_k},
+            "aggregation": self.aggregation,
+            "differences": self.differences,
+        }
+        write_json(folder / "crosscoder.json", description)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Crosscoder":
+        """Read a saved crosscoder onto the CPU.
+
+        Raises CrosscoderError when a file is missing or damaged, or a tensor is missing, unexpected or misshapen.
+        """
+        description, tensors = _read(folder)
+        widths = {source["name"]: int(source["width"]) for source in description["sources"]}
+        normaliser = {
+            source["name"]: Normaliser(torch.tensor(source["mean"], dtype=torch.float32), float(source["scale"]))
+            for source in description["sources"]
+        }
+        groups = tuple(
+            Group(**{**group, "reads": tuple(group["reads"]), "writes": tuple(group["writes"])})
+            for group in description["groups"]
+        )
+        weights, threshold = from_file_layout(tensors)
+        whole = cls(
+            widths=widths,
+            groups=groups,
+            weights=weights,
+            normaliser=normaliser,
+            threshold=threshold,
+            rank_by=description["sparsity"]["rank_by"],
+            aggregation=description["aggregation"],
+            row_k=description["sparsity"].get("row_k", {}),
+            differences={name: (one, other) for name, (one, other) in description.get("differences", {}).items()},
+        )
+        check_shapes(whole, folder)
+        return whole
+
+
+def initial(
+    widths: dict[str, int], groups: tuple[Group, ...], *, decoder_norm: float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Random decoder directions of one norm per source; encoders start as their decoders, biases as zero.
+
+    A tied group's decoders are one and the same tensor.
+    """
+    weights: dict[str, Tensor] = {}
+    for group in groups:
+        for source in group.writes:
+            if group.tied and source != group.writes[0]:
+                weights[f"decoder.{source}.{group.name}"] = weights[f"decoder.{group.writes[0]}.{group.name}"]
+                continue
+            direction = torch.randn(group.features, widths[source], generator=generator)
+            direction *= decoder_norm / torch.linalg.vector_norm(direction, dim=1, keepdim=True)
+            weights[f"decoder.{source}.{group.name}"] = direction
+        for source in group.reads:
+            like = weights.get(f"decoder.{source}.{group.name}")
+            if like is None:
+                like = torch.randn(group.features, widths[source], generator=generator) / widths[source] ** 0.5
+            weights[f"encoder.{source}.{group.name}"] = like.clone()
+        weights[f"encoder_bias.{group.name}"] = torch.zeros(group.features)
+    written = {source for group in groups for source in group.writes}
+    return weights | {f"decoder_bias.{s}": torch.zeros(width) for s, width in widths.items() if s in written}
+
+
+def to_file_layout(weights: dict[str, Tensor], threshold: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as files hold them: encoders [W, F], a tied decoder once for each source."""
+    tensors = {
+        name: (tensor.detach().T if name.startswith("encoder.") else tensor.detach()).cpu().clone().contiguous()
+        for name, tensor in weights.items()
+    }
+    return tensors | {f"threshold.{group}": value.detach().cpu().clone() for group, value in threshold.items()}
+
+
+def from_file_layout(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The inverse of `to_file_layout`."""
+    threshold = {name[10:]: tensor for name, tensor in tensors.items() if name.startswith("threshold.")}
+    weights = {
+        name: tensor.T.contiguous() if name.startswith("encoder.") else tensor
+        for name, tensor in tensors.items()
+        if not name.startswith("threshold.")
+    }
+    return weights, threshold
+
+
+def check_shapes(crosscoder: Crosscoder, origin: Path) -> None:
+    """Every block that a group may use is there with its shape, and no other. Raises CrosscoderError."""
+    expected: dict[str, tuple[int, ...]] = {
+        f"{k}.{s}.{g.name}": (g.features, crosscoder.widths[s]) for k, s, g in crosscoder.blocks()
+    }
+    expected |= {f"encoder_bias.{group.name}": (group.features,) for group in crosscoder.groups}
+    expected |= {f"decoder_bias.{source}": (crosscoder.widths[source],) for source in crosscoder.targets}
+    found = {name: tuple(tensor.shape) for name, tensor in crosscoder.weights.items()}
+    for name in expected.keys() | found.keys():
+        if expected.get(name) != found.get(name):
+            raise CrosscoderError(
+                f"{origin}: tensor {name!r} has shape {found.get(name)}, expected {expected.get(name)} "
+                "([features, width] in memory). The weights do not belong to this description."
+            )
+    missing = {group.name for group in crosscoder.groups} - crosscoder.threshold.keys()
+    if missing:
+        raise CrosscoderError(f"{origin}: no threshold for {', '.join(sorted(missing))}. Calibrate and save again.")
+
+
+def check_sources(crosscoder: Crosscoder, widths: Mapping[str, int], store: Path) -> None:
+    """A store with sources of these widths has every one the crosscoder reads or subtracts. Raises CrosscoderError."""
+    parts = {name: crosscoder.differences.get(name, (name,)) for name in crosscoder.sources}
+    needed = {part: crosscoder.widths[name] for name, those in parts.items() for part in those}
+    if not needed.items() <= widths.items():
+        raise CrosscoderError(
+            f"The crosscoder needs {_sources(needed)}, but the activation store {store} holds {_sources(widths)}. "
+            "Train on this store, name the store it was trained on, or import it with the names that the store has."
+        )
+
+
+def _sources(widths: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} (width {width})" for name, width in widths.items())
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        description = json.loads((folder / "crosscoder.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "crosscoder.safetensors")
+    except FileNotFoundError as error:
+        raise CrosscoderError(
+            f"{folder} holds no trained crosscoder: {error.filename} is missing. Train it first."
+        ) from None
+    except (json.JSONDecodeError, SafetensorError) as error:
+        raise CrosscoderError(
+            f"{folder}: the crosscoder's files are damaged ({error}). Train or copy it again."
+        ) from None
+    if description.get("format") != FORMAT or description.get("version") != VERSION:
+        raise CrosscoderError(
+            f"{folder}/crosscoder.json is not {FORMAT!r} version {VERSION}. Use a matching Crossdiff."
+        )
+    return description, tensors

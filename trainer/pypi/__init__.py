@@ -1,0 +1,1 @@
+"""Models and corpora that come as archives from a Python package index; nothing is installed."""

@@ -1,0 +1,1 @@
+"""From documents to aligned activations: tokenize, cut into sequences, align, run the models."""

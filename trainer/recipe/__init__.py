@@ -1,0 +1,1 @@
+"""The frozen YAML description of a run, with every default."""

@@ -1,0 +1,199 @@
+"""Doctor: whether this machine can run a recipe, found out in seconds and without running it."""
+
+import importlib.metadata
+import math
+import os
+import platform
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import psutil
+import torch
+
+from trainer.device import compute_dtype, pick_device
+from trainer.errors import CrossdiffError, DoesNotFit
+from trainer.models.memory import free_bytes
+from trainer.models.shapes import config_of, shape_of
+from trainer.pypi import archives
+from trainer.recipe.fitting import CorpusPart, SourceRecipe
+from trainer.recipe.recipe import Recipe, load_recipe
+from trainer.resources.estimate import Need, measure_speed, needs
+from trainer.resources.fit import Room, shortages
+from trainer.run.folder import home
+from trainer.store.store import ActivationStore
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "duckdb", "numpy", "pyarrow")
+TIGHT_MEMORY = 6 << 30
+"""The demo stays under this many bytes."""
+
+
+class State(StrEnum):
+    """How things stand."""
+
+    FINE = "fine"
+    NOTE = "note"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    fact: str
+    state: State = State.FINE
+    remedy: str = ""
+
+
+def machine() -> list[Finding]:
+    """Python, libraries, device, memory and disk."""
+    return [
+        Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        _libraries(),
+        _device(),
+        _memory(),
+        _disk(),
+    ]
+
+
+def recipe(path: Path, overrides: tuple[str, ...] = ()) -> list[Finding]:
+    """Whether the models and texts of a recipe are at hand, and what every stage of its run will take."""
+    try:
+        loaded = load_recipe(path, overrides)
+        return [
+            Finding("recipe", f"{loaded.name}, run {loaded.name}-{loaded.fingerprint()}"),
+            *(_source(source) for source in loaded.sources),
+            *(_corpus_part(part) for part in (loaded.corpus.mix if loaded.corpus else ())),
+            *_prediction(loaded),
+        ]
+    except CrossdiffError as error:
+        return [Finding("recipe", str(error), State.BROKEN)]
+
+
+def _libraries() -> Finding:
+    installed = {}
+    for name in LIBRARIES:
+        try:
+            installed[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return Finding("libraries", f"{name} is not installed", State.BROKEN, "Run `make setup`.")
+    return Finding("libraries", ", ".join(f"{name} {version}" for name, version in installed.items()))
+
+
+def _device() -> Finding:
+    device = pick_device("auto")
+    dtype = str(compute_dtype(device)).removeprefix("torch.")
+    name = f"{torch.cuda.get_device_name(device)}, " if device.type == "cuda" else ""
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    free = f", {_gib(free_bytes(device))} free" if device.type == "cuda" else ""
+    return Finding("device", f"{device.type}: {name}computes in {dtype}{threads}{free}")
+
+
+def _memory() -> Finding:
+    memory = psutil.virtual_memory()
+    fact = f"{_gib(memory.available)} of {_gib(memory.total)} free, {os.cpu_count()} cores"
+    if memory.available < TIGHT_MEMORY:
+        return Finding("memory", fact, State.NOTE, f"The demo needs up to {_gib(TIGHT_MEMORY)}; close other programs.")
+    return Finding("memory", fact)
+
+
+def _disk() -> Finding:
+    return Finding("disk", f"{_gib(free_disk())} free for {home()}")
+
+
+def free_disk() -> int:
+    """Bytes free where runs are written, whether the folder exists yet or not."""
+    place = home()
+    while not place.exists():
+        place = place.parent
+    return int(psutil.disk_usage(str(place)).free)
+
+
+def _source(source: SourceRecipe) -> Finding:
+    what = f"source {source.name}"
+    if config_of(source) is not None:
+        return Finding(what, f"{source.model} is at hand")
+    if archives.is_address(source.model):
+        file = archives.place_of(source.model, "models")
+        fact = "is fetched and will be unpacked" if file.is_file() else "will be fetched from the package index"
+        return Finding(what, f"{source.model} {fact}", State.NOTE)
+    path = Path(source.model).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return Finding(what, f"{path} will be unpacked", State.NOTE)
+    if path.exists() or path.is_absolute() or source.model.startswith((".", "~")):
+        return Finding(what, f"no model at {path}", State.BROKEN, "Give a folder with config.json or a .gguf file.")
+    return Finding(what, f"{source.model} will be fetched from the hub", State.NOTE)
+
+
+def _corpus_part(part: CorpusPart) -> Finding:
+    what = f"corpus {part.name}" if part.name else "corpus"
+    if part.dataset is not None:
+        return Finding(what, f"{part.dataset} will be streamed from the hub", State.NOTE)
+    assert part.path is not None, "a part has a dataset or a path"
+    if archives.is_address(part.path):
+        if archives.place_of(part.path, "corpora").is_file():
+            return Finding(what, f"{part.path} is at hand")
+        return Finding(what, f"{part.path} will be fetched from the package index", State.NOTE)
+    path = Path(part.path).expanduser()
+    if path.exists() or any(sign in part.path for sign in "*?["):
+        return Finding(what, f"{path} is at hand")
+    return Finding(what, f"nothing at {path}", State.BROKEN, "Correct `path:` in the recipe.")
+
+
+def _prediction(loaded: Recipe) -> list[Finding]:
+    """Memory, disk and time of every stage, when the sizes of all models are known."""
+    if not loaded.sources:
+        return []
+    shapes = {source.name: shape for source in loaded.sources if (shape := shape_of(source)) is not None}
+    if len(shapes) < len(loaded.sources):
+        return [Finding("needs", "memory, disk and time are told once the models are at hand", State.NOTE)]
+    widths = {name: shape.width for name, shape in shapes.items()}
+    device = pick_device(loaded.training.device)
+    short = shortages(loaded, shapes, widths, room(device))
+    found = [_stage(need, short) for need in needs(loaded, shapes, widths, speed=measure_speed(device))]
+    return [*found, Finding("times", "for this machine with nothing else running; a first fetch comes on top")]
+
+
+def room(device: torch.device) -> Room:
+    """What is free here now, for a run on a device."""
+    on_device = free_bytes(device) if device.type == "cuda" else math.inf
+    return Room(psutil.virtual_memory().available, free_disk(), on_device)
+
+
+def require_room(recipe: Recipe, stages: Collection[str], store: ActivationStore | None) -> None:
+    """Raise DoesNotFit when a stage would run out of memory or disk; `store` is the run's, if it is there already.
+
+    Nothing is refused while the sizes of the models are not known.
+    """
+    shapes = {source.name: shape for source in recipe.sources if (shape := shape_of(source)) is not None}
+    if len(shapes) < len(recipe.sources) or recipe.imported is not None:
+        return
+    widths = {name: shape.width for name, shape in shapes.items()} if store is None else store.widths
+    if not widths:
+        return
+    rows = None if store is None or recipe.harvest.stream is not None else store.count("train")
+    short = shortages(recipe, shapes, widths, room(pick_device(recipe.training.device)), stages=stages, rows=rows)
+    if short:
+        raise DoesNotFit(" ".join(short.values()))
+
+
+def _stage(need: Need, short: Mapping[str, str]) -> Finding:
+    time = "" if need.seconds is None else f", {_duration(need.seconds)}"
+    device = f", {need.device / 1e9:.1f} GB on the GPU" if need.device else ""
+    fact = f"about {need.memory / 1e9:.1f} GB of memory{device}, {need.disk / 1e9:.1f} GB of disk{time}"
+    if need.stage in short:
+        return Finding(f"stage {need.stage}", fact, State.BROKEN, short[need.stage])
+    return Finding(f"stage {need.stage}", fact)
+
+
+def _duration(seconds: float) -> str:
+    """A time for people."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

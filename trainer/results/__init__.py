@@ -1,0 +1,1 @@
+"""The results file: its schema, and the draft it is built in, checked and published from."""

@@ -1,0 +1,334 @@
+"""Results: the one file an explorer reads, built in a draft, checked, and published whole.
+
+The tables are in `results.sql`. A published file is named by its content and never changes; `current.json` points
+at the newest. Tables that pages read one feature at a time lie sorted by feature, so that a feature is one range.
+"""
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from trainer.errors import DiskFull
+from trainer.recipe.recipe import Recipe
+from trainer.run.folder import RunFolder, discard, is_disk_full, write_json
+
+SCHEMA = Path(__file__).with_name("schema.sql")
+SORTED = frozenset(
+    {
+        "agreement",
+        "evidence",
+        "feature",
+        "feature_corpus",
+        "feature_language",
+        "feature_source",
+        "firing",
+        "histogram",
+        "logit",
+        "neighbour",
+    }
+)
+"""Tables that must arrive sorted by feature."""
+LIBRARIES = ("torch", "numpy", "scipy", "transformers", "tokenizers", "safetensors", "pyarrow", "duckdb")
+"""Libraries that decide numbers."""
+MEMORY = "256MB"
+"""What DuckDB may hold while it builds the file; beyond, it spills beside the draft."""
+Column = Sequence[Any] | np.ndarray | Any
+"""Values of one column: a list, an array or an Arrow array. NaN in an array of numbers stands for null."""
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """A stream of activations, as the table `source` has it."""
+
+    source: int
+    name: str
+    model: str
+    revision: str | None
+    hookpoint: str
+    layer: int | None
+    width: int
+    scale: float
+    space: int | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """A measure on held-out rows; `source` is the source's index, or None for the whole."""
+
+    source: int | None
+    measure: str
+    value: float
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """A measure during training."""
+
+    step: int
+    measure: str
+    value: float
+
+
+@dataclass(frozen=True)
+class CoverageRow:
+    """A count of text that survived alignment; `source` is the source's index, or None for all."""
+
+    corpus: str
+    source: int | None
+    measure: str
+    value: float
+
+
+class ResultsDraft:
+    """A results file being built: empty tables that take columns.
+
+    A thread of its own writes one batch while the next is prepared; what fails there is raised by the next call.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._connection = duckdb.connect(
+            str(path), config={"memory_limit": MEMORY, "temp_directory": f"{path}.tmp", "threads": 2}
+        )
+        # One transaction: nothing is written twice, and the file becomes whole at the end anyway.
+        self._connection.execute("begin")
+        self._connection.execute(SCHEMA.read_text(encoding="utf-8"))
+        self._last: dict[str, int] = {}
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="results")
+        self._writing: Future[None] | None = None
+
+    def add(self, table: str, columns: Mapping[str, Column]) -> None:
+        """Append rows given as columns by name; a column left out is null.
+
+        Tables of features must come in order of features. Infinite numbers are refused, NaN becomes null.
+        """
+        batch = pa.table({name: _to_arrow(f"{table}.{name}", values) for name, values in columns.items()})
+        if not batch.num_rows:
+            return
+        if table in SORTED:
+            features = np.asarray(batch["feature"])
+            assert (np.diff(features) >= 0).all(), f"rows for {table} are not sorted by feature"
+            assert features[0] >= self._last.get(table, -1), f"rows for {table} go back to an earlier feature"
+            self._last[table] = int(features[-1])
+        self._wait()
+        self._writing = self._writer.submit(self._insert, table, batch)
+
+    def _insert(self, table: str, batch: pa.Table) -> None:  # noqa: ARG002  (named in the statement)
+        # DuckDB finds `batch` by its name here; a registered view would keep it in memory until the commit.
+        self._connection.execute(f"insert into {table} by name select * from batch")  # noqa: S608  (our own name)
+
+    def _wait(self) -> None:
+        """Until everything added is written; raises what went wrong."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def add_rows(self, table: str, rows: Sequence[SourceRow | EvaluationRow | MetricRow | CoverageRow]) -> None:
+        """Append row objects of this module."""
+        self.add_records(table, [asdict(row) for row in rows])
+
+    def add_records(self, table: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows given as mappings with the same keys."""
+        if records:
+            self.add(table, {name: pa.array([record[name] for record in records]) for name in records[0]})
+
+    def add_run(self, recipe: Recipe, run: str) -> None:
+        """Say which run this is, when it was made and with what."""
+        self.add(
+            "run",
+            {
+                "run_id": [run],
+                "name": [recipe.name],
+                "created_at": [datetime.datetime.now(datetime.UTC).replace(tzinfo=None, microsecond=0)],
+                "recipe_json": [json.dumps(recipe.model_dump(mode="json"), ensure_ascii=False)],
+                "versions_json": [json.dumps(versions())],
+            },
+        )
+
+    def finish(self) -> None:
+        """Pick the examples, check that the tables fit together, and write everything to the file."""
+        self._wait()
+        self._connection.execute(_EXAMPLES)
+        for fact, query in _MUST_BE_EMPTY.items():
+            found = self._connection.execute(query).fetchall()
+            assert not found, f"{fact}: {found[:3]}"
+        self._connection.execute("commit")
+        self._connection.execute("checkpoint")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._writer.shutdown()
+        self._connection.close()
+
+
+_EXAMPLES = """
+    insert into example
+    select feature, to_json({
+        'sequence': sequence, 'corpus': corpus, 'peak': peak, 'peak_byte_end': peak_byte_end, 'byte_start': byte_start,
+        'text': "text", 'tokens': tokens[1:1], 'activations': activations
+    })
+    from firing where bucket = 'top' and rank = 0 order by feature
+"""
+
+_MUST_BE_EMPTY = {
+    "there is not one run": "select count(*) from run having count(*) <> 1",
+    "features are not 0, 1, 2, ...": "select count(*), max(feature) from feature having max(feature) <> count(*) - 1",
+    "a firing's sequence is missing": "select sequence from firing anti join sequence using (sequence) limit 3",
+    "a firing's feature is missing": "select feature from firing anti join feature using (feature) limit 3",
+    "a sequence is there twice": "select sequence from sequence group by sequence having count(*) > 1 limit 3",
+    "a firing peaks outside its window": """
+        select feature, sequence, peak_byte_end from firing
+        where peak_byte_end <= byte_start or peak_byte_end > byte_start + strlen("text") limit 3
+    """,
+    "a token ends outside its text": """
+        select sequence from sequence
+        where list_max(list_transform(flatten(tokens), lambda token: token.byte_end)) > strlen("text")
+            or list_min(list_transform(flatten(tokens), lambda token: token.byte_end)) < -1 limit 3
+    """,
+}
+
+
+@contextmanager
+def publishing(folder: RunFolder) -> Iterator[ResultsDraft]:
+    """Yield an empty draft; if the body succeeds, check it, name it by its content and point `current.json` at it.
+
+    Whatever was published before is untouched if anything fails; the file published before stays on disk, because
+    a page may be reading it, and older ones go. Raises DiskFull when the disk runs out of room.
+    """
+    folder.path.mkdir(parents=True, exist_ok=True)
+    path = folder.path / ".results.duckdb.draft"
+    _discard_draft(path)
+    try:
+        draft = ResultsDraft(path)
+        try:
+            yield draft
+            draft.finish()
+        finally:
+            draft.close()
+        _publish(path, folder)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise DiskFull(
+            f"The disk is full while writing the results in {folder.path}. "
+            "Free some room and run the same command again; it goes on from the last complete piece."
+        ) from error
+    finally:
+        _discard_draft(path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Crossdiff, Python and the libraries that decide numbers; absent ones are left out."""
+    found = {"python": platform.python_version()}
+    for library in ("crossdiff", *LIBRARIES):
+        try:
+            found[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def read_metrics(path: Path) -> list[MetricRow]:
+    """Numbers in a run's `metrics.jsonl`, nested names joined by dots; none when there is no such file.
+
+    Values that are not finite, and a last line that a crash cut off, are left out.
+    """
+    rows: list[MetricRow] = []
+    if not path.is_file():
+        return rows
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        step = int(record.pop("step", 0))
+        numbers = _numbers(record, "")
+        rows += [MetricRow(step, name, value) for name, value in numbers if np.isfinite(value)]
+    return rows
+
+
+def read_evaluation(path: Path, sources: Sequence[str]) -> list[EvaluationRow]:
+    """Measures in a run's `evaluation.json`, sources given by name there; none when there is no such file."""
+    if not path.is_file():
+        return []
+    index: dict[str | None, int | None] = {name: number for number, name in enumerate(sources)}
+    measures = json.loads(path.read_text(encoding="utf-8"))
+    return [EvaluationRow(index.get(row["source"]), row["measure"], float(row["value"])) for row in measures]
+
+
+def read_baselines(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the tables of baselines in a run's `baselines.json`, by table; none when there is no such file."""
+    if not path.is_file():
+        return {}
+    tables: dict[str, list[dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
+    return tables
+
+
+def read_calibration(path: Path, sources: Sequence[str]) -> dict[str, dict[str, pa.Array]]:
+    """Columns of `calibration` and `spike_in` from a run's `calibration.json`; none when there is no such file."""
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    index = {name: number for number, name in enumerate(sources)}
+    spikes = [row | {"source": index.get(row["source"])} for row in found["spike_in"]]
+    tables = {"calibration": found["measures"], "spike_in": spikes}
+    return {
+        table: {name: pa.array([row[name] for row in rows]) for name in rows[0]}
+        for table, rows in tables.items()
+        if rows
+    }
+
+
+def read_coverage(statistics: Mapping[str, Any]) -> list[CoverageRow]:
+    """Counts in an activation store's statistics, keyed there by corpus part, source index or nothing, and measure."""
+    keys = {tuple(key.rsplit("/", 2)): float(count) for key, count in statistics.get("counts", {}).items()}
+    return [
+        CoverageRow(corpus, int(source) if source else None, measure, n)
+        for (corpus, source, measure), n in keys.items()
+    ]
+
+
+def _numbers(record: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{name}", float(value)
+
+
+def _to_arrow(name: str, values: Column) -> pa.Array:
+    if not isinstance(values, np.ndarray):
+        return values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+    if values.dtype.kind == "f":
+        assert not np.isinf(values).any(), f"{name} holds an infinite number"
+    return pa.array(values, from_pandas=True)
+
+
+def _publish(draft: Path, folder: RunFolder) -> None:
+    """File first, pointer second: a reader finds either the old pair or the new one."""
+    before = folder.results()
+    with draft.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    final = folder.path / f"results-{digest}.duckdb"
+    draft.chmod(0o444)
+    draft.replace(final)
+    write_json(folder.current, {"file": final.name})
+    for old in folder.path.glob("results-*.duckdb"):
+        if old not in (final, before):
+            old.unlink(missing_ok=True)
+
+
+def _discard_draft(path: Path) -> None:
+    for name in (path.name, f"{path.name}.wal", f"{path.name}.tmp"):
+        discard(path.with_name(name))

@@ -1,0 +1,179 @@
+"""Progress: what a run is doing now, on the terminal and in `progress.json` for the home page."""
+
+import contextlib
+import datetime
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from tqdm import tqdm
+
+from trainer.errors import CrossdiffError
+from trainer.run.folder import RunFolder, write_json
+from trainer.run.peak_memory import forget_peak, peak_gigabytes
+from trainer.run.stages import STAGES
+
+LINE_EVERY = 10.0
+"""Seconds between plain lines when standard error is not a terminal."""
+FILE_EVERY = 0.5
+"""Seconds between writes of progress.json."""
+
+
+class Progress:
+    """Live state of one run. One stage is active at a time.
+
+    The file holds: run, name, status (`running`, `finished`, `failed`, `stopped`), stage,
+    stages [{stage, state (`waiting`, `running`, `done`, `skipped`), seconds}], done, total, unit,
+    rate (per second), seconds_left, measures {name: number}, message, error, pid and host of the process,
+    updated_at (UTC).
+    """
+
+    def __init__(self, folder: RunFolder, name: str) -> None:
+        self._folder = folder
+        self._state: dict[str, Any] = {
+            "run": folder.run,
+            "name": name,
+            "status": "running",
+            "stage": None,
+            "stages": [{"stage": stage, "state": "waiting", "seconds": None} for stage in STAGES],
+            "done": 0,
+            "total": None,
+            "unit": "",
+            "rate": None,
+            "seconds_left": None,
+            "measures": {},
+            "message": "",
+            "error": None,
+            "pid": os.getpid(),
+            "host": platform.node(),
+        }
+        self._bar: tqdm[Any] | None = None
+        self._before = 0
+        self._task_began = self._written = self._printed = time.monotonic()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator["Progress"]:
+        """Around a whole run: leaves `finished`, `failed` or `stopped` behind."""
+        self._write()
+        try:
+            yield self
+        except KeyboardInterrupt:
+            self._end("stopped", "Stopped. The same command goes on from here.")
+            raise
+        except CrossdiffError as error:
+            self._end("failed", str(error))
+            raise
+        except BaseException as error:
+            self._end("failed", f"{type(error).__name__}: {error}")
+            raise
+        self._end("finished", None)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator["Progress"]:
+        """Around one stage of a run."""
+        entry = self._entry(name)
+        entry["state"], self._state["stage"] = "running", name
+        began = time.monotonic()
+        forget_peak()
+        self.log(f"{name} began")
+        yield self
+        entry["state"], entry["seconds"] = "done", round(time.monotonic() - began, 1)
+        self.say(f"{name}: {entry['seconds']:,.0f} s, peak memory {peak_gigabytes():.1f} GB")
+        self._write()
+
+    def skip(self, name: str) -> None:
+        """Say that a stage is up to date."""
+        self._entry(name)["state"] = "skipped"
+        self._write()
+
+    @contextlib.contextmanager
+    def task(self, message: str, *, total: int | None, unit: str = "rows", before: int = 0) -> Iterator["Progress"]:
+        """Around something counted; call `advance` inside. What was done `before` counts, but is not timed."""
+        self._state.update(
+            message=message, done=before, total=total, unit=unit, rate=None, seconds_left=None, measures={}
+        )
+        self._task_began = self._printed = time.monotonic()
+        self._before = before
+        self._write()
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=before, unit=f" {unit}", desc=message, delay=1.0, dynamic_ncols=True)
+        try:
+            yield self
+        finally:
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
+            self._write()
+
+    def advance(self, done: int, **measures: float) -> None:
+        """Count `done` more; measures are the latest values of what is watched."""
+        state = self._state
+        state["done"] += done
+        state["measures"].update({name: float(value) for name, value in measures.items()})
+        now = time.monotonic()
+        rate = (state["done"] - self._before) / max(now - self._task_began, 1e-6)
+        # Before anything is done nobody knows how long the rest will take.
+        if rate > 0:
+            state["rate"] = rate
+            state["seconds_left"] = max(state["total"] - state["done"], 0) / rate if state["total"] else None
+        if self._bar is not None:
+            self._bar.set_postfix({name: f"{value:.4g}" for name, value in measures.items()}, refresh=False)
+            self._bar.update(done)
+        elif now - self._printed > LINE_EVERY:
+            self._print_line()
+        if now - self._written > FILE_EVERY:
+            self._write()
+
+    def say(self, line: str) -> None:
+        """Print a line for the person at the terminal and keep it in the log."""
+        tqdm.write(line, file=sys.stderr)
+        self.log(line)
+
+    def log(self, line: str) -> None:
+        """Append a line with the time to the run's log."""
+        self._folder.path.mkdir(parents=True, exist_ok=True)
+        with self._folder.log.open("a", encoding="utf-8") as log:
+            log.write(f"{_now()} {line}\n")
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        return next(entry for entry in self._state["stages"] if entry["stage"] == name)
+
+    def _print_line(self) -> None:
+        state = self._state
+        self._printed = time.monotonic()
+        share = f" of {state['total']:,}" if state["total"] else ""
+        left = f", {state['seconds_left']:.0f} s left" if state["seconds_left"] is not None else ""
+        measures = "".join(f", {name} {value:.4g}" for name, value in state["measures"].items())
+        rate = f"{state['rate'] or 0:,.0f}/s"
+        line = f"{state['message']}: {state['done']:,}{share} {state['unit']} ({rate}{left}{measures})"
+        print(line, file=sys.stderr, flush=True)
+
+    def _end(self, status: str, error: str | None) -> None:
+        self._state.update(status=status, error=error, seconds_left=None)
+        for entry in self._state["stages"]:
+            if entry["state"] == "running":
+                entry["state"] = "waiting"
+        self.log(f"{status}: {error}" if error else status)
+        self._write()
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        self._state["updated_at"] = _now()
+        write_json(self._folder.progress, self._state)
+
+
+def read_progress(folder: RunFolder) -> dict[str, Any] | None:
+    """The state last written, or None if the run never began."""
+    try:
+        state: dict[str, Any] = json.loads(folder.progress.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return state
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,1 @@
+"""The activation store on disk, and shuffled batches read from it."""

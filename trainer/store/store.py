@@ -1,0 +1,289 @@
+"""Activation store: aligned activations of all sources on disk, in shards.
+
+The format is public, so that other programs can write one: `manifest.json`, safetensors shards with one
+tensor per source, and optionally `sequences.parquet` with the text. It is checked on opening.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trainer.errors import StoreError
+from trainer.run.folder import published, write_json
+
+FORMAT, VERSION = "crossdiff.activations", 2
+PLACES = ("sequence", "position", "byte_end")
+"""Tensors that say where in the text a row lies; absent in stores without texts."""
+MAPPED_BYTES = 2**28
+"""Of a large shard so much is read before it is mapped anew: pages of a mapping count as memory until it goes."""
+DTYPES = ("bfloat16", "float16", "float32")
+
+Rows = dict[str, Tensor]
+"""Activations by source name, each [rows, width of the source]."""
+Split = Literal["train", "held_out"]
+
+
+@dataclass(frozen=True)
+class StoredSource:
+    """A source as the manifest describes it."""
+
+    name: str
+    width: int
+    dtype: str = "bfloat16"
+    model: str = ""
+    revision: str | None = None
+    hookpoint: str = ""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of rows."""
+
+    file: str
+    rows: int
+    sha256: str
+    split: Split = "train"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the store holds."""
+
+    sources: tuple[StoredSource, ...]
+    shards: tuple[Shard, ...]
+    sequences: str | None = None
+    """File of the sequences' texts and tokens, if there is one."""
+    statistics: dict[str, Any] = field(default_factory=dict)
+    """Counts of the harvest: coverage per corpus part and source, rows dropped and why."""
+
+    @property
+    def rows(self) -> int:
+        """Rows in all shards."""
+        return sum(shard.rows for shard in self.shards)
+
+
+class Block(NamedTuple):
+    """Consecutive rows as they are stored."""
+
+    rows: Rows
+    sequence: Tensor | None
+    position: Tensor | None
+    byte_end: Tensor | None
+
+
+class ActivationStore:
+    """An opened store, read only."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+
+    @classmethod
+    def open(cls, path: Path) -> "ActivationStore":
+        """Read the manifest and check that every shard is there and has the shapes it says.
+
+        Raises StoreError naming what is missing or wrong. Checksums and values are checked by `verify`.
+        """
+        store = cls(path, _read_manifest(path / "manifest.json"))
+        for shard in store.manifest.shards:
+            store._check_shapes(shard)
+        sequences = store.manifest.sequences
+        if sequences is not None and not (path / sequences).is_file():
+            raise StoreError(f"{path}: {sequences} is missing. Copy it beside the manifest, or set sequences to null.")
+        return store
+
+    @property
+    def sources(self) -> tuple[StoredSource, ...]:
+        """The sources in order."""
+        return self.manifest.sources
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Width of each source by name."""
+        return {source.name: source.width for source in self.sources}
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of one row's activations."""
+        return sum(source.width * getattr(torch, source.dtype).itemsize for source in self.sources)
+
+    def count(self, split: Split) -> int:
+        """Rows of a split."""
+        return sum(shard.rows for shard in self.shards(split))
+
+    def shards(self, split: Split | None) -> tuple[Shard, ...]:
+        """Shards of a split, or all."""
+        return tuple(shard for shard in self.manifest.shards if split in (None, shard.split))
+
+    def read(self, shard: Shard) -> Block:
+        """One shard, mapped into memory."""
+        with safe_open(self.path / shard.file, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+        rows = {source.name: tensors[source.name] for source in self.sources}
+        if "sequence" not in tensors and "document" in tensors:  # version 1
+            tensors["sequence"] = tensors["document"]
+        return Block(rows, *(tensors.get(name) for name in PLACES))
+
+    def blocks(self, split: Split | None = None, *, rows: int = 8192) -> Iterator[Block]:
+        """All rows of a split in stored order, at most `rows` at a time and never across shards."""
+        for shard in self.shards(split):
+            yield from self._blocks_of(shard, rows)
+
+    def rows_from(self, split: Split, first: int, count: int) -> Rows:
+        """At most `count` rows of a split, in stored order from row `first` on, and never across shards."""
+        for shard in self.shards(split):
+            if first < shard.rows:
+                return {name: x[first : first + count].clone() for name, x in self.read(shard).rows.items()}
+            first -= shard.rows
+        raise IndexError(f"{self.path} has no such row")
+
+    def _blocks_of(self, shard: Shard, rows: int) -> Iterator[Block]:
+        mapped = max(MAPPED_BYTES // self.bytes_per_row // rows, 1) * rows
+        for first in range(0, shard.rows, rows):
+            if first % mapped == 0:  # what was read leaves memory with the mapping it came from
+                whole = self.read(shard)
+            part = slice(first, min(first + rows, shard.rows))
+            places = (None if place is None else place[part] for place in whole[1:])
+            yield Block({name: tensor[part] for name, tensor in whole.rows.items()}, *places)
+
+    def sequences(self, only: list[int] | None = None, *, columns: list[str] | None = None) -> pa.Table | None:
+        """The sequences' texts and tokens, or None; all of them, or `only` those of these numbers and `columns`."""
+        if self.manifest.sequences is None:
+            return None
+        old = self._old_names()
+        wanted = None if only is None else [(old.get("sequence", "sequence"), "in", only)]
+        asked = None if columns is None else [old.get(name, name) for name in columns]
+        table = pq.read_table(self.path / self.manifest.sequences, columns=asked, filters=wanted)
+        new = {before: name for name, before in old.items()}
+        return table.rename_columns([new.get(name, name) for name in table.column_names])
+
+    def sequence_columns(self) -> set[str]:
+        """What is known of the sequences; empty when the store has no texts."""
+        if self.manifest.sequences is None:
+            return set()
+        new = {before: name for name, before in self._old_names().items()}
+        return {new.get(name, name) for name in pq.read_schema(self.path / self.manifest.sequences).names}
+
+    def _old_names(self) -> dict[str, str]:
+        """What columns were called in version 1, by their name now; empty for a file of version 2."""
+        assert self.manifest.sequences is not None, "only for stores with texts"
+        names = pq.read_schema(self.path / self.manifest.sequences).names
+        return {} if "sequence" in names else {"sequence": "document", "document": "origin"}
+
+    def verify(self) -> None:
+        """Read everything once: checksums match and no value is NaN or infinite. Raises StoreError."""
+        for shard in self.manifest.shards:
+            if sha256_of(self.path / shard.file) != shard.sha256:
+                raise StoreError(f"{self.path / shard.file}: checksum differs from the manifest. Copy the file again.")
+            bad = dict.fromkeys(self.widths, 0)
+            for block in self._blocks_of(shard, 8192):
+                for name, tensor in block.rows.items():
+                    bad[name] += int((~torch.isfinite(tensor)).any(dim=1).sum())
+            for name in filter(bad.get, bad):
+                raise StoreError(
+                    f"{self.path / shard.file}: {bad[name]} of {shard.rows} rows of {name!r} are NaN or infinite. "
+                    "Harvest them again in bfloat16 or float32 (float16 overflows in some models)."
+                )
+
+    def _check_shapes(self, shard: Shard) -> None:
+        path = self.path / shard.file
+        if not path.is_file():
+            raise StoreError(f"{path} is missing, but the manifest lists it. Copy it there or harvest again.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict
+        except (SafetensorError, OSError) as error:
+            raise StoreError(f"{path} is no complete safetensors file ({error}). Copy or harvest it again.") from None
+        for source in self.sources:
+            wanted = (shard.rows, source.width)
+            if source.name not in shapes:
+                raise StoreError(f"{path} has no tensor {source.name!r}; it holds {', '.join(sorted(shapes))}.")
+            if shapes[source.name] != wanted:
+                raise StoreError(f"{path}: {source.name!r} has shape {shapes[source.name]}, expected {wanted}.")
+
+
+class StoreWriter:
+    """Writes a store shard by shard; the manifest comes last, so a store without one is not finished."""
+
+    def __init__(self, path: Path, sources: tuple[StoredSource, ...], shards: tuple[Shard, ...] = ()) -> None:
+        """Begin a store, or go on after `shards` that an interrupted run has written."""
+        path.mkdir(parents=True, exist_ok=True)
+        self._path, self._sources = path, sources
+        self.shards = list(shards)
+
+    def rows(self, split: Split) -> int:
+        """Rows written so far."""
+        return sum(shard.rows for shard in self.shards if shard.split == split)
+
+    def add(self, rows: Rows, places: dict[str, Tensor], split: Split) -> Shard | None:
+        """Write one shard: activations per source, and places (int32 [rows]) where there are texts."""
+        count = len(next(iter(rows.values())))
+        if not count:
+            return None
+        file = f"shard-{len(self.shards):05d}.safetensors"
+        with published(self._path / file) as draft:
+            save_file({name: tensor.contiguous() for name, tensor in (rows | places).items()}, draft)
+        shard = Shard(file, count, sha256_of(self._path / file), split)
+        self.shards.append(shard)
+        return shard
+
+    def finish(self, sequences: pa.Table | None, statistics: dict[str, Any]) -> Manifest:
+        """Write the sequences and the manifest."""
+        if sequences is not None:
+            with published(self._path / "sequences.parquet") as draft:
+                pq.write_table(sequences, draft, compression="zstd")
+        name = None if sequences is None else "sequences.parquet"
+        manifest = Manifest(self._sources, tuple(self.shards), name, statistics)
+        write_json(self._path / "manifest.json", _to_json(manifest))
+        return manifest
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _to_json(manifest: Manifest) -> dict[str, Any]:
+    return {"format": FORMAT, "version": VERSION, "rows": manifest.rows, **asdict(manifest)}
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"No activation store at {path.parent}: {path.name} is missing. Harvest it first.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise StoreError(f"{path} is not readable JSON ({error}). Copy or harvest the store again.") from None
+    if data.get("format") != FORMAT or data.get("version") not in (1, VERSION):
+        found = f"{data.get('format')!r} version {data.get('version')!r}"
+        raise StoreError(f"{path} is {found}; this Crossdiff reads {FORMAT!r} versions 1 and {VERSION}.")
+    try:
+        sources = tuple(StoredSource(**_known(StoredSource, source)) for source in data["sources"])
+        shards = tuple(Shard(**_known(Shard, shard)) for shard in data["shards"])
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"{path} lacks something: {error}. The format is described in docs/formats.md.") from None
+    for source in sources:
+        if source.dtype not in DTYPES:
+            raise StoreError(f"{path}: {source.name!r} has dtype {source.dtype!r}; known are {', '.join(DTYPES)}.")
+    if not sources or not shards:
+        raise StoreError(
+            f"{path} lists {len(sources)} sources and {len(shards)} shards; it needs at least one of each."
+        )
+    return Manifest(
+        sources, shards, data.get("documents" if data["version"] == 1 else "sequences"), data.get("statistics", {})
+    )
+
+
+def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The entries a dataclass knows, so that other programs may add their own."""
+    return {key: value for key, value in values.items() if key in cls.__dataclass_fields__}  # type: ignore[attr-defined]

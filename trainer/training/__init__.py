@@ -1,0 +1,1 @@
+"""Fitting crosscoders to stored or streamed activations: the run's `train` stage."""
