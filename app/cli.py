@@ -178,12 +178,12 @@ def calibrate(run: str, overrides: tuple[str, ...], force: bool) -> None:
     Trains with the run's recipe on one model against rotated copies of itself, where every claim is false, and on
     activations with concepts planted in them. Results are published again, with q-values that know of both.
     """
-    from app.results.connection import Library
+    from app.results.connection import RunCatalog
     from app.settings import Settings
     from trainer.pipeline import calibrate_run
     from trainer.run.folder import RunFolder
 
-    folder = RunFolder(Library(Settings.from_environment().runs).folder(run))
+    folder = RunFolder(RunCatalog(Settings.from_environment().runs).folder(run))
     calibrate_run(folder, tuple(f"calibration.{override}" for override in overrides), force=force)
     click.echo(folder.path)
 
@@ -213,12 +213,12 @@ def serve(host: str | None, port: int | None, until_input_ends: bool) -> None:
 @main.command()
 def runs() -> None:
     """List the runs of this machine: state, and what they found."""
-    from app.results.connection import Library
+    from app.results.connection import RunCatalog
     from app.results.runs.summary import all_runs
     from app.settings import Settings
 
     settings = Settings.from_environment()
-    found = all_runs(Library(settings.runs))
+    found = all_runs(RunCatalog(settings.runs))
     if not found:
         click.echo(f"No runs in {settings.runs} yet. Make one with `crossdiff demo`.")
     width = max((len(one.run) for one in found), default=0)
@@ -235,13 +235,13 @@ def export(run: str, folder: Path, tool: str, options: tuple[str, ...]) -> None:
     """Write a run's crosscoder into a new FOLDER, in another tool's format."""
     import yaml
 
-    from app.results.connection import Library
+    from app.results.connection import RunCatalog
     from app.settings import Settings
     from trainer.crosscoder.crosscoder import Crosscoder
     from trainer.interchange.formats import FORMATS, write
 
     chosen = {key: yaml.safe_load(value) for key, _, value in (option.partition("=") for option in options)}
-    write(Crosscoder.load(Library(Settings.from_environment().runs).folder(run)), folder, tool, **chosen)
+    write(Crosscoder.load(RunCatalog(Settings.from_environment().runs).folder(run)), folder, tool, **chosen)
     click.echo(folder)
     if lost := FORMATS[tool].write_losses:
         click.echo(lost, err=True)

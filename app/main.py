@@ -20,7 +20,7 @@ from app.database.engine import database_url, migrated, open_database
 from app.errors import BadQuery, NotFound, ReaderError, ResultsUnreadable, RunNotFound
 from app.generations.steer import prepare_steering, steering_open
 from app.pages import docs, evidence, feature, features, generations, health, home, labels, run, sequence, steer
-from app.results.connection import Library
+from app.results.connection import RunCatalog
 from app.settings import Settings
 from app.web.metrics import CountRequests, Metrics
 from app.web.security import SameOriginWrites, SecurityHeaders
@@ -60,7 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.metrics = Metrics()
-    app.state.library = Library(settings.runs)
+    app.state.library = RunCatalog(settings.runs)
     app.state.labels = open_database(database_url(settings))
     prepare_steering(app, settings, app.state.labels)
     app.state.environment = make_environment(settings.frontend, settings.root_path)

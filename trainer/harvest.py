@@ -20,7 +20,7 @@ from torch import Tensor
 from trainer.corpus.mix import documents
 from trainer.errors import CorpusError, StoreError
 from trainer.models.source import Source
-from trainer.reading.activations import Pools
+from trainer.reading.activations import ActivationReader
 from trainer.reading.alignment import NO_END
 from trainer.reading.documents_table import table_of
 from trainer.reading.sequences import Sequence, Text
@@ -66,7 +66,7 @@ class Harvest:
         shards = tuple(Shard(**shard) for shard in self.record.shards)
         self.writer = StoreWriter(path, tuple(map(_described, sources)), shards)
         self.counts: Counter[str] = Counter(self.record.counts)
-        self.pools = Pools(recipe, sources, medians=self.record.medians, counts=self.counts)
+        self.pools = ActivationReader(recipe, sources, medians=self.record.medians, counts=self.counts)
         self.seconds = self.pools.seconds
         """Where the time went since this object was made."""
 

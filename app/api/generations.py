@@ -9,7 +9,16 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field
 
-from app.generations.steer import Asked, Follow, Inference, UnderWay, ask, follow, shown, source_states
+from app.generations.steer import (
+    GenerationSnapshot,
+    Inference,
+    SteeringRequest,
+    UnderWay,
+    ask,
+    follow,
+    shown,
+    source_states,
+)
 from app.generations.store import StoredGeneration
 from app.inference.client import WorkerBusy
 from app.inference.messages import Parameters, SourceState
@@ -75,7 +84,7 @@ def read_models(results: RunResults, client: Inference) -> Models:
     responses={503: {"description": "Too many are under way; try again after the seconds in Retry-After."}},
 )
 def start_generation(
-    results: RunResults, session: LabelsToWrite, broadcast: UnderWay, asked: Asked
+    results: RunResults, session: LabelsToWrite, broadcast: UnderWay, asked: SteeringRequest
 ) -> GenerationRead | Response:
     """Begin a generation, or give the answer to the same request from storage."""
     try:
@@ -83,7 +92,7 @@ def start_generation(
     except WorkerBusy as busy:
         error = {"status": 503, "title": busy.title, "message": busy.fact, "remedy": busy.remedy}
         return JSONResponse({"error": error}, 503, {"Retry-After": "10"})
-    return _read(Follow(generation, 0, 0, frozenset()), from_storage=known)
+    return _read(GenerationSnapshot(generation, 0, 0, frozenset()), from_storage=known)
 
 
 @router.get("/generations/{generation}", summary="A generation as it stands")
@@ -122,7 +131,7 @@ async def stream_generation(
     yield ServerSentEvent(raw_data="{}", event="done", id=END)
 
 
-def _read(now: Follow, *, from_storage: bool = False) -> GenerationRead:
+def _read(now: GenerationSnapshot, *, from_storage: bool = False) -> GenerationRead:
     generation = now.generation
     lanes: list[dict[str, Any]] = [dict(lane.__dict__) for lane in generation.lanes]
     fields = {**generation.__dict__, "lanes": lanes, "place": now.place, "from_storage": from_storage}

@@ -9,7 +9,7 @@ import torch
 from app.worker.sampling import Change, Sampling, generate, prompt_tokens
 from trainer.bench.machine import Machine
 from trainer.bench.prerequisites import DEMO, require_models
-from trainer.bench.repeats import Spread, in_turns, ratios
+from trainer.bench.repeats import Repeats, in_turns, ratios
 from trainer.bench.report import Report, shown
 from trainer.errors import RecipeError
 from trainer.models.hookpoint import locate
@@ -40,12 +40,12 @@ def bench_steer(
     loaded = load_source(chosen)
     machine = Machine()
     plain, steered, first = measure(loaded, tokens, rounds)
-    overhead = Spread.of([ratio - 1 for ratio in ratios(steered, plain)])
-    first_ms = Spread.of([1000 * seconds for seconds in first])
+    overhead = Repeats.of([ratio - 1 for ratio in ratios(steered, plain)])
+    first_ms = Repeats.of([1000 * seconds for seconds in first])
     rows = (
         ("overhead of steering per token", shown(overhead)),
-        ("ms per token, steered", shown(Spread.of([1000 * seconds for seconds in steered]))),
-        ("ms per token, transformers' generate", shown(Spread.of([1000 * seconds for seconds in plain]))),
+        ("ms per token, steered", shown(Repeats.of([1000 * seconds for seconds in steered]))),
+        ("ms per token, transformers' generate", shown(Repeats.of([1000 * seconds for seconds in plain]))),
         ("ms until the first token, steered", shown(first_ms)),
         ("eight requests together over one by one", shown(None)),
     )

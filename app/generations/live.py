@@ -45,7 +45,7 @@ class LaneSoFar:
 
 
 @dataclass(frozen=True)
-class SoFar:
+class GenerationState:
     """A generation as it stands."""
 
     id: str
@@ -64,11 +64,11 @@ class SoFar:
         return self.state in ENDED
 
 
-Keep = Callable[[SoFar], None]
+Keep = Callable[[GenerationState], None]
 """Stores how far a generation has come; may block."""
 
 
-class Broadcast:
+class LiveGenerations:
     """All generations of this process that are under way."""
 
     def __init__(self, client: Client, keep: Keep) -> None:
@@ -103,7 +103,7 @@ class Broadcast:
 
         asyncio.run_coroutine_threadsafe(begin(), self._loop).result(10)
 
-    def so_far(self, generation: str) -> SoFar | None:
+    def so_far(self, generation: str) -> GenerationState | None:
         """How far a generation is; None when it is not under way here. May be called from any thread."""
         live = self._live.get(generation)
         return live.so_far if live else None
@@ -116,7 +116,7 @@ class Broadcast:
         asyncio.run_coroutine_threadsafe(live.stop(), self._loop)
         return True
 
-    async def follow(self, generation: str) -> AsyncIterator[SoFar]:
+    async def follow(self, generation: str) -> AsyncIterator[GenerationState]:
         """Yield how far a generation is, now and after changes, until it has finished; nothing if it is not here.
 
         A slow follower skips to the newest state.
@@ -140,7 +140,9 @@ class _Live:
     """One generation under way, and the task that listens to the worker."""
 
     def __init__(self, request: GenerationRequest, client: Client, keep: Keep, forget: Callable[[str], None]) -> None:
-        self.so_far = SoFar(request.id, tuple(LaneSoFar(lane.source, lane.strength) for lane in request.lanes))
+        self.so_far = GenerationState(
+            request.id, tuple(LaneSoFar(lane.source, lane.strength) for lane in request.lanes)
+        )
         self._request, self._client, self._keep, self._forget = request, client, keep, forget
         self._changed = asyncio.Event()
         self._over = asyncio.Event()
@@ -230,7 +232,7 @@ class _Live:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._over.wait(), KEEP_EVERY)
 
-    async def _keep_safely(self, so_far: SoFar) -> None:
+    async def _keep_safely(self, so_far: GenerationState) -> None:
         """A database that is busy or gone for a moment does not end a generation."""
         try:
             await asyncio.to_thread(self._keep, so_far)

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from app.database.engine import transaction
 from app.errors import FeatureNotFound, NotFound, ReaderError
-from app.generations.live import Broadcast, LaneSoFar, SoFar
+from app.generations.live import GenerationState, LaneSoFar, LiveGenerations
 from app.generations.store import (
     StoredGeneration,
     StoredLane,
@@ -25,7 +25,7 @@ from app.generations.store import (
     recent_generations,
     same_generation,
 )
-from app.inference.client import Address, Client, Elsewhere
+from app.inference.client import Address, Client, RemoteWorker
 from app.inference.messages import GenerationRequest, LaneRequest, Parameters, SourceState, explain
 from app.inference.supervisor import Supervisor
 from app.labels.store import labels_of
@@ -50,7 +50,7 @@ class CannotSteer(ReaderError):
         """By field of the form."""
 
 
-class Asked(Parameters):
+class SteeringRequest(Parameters):
     """A feature, and everything a person chooses about steering with it."""
 
     feature: int
@@ -100,7 +100,7 @@ class SteerPage:
 
 
 @dataclass(frozen=True)
-class Follow:
+class GenerationSnapshot:
     """A generation at one moment of its life, and which lanes changed since the moment before."""
 
     generation: StoredGeneration
@@ -114,8 +114,8 @@ def prepare_steering(app: FastAPI, settings: Settings, labels: Engine) -> None:
     """Give the app its way to the models; nothing is started."""
     supervisor = None if settings.worker_url else Supervisor(settings.home)
     app.state.supervisor = supervisor
-    app.state.client = Client(supervisor or Elsewhere(_address(settings)))
-    app.state.broadcast = Broadcast(app.state.client, _keeper(labels))
+    app.state.client = Client(supervisor or RemoteWorker(_address(settings)))
+    app.state.broadcast = LiveGenerations(app.state.client, _keeper(labels))
 
 
 @asynccontextmanager
@@ -130,8 +130,8 @@ async def steering_open(app: FastAPI) -> AsyncIterator[None]:
             await asyncio.to_thread(app.state.supervisor.stop)
 
 
-def _broadcast(request: Request) -> Broadcast:
-    broadcast: Broadcast = request.app.state.broadcast
+def _broadcast(request: Request) -> LiveGenerations:
+    broadcast: LiveGenerations = request.app.state.broadcast
     return broadcast
 
 
@@ -140,7 +140,7 @@ def _client(request: Request) -> Client:
     return client
 
 
-UnderWay = Annotated[Broadcast, Depends(_broadcast)]
+UnderWay = Annotated[LiveGenerations, Depends(_broadcast)]
 Inference = Annotated[Client, Depends(_client)]
 
 
@@ -155,7 +155,9 @@ def steer_page(session: Session, results: Results, client: Client, form: SteerFo
 
 def steer_form(results: Results, typed: dict[str, str], problems: dict[str, str] | None = None) -> SteerForm:
     """The form for a feature of this run, filled with what was typed and defaults."""
-    values = {name: "" if field.is_required() else str(field.default) for name, field in Asked.model_fields.items()}
+    values = {
+        name: "" if field.is_required() else str(field.default) for name, field in SteeringRequest.model_fields.items()
+    }
     values |= {name: typed[name] for name in values if typed.get(name)}
     feature, wrong = None, dict(problems or {})
     silent: tuple[str, ...] = ()
@@ -177,10 +179,10 @@ def panel_form(results: Results, feature: Feature, inside: Sequence[InSource]) -
     return replace(form, feature=feature, silent=silent, values=values, panel=True)
 
 
-def parse_asked(fields: dict[str, Any]) -> Asked:
+def parse_asked(fields: dict[str, Any]) -> SteeringRequest:
     """Check what a form or an address says; empty fields take their defaults. Raises CannotSteer."""
     try:
-        return Asked.model_validate({name: value for name, value in fields.items() if value != ""})
+        return SteeringRequest.model_validate({name: value for name, value in fields.items() if value != ""})
     except ValidationError as error:
         raise CannotSteer(
             {str(one["loc"][-1]) if one["loc"] else "": explain(dict(one)) for one in error.errors()}
@@ -188,7 +190,7 @@ def parse_asked(fields: dict[str, Any]) -> Asked:
 
 
 def ask(
-    session: Session, results: Results, broadcast: Broadcast, asked: Asked, author: str | None
+    session: Session, results: Results, broadcast: LiveGenerations, asked: SteeringRequest, author: str | None
 ) -> tuple[StoredGeneration, bool]:
     """Store a request and begin it once that is committed; or find that it was answered before.
 
@@ -221,7 +223,7 @@ def ask(
     return stored, False
 
 
-def shown(session: Session, broadcast: Broadcast, generation: str) -> Follow:
+def shown(session: Session, broadcast: LiveGenerations, generation: str) -> GenerationSnapshot:
     """A generation as it stands now, here or in storage. Raises NotFound."""
     # First here, then there: what has ended here is in storage already.
     so_far = broadcast.so_far(generation)
@@ -231,7 +233,9 @@ def shown(session: Session, broadcast: Broadcast, generation: str) -> Follow:
     return _with_live(stored, so_far, 0) if so_far else _as_it_stands(stored)
 
 
-async def follow(labels: Engine, broadcast: Broadcast, stored: StoredGeneration, seen: int) -> AsyncIterator[Follow]:
+async def follow(
+    labels: Engine, broadcast: LiveGenerations, stored: StoredGeneration, seen: int
+) -> AsyncIterator[GenerationSnapshot]:
     """Yield a generation now and after each change until it has finished.
 
     `seen` is the version that the viewer has already; only lanes changed since are named.
@@ -258,10 +262,10 @@ def source_states(client: Client, results: Results) -> list[SourceState]:
     return [known.get(one.name, SourceState(source=one.name, state="absent")) for one in results.sources]
 
 
-def _keeper(labels: Engine) -> Callable[[SoFar], None]:
+def _keeper(labels: Engine) -> Callable[[GenerationState], None]:
     """Stores how far a generation has come."""
 
-    def keep(so_far: SoFar) -> None:
+    def keep(so_far: GenerationState) -> None:
         lanes = [_stored_lane(lane) for lane in so_far.lanes]
         with transaction(labels, writing=True) as session:
             keep_generation(session, so_far.id, state=so_far.state, reason=so_far.reason, lanes=lanes)
@@ -274,18 +278,18 @@ def _read(labels: Engine, generation: str) -> StoredGeneration | None:
         return find_generation(session, generation)
 
 
-def _with_live(stored: StoredGeneration, so_far: SoFar, seen: int) -> Follow:
+def _with_live(stored: StoredGeneration, so_far: GenerationState, seen: int) -> GenerationSnapshot:
     lanes = tuple(
         _stored_lane(lane) if lane.writes is not None else replace(_stored_lane(lane), writes=before.writes)
         for lane, before in zip(so_far.lanes, stored.lanes, strict=True)
     )
     changed = frozenset(place for place, lane in enumerate(so_far.lanes) if lane.changed > seen)
     live = replace(stored, state=so_far.state, reason=so_far.reason, lanes=lanes)
-    return Follow(live, so_far.place, so_far.version, changed)
+    return GenerationSnapshot(live, so_far.place, so_far.version, changed)
 
 
-def _as_it_stands(stored: StoredGeneration) -> Follow:
-    return Follow(stored, 0, 0, frozenset(range(len(stored.lanes))))
+def _as_it_stands(stored: StoredGeneration) -> GenerationSnapshot:
+    return GenerationSnapshot(stored, 0, 0, frozenset(range(len(stored.lanes))))
 
 
 def _stored_lane(lane: LaneSoFar) -> StoredLane:

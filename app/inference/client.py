@@ -50,7 +50,7 @@ class Address:
     token: str | None = None
 
 
-class Whereabouts(Protocol):
+class WorkerLocator(Protocol):
     """Knows where the worker is."""
 
     @property
@@ -68,7 +68,7 @@ class Whereabouts(Protocol):
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class RemoteWorker:
     """A worker that somebody else starts."""
 
     at: Address
@@ -86,7 +86,7 @@ class Elsewhere:
 class Client:
     """Talks to the worker, wherever it is now: one that was started again may have moved."""
 
-    def __init__(self, whereabouts: Whereabouts) -> None:
+    def __init__(self, whereabouts: WorkerLocator) -> None:
         self._whereabouts = whereabouts
 
     def states(self, run: str) -> list[SourceState]:

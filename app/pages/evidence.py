@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
 from app.results.evidence import criteria
-from app.results.evidence.criteria_summary import TestMade, tests_made
+from app.results.evidence.criteria_summary import CriterionSummary, criteria_summary
 from app.web.dependencies import RunResults, Runs
 from app.web.templates import render
 
@@ -27,7 +27,7 @@ class EvidencePage:
     kinds: dict[str, str]
     sayings: dict[str, str]
     limits: tuple[str, ...]
-    tests: list[TestMade]
+    tests: list[CriterionSummary]
 
 
 @router.get("/runs/{run}/evidence")
@@ -41,6 +41,6 @@ def show_evidence(request: Request, run: str, results: RunResults, library: Runs
         kinds=criteria.KINDS,
         sayings=criteria.SAYINGS,
         limits=criteria.LIMITS,
-        tests=library.remember(run, "tests", tests_made),
+        tests=library.remember(run, "tests", criteria_summary),
     )
     return render(request, page)

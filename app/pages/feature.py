@@ -19,10 +19,10 @@ from app.results.evidence.criteria import Test
 from app.results.evidence.feature_detail import dossier_of
 from app.results.evidence.findings import Finding, claim_in_words, coherence_in_words, findings, verdict_in_words
 from app.results.features.contexts import BUCKETS, Bucket, Window, buckets_of, check_tokens, kept_of, windows_of
-from app.results.features.corpus_breakdown import Ground
+from app.results.features.corpus_breakdown import CorpusBreakdown
 from app.results.features.feature import Bar, Feature, InSource, Logits, Neighbour, strongest
 from app.results.features.feature_list import Neighbours, neighbours
-from app.results.features.query import Listing
+from app.results.features.query import FeatureQuery
 from app.results.owners import Owner, owner_of
 from app.web.dependencies import RunView
 from app.web.templates import render
@@ -43,7 +43,7 @@ class Reading:
     tokens: Annotated[str, Query(max_length=200)] = "both"
     """A source's name, or `both` for all of them."""
 
-    def pairs(self, listing: Listing, **changes: str) -> list[tuple[str, str]]:
+    def pairs(self, listing: FeatureQuery, **changes: str) -> list[tuple[str, str]]:
         """The page's query with changes, defaults left out; the list's state goes along."""
         changed = dataclasses.replace(self, **changes)
         own = [(name, value) for name, value in changed.__dict__.items() if value != getattr(Reading, name)]
@@ -80,7 +80,7 @@ class FeaturePage:
     """What is known instead where there are none."""
     agreement: Agreement | None
     """With its strongest twin."""
-    ground: Ground
+    ground: CorpusBreakdown
     coherence: str | None
     bars: list[Bar]
     logits: list[Logits]
@@ -92,7 +92,7 @@ class FeaturePage:
     buckets: list[Bucket]
     corpora: list[str]
     windows: list[Window]
-    listing: Listing
+    listing: FeatureQuery
     place: Neighbours
     """Where the feature stands in the list that the reader came from."""
     labels_panel: LabelsPanel | None

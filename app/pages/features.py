@@ -9,7 +9,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from app.results.connection import Source
 from app.results.features.contexts import Window, strongest_windows
 from app.results.features.feature_list import FeatureList, list_features, random_feature
-from app.results.features.query import Listing, share_source
+from app.results.features.query import FeatureQuery, share_source
 from app.results.owners import Owner
 from app.web.dependencies import RunView
 from app.web.templates import address, render
@@ -27,7 +27,7 @@ class FeaturesPage:
     run: str
     sources: tuple[Source, ...]
     owners: dict[str, Owner]
-    listing: Listing
+    listing: FeatureQuery
     share_of: Source
     """The source whose norm share is shown."""
     found: FeatureList

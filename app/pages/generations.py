@@ -14,7 +14,7 @@ from starlette.datastructures import FormData
 from app.errors import ReaderError
 from app.generations.steer import (
     CannotSteer,
-    Follow,
+    GenerationSnapshot,
     Inference,
     UnderWay,
     ask,
@@ -27,7 +27,7 @@ from app.generations.steer import (
 from app.generations.store import StoredGeneration
 from app.inference.client import WorkerBusy
 from app.labels.wording import NAME_COOKIE, name_in_cookie
-from app.results.connection import Library
+from app.results.connection import RunCatalog
 from app.results.features.feature import Feature, one_feature
 from app.results.owners import Owner, owner_of
 from app.web.dependencies import LabelsToRead, LabelsToWrite, RunResults, Runs
@@ -99,7 +99,7 @@ def start_generation(request: Request, typed: Typed, desk: Annotated[Desk, Depen
     )
     if not wants_fragment(request):
         return RedirectResponse(where, 303)
-    answer = _page(request, Follow(generation, 0, 0, frozenset()), from_storage=known)
+    answer = _page(request, GenerationSnapshot(generation, 0, 0, frozenset()), from_storage=known)
     if not panel:
         answer.headers["HX-Push-Url"] = where
     return answer
@@ -114,7 +114,7 @@ def show_generation(
     return _page(request, now, from_storage=again, steered_with=_steered_with(library, now.generation))
 
 
-def _steered_with(library: Library, stored: StoredGeneration) -> tuple[Feature, Owner] | None:
+def _steered_with(library: RunCatalog, stored: StoredGeneration) -> tuple[Feature, Owner] | None:
     """The feature as the results have it now; None when they are gone, or have another one under its number."""
     try:
         results = library.results(stored.run)
@@ -157,13 +157,13 @@ async def stream_generation(
 
 
 def _page(
-    request: Request, now: Follow, *, from_storage: bool, steered_with: tuple[Feature, Owner] | None = None
+    request: Request, now: GenerationSnapshot, *, from_storage: bool, steered_with: tuple[Feature, Owner] | None = None
 ) -> HTMLResponse:
     page = GenerationPage(now.generation.run, now.generation, now.place, from_storage, *(steered_with or ()))
     return render(request, page)
 
 
-def _frame(request: Request, now: Follow) -> str:
+def _frame(request: Request, now: GenerationSnapshot) -> str:
     """The lanes that changed and the state of the whole, as HTML for HTMX."""
     template = request.app.state.environment.get_template("_generation_frame.html")
     frame: str = template.render(generation=now.generation, place=now.place, changed=now.changed)

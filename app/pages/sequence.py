@@ -9,7 +9,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from app.results.connection import Source
 from app.results.features.contexts import WholeSequence, check_tokens, whole_sequence
 from app.results.features.feature import Feature, one_feature
-from app.results.features.query import Listing
+from app.results.features.query import FeatureQuery
 from app.results.owners import Owner, owner_of
 from app.web.dependencies import RunView
 from app.web.templates import address, render
@@ -33,7 +33,7 @@ class SequencePage:
     whole: WholeSequence
     tokens: str
     """A source's name, or `both` for all of them."""
-    listing: Listing
+    listing: FeatureQuery
 
 
 @router.get("/runs/{run}/sequences/{sequence}")

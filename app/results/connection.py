@@ -83,7 +83,7 @@ class _Open:
     remembered: dict[str, Any]
 
 
-class Library:
+class RunCatalog:
     """The runs on this machine; knows which results files are open. Safe to share between threads."""
 
     def __init__(self, runs: Path) -> None:

@@ -16,10 +16,10 @@ from app.database.engine import transaction
 from app.errors import ReaderError
 from app.labels.panel import LabelsPanel, panel_of
 from app.labels.store import Place, current, features_matching, histories, labels_of
-from app.results.connection import Library, Results
+from app.results.connection import Results, RunCatalog
 from app.results.features.corpus_breakdown import usual_of
 from app.results.features.feature_list import order_of
-from app.results.features.query import Listing
+from app.results.features.query import FeatureQuery
 from app.results.features.search import features_peaking_on, features_with_text, index_in
 from app.results.owners import Owner, owners_of
 from app.settings import Settings
@@ -39,13 +39,13 @@ async def _settings(request: Request) -> Settings:
     return settings
 
 
-async def _library(request: Request) -> Library:
-    library: Library = request.app.state.library
+async def _library(request: Request) -> RunCatalog:
+    library: RunCatalog = request.app.state.library
     return library
 
 
 AppSettings = Annotated[Settings, Depends(_settings)]
-Runs = Annotated[Library, Depends(_library)]
+Runs = Annotated[RunCatalog, Depends(_library)]
 
 
 def _run_results(run: str, library: Runs) -> Iterator[Results]:
@@ -120,8 +120,8 @@ class View:
 
     run: str
     results: Results
-    library: Library
-    listing: Listing
+    library: RunCatalog
+    listing: FeatureQuery
     labels: LabelGlance
 
     @property
@@ -164,7 +164,7 @@ class View:
 
 
 async def _view(
-    run: str, results: RunResults, library: Runs, listing: Annotated[Listing, Query()], labels: LabelsAtAGlance
+    run: str, results: RunResults, library: Runs, listing: Annotated[FeatureQuery, Query()], labels: LabelsAtAGlance
 ) -> View:
     return View(run, results, library, listing, labels)
 

@@ -12,7 +12,7 @@ import torch
 
 from app.inference.messages import Answer, Began, Ended, GenerationRequest, Said
 from app.worker.direction import Direction, read_direction
-from app.worker.model_cache import Shelf, is_out_of_memory, key
+from app.worker.model_cache import ModelCache, is_out_of_memory, key
 from app.worker.sampling import Sampling, Transcript, change_of, end_tokens, generate, prompt_tokens
 from trainer.errors import CrossdiffError, SourceError
 from trainer.models.hookpoint import locate
@@ -27,7 +27,7 @@ Emit = Callable[[Answer], None]
 
 
 @dataclass
-class Voice:
+class SampledSequence:
     """A text being sampled; several lanes have the same one when steering changes nothing."""
 
     lanes: list[int]
@@ -43,7 +43,7 @@ class Job:
     """Runs in threads of its own; says everything through `emit`, and ends within one token of being called off."""
 
     def __init__(
-        self, request: GenerationRequest, folder: RunFolder, shelf: Shelf, emit: Emit, called_off: threading.Event
+        self, request: GenerationRequest, folder: RunFolder, shelf: ModelCache, emit: Emit, called_off: threading.Event
     ) -> None:
         self.request = request
         self._called_off = called_off
@@ -89,9 +89,9 @@ class Job:
                 reason = "Memory ran out while generating. Ask for fewer tokens, or stop other programs."
             self._end_all(lanes, "failed", reason)
 
-    def _voices(self, source: Source, lanes: dict[int, SourceRecipe]) -> list[Voice]:
+    def _voices(self, source: Source, lanes: dict[int, SourceRecipe]) -> list[SampledSequence]:
         """What each lane will say; lanes of one source that steering leaves as they are share a voice."""
-        asked, voices, plain = self.request, [], dict[str, Voice]()
+        asked, voices, plain = self.request, [], dict[str, SampledSequence]()
         prompt = prompt_tokens(source, asked.parameters.prompt, chat=asked.parameters.chat)
         shown = source.tokenizer.decode(prompt, skip_special_tokens=False)
         for place, recipe in lanes.items():
@@ -101,7 +101,7 @@ class Job:
             if not changed and recipe.name in plain:
                 plain[recipe.name].lanes.append(place)
                 continue
-            voices.append(Voice([place], steps, Transcript(source, prompt), end_tokens(source)))
+            voices.append(SampledSequence([place], steps, Transcript(source, prompt), end_tokens(source)))
             if not changed:
                 plain[recipe.name] = voices[-1]
         return voices
@@ -117,7 +117,7 @@ class Job:
         hookpoint = locate(source, recipe.hookpoint, recipe.layer)
         return generate(source, hookpoint, prompt, sampling, change), change is not None
 
-    def _take_turns(self, voices: list[Voice], turn: threading.Lock) -> None:
+    def _take_turns(self, voices: list[SampledSequence], turn: threading.Lock) -> None:
         """One token of each voice after another, so that all texts grow side by side."""
         speaking = list(voices)
         while speaking:
@@ -137,7 +137,7 @@ class Job:
                 else:
                     self._say(voice, token)
 
-    def _say(self, voice: Voice, token: int) -> None:
+    def _say(self, voice: SampledSequence, token: int) -> None:
         voice.tokens, voice.last = voice.tokens + 1, token
         text, seconds = voice.transcript.add(token), time.monotonic() - voice.began
         for lane in voice.lanes:

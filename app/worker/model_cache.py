@@ -27,7 +27,7 @@ class OutOfMemory(SourceError):
 
 
 @dataclass
-class Place:
+class CacheEntry:
     """One model's place on the shelf."""
 
     state: State = "absent"
@@ -50,13 +50,13 @@ def load(recipe: SourceRecipe) -> "Source":
     return load_source(recipe)
 
 
-class Shelf:
+class ModelCache:
     """Models by what they are; sources that differ only in name, hookpoint or layer share one."""
 
     def __init__(self, *, held: int = MODELS_HELD, load: Load = load) -> None:
         self._held = held
         self._load = load
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, CacheEntry] = {}
         self._lock = threading.Lock()
         self._loading = threading.Lock()
         """Models are loaded one after another: the library sets process-wide defaults while it does."""
@@ -86,11 +86,11 @@ class Shelf:
                 place.used_at = time.monotonic()
             self._drop_unused(self._held)
 
-    def _place(self, recipe: SourceRecipe) -> Place:
+    def _place(self, recipe: SourceRecipe) -> CacheEntry:
         with self._lock:
-            return self._places.setdefault(key(recipe), Place())
+            return self._places.setdefault(key(recipe), CacheEntry())
 
-    def _fill(self, place: Place, recipe: SourceRecipe) -> "Source":
+    def _fill(self, place: CacheEntry, recipe: SourceRecipe) -> "Source":
         """Load into a place; its state says how that goes."""
         place.state, place.reason, place.began = "loading", "", time.monotonic()
         try:

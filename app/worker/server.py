@@ -26,8 +26,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.inference.messages import Answer, Finished, GenerationRequest, Loading, Queued, SourceState, explain
-from app.worker.admission_queue import Desk, Full, Ticket
-from app.worker.model_cache import Shelf
+from app.worker.admission_queue import AdmissionQueue, Full, Slot
+from app.worker.model_cache import ModelCache
 from trainer.errors import CrossdiffError
 from trainer.recipe.recipe import load_recipe
 from trainer.run.folder import RunFolder
@@ -41,10 +41,10 @@ RETRY_AFTER = 10
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
-class Errand:
+class Admission:
     """A request that was admitted: its place in the line, and how to call it off."""
 
-    def __init__(self, request: GenerationRequest, ticket: Ticket) -> None:
+    def __init__(self, request: GenerationRequest, ticket: Slot) -> None:
         self.request = request
         self.ticket = ticket
         self.called_off = threading.Event()
@@ -54,11 +54,11 @@ class Errand:
 class Worker:
     """Holds the models and does one errand after another."""
 
-    def __init__(self, home: Path, shelf: Shelf, desk: Desk) -> None:
+    def __init__(self, home: Path, shelf: ModelCache, desk: AdmissionQueue) -> None:
         self._home = home
         self._shelf = shelf
         self._desk = desk
-        self._errands: dict[str, Errand] = {}
+        self._errands: dict[str, Admission] = {}
 
     def folder(self, run: str) -> RunFolder:
         """The folder of a run. Raises HTTPException 404 when there is none."""
@@ -74,12 +74,12 @@ class Worker:
         except CrossdiffError as error:
             raise HTTPException(422, str(error)) from None
 
-    def admit(self, request: GenerationRequest) -> Errand:
+    def admit(self, request: GenerationRequest) -> Admission:
         """Give a place in the line. Raises HTTPException 409 for an id that is at work, 503 when the line is full."""
         if request.id in self._errands:
             raise HTTPException(409, "This generation is running already.")
         try:
-            errand = Errand(request, self._desk.enter())
+            errand = Admission(request, self._desk.enter())
         except Full:
             headers = {"Retry-After": str(RETRY_AFTER)}
             raise HTTPException(503, f"{WAITING} generations wait already. Try again in a moment.", headers) from None
@@ -93,7 +93,7 @@ class Worker:
             errand.called_off.set()
         return errand is not None
 
-    async def answers(self, errand: Errand) -> AsyncIterator[Answer]:
+    async def answers(self, errand: Admission) -> AsyncIterator[Answer]:
         """Everything there is to say about a generation, in order."""
         async for place in self._desk.places(errand.ticket):
             yield Queued(place=place)
@@ -109,7 +109,7 @@ class Worker:
             yield answer
         yield Finished()
 
-    def _work(self, errand: Errand, emit: Callable[[Answer | None], None]) -> None:
+    def _work(self, errand: Admission, emit: Callable[[Answer | None], None]) -> None:
         """In a thread: run the job, and say None at its end."""
         try:
             from app.worker.job import Job  # loads torch
@@ -120,7 +120,7 @@ class Worker:
         finally:
             emit(None)
 
-    def finish(self, errand: Errand) -> None:
+    def finish(self, errand: Admission) -> None:
         """Nobody listens any more: end it, and let the next one in when its last token is done."""
         errand.called_off.set()
         if errand.work is None or errand.work.done():
@@ -128,7 +128,7 @@ class Worker:
         else:
             errand.work.add_done_callback(lambda _: self._forget(errand))
 
-    def _forget(self, errand: Errand) -> None:
+    def _forget(self, errand: Admission) -> None:
         self._errands.pop(errand.request.id, None)
         self._desk.leave(errand.ticket)
 
@@ -138,12 +138,12 @@ class Lines(StreamingResponse):
 
     media_type = "application/x-ndjson"
 
-    def __init__(self, worker: Worker, errand: Errand) -> None:
+    def __init__(self, worker: Worker, errand: Admission) -> None:
         super().__init__(self._lines(worker, errand))
         self._worker, self._errand = worker, errand
 
     @staticmethod
-    async def _lines(worker: Worker, errand: Errand) -> AsyncIterator[str]:
+    async def _lines(worker: Worker, errand: Admission) -> AsyncIterator[str]:
         async for answer in worker.answers(errand):
             yield answer.model_dump_json() + "\n"
 
@@ -172,10 +172,10 @@ class Bearer:
             await self._app(scope, receive, send)
 
 
-def create_worker(home: Path, *, token: str | None = None, shelf: Shelf | None = None) -> FastAPI:
+def create_worker(home: Path, *, token: str | None = None, shelf: ModelCache | None = None) -> FastAPI:
     """The worker as an ASGI application; with a token it answers only to who shows it."""
     app = FastAPI(title="Crossdiff inference worker", docs_url=None, redoc_url=None, openapi_url=None)
-    worker = Worker(home, shelf or Shelf(), Desk(running=RUNNING, waiting=WAITING))
+    worker = Worker(home, shelf or ModelCache(), AdmissionQueue(running=RUNNING, waiting=WAITING))
     if token:
         app.add_middleware(Bearer, token=token)
 

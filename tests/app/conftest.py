@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from app.database.engine import migrate, open_database
 from app.main import create_app
-from app.results.connection import Library, Results
+from app.results.connection import Results, RunCatalog
 from app.settings import Settings
 from tests.worlds.databases import new_database, postgres_programs, postgres_server
 from tests.worlds.tiny_results import RUN, write_tiny_run
@@ -32,15 +32,15 @@ def reader(tiny_home: Path) -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def library(tiny_home: Path) -> Iterator[Library]:
+def library(tiny_home: Path) -> Iterator[RunCatalog]:
     """The runs of that home."""
-    library = Library(tiny_home / "runs")
+    library = RunCatalog(tiny_home / "runs")
     yield library
     library.close()
 
 
 @pytest.fixture
-def results(library: Library) -> Iterator[Results]:
+def results(library: RunCatalog) -> Iterator[Results]:
     """The results of its run."""
     results = library.results(RUN)
     yield results

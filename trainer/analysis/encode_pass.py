@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 from trainer.analysis.claims.latent_scaling import LatentScaling, Scaling
 from trainer.analysis.claims.spaces import Spaces
-from trainer.analysis.per_feature.firings import Ground
+from trainer.analysis.per_feature.firings import RowMetadata
 from trainer.analysis.rows.codes import CodeSpool
-from trainer.analysis.rows.cross_fit import Halves
+from trainer.analysis.rows.cross_fit import TwoFold
 from trainer.analysis.rows.moments import Moments
-from trainer.analysis.rows.row_order import PlaceCollector, Places
+from trainer.analysis.rows.row_order import RowOrder, RowOrderCollector
 from trainer.analysis.rows.texts import check_places, read_texts
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.run.progress import Progress
@@ -18,7 +18,7 @@ from trainer.store.store import ActivationStore
 class Encoded(NamedTuple):
     """What one pass leaves behind, beside the codes it spooled."""
 
-    ground: Ground
+    metadata: RowMetadata
     moments: Moments
     scaling: Scaling
 
@@ -30,7 +30,7 @@ def encode_rows(
 
     Raises StoreError for a store that does not fit together.
     """
-    halves, collector = Halves.of(store), PlaceCollector()
+    halves, collector = TwoFold.of(store), RowOrderCollector()
     moments = Moments(crosscoder.widths, crosscoder.features, device=crosscoder.device)
     scaling = LatentScaling(crosscoder, spaces)
     with progress.task("Encoding", total=store.manifest.rows):
@@ -47,10 +47,10 @@ def encode_rows(
     return Encoded(_ground(store, codes.rows, collector.finish()), moments, scaling.finish())
 
 
-def _ground(store: ActivationStore, rows: int, places: Places | None) -> Ground:
+def _ground(store: ActivationStore, rows: int, places: RowOrder | None) -> RowMetadata:
     table = store.sequences()
     if places is None or table is None:
-        return Ground.of(rows, places, None)
+        return RowMetadata.of(rows, places, None)
     texts = read_texts(table, len(store.sources))
     check_places(texts, places)
-    return Ground.of(rows, places, texts)
+    return RowMetadata.of(rows, places, texts)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from trainer.analysis.claims.claims import Case, Claimed, Measures, Weighed, known_false, weigh
+from trainer.analysis.claims.claims import ClaimInputs, JudgedClaims, Measures, Ownership, judge_claims, known_false
 from trainer.analysis.claims.latent_scaling import Scaling
 from trainer.analysis.claims.ranking import Evidence, excess, scores
 from trainer.analysis.claims.readout import Readout, readout, readout_ratio
@@ -26,7 +26,7 @@ from trainer.analysis.per_feature.decoder_norms import (
     cosines,
     decoder_norms,
 )
-from trainer.analysis.per_feature.firings import Ground, corpus_shares, share_of_rows
+from trainer.analysis.per_feature.firings import RowMetadata, corpus_shares, share_of_rows
 from trainer.analysis.per_feature.logit_effects import Unembedding, logit_effects
 from trainer.analysis.per_feature.logit_effects import columns as logit_columns
 from trainer.analysis.per_feature.stage import ask, side_by_side
@@ -80,7 +80,7 @@ def analyse(
         for table, records in read_baselines(folder.baselines).items():
             draft.add_records(table, records)
         draft.add_rows("training_metric", read_metrics(folder.metrics))
-        measures = analysis.one_by_one(encoded.ground)
+        measures = analysis.one_by_one(encoded.metadata)
         analysis.together(measures, encoded, store, folder)
         for table, columns in read_calibration(folder.calibration, [source.name for source in sources]).items():
             draft.add(table, columns)
@@ -103,13 +103,13 @@ class _Analysis:
     draft: ResultsDraft
     progress: Progress
 
-    def one_by_one(self, ground: Ground) -> dict[str, np.ndarray]:
+    def one_by_one(self, metadata: RowMetadata) -> dict[str, np.ndarray]:
         """Everything that is asked of a feature alone; fills `histogram`, `firing` and `sequence`."""
         parts: list[dict[str, np.ndarray]] = []
         sequences = np.zeros(0, np.int64)
-        places, texts, rows = ground.places, ground.texts, self.recipe.analysis.contexts.window
+        places, texts, rows = metadata.places, metadata.texts, self.recipe.analysis.contexts.window
         windows = Windows(places, texts, rows) if places is not None and texts is not None else None
-        question = partial(ask, ground=ground, windows=windows, recipe=self.recipe.analysis.contexts)
+        question = partial(ask, metadata=metadata, windows=windows, recipe=self.recipe.analysis.contexts)
         with self.progress.task("Reading features", total=self.codes.features, unit="features"):
             for answers in side_by_side(question, self.codes.pieces()):
                 for table, columns in answers.tables:
@@ -119,29 +119,31 @@ class _Analysis:
                 self.progress.advance(answers.features)
         if windows is not None:
             self.draft.add("sequence", sequence_columns(windows.texts, sequences))
-            self.draft.add("text_part", ground.text_parts())
+            self.draft.add("text_part", metadata.text_parts())
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def together(
         self, measures: dict[str, np.ndarray], encoded: Encoded, store: ActivationStore, folder: RunFolder
     ) -> None:
         """Everything that compares features or sources; fills all other tables of features."""
-        norms, targets, ground = decoder_norms(self.crosscoder), self.crosscoder.targets, encoded.ground
-        claimed = Claimed.of(self.crosscoder, norms, self.recipe.analysis)
-        owner, holds = claimed.owner, claimed.holds
+        norms, targets, metadata = decoder_norms(self.crosscoder), self.crosscoder.targets, encoded.metadata
+        ownership = Ownership.of(self.crosscoder, norms, self.recipe.analysis)
+        owner, holds = ownership.owner, ownership.holds
         read = self.readouts(encoded.moments)
         self._in_sources(norms, np.stack([one.score for one in read.values()], axis=1), encoded.scaling)
         with self.progress.task("Comparing features", total=None, unit="features"):
             count = self.recipe.analysis.neighbours
             alike = neighbours(Coactivation(self.codes), Cosines(self.crosscoder), owner, count)
             self.draft.add("neighbour", alike.columns())
-            pairs = alike.pairs_of(claimed.claims)
+            pairs = alike.pairs_of(ownership.claims)
             self.draft.add("agreement", columns_of(pairs, agreement(self.codes, pairs, measures["max_activation"])))
         known = {name: measures[name] for name in MEASURES}
-        case = Case(self.crosscoder, claimed, encoded.moments, read, Measures(**known, twin=alike.strongest_twin))
-        again = stability(store, self.crosscoder, claimed, other_runs(folder), self.recipe.analysis)
-        case = replace(case, scaling=encoded.scaling, found_again=again.share, other_runs=again.looked_in)
-        weighed = self._weigh(case, store, folder)
+        inputs = ClaimInputs(
+            self.crosscoder, ownership, encoded.moments, read, Measures(**known, twin=alike.strongest_twin)
+        )
+        again = stability(store, self.crosscoder, ownership, other_runs(folder), self.recipe.analysis)
+        inputs = replace(inputs, scaling=encoded.scaling, found_again=again.share, other_runs=again.looked_in)
+        judged = self._judge(inputs, store, folder)
         united = np.stack([coherence(encoded.moments, name) for name in targets], axis=1)
         one = best_of_holders(united, holds)
         stored = {name: measures[name] for name in MEASURED} | {
@@ -149,26 +151,26 @@ class _Analysis:
             "group_name": [group.name for group in self.crosscoder.groups for _ in range(group.features)],
             "content_hash": content_hashes(self.crosscoder),
             "owner": owner,
-            "main_corpus": _named(ground, "corpus", measures["main_corpus"]),
-            "main_language": _named(ground, "language", measures["main_language"]),
+            "main_corpus": _named(metadata, "corpus", measures["main_corpus"]),
+            "main_language": _named(metadata, "language", measures["main_language"]),
             "coherence": one,
             "polysemous": pa.array(one < POLYSEMOUS, mask=np.isnan(one)),
             "readout_ratio": readout_ratio(np.stack([read[name].score for name in targets], axis=1), holds),
-            "verdict": weighed.judgement.verdict,
-            "kind": pa.array(weighed.judgement.kind, pa.string()),
+            "verdict": judged.judgement.verdict,
+            "kind": pa.array(judged.judgement.kind, pa.string()),
             "found_in": np.where(again.looked_in > 0, again.found_in, np.nan),
             "looked_in": again.looked_in,
-            "q_value": weighed.q_value,
-            "score": scores(owner, weighed.judgement.verdict, _evidence(measures, norms, case, weighed, ground)),
+            "q_value": judged.q_value,
+            "score": scores(owner, judged.judgement.verdict, _evidence(measures, norms, inputs, judged, metadata)),
         }
         self.draft.add("feature", stored)
 
-    def _weigh(self, case: Case, store: ActivationStore, folder: RunFolder) -> Weighed:
+    def _judge(self, inputs: ClaimInputs, store: ActivationStore, folder: RunFolder) -> JudgedClaims:
         """Judge all claims; fills `evidence`."""
-        known = known_false(folder.calibration, case.claimed)
-        weighed = weigh(case, store, self.recipe.analysis, known=known, progress=self.progress)
-        self.draft.add("evidence", weighed.judgement.columns())
-        return weighed
+        known = known_false(folder.calibration, inputs.ownership)
+        judged = judge_claims(inputs, store, self.recipe.analysis, known=known, progress=self.progress)
+        self.draft.add("evidence", judged.judgement.columns())
+        return judged
 
     def readouts(self, moments: Moments) -> dict[str, Readout]:
         """Readouts of all features from every source of the crosscoder."""
@@ -222,27 +224,31 @@ MEASURES = ("firings", "documents", "density", "template_share", "first_token_sh
 
 
 def _evidence(
-    measures: Mapping[str, np.ndarray], norms: DecoderNorms, case: Case, weighed: Weighed, ground: Ground
+    measures: Mapping[str, np.ndarray],
+    norms: DecoderNorms,
+    inputs: ClaimInputs,
+    judged: JudgedClaims,
+    metadata: RowMetadata,
 ) -> Evidence:
-    main, parts = measures["main_corpus"], corpus_shares(ground)
+    main, parts = measures["main_corpus"], corpus_shares(metadata)
     usual = np.where(main >= 0, parts[main], np.nan) if len(parts) else np.full(len(main), np.nan)
     return Evidence(
         firings=measures["firings"],
         documents=measures["documents"],
         density=measures["density"],
-        on_templates=excess(measures["template_share"], share_of_rows(ground.template)),
-        on_openings=excess(measures["first_token_share"], share_of_rows(ground.opening)),
-        strongest_twin=case.measures.twin,
+        on_templates=excess(measures["template_share"], share_of_rows(metadata.template)),
+        on_openings=excess(measures["first_token_share"], share_of_rows(metadata.opening)),
+        strongest_twin=inputs.measures.twin,
         energy=measures["squares"] * (norms.decoder**2).sum(axis=1),
         focus=excess(measures["main_corpus_share"], usual),
         # A claim of which nothing can be told has nothing to show for itself.
-        strength=np.where(case.claimed.claims, np.nan_to_num(weighed.contrast.strength), np.nan),
+        strength=np.where(inputs.ownership.claims, np.nan_to_num(judged.contrast.strength), np.nan),
     )
 
 
-def _named(ground: Ground, kind: str, index: np.ndarray) -> pa.StringArray:
+def _named(metadata: RowMetadata, kind: str, index: np.ndarray) -> pa.StringArray:
     """Names of parts by index, null for -1."""
-    names = next((part.names for part in ground.parts if part.kind == kind), ())
+    names = next((part.names for part in metadata.parts if part.kind == kind), ())
     return pa.array(np.array([*names, None], object)[index], pa.string())
 
 

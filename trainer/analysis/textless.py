@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from trainer.analysis.claims.claims import Case, Claimed, Measures, Weighed, weigh
+from trainer.analysis.claims.claims import ClaimInputs, JudgedClaims, Measures, Ownership, judge_claims
 from trainer.analysis.claims.readout import readout
 from trainer.analysis.claims.spaces import spaces
 from trainer.analysis.encode_pass import encode_rows
@@ -16,21 +16,21 @@ from trainer.run.progress import Progress
 from trainer.store.store import ActivationStore
 
 
-class Judged(NamedTuple):
+class TextlessVerdicts(NamedTuple):
     """A crosscoder's claims and what became of them."""
 
-    claimed: Claimed
-    weighed: Weighed
+    claimed: Ownership
+    weighed: JudgedClaims
 
 
 def judged(
     store: ActivationStore, crosscoder: Crosscoder, codes: CodeSpool, recipe: AnalysisRecipe, *, progress: Progress
-) -> Judged:
+) -> TextlessVerdicts:
     """Encode every row into `codes` and judge every claim by what needs no text: firings, readouts, twins, scaling."""
     encoded = encode_rows(store, crosscoder, codes, spaces(crosscoder, recipe), progress=progress)
-    claimed = Claimed.of(crosscoder, decoder_norms(crosscoder), recipe)
+    claimed = Ownership.of(crosscoder, decoder_norms(crosscoder), recipe)
     alike = neighbours(Coactivation(codes), Cosines(crosscoder), claimed.owner, 0)
-    case = Case(
+    case = ClaimInputs(
         crosscoder,
         claimed,
         encoded.moments,
@@ -38,4 +38,4 @@ def judged(
         Measures.without_text(codes.counts, codes.rows, alike.strongest_twin),
         encoded.scaling,
     )
-    return Judged(claimed, weigh(case, store, recipe, progress=progress))
+    return TextlessVerdicts(claimed, judge_claims(case, store, recipe, progress=progress))

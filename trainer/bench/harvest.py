@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trainer.bench.machine import Machine
 from trainer.bench.prerequisites import DEMO, require_models, require_texts
-from trainer.bench.repeats import Spread
+from trainer.bench.repeats import Repeats
 from trainer.bench.report import Report, shown
 from trainer.errors import CorpusError
 from trainer.harvest import Harvest
@@ -156,20 +156,20 @@ def bare_rate(source: Source, ready: Sequence[Tensor]) -> float:
 
 def report(recipe: Recipe, rounds: list[Round], machine: Machine) -> Report:
     """The rounds as table and figures."""
-    over = Spread.of([one.over_forward for one in rounds])
-    alignment = Spread.of([one.share("alignment") for one in rounds])
-    rows = Spread.of([one.rows / one.seconds for one in rounds])
+    over = Repeats.of([one.over_forward for one in rounds])
+    alignment = Repeats.of([one.share("alignment") for one in rounds])
+    rows = Repeats.of([one.rows / one.seconds for one in rounds])
     table: list[tuple[str, Any]] = [
         ("harvest over bare forward pass", over),
-        ("share of the time: reading text", Spread.of([one.share("corpus") for one in rounds])),
+        ("share of the time: reading text", Repeats.of([one.share("corpus") for one in rounds])),
         ("share of the time: tokenising and aligning", alignment),
-        ("share of the time: models", Spread.of([one.share("models") for one in rounds])),
-        ("share of the time: storing", Spread.of([one.share("storing") for one in rounds])),
+        ("share of the time: models", Repeats.of([one.share("models") for one in rounds])),
+        ("share of the time: storing", Repeats.of([one.share("storing") for one in rounds])),
         ("rows per second", rows),
-        ("tokens per second, both ways, harvest", Spread.of([sum(one.tokens) / one.seconds for one in rounds])),
+        ("tokens per second, both ways, harvest", Repeats.of([sum(one.tokens) / one.seconds for one in rounds])),
     ]
     for index, source in enumerate(recipe.sources):
-        rates = Spread.of([one.bare_rates[index] for one in rounds])
+        rates = Repeats.of([one.bare_rates[index] for one in rounds])
         table.append((f"tokens per second, bare, {source.name}", rates))
     notes = (
         f"Median (least–most) of {len(rounds)} pools of documents. Torch uses {torch.get_num_threads()} threads.",

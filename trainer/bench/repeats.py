@@ -8,7 +8,7 @@ from statistics import median
 
 
 @dataclass(frozen=True)
-class Spread:
+class Repeats:
     """The middle of several measurements, and the ends."""
 
     median: float
@@ -16,7 +16,7 @@ class Spread:
     most: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
+    def of(cls, values: Sequence[float]) -> "Repeats":
         """Median, smallest and largest of at least one value."""
         return cls(median(values), min(values), max(values))
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.bench.repeats import Spread
+from trainer.bench.repeats import Repeats
 
 SIGNIFICANT = 4
 """Digits of a figure in JSON; the machine's noise is far larger."""
@@ -47,11 +47,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def shown(value: Spread | float | None) -> str:
+def shown(value: Repeats | float | None) -> str:
     """A figure for people; of several measurements the median with both ends, and a dash for what was not measured."""
     if value is None:
         return "–"
-    if isinstance(value, Spread):
+    if isinstance(value, Repeats):
         return f"{shown(value.median)} ({shown(value.least)}–{shown(value.most)})"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from trainer.bench.machine import Machine
-from trainer.bench.repeats import Spread, in_turns, ratios
+from trainer.bench.repeats import Repeats, in_turns, ratios
 from trainer.bench.report import Report, shown
 from trainer.bench.train import WARM_UP, Setup, demo_setup, recipe_of, synthetic_store
 from trainer.store.batches import Batches, window_rows
@@ -37,12 +37,12 @@ def bench_store(setup: Setup | None = None, *, rows: int = ROWS, rounds: int = 5
         seconds = in_turns({"load": lambda: _load(batches), "train": lambda: _train(training, ready, STEPS)}, rounds)
     loading = [batches.per_epoch * setup.batch / one for one in seconds["load"]]
     trained = [STEPS * setup.batch / one for one in seconds["train"]]
-    over = Spread.of(ratios(loading, trained))
+    over = Repeats.of(ratios(loading, trained))
     head = ("sources", "batch", "rows/s loaded", "rows/s trained", "loading over training", "window rows")
     widths = " + ".join(map(str, setup.widths))
     window = window_rows(store.bytes_per_row)
-    row = (widths, f"{setup.batch:,}", *map(shown, (Spread.of(loading), Spread.of(trained), over)), f"{window:,}")
-    figures = {"loading_over_training": over.median, "rows_per_s": Spread.of(loading).median}
+    row = (widths, f"{setup.batch:,}", *map(shown, (Repeats.of(loading), Repeats.of(trained), over)), f"{window:,}")
+    figures = {"loading_over_training": over.median, "rows_per_s": Repeats.of(loading).median}
     notes = (
         f"Loaded: {rows:,} rows in {SHARDS} shards, shuffled, to batches in memory. Shards are in the file cache.",
         f"Trained: {setup.variant}, {setup.features:,} features, k {setup.k}; rows are in memory.",

@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 
 from trainer.analysis.claims.contrast import Contrast
-from trainer.analysis.claims.verdict import Facts, Judgement, judge
+from trainer.analysis.claims.verdict import FeatureStats, Judgement, judge
 from trainer.analysis.pairs.agreement import BINS
 from trainer.analysis.per_feature.contexts import keep
 from trainer.analysis.per_feature.decoder_norms import OTHER, SHARED, DecoderNorms, owners
-from trainer.analysis.per_feature.firings import Ground, measure
+from trainer.analysis.per_feature.firings import RowMetadata, measure
 from trainer.analysis.per_feature.histogram import histogram
 from trainer.analysis.per_feature.windows import Windows, sequence_columns
 from trainer.analysis.rows.codes import FeatureCodes
@@ -80,7 +80,7 @@ def publish_synthetic_run(folder: RunFolder, *, features: int, seed: int = 0) ->
         results.add_rows("evaluation", evaluation)
         results.add("sequence", sequence_columns(texts, np.arange(texts.sequences)))
         windows = Windows(places, texts, recipe.analysis.contexts.window)
-        ground = Ground.of(len(places.sequence), places, texts)
+        ground = RowMetadata.of(len(places.sequence), places, texts)
         results.add("text_part", ground.text_parts())
         for first in range(0, features, RANGE):
             codes = firings(first, min(RANGE, features - first), len(places.sequence), chance)
@@ -114,7 +114,7 @@ def _add_range(results: ResultsDraft, codes: FeatureCodes, windows: Windows, rec
 
 
 def _add_measures(
-    results: ResultsDraft, codes: FeatureCodes, ground: Ground, recipe: Recipe, chance: np.random.Generator
+    results: ResultsDraft, codes: FeatureCodes, ground: RowMetadata, recipe: Recipe, chance: np.random.Generator
 ) -> None:
     """What is measured of a range of features, with random decoder norms."""
     norms = _norms(codes.features, chance)
@@ -141,13 +141,13 @@ def _add_measures(
 
 def _judged(
     codes: FeatureCodes, measures: dict[str, np.ndarray], owner: list[str], recipe: Recipe, chance: np.random.Generator
-) -> tuple[Judgement, Facts]:
+) -> tuple[Judgement, FeatureStats]:
     """Every test of every claim of a living feature, by the rule that is in force, of facts that are drawn."""
     count = codes.features
     claims = np.array([name not in (SHARED, OTHER) for name in owner]) & (codes.counts > 0)
     p_value = np.where(claims, chance.uniform(0.001, 0.3, count), np.nan)
     own = np.where(claims, chance.uniform(0.01, 0.5, count), np.nan)
-    facts = Facts(
+    facts = FeatureStats(
         contrast=Contrast(own, own * chance.uniform(0, 1.2, count), 0.002),
         p_value=p_value,
         q_value=p_value / 2,
@@ -175,7 +175,7 @@ def _add_agreement(results: ResultsDraft, claims: np.ndarray, features: int, cha
     results.add("agreement", columns)
 
 
-def _measured(measures: dict[str, np.ndarray], ground: Ground) -> dict[str, np.ndarray | pa.Array]:
+def _measured(measures: dict[str, np.ndarray], ground: RowMetadata) -> dict[str, np.ndarray | pa.Array]:
     """Columns of the table `feature` that follow from the firings."""
     names = {f"main_{part.kind}": np.array([*part.names, None], object) for part in ground.parts}
     return {name: measures[name] for name in MEASURES} | {

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from trainer.analysis.rows.row_order import Places
+from trainer.analysis.rows.row_order import RowOrder
 from trainer.analysis.rows.texts import Texts, read_texts, spread, strings
 
 ALPHABETS = ("abcdefghijklmnopqrstuvwxyz", "абвгдежзийклмнопрстуфхцчшщыэюя", "的一是在不了有和人这中大为上个国我以要他")
@@ -56,13 +56,15 @@ class Vocabulary:
         return pa.array([piece for pieces in cut for piece in pieces]), np.concatenate(ends), begin
 
 
-def synthetic_text(sequences: int, words: int, chance: np.random.Generator) -> tuple[Texts, Places, Vocabulary]:
+def synthetic_text(sequences: int, words: int, chance: np.random.Generator) -> tuple[Texts, RowOrder, Vocabulary]:
     """So many sequences of so many words, frequent words more often, and a place where each token of both ends."""
     table, places, vocabulary = synthetic_sequences(sequences, words, chance)
     return read_texts(table, 2), places, vocabulary
 
 
-def synthetic_sequences(sequences: int, words: int, chance: np.random.Generator) -> tuple[pa.Table, Places, Vocabulary]:
+def synthetic_sequences(
+    sequences: int, words: int, chance: np.random.Generator
+) -> tuple[pa.Table, RowOrder, Vocabulary]:
     """The same with the texts as sequences.parquet holds them."""
     vocabulary = Vocabulary.made_up(chance)
     weight = 1 / (10 + np.arange(VOCABULARY))
@@ -87,7 +89,7 @@ def synthetic_sequences(sequences: int, words: int, chance: np.random.Generator)
             "tokens": _side_by_side(lists),
         }
     )
-    places = Places(np.repeat(np.arange(sequences, dtype=np.int32), np.diff(lists[1].offsets)), ends[1], None)
+    places = RowOrder(np.repeat(np.arange(sequences, dtype=np.int32), np.diff(lists[1].offsets)), ends[1], None)
     return table, places, vocabulary
 
 

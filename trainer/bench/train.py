@@ -13,7 +13,7 @@ import torch
 from trainer.bench.machine import Machine
 from trainer.bench.peers import peers
 from trainer.bench.prerequisites import DEMO
-from trainer.bench.repeats import Spread, in_turns, ratios
+from trainer.bench.repeats import Repeats, in_turns, ratios
 from trainer.bench.report import Report, shown
 from trainer.device import compute_dtype
 from trainer.recipe.recipe import Recipe, load_recipe, parse_recipe
@@ -57,12 +57,12 @@ class Speed:
     """How fast one setup trains."""
 
     setup: Setup
-    rows_per_s: Spread
-    over_product: Spread | None
+    rows_per_s: Repeats
+    over_product: Repeats | None
     """Rows per second over those of the bare bf16 encoder product; None where bf16 has no fast product."""
-    step_ms: Spread
-    product_ms: Spread | None
-    over_peers: dict[str, Spread]
+    step_ms: Repeats
+    product_ms: Repeats | None
+    over_peers: dict[str, Repeats]
     """Rows per second over those of every peer that is here."""
     peak_gb: float
 
@@ -113,11 +113,11 @@ def speed_of(setup: Setup, rounds: int, *, with_peers: bool = True) -> Speed:
     steps, products = seconds["step"], seconds.get("product")
     return Speed(
         setup,
-        rows_per_s=Spread.of([setup.batch / one for one in steps]),
-        over_product=None if products is None else Spread.of(ratios(products, steps)),
-        step_ms=Spread.of([1000 * one for one in steps]),
-        product_ms=None if products is None else Spread.of([1000 * one for one in products]),
-        over_peers={name: Spread.of(ratios(seconds[name], steps)) for name in PEERS if name in seconds},
+        rows_per_s=Repeats.of([setup.batch / one for one in steps]),
+        over_product=None if products is None else Repeats.of(ratios(products, steps)),
+        step_ms=Repeats.of([1000 * one for one in steps]),
+        product_ms=None if products is None else Repeats.of([1000 * one for one in products]),
+        over_peers={name: Repeats.of(ratios(seconds[name], steps)) for name in PEERS if name in seconds},
         peak_gb=peak,
     )
 

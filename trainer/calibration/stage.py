@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.analysis.claims.claims import Claimed, Weighed
+from trainer.analysis.claims.claims import JudgedClaims, Ownership
 from trainer.analysis.claims.verdict import shares
 from trainer.analysis.rows.codes import CodeSpool
 from trainer.analysis.textless import judged
@@ -92,8 +92,8 @@ class _Trial:
 
     crosscoder: Crosscoder
     codes: CodeSpool
-    claimed: Claimed
-    weighed: Weighed
+    claimed: Ownership
+    weighed: JudgedClaims
 
 
 @dataclass(frozen=True)

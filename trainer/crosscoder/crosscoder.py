@@ -22,7 +22,7 @@ from trainer.device import placed
 from trainer.errors import CrosscoderError
 from trainer.kernels import int8_search
 from trainer.kernels.int8_search import Screen
-from trainer.kernels.sparse import Pattern, dense_above, sum_by_row
+from trainer.kernels.sparse import SparsePattern, dense_above, sum_by_row
 from trainer.run.folder import published, write_json
 
 FORMAT, VERSION = "crossdiff.crosscoder", 1
@@ -168,7 +168,7 @@ class Crosscoder:
         for group in self.groups:
             mine = (codes.feature >= group.first) & (codes.feature < group.stop)
             row, feature = codes.row[mine], codes.feature[mine] - group.first
-            pattern = Pattern(row, feature, rows=codes.rows, features=group.features)
+            pattern = SparsePattern(row, feature, rows=codes.rows, features=group.features)
             for source in group.writes:
                 weight = self.weights[f"decoder.{source}.{group.name}"].float()
                 total[source] += sum_by_row(pattern, codes.value[mine], weight)

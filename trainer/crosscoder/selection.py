@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.kernels.readback import Reply
+from trainer.kernels.readback import ScalarReadback
 from trainer.recipe.fitting import SparsityRecipe
 
 ROUNDED_DOWN = 1 - 2**-8
@@ -69,7 +69,7 @@ def _largest(found: Sequence[tuple[Tensor, Tensor]], scores: Tensor, keep: int, 
         return Selected([at for at, _ in found], [value for _, value in found], 0.0), 0
     chosen, least = _strongest(scores, keep)
     parts = chosen.split([len(at) for at, _ in found])
-    counts, smallest = Reply(torch.stack([x.sum() for x in (scores > bound, *parts)])), Reply(least)
+    counts, smallest = ScalarReadback(torch.stack([x.sum() for x in (scores > bound, *parts)])), ScalarReadback(least)
     above, *sizes = counts.numbers()
     kept = [true_places(part, int(size)) for part, size in zip(parts, sizes, strict=True)]
     picked = [(at[index], value[index]) for (at, value), index in zip(found, kept, strict=True)]
@@ -104,7 +104,7 @@ def row_topk(pre: Sequence[Tensor], scale: Sequence[Tensor], k: int) -> Selected
     best = torch.topk(scores, min(k, scores.shape[1]), dim=1)
     mask = torch.zeros_like(scores, dtype=torch.bool).scatter(1, best.indices, best.values > 0)
     parts = mask.split([p.shape[1] for p in pre], dim=1)
-    sizes = Reply(torch.stack([part.sum() for part in parts])).numbers()
+    sizes = ScalarReadback(torch.stack([part.sum() for part in parts])).numbers()
     kept = [true_places(part.reshape(-1), int(size)) for part, size in zip(parts, sizes, strict=True)]
     return Selected(kept, [p.reshape(-1)[at].float() for p, at in zip(pre, kept, strict=True)], 0.0)
 

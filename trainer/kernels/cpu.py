@@ -93,7 +93,7 @@ def add_products(left: sp.csr_array, right: sp.csr_array, out: np.ndarray) -> No
     share_out(lambda first, stop: loop(first, stop, one, other, out), len(out), left.nnz * right.nnz)
 
 
-class Block(NamedTuple):
+class WeightBlock(NamedTuple):
     """One weight of a group with what its gradient is made of."""
 
     beside: Tensor
@@ -105,7 +105,9 @@ class Block(NamedTuple):
     """[F, W]; written."""
 
 
-def write_gradients(pairs: Pairs, decoders: Sequence[Block], encoders: Sequence[Block], bias: Tensor) -> None:
+def write_gradients(
+    pairs: Pairs, decoders: Sequence[WeightBlock], encoders: Sequence[WeightBlock], bias: Tensor
+) -> None:
     """Gradients of a group's weights and bias [F] each thread for features of its own.
 
     Every target has a decoder of its own.

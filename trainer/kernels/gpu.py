@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.kernels.cpu import Block
-from trainer.kernels.readback import Reply
+from trainer.kernels.cpu import WeightBlock
+from trainer.kernels.readback import ScalarReadback
 
 AVAILABLE = find_spec("triton") is not None
 """torch brings it along on Linux with CUDA."""
@@ -54,7 +54,7 @@ def usable(*tensors: Tensor) -> bool:
 def _works() -> bool:
     """Whether this machine can compile and start a kernel; Triton needs a C compiler to do it."""
     try:
-        runs = Runs(torch.tensor([0, 1], device=DEVICE), torch.zeros(1, dtype=torch.int64, device=DEVICE), 1)
+        runs = SegmentIndex(torch.tensor([0, 1], device=DEVICE), torch.zeros(1, dtype=torch.int64, device=DEVICE), 1)
         one = torch.ones(1, 1, device=DEVICE)
         weighted_sums(runs, one[0], one, one.clone())
     except Exception as error:  # noqa: BLE001 - whatever a compiler, linker or driver may raise; torch does the same
@@ -77,7 +77,7 @@ class Parts(NamedTuple):
     """The run that each belongs to. All int64 [programs]."""
 
 
-class Runs:
+class SegmentIndex:
     """Pairs sorted by row or by feature: run j sums the vectors at `index` from offsets[j] up to offsets[j + 1]."""
 
     def __init__(self, offsets: Tensor, index: Tensor, most: int) -> None:
@@ -103,7 +103,7 @@ class Runs:
 
 
 def weighted_sums(
-    runs: Runs, value: Tensor, vectors: Tensor, out: Tensor, *, factor: float = 1.0, add: bool = False
+    runs: SegmentIndex, value: Tensor, vectors: Tensor, out: Tensor, *, factor: float = 1.0, add: bool = False
 ) -> Tensor:
     """For each run, its vectors [.., W] weighted by value [N] and factor, into out [runs, W] or added to it."""
     _sums(runs.whole, runs.index, value, vectors, out, factor, add=add)
@@ -114,7 +114,7 @@ def weighted_sums(
     return out
 
 
-def _join(runs: Runs, partial: Tensor, out: Tensor, factor: float, *, add: bool) -> None:
+def _join(runs: SegmentIndex, partial: Tensor, out: Tensor, factor: float, *, add: bool) -> None:
     """The sums of long runs from those of their pieces."""
     every = torch.arange(runs.pieces, device=out.device)
     _sums(runs.joined, every, torch.ones_like(every, dtype=torch.float32), partial, out, factor, add=add)
@@ -161,7 +161,7 @@ def inner_products(
 
 
 def write_gradients(
-    runs: Runs, value: Tensor, decoders: Sequence[Block], encoders: Sequence[Block], bias: Tensor
+    runs: SegmentIndex, value: Tensor, decoders: Sequence[WeightBlock], encoders: Sequence[WeightBlock], bias: Tensor
 ) -> None:
     """Gradients of a group's weights and bias [F] (see `trainer.training.gradients`).
 
@@ -178,7 +178,7 @@ def write_gradients(
     weighted_sums(runs, pull, ones, bias[:, None])
 
 
-def _pull_and_sums(runs: Runs, value: Tensor, block: Block, pull: Tensor, *, add: bool) -> None:
+def _pull_and_sums(runs: SegmentIndex, value: Tensor, block: WeightBlock, pull: Tensor, *, add: bool) -> None:
     """Add a decoder's part to the pull of every pair [N], and write its gradient, or add to that, too."""
     width = block.beside.shape[1]
     columns = _power(width)
@@ -209,7 +209,7 @@ class Search:
         """
         self._blocks, self._bound = blocks, bound
         self._place, self._value, total = self._run(entries // SELDOM + 1)
-        self._total = Reply(total)
+        self._total = ScalarReadback(total)
 
     def found(self) -> tuple[Tensor, Tensor]:
         """Flat indices in order, int64 [N], and values, fp32 [N]; waits for their number."""

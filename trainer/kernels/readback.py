@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-class Reply:
+class ScalarReadback:
     """A copy of a few numbers that begins now and is read later."""
 
     def __init__(self, numbers: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 Only the encoder product is dense, and only what exceeds a bound is kept of it. Decoding, the gradient of the
 activations and the gradients of both weights need just the (row, feature) pairs that are active: `rows * k` of
-`rows * features`. `Pattern` holds these pairs in row order and in feature order, so that every sum runs over
+`rows * features`. `SparsePattern` holds these pairs in row order and in feature order, so that every sum runs over
 contiguous entries. The sums are in fp32: casting the weights would cost more than it saves. `int8_search` can spare the
 dense product.
 
@@ -30,7 +30,7 @@ SHARED_BY = 4
 """Rows per vector from which it pays to read each vector once, rather than once for every row that needs it."""
 
 
-class Pattern:
+class SparsePattern:
     """Which features of one group are active on which rows of a batch."""
 
     def __init__(self, row: Tensor, feature: Tensor, *, rows: int, features: int) -> None:
@@ -58,14 +58,14 @@ class Pattern:
         return self.feature[self.by_feature]
 
     @cached_property
-    def row_runs(self) -> gpu.Runs:
+    def row_runs(self) -> gpu.SegmentIndex:
         """For a GPU: the features of every row."""
-        return gpu.Runs(self.row_offsets, self.feature, self.features)
+        return gpu.SegmentIndex(self.row_offsets, self.feature, self.features)
 
     @cached_property
-    def feature_runs(self) -> gpu.Runs:
+    def feature_runs(self) -> gpu.SegmentIndex:
         """For a GPU: the rows of every feature."""
-        return gpu.Runs(self.feature_offsets, self.row_by_feature, self.rows)
+        return gpu.SegmentIndex(self.feature_offsets, self.row_by_feature, self.rows)
 
 
 def _offsets(keys: Tensor, count: int) -> Tensor:
@@ -73,7 +73,7 @@ def _offsets(keys: Tensor, count: int) -> Tensor:
     return torch.searchsorted(keys, torch.arange(count + 1, device=keys.device))
 
 
-def sum_by_row(pattern: Pattern, value: Tensor, vectors: Tensor) -> Tensor:
+def sum_by_row(pattern: SparsePattern, value: Tensor, vectors: Tensor) -> Tensor:
     """For each row, its active features' vectors [F, W] weighted by value [N]; gives [R, W]."""
     if gpu.usable(value, vectors):
         return gpu.weighted_sums(pattern.row_runs, value, vectors, vectors.new_empty(pattern.rows, vectors.shape[1]))
@@ -84,7 +84,7 @@ def sum_by_row(pattern: Pattern, value: Tensor, vectors: Tensor) -> Tensor:
     return out
 
 
-def subtract_decoded(terms: Sequence[tuple[Pattern, Tensor, Tensor, Tensor]]) -> None:
+def subtract_decoded(terms: Sequence[tuple[SparsePattern, Tensor, Tensor, Tensor]]) -> None:
     """Take the sums by row of a pattern, value [N] and vectors [F, W] from a matrix [R, W], in place, for each four."""
     once = [_read_once(*term[:3]) and cpu.usable(term[3]) for term in terms]
     for (pattern, value, vectors, out), fast in zip(terms, once, strict=True):
@@ -97,12 +97,12 @@ def subtract_decoded(terms: Sequence[tuple[Pattern, Tensor, Tensor, Tensor]]) ->
         cpu.add_decoded(rest, -1.0)
 
 
-def _read_once(pattern: Pattern, value: Tensor, vectors: Tensor) -> bool:
+def _read_once(pattern: SparsePattern, value: Tensor, vectors: Tensor) -> bool:
     """Whether sums by row are better taken vector by vector than row by row."""
     return len(pattern) >= SHARED_BY * len(vectors) and cpu.usable(value, vectors)
 
 
-def sum_by_feature(pattern: Pattern, value: Tensor, vectors: Tensor) -> Tensor:
+def sum_by_feature(pattern: SparsePattern, value: Tensor, vectors: Tensor) -> Tensor:
     """For each feature, the vectors [R, W] of rows where it is active weighted by value [N]; gives [F, W]."""
     if gpu.usable(value, vectors):
         room = vectors.new_empty(pattern.features, vectors.shape[1])
@@ -121,7 +121,7 @@ def _bags(index: Tensor, offsets: Tensor, weight: Tensor, vectors: Tensor) -> Te
     )
 
 
-def products(pattern: Pattern, left: Tensor, right: Tensor) -> Tensor:
+def products(pattern: SparsePattern, left: Tensor, right: Tensor) -> Tensor:
     """Inner product of left [R, W] and right [F, W] for every active pair; gives [N]."""
     if not len(pattern):
         return left.new_zeros(0)

@@ -27,7 +27,7 @@ DOCUMENTS = 64
 """Documents taken from the corpus at a time."""
 
 
-class Pools:
+class ActivationReader:
     """Reads documents with all sources of a recipe; knows which rows are worth keeping."""
 
     def __init__(

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from trainer.corpus.mix import documents
 from trainer.errors import StoreError
 from trainer.models.source import Source
-from trainer.reading.activations import Pools
+from trainer.reading.activations import ActivationReader
 from trainer.recipe.recipe import Recipe
 from trainer.run.folder import published
 from trainer.run.progress import Progress
@@ -119,7 +119,7 @@ class Stream:
 
     def _harvested(self) -> Iterator[Rows]:
         """Training rows pool by pool, from the text after what is on record."""
-        pools = Pools(self._recipe, self._load(), medians=self._medians, counts=Counter())
+        pools = ActivationReader(self._recipe, self._load(), medians=self._medians, counts=Counter())
         corpus = iter(documents(pools.corpus, notice=self._progress.say))
         next(islice(corpus, self.position.documents, self.position.documents), None)
         while texts := pools.draw(corpus):

@@ -19,8 +19,8 @@ from trainer.models.shapes import config_of, shape_of
 from trainer.pypi import archives
 from trainer.recipe.fitting import CorpusPart, SourceRecipe
 from trainer.recipe.recipe import Recipe, load_recipe
-from trainer.resources.estimate import Need, measure_speed, needs
-from trainer.resources.fit import Room, shortages
+from trainer.resources.estimate import StageCost, measure_speed, needs
+from trainer.resources.fit import Available, shortages
 from trainer.run.folder import home
 from trainer.store.store import ActivationStore
 
@@ -156,10 +156,10 @@ def _prediction(loaded: Recipe) -> list[Finding]:
     return [*found, Finding("times", "for this machine with nothing else running; a first fetch comes on top")]
 
 
-def room(device: torch.device) -> Room:
+def room(device: torch.device) -> Available:
     """What is free here now, for a run on a device."""
     on_device = free_bytes(device) if device.type == "cuda" else math.inf
-    return Room(psutil.virtual_memory().available, free_disk(), on_device)
+    return Available(psutil.virtual_memory().available, free_disk(), on_device)
 
 
 def require_room(recipe: Recipe, stages: Collection[str], store: ActivationStore | None) -> None:
@@ -179,7 +179,7 @@ def require_room(recipe: Recipe, stages: Collection[str], store: ActivationStore
         raise DoesNotFit(" ".join(short.values()))
 
 
-def _stage(need: Need, short: Mapping[str, str]) -> Finding:
+def _stage(need: StageCost, short: Mapping[str, str]) -> Finding:
     time = "" if need.seconds is None else f", {_duration(need.seconds)}"
     device = f", {need.device / 1e9:.1f} GB on the GPU" if need.device else ""
     fact = f"about {need.memory / 1e9:.1f} GB of memory{device}, {need.disk / 1e9:.1f} GB of disk{time}"

@@ -79,7 +79,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Need:
+class StageCost:
     """What one stage takes."""
 
     stage: str
@@ -144,7 +144,7 @@ def needs(
     *,
     rows: int | None = None,
     speed: Speed | None = None,
-) -> tuple[Need, ...]:
+) -> tuple[StageCost, ...]:
     """What every stage of a run will take, in order.
 
     `shapes` are those of the sources whose models are run, none for a store that something else wrote; `widths` those
@@ -162,7 +162,7 @@ class _Forecast:
     rows: int | None
     speed: Speed | None
 
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[StageCost, ...]:
         harvest = (self.harvest(),) if self.shapes and self.recipe.corpus is not None else ()
         calibrate = () if self.recipe.calibration is None else (self.calibrate(),)
         return (*harvest, self.train(), self.evaluate(), *calibrate, self.analyse())
@@ -225,12 +225,12 @@ class _Forecast:
     def _seconds(self, arithmetic: float, share: float, *, loading: float = 0.0) -> float | None:
         return None if self.speed is None else 2 * arithmetic / (self.speed.product * share) + loading / LOADING
 
-    def harvest(self) -> Need:
+    def harvest(self) -> StageCost:
         corpus = self.recipe.corpus
         assert corpus is not None, "a harvest has a corpus"
         pool = POOL_ROWS * self.row_bytes * 3  # read, kept, on the way to the disk
         reading = self._weights(lambda shape: shape.kept) + READING + pool
-        return Need(
+        return StageCost(
             "harvest",
             memory=PROCESS + self._tokenizers() + max(reading, self._weights_while_loading()),
             mapped=0,
@@ -256,7 +256,7 @@ class _Forecast:
             before += shape.kept * size
         return largest
 
-    def train(self) -> Need:
+    def train(self) -> StageCost:
         training = self.recipe.training
         steps = self.train_rows // training.batch * training.epochs
         window = self.row_bytes * min(self.train_rows, window_rows(self.row_bytes))
@@ -266,7 +266,7 @@ class _Forecast:
         low = STORED * self.product
         held = FITTED * self.parameters + low + batch
         on_cpu = pick_device(training.device).type == "cpu"
-        fitted = Need(
+        fitted = StageCost(
             "train",
             memory=PROCESS + CHECKPOINT * self.parameters + window + (held + CODE if on_cpu else 0),
             device=0 if on_cpu else held,
@@ -280,7 +280,7 @@ class _Forecast:
         # The rows beyond the sample come from the models, which are in memory beside the buffer.
         buffer = self.row_bytes * min(stream.buffer, self.train_rows)
         harvest = self.harvest()
-        return Need(
+        return StageCost(
             "train",
             memory=fitted.memory - window + harvest.memory - PROCESS + 1.5 * buffer,
             device=fitted.device,
@@ -303,7 +303,7 @@ class _Forecast:
         fast = pick_device(training.device).type == "cpu" and int8_search.shape() is not None
         return may and fast and self.product >= int8_search.WORTH
 
-    def evaluate(self) -> Need:
+    def evaluate(self) -> StageCost:
         logits = max((shape.vocabulary for shape in self.shapes.values()), default=0) * SCORED * LOGITS
         models = self._weights(lambda shape: shape.weights)
         corpus, baselines = self.recipe.corpus, self.recipe.baselines
@@ -311,7 +311,7 @@ class _Forecast:
         reads = 4 * self.recipe.evaluation.sequences + (baselines.sequences if baselines.divergence else 0)
         each = sum(shape.all_products for shape in self.shapes.values())
         held_out = self.kept_rows * (1 - self.train_rows / self.all_rows)
-        return Need(
+        return StageCost(
             "evaluate",
             memory=PROCESS + CODE + self._tokenizers() + models + logits + MEASURING + LOADED * self.parameters,
             mapped=0,
@@ -322,10 +322,10 @@ class _Forecast:
             ),
         )
 
-    def analyse(self) -> Need:
+    def analyse(self) -> StageCost:
         return self._analysis("analyse", self.kept_rows, models=True)
 
-    def _analysis(self, stage: str, rows: float, *, models: bool) -> Need:
+    def _analysis(self, stage: str, rows: float, *, models: bool) -> StageCost:
         """One encoder pass, moments of features and of decoys, and the readouts."""
         recipe = self.recipe.analysis
         wide = sum(self.widths.values())
@@ -337,7 +337,7 @@ class _Forecast:
         heads = sum(shape.vocabulary * shape.width for shape in self.shapes.values()) if models else 0
         contexts = recipe.contexts.top + 5 * recipe.contexts.per_quantile
         firings = rows * self.recipe.crosscoder.sparsity.k
-        return Need(
+        return StageCost(
             stage,
             memory=PROCESS + CODE + RESULTS + loaded + moments + LOADED * self.parameters,
             mapped=0,
@@ -348,7 +348,7 @@ class _Forecast:
             ),
         )
 
-    def calibrate(self) -> Need:
+    def calibrate(self) -> StageCost:
         """Two trainings and two analyses without text, one after the other, on rows written for them."""
         assert self.recipe.calibration is not None, "a run that is calibrated says how"
         rows = min(self.recipe.calibration.rows, self.train_rows)
@@ -358,7 +358,7 @@ class _Forecast:
         disk = rows * self.row_bytes + max(fit.disk, judged.disk)
         # The C library keeps much of what the training took while its outcome is judged.
         memory = fit.memory + judged.memory - PROCESS
-        return Need("calibrate", memory, max(fit.mapped, judged.mapped), disk, twice)
+        return StageCost("calibrate", memory, max(fit.mapped, judged.mapped), disk, twice)
 
     @staticmethod
     def _total(*seconds: float | None) -> float | None:

@@ -9,11 +9,11 @@ from trainer.errors import RecipeError
 from trainer.models.shapes import ModelShape
 from trainer.recipe.fitting import StreamRecipe
 from trainer.recipe.recipe import Recipe
-from trainer.resources.estimate import Need, needs
+from trainer.resources.estimate import StageCost, needs
 
 
 @dataclass(frozen=True)
-class Room:
+class Available:
     """What this machine has free, in bytes."""
 
     memory: float
@@ -22,7 +22,7 @@ class Room:
     """On the GPU that trains."""
 
 
-def lack(need: Need, room: Room) -> str | None:
+def lack(need: StageCost, room: Available) -> str | None:
     """What there is too little of for a stage: `memory`, `device`, `disk`, or nothing."""
     if need.memory - need.mapped > room.memory:
         return "memory"
@@ -35,14 +35,14 @@ def shortages(
     recipe: Recipe,
     shapes: Mapping[str, ModelShape],
     widths: Mapping[str, int],
-    room: Room,
+    room: Available,
     *,
     stages: Collection[str] | None = None,
     rows: int | None = None,
 ) -> dict[str, str]:
     """Of every stage that cannot fit, all of them or some, what it lacks and which settings would fit."""
 
-    def lacking(one: Recipe) -> dict[str, tuple[str, Need]]:
+    def lacking(one: Recipe) -> dict[str, tuple[str, StageCost]]:
         left, found = room, {}
         for need in needs(one, shapes, widths, rows=rows):
             if stages is not None and need.stage not in stages:
@@ -53,7 +53,7 @@ def shortages(
                 left = replace(left, disk=left.disk - need.disk)
         return found
 
-    def told(stage: str, kind: str, need: Need) -> str:
+    def told(stage: str, kind: str, need: StageCost) -> str:
         def fits(one: Recipe) -> bool:
             with contextlib.suppress(RecipeError):  # too few features for the variant's groups, say
                 return stage not in lacking(one)
@@ -64,7 +64,7 @@ def shortages(
     return {stage: told(stage, kind, need) for stage, (kind, need) in lacking(recipe).items()}
 
 
-def _amounts(kind: str, need: Need, room: Room) -> str:
+def _amounts(kind: str, need: StageCost, room: Available) -> str:
     amounts = {
         "memory": (need.memory - need.mapped, room.memory, "of memory"),
         "disk": (need.disk, room.disk, "of disk"),

@@ -20,14 +20,14 @@ from trainer.crosscoder.selection import Search, batch_topk, row_topk
 from trainer.kernels import int8_search
 from trainer.kernels.int8_search import Screen
 from trainer.kernels.jumprelu import jumprelu
-from trainer.kernels.sparse import Pattern, begin_dense_above, subtract_decoded
+from trainer.kernels.sparse import SparsePattern, begin_dense_above, subtract_decoded
 from trainer.recipe.fitting import SparsityRecipe
 
 
 class Sparse(NamedTuple):
     """Activations of a group as pairs."""
 
-    pattern: Pattern
+    pattern: SparsePattern
     value: Tensor
     """Activation of every pair [N]."""
 
@@ -177,7 +177,7 @@ def encode_sparse(  # noqa: PLR0917 - the parts of one step, all of them needed
             search = encoders.search(groups, rows, inputs, share)
             selected = batch_topk(search, scale, pairs, guess[groups[0].name])
         for group, flat, value in zip(groups, selected.kept, selected.value, strict=True):
-            pattern = Pattern(flat // group.features, flat % group.features, rows=count, features=group.features)
+            pattern = SparsePattern(flat // group.features, flat % group.features, rows=count, features=group.features)
             codes[group.name] = Sparse(pattern, value)
             smallest[group.name] = selected.threshold
     return Encoding(inputs, codes, _errors(crosscoder, rows, codes), smallest)

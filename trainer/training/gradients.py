@@ -50,19 +50,19 @@ def write_gradients(crosscoder: Crosscoder, rows: Rows, done: Encoding, kind: st
 
 def _blocks(
     crosscoder: Crosscoder, group: Group, rows: Rows, errors: Rows, share: dict[str, float]
-) -> tuple[list[cpu.Block], list[cpu.Block]]:
+) -> tuple[list[cpu.WeightBlock], list[cpu.WeightBlock]]:
     """A group's decoders by target and encoders by source."""
     weights, factor = crosscoder.weights, crosscoder.read_factor(group)
     decoders = [(errors[target], share[target], weights[f"decoder.{target}.{group.name}"]) for target in group.writes]
     encoders = [(rows[source], factor, weights[f"encoder.{source}.{group.name}"]) for source in group.reads]
     down, up = (
-        [cpu.Block(beside.contiguous(), scale, weight, _room(weight)) for beside, scale, weight in blocks]
+        [cpu.WeightBlock(beside.contiguous(), scale, weight, _room(weight)) for beside, scale, weight in blocks]
         for blocks in (decoders, encoders)
     )
     return down, up
 
 
-def _write(codes: Sparse, decoders: list[cpu.Block], encoders: list[cpu.Block], bias: Tensor) -> None:
+def _write(codes: Sparse, decoders: list[cpu.WeightBlock], encoders: list[cpu.WeightBlock], bias: Tensor) -> None:
     """The gradients of a group matrix by matrix."""
     pattern, pull = codes.pattern, torch.zeros_like(codes.value)
     for block in decoders:

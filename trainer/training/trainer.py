@@ -13,7 +13,7 @@ from trainer.crosscoder.normalisation import Normaliser, centred_rms, damped, me
 from trainer.crosscoder.selection import RunningThreshold, annealed_k, true_places
 from trainer.device import compute_dtype, pick_device
 from trainer.errors import StoreError
-from trainer.kernels.readback import Reply
+from trainer.kernels.readback import ScalarReadback
 from trainer.recipe.recipe import Recipe
 from trainer.store.batches import Batches
 from trainer.store.store import ActivationStore, Rows
@@ -122,7 +122,7 @@ class Training:
         """
         dead = self.rows_since_fired >= self.recipe.crosscoder.dead_features.after_rows
         parts = {g.name: dead[g.first : g.stop] for g in self.crosscoder.groups}
-        counts = Reply(torch.stack([part.sum() for part in parts.values()]))
+        counts = ScalarReadback(torch.stack([part.sum() for part in parts.values()]))
         return lambda: {
             name: true_places(part, int(count))
             for (name, part), count in zip(parts.items(), counts.numbers(), strict=True)
@@ -152,7 +152,7 @@ class Training:
         for source, error in done.errors.items():
             spread = (rows[source] - rows[source].mean(dim=0)).square().sum()
             explained.append(1 - error.detach().square().sum() / spread)
-        loss_now, *shares = Reply(torch.stack([loss.detach(), *explained])).numbers()
+        loss_now, *shares = ScalarReadback(torch.stack([loss.detach(), *explained])).numbers()
         measures = {"loss": loss_now, "l0": done.active / count}
         measures["dead"] = sum(map(len, dead.values())) / self.crosscoder.features
         measures |= {f"variance_explained.{source}": share for source, share in zip(done.errors, shares, strict=True)}

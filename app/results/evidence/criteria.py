@@ -52,7 +52,7 @@ LIMITS = (
 
 
 @dataclass(frozen=True)
-class Question:
+class Criterion:
     """One test in words."""
 
     name: str
@@ -70,7 +70,7 @@ class Question:
 
 
 QUESTIONS = {
-    "readout_contrast": Question(
+    "readout_contrast": Criterion(
         "Told from the others",
         "How much of it the others' activations tell, over what the owner's tell: 0 when they cannot know where it "
         "fires, 1 when they know as well. Both count what chance costs a readout, so it is above the list's ratio.",
@@ -80,7 +80,7 @@ QUESTIONS = {
         "readout_contrast",
         "equal_readout",
     ),
-    "q_value": Question(
+    "q_value": Criterion(
         "Expected error, q",
         "The share of false claims to expect among claims at least as strong as this one.",
         "number",
@@ -88,7 +88,7 @@ QUESTIONS = {
         "false claims look as strong too often",
         "q_value",
     ),
-    "like_decoys": Question(
+    "like_decoys": Criterion(
         "Decoys like it",
         "The share of decoys, known to be false, that look at least as exclusive.",
         "share",
@@ -96,7 +96,7 @@ QUESTIONS = {
         "the others tell it as well as they tell features that all have",
         "refuted_from",
     ),
-    "twin": Question(
+    "twin": Criterion(
         "Closest twin",
         "Correlation over all rows with the most similar feature of another owner.",
         "number",
@@ -104,7 +104,7 @@ QUESTIONS = {
         "a feature of another owner fires on the same rows",
         "twin",
     ),
-    "nu_error": Question(
+    "nu_error": Criterion(
         "ν of the error",
         "Latent scaling: how much of its direction is in what the dictionary leaves unexplained of the other source, "
         "over the owner's. High when the dictionary missed it there.",
@@ -113,7 +113,7 @@ QUESTIONS = {
         "its direction is in what the dictionary missed of the other source",
         "nu_error",
     ),
-    "nu_reconstruction": Question(
+    "nu_reconstruction": Criterion(
         "ν of the reconstruction",
         "Latent scaling: how much of its direction is in the other source's reconstruction, over the owner's. High "
         "when other features write it there.",
@@ -122,7 +122,7 @@ QUESTIONS = {
         "other features write its direction in the other source",
         "nu_reconstruction",
     ),
-    "owner_readout": Question(
+    "owner_readout": Criterion(
         "Told from the owner",
         "How much of it the owner's own activations tell; below the threshold there is nothing to compare with.",
         "share",
@@ -130,11 +130,11 @@ QUESTIONS = {
         "even the owner's activations hardly tell it, so readouts cannot be compared",
         "owner_readout",
     ),
-    "firings": Question("Firings", "Rows on which it fired.", "count", "≥", "it fired too seldom", "firings"),
-    "documents": Question(
+    "firings": Criterion("Firings", "Rows on which it fired.", "count", "≥", "it fired too seldom", "firings"),
+    "documents": Criterion(
         "Documents", "Documents in which it fired.", "count", "≥", "it fired in too few documents", "documents"
     ),
-    "density": Question(
+    "density": Criterion(
         "Density",
         "The share of rows on which it fires; what fires on very many seldom means one thing.",
         "share",
@@ -142,7 +142,7 @@ QUESTIONS = {
         "it fires on too many rows to mean one thing",
         "density",
     ),
-    "template_share": Question(
+    "template_share": Criterion(
         "On chat templates",
         "The share of its firings on chat-template positions, where it may only mark the format.",
         "share",
@@ -150,7 +150,7 @@ QUESTIONS = {
         "it fires mostly on chat templates",
         "template_share",
     ),
-    "first_token_share": Question(
+    "first_token_share": Criterion(
         "On first tokens",
         "The share of its firings in the first eight rows of a sequence, where it may only mark the place.",
         "share",
@@ -158,7 +158,7 @@ QUESTIONS = {
         "it fires mostly on first tokens",
         "first_token_share",
     ),
-    "found_again": Question(
+    "found_again": Criterion(
         "Found again",
         "The share of other runs of the same comparison, with another seed or variant, that have the feature too.",
         "share",
@@ -192,9 +192,9 @@ def worded(test: str, value: float, threshold: float | None, n: int | None, says
     return Test(test, asked.name, value, threshold, n, says, asked.asks, asked.shown, asked.side)
 
 
-def question(test: str) -> Question:
+def question(test: str) -> Criterion:
     """A test's words, or its own name for one that has none here."""
-    return QUESTIONS.get(test) or Question(test.replace("_", " ").capitalize(), "", "number")
+    return QUESTIONS.get(test) or Criterion(test.replace("_", " ").capitalize(), "", "number")
 
 
 def in_order(tests: Sequence[Test]) -> list[Test]:

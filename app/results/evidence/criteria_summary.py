@@ -3,18 +3,18 @@
 from dataclasses import dataclass
 
 from app.results.connection import Results
-from app.results.evidence.criteria import QUESTIONS, Question, question, refuting_from, thresholds
+from app.results.evidence.criteria import QUESTIONS, Criterion, question, refuting_from, thresholds
 from app.results.runs.summary import recipe_of
 
 
 @dataclass(frozen=True)
-class TestMade:
+class CriterionSummary:
     """One test of all claims of a run."""
 
     __test__ = False
 
     test: str
-    question: Question
+    question: Criterion
     lowest: float | None
     """Threshold in this run; where claims have different ones, the smallest. None when it is not known."""
     highest: float | None
@@ -25,7 +25,7 @@ class TestMade:
     """Claims by what it said of them; empty where it was not made."""
 
 
-def tests_made(results: Results) -> list[TestMade]:
+def criteria_summary(results: Results) -> list[CriterionSummary]:
     """All tests there are words for, and others that the run made."""
     sql = "select test, says, count(*), min(threshold), max(threshold) from evidence group by all order by all"
     said: dict[str, dict[str, int]] = {}
@@ -41,8 +41,8 @@ def tests_made(results: Results) -> list[TestMade]:
     return [_made(test, found.get(test, []), refuting.get(test), said.get(test, {})) for test in tests]
 
 
-def _made(test: str, bounds: list[float], refuting: float | None, said: dict[str, int]) -> TestMade:
+def _made(test: str, bounds: list[float], refuting: float | None, said: dict[str, int]) -> CriterionSummary:
     # Nothing that is well is refuted: between sources of one space a larger readout ratio may stand.
     if refuting is not None and bounds and refuting <= min(bounds):
         refuting = None
-    return TestMade(test, question(test), min(bounds, default=None), max(bounds, default=None), refuting, said)
+    return CriterionSummary(test, question(test), min(bounds, default=None), max(bounds, default=None), refuting, said)

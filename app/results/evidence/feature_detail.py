@@ -11,7 +11,7 @@ from app.errors import FeatureNotFound
 from app.results.connection import Results
 from app.results.evidence.agreement import Agreement, agreement_of
 from app.results.evidence.criteria import Test, in_order, worded
-from app.results.features.corpus_breakdown import Ground, Usual, parts_of
+from app.results.features.corpus_breakdown import CorpusBreakdown, Usual, parts_of
 from app.results.features.feature import COLUMNS, Bar, Feature, InSource, Logit, Logits, Neighbour
 
 TABLES = {
@@ -37,7 +37,7 @@ Rows = list[tuple[Any, Any, Any, Any]]
 
 
 @dataclass(frozen=True)
-class Dossier:
+class FeatureDetail:
     """One feature as a whole."""
 
     feature: Feature
@@ -53,10 +53,10 @@ class Dossier:
     """Of its claim, those that speak first; none for a feature without a claim."""
     agreement: Agreement | None
     """With the strongest twin of a claimed feature."""
-    ground: Ground
+    ground: CorpusBreakdown
 
 
-def dossier_of(results: Results, feature: int, usual: Usual) -> Dossier:
+def dossier_of(results: Results, feature: int, usual: Usual) -> FeatureDetail:
     """All of a feature; `usual` is how much of the text is of each part. Raises FeatureNotFound."""
     found: defaultdict[str, Rows] = defaultdict(list)
     for table, *row in results.rows(QUERY, feature=feature):
@@ -67,7 +67,7 @@ def dossier_of(results: Results, feature: int, usual: Usual) -> Dossier:
         raise FeatureNotFound(results.run, feature, count=results.features)
     names = {source.source: source.name for source in results.sources}
     firings = {kind: {name: count for _, count, name, _ in found[kind]} for kind in ("corpus", "language")}
-    return Dossier(
+    return FeatureDetail(
         feature=features[feature],
         inside=[InSource(source, names[source], *values) for source, _, _, values in sorted(found["source"])],
         bars=sorted((Bar(low, high, count) for _, count, _, (low, high) in found["bar"]), key=lambda bar: bar.low),
@@ -75,7 +75,7 @@ def dossier_of(results: Results, feature: int, usual: Usual) -> Dossier:
         alike=_alike(found["neighbour"], features),
         tests=_tests(found["test"]),
         agreement=agreement_of([(other, int(x), int(y), count) for other, count, _, (x, y) in found["agreement"]]),
-        ground=Ground(*(parts_of(firings[kind], usual.get(kind, {})) for kind in ("corpus", "language"))),
+        ground=CorpusBreakdown(*(parts_of(firings[kind], usual.get(kind, {})) for kind in ("corpus", "language"))),
     )
 
 

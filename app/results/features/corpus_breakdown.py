@@ -28,7 +28,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Ground:
+class CorpusBreakdown:
     """What a feature fires on, most of it first."""
 
     corpora: tuple[Part, ...]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.results.connection import Results
-from app.results.features.query import FACETS, PER_PAGE, Listing, Selection, select
+from app.results.features.query import FACETS, PER_PAGE, FeatureQuery, Selection, select
 
 FACET_VALUES = 30
 """Values that a facet shows at most."""
@@ -77,7 +77,7 @@ class Neighbours:
     next: int | None
 
 
-def list_features(results: Results, listing: Listing, found: set[int] | None) -> FeatureList:
+def list_features(results: Results, listing: FeatureQuery, found: set[int] | None) -> FeatureList:
     """The page of features that the listing asks for. Raises BadQuery."""
     chosen = select(listing, results, found=found)
     among, parameters = chosen.among()
@@ -94,21 +94,21 @@ def list_features(results: Results, listing: Listing, found: set[int] | None) ->
     return FeatureList([FeatureRow(*row) for row in rows], total, page, pages, facets_of(results, listing, found))
 
 
-def every_feature(results: Results, listing: Listing, found: set[int] | None) -> list[FeatureRow]:
+def every_feature(results: Results, listing: FeatureQuery, found: set[int] | None) -> list[FeatureRow]:
     """All features that pass the filters, in order, whatever the page. Raises BadQuery."""
     among, parameters = select(listing, results, found=found).among(COLUMNS)
     rows = results.rows(f"select {COLUMNS} {among} order by {listing.order}", **parameters)
     return [FeatureRow(*row) for row in rows]
 
 
-def random_feature(results: Results, listing: Listing, found: set[int] | None) -> int | None:
+def random_feature(results: Results, listing: FeatureQuery, found: set[int] | None) -> int | None:
     """Any living feature that passes the filters, or any at all when none of them lives."""
     among, parameters = select(listing, results, found=found).among()
     row = results.row(f"select f.feature {among} order by f.firings = 0, random() limit 1", **parameters)
     return int(row[0]) if row else None
 
 
-def order_of(results: Results, listing: Listing, found: set[int] | None) -> list[int]:
+def order_of(results: Results, listing: FeatureQuery, found: set[int] | None) -> list[int]:
     """Indexes of all features that pass the filters, in the list's order. Raises BadQuery."""
     among, parameters = select(listing, results, found=found).among(listing.order)
     return [feature for (feature,) in results.rows(f"select f.feature {among} order by {listing.order}", **parameters)]
@@ -125,7 +125,7 @@ def neighbours(order: Sequence[int], feature: int) -> Neighbours:
     return Neighbours(place + 1, len(order), previous, following)
 
 
-def facets_of(results: Results, listing: Listing, found: set[int] | None) -> dict[str, list[FacetValue]]:
+def facets_of(results: Results, listing: FeatureQuery, found: set[int] | None) -> dict[str, list[FacetValue]]:
     """Counts of every facet's values under the other filters; chosen values stay even when they count nothing."""
     free = [facet for facet in FACETS if not getattr(listing, facet)]
     counts = _counts(results, select(listing, results, found=found), free)
@@ -155,7 +155,7 @@ def _counts(results: Results, chosen: Selection, facets: list[str]) -> dict[str,
     return counts
 
 
-def _values(listing: Listing, facet: str, counts: dict[str, int]) -> list[FacetValue]:
+def _values(listing: FeatureQuery, facet: str, counts: dict[str, int]) -> list[FacetValue]:
     chosen: tuple[str, ...] = getattr(listing, facet)
     known = dict.fromkeys(chosen, 0) | counts
     ordered = sorted(known.items(), key=lambda item: (-item[1], item[0]))

@@ -67,7 +67,7 @@ RISING = ("feature", "owner", "corpus", "verdict", "kind", "q_value", "readout_r
 """Columns whose small values come first when they are first sorted by."""
 
 
-class Listing(BaseModel):
+class FeatureQuery(BaseModel):
     """Filters, order and page of the feature list; absent values do not restrict."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -107,7 +107,7 @@ class Listing(BaseModel):
         """The state as query pairs, defaults left out; changes replace fields."""
         state = self.model_copy(update=changes)
         pairs: list[tuple[str, str]] = []
-        for name, field in Listing.model_fields.items():
+        for name, field in FeatureQuery.model_fields.items():
             value = getattr(state, name)
             if value in (field.default, None, ""):
                 continue
@@ -167,7 +167,7 @@ class Selection:
         return f"from feature f {join} {where}", self.parameters
 
 
-def select(listing: Listing, results: Results, *, found: set[int] | None, without: str | None = None) -> Selection:
+def select(listing: FeatureQuery, results: Results, *, found: set[int] | None, without: str | None = None) -> Selection:
     """What the listing restricts to; `found` are features that its text matches, None when it has no text.
 
     `without` leaves one facet's own restriction out, for counting its other values. Raises BadQuery.
@@ -194,7 +194,7 @@ def select(listing: Listing, results: Results, *, found: set[int] | None, withou
     return Selection(tuple(conditions), parameters)
 
 
-def share_source(listing: Listing, results: Results) -> int:
+def share_source(listing: FeatureQuery, results: Results) -> int:
     """Index of the source whose norm share the listing shows. Raises BadQuery."""
     if not listing.share_of:
         return results.sources[-1].source

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from app.results.connection import Library, Results
+from app.results.connection import Results, RunCatalog
 
 
 def features_with_text(results: Results, text: str) -> set[int]:
@@ -19,7 +19,7 @@ def features_with_text(results: Results, text: str) -> set[int]:
     return {feature for (feature,) in rows}
 
 
-def features_peaking_on(library: Library, run: str, text: str) -> set[int]:
+def features_peaking_on(library: RunCatalog, run: str, text: str) -> set[int]:
     """Features with a kept firing whose strongest token holds the text, in any case and in any source."""
     wanted = text.lower().strip()
     table = library.remember(run, "peaks", peak_tokens)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.errors import ReaderError
-from app.results.connection import Library, Results, Source
+from app.results.connection import Results, RunCatalog, Source
 from app.results.folders import Plan, Progress, plan_of, read_plan, read_progress, run_names
 
 
@@ -63,12 +63,12 @@ class Comparison:
     runs: tuple[Run, ...]
 
 
-def all_runs(library: Library) -> list[Run]:
+def all_runs(library: RunCatalog) -> list[Run]:
     """Every run on this machine, the one last worked on first."""
     return [one_run(library, run) for run in run_names(library.runs)]
 
 
-def one_run(library: Library, run: str) -> Run:
+def one_run(library: RunCatalog, run: str) -> Run:
     """A run's state; a damaged results file is a fact about the run, not an error. Raises RunNotFound."""
     folder = library.folder(run)
     progress = read_progress(folder)

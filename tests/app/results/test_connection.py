@@ -8,9 +8,9 @@ import duckdb
 import pytest
 
 from app.errors import ResultsMissing, ResultsUnreadable, RunNotFound
-from app.results.connection import Library
+from app.results.connection import RunCatalog
 from app.results.features.feature_list import list_features
-from app.results.features.query import Listing
+from app.results.features.query import FeatureQuery
 from app.results.runs.summary import all_runs
 from tests.worlds.tiny_results import RUN, publish, write_progress, write_tiny_run
 
@@ -68,10 +68,10 @@ def other_database(folder: Path) -> None:
 @pytest.mark.parametrize("damage", [overwrite, cut_short, rot, empty, remove, garble, point_outside, other_database])
 def test_a_damaged_file_is_named_with_a_remedy_and_the_other_run_stays_readable(runs: Path, damage):
     damage(runs / RUN)
-    library = Library(runs)
+    library = RunCatalog(runs)
 
     with pytest.raises(ResultsUnreadable) as refusal:
-        list_features(library.results(RUN), Listing(), None)
+        list_features(library.results(RUN), FeatureQuery(), None)
 
     assert RUN in refusal.value.fact
     assert "crossdiff analyse" in refusal.value.remedy
@@ -86,19 +86,19 @@ def test_a_newer_schema_asks_for_a_newer_crossdiff(tmp_path: Path):
     write_tiny_run(tmp_path, amend=("update run set schema_version = 7",))
 
     with pytest.raises(ResultsUnreadable, match=r"schema 7; this explorer reads schema 3\..*Update Crossdiff"):
-        Library(tmp_path / "runs").results(RUN)
+        RunCatalog(tmp_path / "runs").results(RUN)
 
 
 def test_an_older_schema_asks_for_the_analysis_again(tmp_path: Path):
     write_tiny_run(tmp_path, amend=("update run set schema_version = 2",))
 
     with pytest.raises(ResultsUnreadable, match=r"schema 2; this explorer reads schema 3\..*crossdiff analyse"):
-        Library(tmp_path / "runs").results(RUN)
+        RunCatalog(tmp_path / "runs").results(RUN)
 
 
 def test_results_published_anew_are_seen_without_a_restart(tmp_path: Path):
     folder = write_tiny_run(tmp_path)
-    library = Library(tmp_path / "runs")
+    library = RunCatalog(tmp_path / "runs")
     held = library.results(RUN)
 
     draft = folder / "draft"
@@ -114,7 +114,7 @@ def test_results_published_anew_are_seen_without_a_restart(tmp_path: Path):
 
 def test_what_is_worked_out_once_is_worked_out_again_for_new_results(tmp_path: Path):
     write_tiny_run(tmp_path)
-    library = Library(tmp_path / "runs")
+    library = RunCatalog(tmp_path / "runs")
     count = lambda results: results.row("select count(*) from feature")[0]  # noqa: E731
 
     assert library.remember(RUN, "count", count) == 240
@@ -123,7 +123,7 @@ def test_what_is_worked_out_once_is_worked_out_again_for_new_results(tmp_path: P
 
 
 def test_results_cannot_be_written_through_the_explorer(runs: Path):
-    results = Library(runs).results(RUN)
+    results = RunCatalog(runs).results(RUN)
 
     with pytest.raises(duckdb.Error, match="read-only"):
         results.cursor.execute("delete from feature")
@@ -131,7 +131,7 @@ def test_results_cannot_be_written_through_the_explorer(runs: Path):
 
 def test_a_run_without_results_and_one_that_is_not_there_are_told_apart(runs: Path):
     write_progress(runs / "running-11111111")
-    library = Library(runs)
+    library = RunCatalog(runs)
 
     with pytest.raises(ResultsMissing, match="not published results yet"):
         library.results("running-11111111")
@@ -143,7 +143,7 @@ def test_a_run_without_results_and_one_that_is_not_there_are_told_apart(runs: Pa
 
 def test_few_files_are_open_at_once(runs: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("app.results.connection.OPEN_FILES", 1)
-    library = Library(runs)
+    library = RunCatalog(runs)
 
     library.results(RUN)
     library.results("sound-00000000")

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from app.worker.model_cache import OutOfMemory, Shelf, key
+from app.worker.model_cache import ModelCache, OutOfMemory, key
 from trainer.errors import SourceError
 from trainer.recipe.fitting import SourceRecipe
 
@@ -35,7 +35,7 @@ def recipe(model: str, **more) -> SourceRecipe:
     return SourceRecipe.model_validate({"name": "one", "model": model, "layer": 1, **more})
 
 
-def use(shelf: Shelf, wanted: SourceRecipe) -> object:
+def use(shelf: ModelCache, wanted: SourceRecipe) -> object:
     """Take a model and put it back."""
     with shelf.using(wanted) as (source, _):
         assert shelf.state(wanted).state == "ready"
@@ -43,7 +43,7 @@ def use(shelf: Shelf, wanted: SourceRecipe) -> object:
 
 
 def test_a_model_is_absent_until_it_is_used_and_then_stays():
-    shelf = Shelf(load=(loader := Loader()))
+    shelf = ModelCache(load=(loader := Loader()))
     assert shelf.state(recipe("a")).state == "absent"
     assert use(shelf, recipe("a")) == use(shelf, recipe("a")) == "the model a"
     assert loader.asked == ["a"]
@@ -56,7 +56,7 @@ def test_sources_of_one_model_share_it_whatever_their_name_and_layer():
 
 
 def test_models_are_loaded_one_after_another_and_each_once():
-    shelf = Shelf(load=(loader := Loader()))
+    shelf = ModelCache(load=(loader := Loader()))
     wanted = [recipe(name) for name in "abab" * 5]
     with ThreadPoolExecutor(20) as threads:
         assert list(threads.map(lambda one: use(shelf, one), wanted)) == [f"the model {one.model}" for one in wanted]
@@ -65,14 +65,14 @@ def test_models_are_loaded_one_after_another_and_each_once():
 
 
 def test_beyond_its_limit_the_model_unused_for_longest_goes():
-    shelf = Shelf(held=2, load=Loader())
+    shelf = ModelCache(held=2, load=Loader())
     for model in ("a", "b", "a", "c"):
         use(shelf, recipe(model))
     assert [shelf.state(recipe(model)).state for model in "abc"] == ["ready", "absent", "ready"]
 
 
 def test_a_model_in_use_never_goes():
-    shelf = Shelf(held=1, load=Loader())
+    shelf = ModelCache(held=1, load=Loader())
     with shelf.using(recipe("a")):
         use(shelf, recipe("b"))
         assert shelf.state(recipe("a")).state == "ready"
@@ -80,7 +80,7 @@ def test_a_model_in_use_never_goes():
 
 
 def test_a_model_that_failed_says_why_and_is_tried_again():
-    shelf = Shelf(load=Loader(SourceError("one: no such folder. Give another.")))
+    shelf = ModelCache(load=Loader(SourceError("one: no such folder. Give another.")))
     with pytest.raises(SourceError, match="no such folder"):
         use(shelf, recipe("a"))
     assert (shelf.state(recipe("a")).state, shelf.state(recipe("a")).reason) == (
@@ -92,7 +92,7 @@ def test_a_model_that_failed_says_why_and_is_tried_again():
 
 
 def test_when_memory_runs_out_unused_models_make_room_first():
-    shelf = Shelf(load=(loader := Loader()))
+    shelf = ModelCache(load=(loader := Loader()))
     use(shelf, recipe("a"))
     loader._trouble.append(MemoryError())
     assert use(shelf, recipe("b")) == "the model b"
@@ -101,7 +101,7 @@ def test_when_memory_runs_out_unused_models_make_room_first():
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
 def test_memory_that_is_short_whatever_goes_is_told(error: BaseException):
-    shelf = Shelf(load=Loader(error, error))
+    shelf = ModelCache(load=Loader(error, error))
     with pytest.raises(OutOfMemory, match="not enough memory for one"):
         use(shelf, recipe("a"))
     assert shelf.state(recipe("a")).state == "out_of_memory"
@@ -115,7 +115,7 @@ def test_while_it_loads_the_state_says_since_when():
         go_on.wait(10)
         return "loaded"
 
-    shelf = Shelf(load=slow)
+    shelf = ModelCache(load=slow)
     thread = threading.Thread(target=use, args=(shelf, recipe("a")))
     thread.start()
     begun.wait(10)

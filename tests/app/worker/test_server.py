@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.inference.client import Address, Client, Elsewhere, WorkerBusy, WorkerRefused, WorkerUnreachable
+from app.inference.client import Address, Client, RemoteWorker, WorkerBusy, WorkerRefused, WorkerUnreachable
 from app.inference.messages import Answer, Began, Ended, GenerationRequest, Said
 from app.inference.supervisor import SOCKET_PATH_LIMIT, Supervisor
 from app.settings import REPOSITORY
@@ -263,8 +263,8 @@ def test_over_tcp_only_who_shows_the_token_is_answered(steerable_home: Path):
             time.sleep(0.1)
         assert httpx.get(f"{url}/runs/{RUN}/sources").status_code == 401
         with pytest.raises(WorkerRefused, match="same CROSSDIFF_WORKER_TOKEN"):
-            Client(Elsewhere(Address(url=url, token="guessed"))).states(RUN)
-        assert len(Client(Elsewhere(Address(url=url, token="open sesame"))).states(RUN)) == 2
+            Client(RemoteWorker(Address(url=url, token="guessed"))).states(RUN)
+        assert len(Client(RemoteWorker(Address(url=url, token="open sesame"))).states(RUN)) == 2
     finally:
         worker.terminate()
         worker.wait()
@@ -299,7 +299,7 @@ def test_a_model_that_cannot_be_loaded_fails_its_lanes_alone(steerable_home: Pat
 
 
 def test_no_worker_at_the_address_says_so(tmp_path: Path, ask):
-    client = Client(Elsewhere(Address(socket=str(tmp_path / "nobody.sock"))))
+    client = Client(RemoteWorker(Address(socket=str(tmp_path / "nobody.sock"))))
 
     async def go() -> None:
         async for _ in client.generate(ask()):

@@ -4,12 +4,12 @@ from itertools import count
 
 import pytest
 
-from trainer.bench.repeats import Spread, in_turns, percentile, ratios
+from trainer.bench.repeats import Repeats, in_turns, percentile, ratios
 
 
 def test_the_middle_and_both_ends_of_several_measurements():
-    assert Spread.of([5.0, 1.0, 4.0]) == Spread(4.0, 1.0, 5.0)
-    assert Spread.of([1.0, 2.0, 4.0, 9.0]) == Spread(3.0, 1.0, 9.0)
+    assert Repeats.of([5.0, 1.0, 4.0]) == Repeats(4.0, 1.0, 5.0)
+    assert Repeats.of([1.0, 2.0, 4.0, 9.0]) == Repeats(3.0, 1.0, 9.0)
 
 
 def test_actions_take_turns_and_each_gets_its_own_time():

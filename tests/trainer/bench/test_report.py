@@ -5,7 +5,7 @@ import json
 import pytest
 
 from trainer.bench.machine import Machine
-from trainer.bench.repeats import Spread
+from trainer.bench.repeats import Repeats
 from trainer.bench.report import Report, rounded, shown, table
 
 
@@ -28,10 +28,10 @@ def test_columns_are_aligned_names_to_the_left_and_figures_to_the_right():
         (99.94, "99.9"),
         (123.4, "123"),
         (12345.6, "12,346"),
-        (Spread(0.5, 0.25, 2000.0), "0.5 (0.25–2,000)"),
+        (Repeats(0.5, 0.25, 2000.0), "0.5 (0.25–2,000)"),
     ],
 )
-def test_a_figure_has_three_digits_or_whole_thousands(value: Spread | float | None, expected: str):
+def test_a_figure_has_three_digits_or_whole_thousands(value: Repeats | float | None, expected: str):
     assert shown(value) == expected
 
 

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from trainer.bench.chart import Panel
-from trainer.bench.repeats import Spread
+from trainer.bench.repeats import Repeats
 from trainer.bench.scaling import BASE, bench_scaling, costs, drawn, slope, varied
 from trainer.bench.train import Setup, Speed
 
@@ -14,9 +14,9 @@ TINY = Setup("standard", (8, 8), 32, 2, 16)
 
 
 def speed(setup: Setup, step: float, product: float | None) -> Speed:
-    middle = Spread(1.0, 1.0, 1.0)
-    done = None if product is None else Spread(product, product, product)
-    return Speed(setup, middle, middle, Spread(step, step, step), done, {}, 0.1)
+    middle = Repeats(1.0, 1.0, 1.0)
+    done = None if product is None else Repeats(product, product, product)
+    return Speed(setup, middle, middle, Repeats(step, step, step), done, {}, 0.1)
 
 
 def test_every_setup_is_measured_once_and_stands_in_the_table_and_the_plot(tmp_path: Path):

@@ -13,9 +13,9 @@ from torch import Tensor
 from tests.worlds.slow_gradients import slow_gradients
 from tests.worlds.tiny_activations import tiny_activations, tiny_recipe
 from trainer.kernels import cpu, gpu, sparse
-from trainer.kernels.cpu import Block
+from trainer.kernels.cpu import WeightBlock
 from trainer.kernels.sparse import (
-    Pattern,
+    SparsePattern,
     dense_above,
     entries_above,
     products,
@@ -53,9 +53,9 @@ def dense() -> Tensor:
     return active
 
 
-def pattern_of(dense: Tensor) -> Pattern:
+def pattern_of(dense: Tensor) -> SparsePattern:
     row, feature = torch.nonzero(dense, as_tuple=True)
-    return Pattern(row, feature, rows=len(dense), features=dense.shape[1])
+    return SparsePattern(row, feature, rows=len(dense), features=dense.shape[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -147,12 +147,12 @@ def test_the_gradients_of_a_group_are_those_of_the_formulas_with_a_decoder_in_tw
     errors = [torch.randn(ROWS, width, device=DEVICE).to(dtype) for width in (7, 20, 7)]
     inputs = torch.randn(ROWS, 5, device=DEVICE).to(dtype)
     decoders = [
-        Block(error, factor, weight, room[weight.shape[1]])
+        WeightBlock(error, factor, weight, room[weight.shape[1]])
         for error, factor, weight in zip(errors, (0.5, -2.0, 3.0), (tied, own, tied), strict=True)
     ]
 
     value = dense[dense > 0][pattern.by_feature]
-    gpu.write_gradients(pattern.feature_runs, value, decoders, [Block(inputs, 0.25, own, room[5])], bias)
+    gpu.write_gradients(pattern.feature_runs, value, decoders, [WeightBlock(inputs, 0.25, own, room[5])], bias)
 
     pull = sum(b.factor * b.beside.double() @ b.weight.double().T for b in decoders) * (dense > 0)
     expected = {

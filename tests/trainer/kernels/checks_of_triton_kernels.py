@@ -13,7 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from trainer.kernels import gpu, triton_kernels
-from trainer.kernels.cpu import Block
+from trainer.kernels.cpu import WeightBlock
 
 NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int32: "*i32"}
 WIDTHS = (7, 576, 4096, gpu.WIDEST)
@@ -50,10 +50,10 @@ def call_everything() -> None:
     """Everything that `gpu` does, on tensors of every kind, in runs that are cut into pieces."""
     pairs, rows, features = 2 * gpu.LONGEST, 3, 4
     index = torch.zeros(pairs, dtype=torch.int64)
-    runs = gpu.Runs(torch.tensor([0, 1, 2, 2, pairs]), index, pairs)
+    runs = gpu.SegmentIndex(torch.tensor([0, 1, 2, 2, pairs]), index, pairs)
     for width in WIDTHS:
         for dtype in (torch.float32, torch.bfloat16):
-            block = Block(
+            block = WeightBlock(
                 torch.ones(rows, width, dtype=dtype), 0.5, torch.ones(features, width), torch.ones(features, width)
             )
             gpu.write_gradients(runs, torch.ones(pairs), [block, block], [block], torch.ones(features))

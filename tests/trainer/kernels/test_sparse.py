@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from trainer.kernels import cpu, sparse
-from trainer.kernels.sparse import Pattern, dense_above, products, sum_by_feature, sum_by_row
+from trainer.kernels.sparse import SparsePattern, dense_above, products, sum_by_feature, sum_by_row
 
 ROWS, FEATURES, WIDTH = 7, 11, 5
 
@@ -18,9 +18,9 @@ def dense() -> Tensor:
     return active
 
 
-def pattern_of(dense: Tensor) -> Pattern:
+def pattern_of(dense: Tensor) -> SparsePattern:
     row, feature = torch.nonzero(dense, as_tuple=True)
-    return Pattern(row, feature, rows=ROWS, features=FEATURES)
+    return SparsePattern(row, feature, rows=ROWS, features=FEATURES)
 
 
 def values_of(dense: Tensor) -> Tensor:

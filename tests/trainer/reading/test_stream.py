@@ -20,7 +20,7 @@ from trainer.harvest import Harvest
 from trainer.models.source import load_source
 from trainer.pipeline import run as run_recipe
 from trainer.reading import activations
-from trainer.reading.activations import Pools
+from trainer.reading.activations import ActivationReader
 from trainer.reading.stream import Stream
 from trainer.recipe.recipe import Recipe, load_recipe
 from trainer.run.folder import RunFolder
@@ -76,7 +76,7 @@ def test_every_row_of_the_text_is_given_out_once_in_mixed_order(world, tmp_path)
             found.append(torch.cat([rows["left"], rows["right"]], dim=1))
 
     expected = [torch.cat([b.rows["left"], b.rows["right"]], dim=1) for b in store.blocks("train")]
-    reader = Pools(recipe, sources, medians=dict(store.manifest.statistics["medians"]), counts=Counter())
+    reader = ActivationReader(recipe, sources, medians=dict(store.manifest.statistics["medians"]), counts=Counter())
     corpus = iter(documents(recipe.corpus))
     for _ in range(store.manifest.statistics["documents"]):
         next(corpus)

@@ -10,15 +10,15 @@ from trainer.kernels import int8_search
 from trainer.models.shapes import ModelShape
 from trainer.recipe.recipe import Recipe, parse_recipe
 from trainer.resources import estimate
-from trainer.resources.estimate import Need, Speed, measure_speed, needs
-from trainer.resources.fit import Room, lack, largest_fitting, shortages
+from trainer.resources.estimate import Speed, StageCost, measure_speed, needs
+from trainer.resources.fit import Available, lack, largest_fitting, shortages
 
 WIDTHS = {"left": 100, "right": 60}
 SHAPES = {
     "left": ModelShape(100, 1000, 900_000, 500_000, 400_000, 800_000, 4, 8),
     "right": ModelShape(60, 2000, 700_000, 300_000, 100_000, 600_000, 2, 6),
 }
-FREE = Room(memory=1e15, disk=1e15)
+FREE = Available(memory=1e15, disk=1e15)
 
 
 def recipe(**changes) -> Recipe:
@@ -36,7 +36,7 @@ def recipe(**changes) -> Recipe:
     return parse_recipe(data, origin="the test")
 
 
-def need(stage: str, one: Recipe, **options) -> Need:
+def need(stage: str, one: Recipe, **options) -> StageCost:
     return {need.stage: need for need in needs(one, SHAPES, WIDTHS, **options)}[stage]
 
 
@@ -172,10 +172,10 @@ def test_pages_of_files_are_no_reason_to_refuse():
 
 
 def test_a_gpu_that_is_too_small_is_said():
-    short = Need("train", 1e9, 0, 0, None, device=2e9)
+    short = StageCost("train", 1e9, 0, 0, None, device=2e9)
 
-    assert lack(short, Room(1e10, 1e10, device=1e9)) == "device"
-    assert lack(short, Room(1e10, 1e10, device=3e9)) is None
+    assert lack(short, Available(1e10, 1e10, device=1e9)) == "device"
+    assert lack(short, Available(1e10, 1e10, device=3e9)) is None
 
 
 def test_halving_stops_at_the_first_that_fits():

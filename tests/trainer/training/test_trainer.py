@@ -51,7 +51,7 @@ def unreadable(monkeypatch):
     def asking() -> str:
         return sys._getframe(2).f_code.co_qualname.split(".<locals>")[0]
 
-    class Reply:
+    class ScalarReadback:
         def __init__(self, numbers):
             assert numbers.device.type == "meta"
             self.count = numbers.numel()
@@ -74,7 +74,7 @@ def unreadable(monkeypatch):
     monkeypatch.setattr(gpu, "_works", lambda: True)
     monkeypatch.setattr(gpu, "_launch", launch)
     for module in (gpu, selection, trainer):
-        monkeypatch.setattr(module, "Reply", Reply)
+        monkeypatch.setattr(module, "ScalarReadback", ScalarReadback)
     for module in (selection, trainer):
         monkeypatch.setattr(
             module, "true_places", lambda _, count: torch.zeros(count, dtype=torch.int64, device="meta")

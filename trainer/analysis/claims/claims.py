@@ -12,9 +12,9 @@ from trainer.analysis.claims.decoys import examine, transplants
 from trainer.analysis.claims.latent_scaling import Scaling
 from trainer.analysis.claims.q_values import most_doubtful, p_values, q_values
 from trainer.analysis.claims.readout import Readout
-from trainer.analysis.claims.verdict import Facts, Judgement, judge, largest_ratio
+from trainer.analysis.claims.verdict import FeatureStats, Judgement, judge, largest_ratio
 from trainer.analysis.per_feature.decoder_norms import DecoderNorms, claims, holders, owners
-from trainer.analysis.rows.cross_fit import Halves
+from trainer.analysis.rows.cross_fit import TwoFold
 from trainer.analysis.rows.moments import Moments
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.recipe.measuring import AnalysisRecipe
@@ -48,7 +48,7 @@ class Measures:
 
 
 @dataclass(frozen=True)
-class Weighed:
+class JudgedClaims:
     """Claims after their trial. Axis F: features."""
 
     contrast: Contrast
@@ -60,7 +60,7 @@ class Weighed:
 
 
 @dataclass(frozen=True)
-class Claimed:
+class Ownership:
     """Which features are claimed, by decoder norms alone. Axes: F features, T reconstructed sources."""
 
     owner: list[str]
@@ -70,7 +70,7 @@ class Claimed:
     """Bool [F, T]."""
 
     @classmethod
-    def of(cls, crosscoder: Crosscoder, norms: DecoderNorms, recipe: AnalysisRecipe) -> "Claimed":
+    def of(cls, crosscoder: Crosscoder, norms: DecoderNorms, recipe: AnalysisRecipe) -> "Ownership":
         """By the recipe's thresholds."""
         written = [crosscoder.sources.index(name) for name in crosscoder.targets]
         owner = owners(norms.share[:, written], crosscoder.targets, recipe)
@@ -78,11 +78,11 @@ class Claimed:
 
 
 @dataclass(frozen=True)
-class Case:
+class ClaimInputs:
     """All that is known of a crosscoder's features before their claims are judged."""
 
     crosscoder: Crosscoder
-    claimed: Claimed
+    ownership: Ownership
     moments: Moments
     readouts: Mapping[str, Readout]
     """By source, of at least the crosscoder's targets."""
@@ -94,60 +94,65 @@ class Case:
     """How many other runs there are, for each feature [F] or for all."""
 
 
-def weigh(
-    case: Case, store: ActivationStore, recipe: AnalysisRecipe, *, known: Sequence[Known] = (), progress: Progress
-) -> Weighed:
+def judge_claims(
+    inputs: ClaimInputs,
+    store: ActivationStore,
+    recipe: AnalysisRecipe,
+    *,
+    known: Sequence[Known] = (),
+    progress: Progress,
+) -> JudgedClaims:
     """Judge all claims, held against decoys made here and against what is `known` to be false beside them.
 
     Takes one more pass over the store, for the decoys.
     """
-    crosscoder, claimed = case.crosscoder, case.claimed
+    crosscoder, ownership = inputs.crosscoder, inputs.ownership
     mine = contrast(
-        {name: case.readouts[name].score for name in crosscoder.targets}, claimed.holds, slack_of(case.moments)
+        {name: inputs.readouts[name].score for name in crosscoder.targets}, ownership.holds, slack_of(inputs.moments)
     )
-    decoys = _decoys(case, store, recipe, progress)
-    nu_error, nu_reconstruction = _elsewhere(case.scaling, crosscoder, claimed.holds)
-    unknown = np.full(len(claimed.owner), np.nan)
-    facts = Facts(
+    decoys = _decoys(inputs, store, recipe, progress)
+    nu_error, nu_reconstruction = _elsewhere(inputs.scaling, crosscoder, ownership.holds)
+    unknown = np.full(len(ownership.owner), np.nan)
+    facts = FeatureStats(
         mine,
         p_value=unknown,
         q_value=unknown,
         decoys=np.zeros(len(unknown), np.int64),
         nu_error=nu_error,
         nu_reconstruction=nu_reconstruction,
-        found_again=unknown if case.found_again is None else case.found_again,
-        other_runs=np.full(len(unknown), case.other_runs),
-        **vars(case.measures),
+        found_again=unknown if inputs.found_again is None else inputs.found_again,
+        other_runs=np.full(len(unknown), inputs.other_runs),
+        **vars(inputs.measures),
     )
     p, q, count = doubts(
-        claimed, mine, largest_ratio(facts, recipe.verdict), [decoys, *known], least=recipe.verdict.owner_readout
+        ownership, mine, largest_ratio(facts, recipe.verdict), [decoys, *known], least=recipe.verdict.owner_readout
     )
     facts = replace(facts, p_value=p, q_value=q, decoys=count)
-    return Weighed(mine, p, q, decoys, judge(claimed.claims, facts, recipe.verdict))
+    return JudgedClaims(mine, p, q, decoys, judge(ownership.claims, facts, recipe.verdict))
 
 
-def _decoys(case: Case, store: ActivationStore, recipe: AnalysisRecipe, progress: Progress) -> Known:
+def _decoys(inputs: ClaimInputs, store: ActivationStore, recipe: AnalysisRecipe, progress: Progress) -> Known:
     """Strengths of transplanted decoys for every owner that claims something; NaN for those that cannot be judged."""
-    claimed, owner, least = case.claimed, np.array(case.claimed.owner), recipe.verdict.owner_readout
-    readouts = {name: case.readouts[name] for name in case.crosscoder.targets}
+    ownership, owner, least = inputs.ownership, np.array(inputs.ownership.owner), recipe.verdict.owner_readout
+    readouts = {name: inputs.readouts[name] for name in inputs.crosscoder.targets}
     made = []
-    for name in sorted(set(owner[claimed.claims])) if recipe.decoys else ():
-        mine = claimed.claims & (owner == name)
-        made.append(transplants(name, readouts, claimed.holds, mine, count=recipe.decoys, least=least))
+    for name in sorted(set(owner[ownership.claims])) if recipe.decoys else ():
+        mine = ownership.claims & (owner == name)
+        made.append(transplants(name, readouts, ownership.holds, mine, count=recipe.decoys, least=least))
     found = examine(
         store,
-        case.crosscoder,
+        inputs.crosscoder,
         [one for one in made if one is not None],
-        case.measures.density,
-        halves=Halves.of(store),
-        of_rows=case.moments.of_rows,
+        inputs.measures.density,
+        halves=TwoFold.of(store),
+        of_rows=inputs.moments.of_rows,
         progress=progress,
     )
     return {name: np.where(one.own >= least, one.strength, np.nan) for name, one in found.items()}
 
 
 def doubts(
-    claimed: Claimed, contrast: Contrast, limit: np.ndarray, sets: Sequence[Known], *, least: float
+    ownership: Ownership, contrast: Contrast, limit: np.ndarray, sets: Sequence[Known], *, least: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """p-value, q-value and the number of decoys behind them [F], owner by owner.
 
@@ -156,10 +161,10 @@ def doubts(
     decoys the most doubtful decides. How small a p-value can be depends on the largest set alone: a smaller one is
     heard on claims that some decoy of its own matches, and one that is too small not at all.
     """
-    owner = np.array(claimed.owner)
+    owner = np.array(ownership.owner)
     p, q, count = np.full(len(owner), np.nan), np.full(len(owner), np.nan), np.zeros(len(owner), np.int64)
-    for name in set(owner[claimed.claims]):
-        mine = np.flatnonzero(claimed.claims & (owner == name))
+    for name in set(owner[ownership.claims]):
+        mine = np.flatnonzero(ownership.claims & (owner == name))
         strong = np.where(contrast.own[mine] >= least, contrast.strength[mine], np.nan)
         able = [one[name][~np.isnan(one[name])] for one in sets if name in one]
         able = [one for one in able if len(one) >= ENOUGH_DECOYS]
@@ -191,7 +196,7 @@ def _elsewhere(scaling: Scaling | None, crosscoder: Crosscoder, holds: np.ndarra
     return largest(scaling.nu_error), largest(scaling.nu_reconstruction)
 
 
-def known_false(path: Path, claimed: Claimed) -> list[Known]:
+def known_false(path: Path, ownership: Ownership) -> list[Known]:
     """Strengths of false claims from a run's `calibration.json`, for every owner; none when there is no such file.
 
     All sources of a null run are copies of one, so that whatever is claimed for any stands for all.
@@ -199,5 +204,5 @@ def known_false(path: Path, claimed: Claimed) -> list[Known]:
     if not path.is_file():
         return []
     strengths = json.loads(path.read_text(encoding="utf-8"))["known_false"]
-    owners = {name for name, claim in zip(claimed.owner, claimed.claims, strict=True) if claim}
+    owners = {name for name, claim in zip(ownership.owner, ownership.claims, strict=True) if claim}
     return [dict.fromkeys(owners, np.array(values, float)) for values in strengths.values()]

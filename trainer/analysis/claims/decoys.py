@@ -18,7 +18,7 @@ from torch import Tensor
 from trainer.analysis.claims.contrast import Contrast, contrast, slack_of
 from trainer.analysis.claims.readout import Readout, readout
 from trainer.analysis.per_feature.decoder_norms import holders
-from trainer.analysis.rows.cross_fit import Halves
+from trainer.analysis.rows.cross_fit import TwoFold
 from trainer.analysis.rows.moments import Moments, RowMoments
 from trainer.crosscoder.crosscoder import Codes, Crosscoder
 from trainer.kernels.sparse import dense_above
@@ -98,7 +98,7 @@ def examine(
     decoys: Sequence[Decoys],
     density: np.ndarray,
     *,
-    halves: Halves,
+    halves: TwoFold,
     of_rows: RowMoments | None = None,
     progress: Progress,
 ) -> dict[str, Contrast]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trainer.analysis.claims.spaces import Spaces
 from trainer.crosscoder.crosscoder import Codes, Crosscoder
-from trainer.kernels.sparse import Pattern, products
+from trainer.kernels.sparse import SparsePattern, products
 from trainer.store.store import Rows
 
 
@@ -80,7 +80,7 @@ class LatentScaling:
         features = self._crosscoder.features
         value = codes.value.double()
         self._squares += torch.bincount(codes.feature, weights=value.square(), minlength=features)
-        pattern = Pattern(codes.row.contiguous(), codes.feature.contiguous(), rows=codes.rows, features=features)
+        pattern = SparsePattern(codes.row.contiguous(), codes.feature.contiguous(), rows=codes.rows, features=features)
         rebuilt = self._crosscoder.decode(codes, raw=False)
         for source, space in self._space_of.items():
             targets = (self._in_reconstruction, rebuilt[source]), (self._in_error, rows[source] - rebuilt[source])

@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from trainer.analysis.claims.claims import Claimed
+from trainer.analysis.claims.claims import Ownership
 from trainer.analysis.per_feature.decoder_norms import decoder_norms
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.errors import CrosscoderError
@@ -50,7 +50,7 @@ class Side(NamedTuple):
     """One run's features with their activations [R, F] on the sampled rows."""
 
     crosscoder: Crosscoder
-    claimed: Claimed
+    claimed: Ownership
     activations: sp.csc_array
 
 
@@ -71,7 +71,7 @@ def other_runs(folder: RunFolder) -> list[RunFolder]:
 def stability(
     store: ActivationStore,
     crosscoder: Crosscoder,
-    claimed: Claimed,
+    claimed: Ownership,
     others: Sequence[RunFolder],
     recipe: AnalysisRecipe,
 ) -> Stability:
@@ -87,7 +87,7 @@ def stability(
         if other is None:
             continue
         mine = mine or Side(crosscoder, claimed, _activations(store, crosscoder))
-        theirs = Side(other, Claimed.of(other, decoder_norms(other), recipe), _activations(store, other))
+        theirs = Side(other, Ownership.of(other, decoder_norms(other), recipe), _activations(store, other))
         found += found_again(mine, theirs)
         looked_in += np.isin(claimed.owner, theirs.claimed.owner)
     return Stability(found, looked_in)

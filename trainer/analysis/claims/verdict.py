@@ -29,7 +29,7 @@ NEEDED = ("readout_contrast", "q_value")
 
 
 @dataclass(frozen=True)
-class Facts:
+class FeatureStats:
     """What is known of every feature [F]; NaN where something is not."""
 
     contrast: Contrast
@@ -53,11 +53,11 @@ class Facts:
     other_runs: np.ndarray
     """How many other runs there are, int64 [F]."""
 
-    def of(self, some: np.ndarray) -> "Facts":
+    def of(self, some: np.ndarray) -> "FeatureStats":
         """The facts of some features, by their indices."""
         contrast = Contrast(self.contrast.own[some], self.contrast.other[some], self.contrast.slack)
         rest = {field.name: getattr(self, field.name)[some] for field in fields(self) if field.name != "contrast"}
-        return Facts(contrast, **rest)
+        return FeatureStats(contrast, **rest)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Judgement:
         }
 
 
-def judge(claims: np.ndarray, facts: Facts, recipe: VerdictRecipe) -> Judgement:
+def judge(claims: np.ndarray, facts: FeatureStats, recipe: VerdictRecipe) -> Judgement:
     """Verdicts on all features, of which `claims`, bool [F], say that some source lacks them."""
     index = np.flatnonzero(claims)
     mine = facts.of(index)
@@ -126,7 +126,7 @@ def judge(claims: np.ndarray, facts: Facts, recipe: VerdictRecipe) -> Judgement:
     return Judgement(verdict.tolist(), kind.tolist(), index, tests)
 
 
-def largest_ratio(facts: Facts, recipe: VerdictRecipe) -> np.ndarray:
+def largest_ratio(facts: FeatureStats, recipe: VerdictRecipe) -> np.ndarray:
     """Up to which readout ratio each claim may stand [F].
 
     Sources of one space carry nearly the same information, also where one of them makes nothing of it. There latent
@@ -136,7 +136,7 @@ def largest_ratio(facts: Facts, recipe: VerdictRecipe) -> np.ndarray:
     return np.where(scaled, recipe.readout_contrast_same_space, recipe.readout_contrast)
 
 
-def _tests(facts: Facts, recipe: VerdictRecipe) -> Iterator[Test]:
+def _tests(facts: FeatureStats, recipe: VerdictRecipe) -> Iterator[Test]:
     """The rule, one test at a time."""
     ratio, firings = facts.contrast.ratio, facts.firings.astype(np.int64)
 

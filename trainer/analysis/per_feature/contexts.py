@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trainer.analysis.rows.codes import FeatureCodes, begins, rank_within
-from trainer.analysis.rows.row_order import Places
+from trainer.analysis.rows.row_order import RowOrder
 from trainer.recipe.measuring import ContextsRecipe
 
 FIFTHS = 5
@@ -33,7 +33,7 @@ class Kept(NamedTuple):
     """Activation there, fp32 [K]."""
 
 
-def keep(codes: FeatureCodes, places: Places, recipe: ContextsRecipe, *, seed: int = 0) -> Kept:
+def keep(codes: FeatureCodes, places: RowOrder, recipe: ContextsRecipe, *, seed: int = 0) -> Kept:
     """The firings to keep of a range of features, whose rows are places. The sample depends on the seed alone."""
     top = _top(codes, places, recipe.top)
     sample, fifth = _sample(codes, recipe.per_quantile, seed)
@@ -46,7 +46,7 @@ def keep(codes: FeatureCodes, places: Places, recipe: ContextsRecipe, *, seed: i
     return Kept(feature, bucket, rank, codes.row[chosen], codes.value[chosen])
 
 
-def _top(codes: FeatureCodes, places: Places, count: int) -> np.ndarray:
+def _top(codes: FeatureCodes, places: RowOrder, count: int) -> np.ndarray:
     """Indices of each feature's strongest firings, at most one per sequence."""
     if not len(codes.row):
         return np.zeros(0, np.int64)

@@ -6,16 +6,16 @@ import numpy as np
 
 from trainer.analysis.per_feature.languages import languages
 from trainer.analysis.rows.codes import FeatureCodes, begins
-from trainer.analysis.rows.row_order import Places
+from trainer.analysis.rows.row_order import RowOrder
 from trainer.analysis.rows.texts import Texts
 
 
 @dataclass(frozen=True)
-class Ground:
+class RowMetadata:
     """What is known of every row analysed. Axis P: places, or rows when the store has no text."""
 
     rows: int
-    places: Places | None = None
+    places: RowOrder | None = None
     texts: Texts | None = None
     template: np.ndarray | None = None
     """Whether each place ends in a chat template, bool [P]."""
@@ -25,7 +25,7 @@ class Ground:
     """Ways to divide the sequences: by corpus part, and by language; none without texts."""
 
     @classmethod
-    def of(cls, rows: int, places: Places | None, texts: Texts | None) -> "Ground":
+    def of(cls, rows: int, places: RowOrder | None, texts: Texts | None) -> "RowMetadata":
         """What can be known from the places and, if there are any, the texts."""
         return cls(
             rows,
@@ -60,7 +60,7 @@ class Parts:
     """Part of each sequence, index into `names` [Q]."""
     names: tuple[str, ...]
 
-    def firings(self, codes: FeatureCodes, places: Places) -> np.ndarray:
+    def firings(self, codes: FeatureCodes, places: RowOrder) -> np.ndarray:
         """Firings of each feature of a range in each part, int64 [features, parts]."""
         cell = codes.feature * len(self.names) + self.of[places.sequence[codes.row]]
         return np.bincount(cell, minlength=codes.features * len(self.names)).reshape(codes.features, -1)
@@ -75,7 +75,7 @@ class Parts:
         }
 
 
-def measure(codes: FeatureCodes, ground: Ground) -> dict[str, np.ndarray]:
+def measure(codes: FeatureCodes, metadata: RowMetadata) -> dict[str, np.ndarray]:
     """Measures of a range of features, as columns of the table `feature` [features]; NaN where not known.
 
     `main_corpus` and `main_language` are indices into the ground's parts here, -1 where not known. `squares` is the sum
@@ -85,38 +85,38 @@ def measure(codes: FeatureCodes, ground: Ground) -> dict[str, np.ndarray]:
     total = np.bincount(codes.feature, weights=codes.value, minlength=codes.features)
     columns = {
         "firings": firings,
-        "density": firings / max(ground.rows, 1),
+        "density": firings / max(metadata.rows, 1),
         "max_activation": codes.largest().astype(np.float64),
         "mean_activation": _per(total, firings),
-        "template_share": _share(codes, ground.template),
-        "first_token_share": _share(codes, ground.opening),
+        "template_share": _share(codes, metadata.template),
+        "first_token_share": _share(codes, metadata.opening),
         "squares": np.bincount(codes.feature, weights=codes.value.astype(np.float64) ** 2, minlength=codes.features),
     }
-    return columns | _text_measures(codes, ground)
+    return columns | _text_measures(codes, metadata)
 
 
-def _text_measures(codes: FeatureCodes, ground: Ground) -> dict[str, np.ndarray]:
+def _text_measures(codes: FeatureCodes, metadata: RowMetadata) -> dict[str, np.ndarray]:
     measures = {"documents": np.full(codes.features, np.nan)}
-    if ground.texts is not None and ground.places is not None:
-        measures["documents"] = _distinct(codes, ground.texts.document[ground.places.sequence[codes.row]])
+    if metadata.texts is not None and metadata.places is not None:
+        measures["documents"] = _distinct(codes, metadata.texts.document[metadata.places.sequence[codes.row]])
     for kind in ("corpus", "language"):
-        part = next((part for part in ground.parts if part.kind == kind), None)
-        if part is None or ground.places is None:
+        part = next((part for part in metadata.parts if part.kind == kind), None)
+        if part is None or metadata.places is None:
             main, share = np.full(codes.features, -1), np.full(codes.features, np.nan)
         else:
-            table = part.firings(codes, ground.places)
+            table = part.firings(codes, metadata.places)
             main = np.where(codes.counts > 0, table.argmax(axis=1), -1)
             share = _per(table.max(axis=1), codes.counts)
         measures |= {f"main_{kind}": main, f"main_{kind}_share": share}
     return measures
 
 
-def corpus_shares(ground: Ground) -> np.ndarray:
+def corpus_shares(metadata: RowMetadata) -> np.ndarray:
     """Share of all rows in each corpus part [parts]; empty without texts."""
-    if ground.texts is None or ground.places is None:
+    if metadata.texts is None or metadata.places is None:
         return np.zeros(0)
-    parts = ground.texts.corpus[ground.places.sequence]
-    return np.bincount(parts, minlength=len(ground.texts.corpora)) / max(len(parts), 1)
+    parts = metadata.texts.corpus[metadata.places.sequence]
+    return np.bincount(parts, minlength=len(metadata.texts.corpora)) / max(len(parts), 1)
 
 
 def share_of_rows(flag: np.ndarray | None) -> float:

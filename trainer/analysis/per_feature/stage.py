@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trainer.analysis.per_feature.contexts import keep
-from trainer.analysis.per_feature.firings import Ground, measure
+from trainer.analysis.per_feature.firings import RowMetadata, measure
 from trainer.analysis.per_feature.histogram import histogram
 from trainer.analysis.per_feature.windows import Windows
 from trainer.analysis.rows.codes import FeatureCodes
@@ -31,19 +31,19 @@ class Answers(NamedTuple):
     """Sequences that are shown, int64, rising."""
 
 
-def ask(stored: FeatureCodes, ground: Ground, windows: Windows | None, recipe: ContextsRecipe) -> Answers:
+def ask(stored: FeatureCodes, metadata: RowMetadata, windows: Windows | None, recipe: ContextsRecipe) -> Answers:
     """Ask everything of a range of features."""
-    places = ground.places
+    places = metadata.places
     piece = stored.placed(None if places is None else places.of_row)
     tables: list[tuple[str, Mapping[str, Any]]] = [("histogram", histogram(piece))]
     sequences = np.zeros(0, np.int64)
     if places is not None:
-        tables += [(f"feature_{p.kind}", p.columns(piece.first, p.firings(piece, places))) for p in ground.parts]
+        tables += [(f"feature_{p.kind}", p.columns(piece.first, p.firings(piece, places))) for p in metadata.parts]
     if windows is not None:
         kept = keep(piece, windows.places, recipe)
         tables.append(("firing", windows.columns(piece, kept)))
         sequences = np.unique(windows.places.sequence[kept.place])
-    return Answers(piece.features, tables, measure(piece, ground), sequences)
+    return Answers(piece.features, tables, measure(piece, metadata), sequences)
 
 
 def side_by_side(question: Callable[[FeatureCodes], Answers], pieces: Iterable[FeatureCodes]) -> Iterator[Answers]:

@@ -5,14 +5,14 @@ import pyarrow as pa
 
 from trainer.analysis.per_feature.contexts import BUCKETS, Kept
 from trainer.analysis.rows.codes import FeatureCodes
-from trainer.analysis.rows.row_order import Places
+from trainer.analysis.rows.row_order import RowOrder
 from trainer.analysis.rows.texts import Texts, spread
 
 
 class Windows:
     """Cuts windows of a number of rows. Rows are common token ends, so every source's tokens fit whole."""
 
-    def __init__(self, places: Places, texts: Texts, rows: int) -> None:
+    def __init__(self, places: RowOrder, texts: Texts, rows: int) -> None:
         """Cut windows of `rows` rows, a little more where a row ends inside a character."""
         self.places, self.texts, self._rows = places, texts, rows
         self._begin, self._end = _character_places(texts.between_characters(places))

@@ -14,7 +14,7 @@ from trainer.store.store import ActivationStore, Block
 
 
 @dataclass(frozen=True)
-class Halves:
+class TwoFold:
     """Which half each row of a store belongs to."""
 
     of_sequence: Tensor | None
@@ -23,7 +23,7 @@ class Halves:
     """Rows in the store."""
 
     @classmethod
-    def of(cls, store: ActivationStore) -> "Halves":
+    def of(cls, store: ActivationStore) -> "TwoFold":
         """Halves of about as many documents, in random order but always the same; ranges of rows without documents.
 
         A store with a single document is cut in the middle too.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trainer.crosscoder.crosscoder import Codes
-from trainer.kernels.sparse import Pattern, sum_by_feature
+from trainer.kernels.sparse import SparsePattern, sum_by_feature
 from trainer.store.store import Rows
 
 HALVES = 2
@@ -91,7 +91,7 @@ class Moments:
         self.firings += summed(None)
         self.sums += summed(value)
         self.squares += summed(value.square())
-        pattern = Pattern(codes.row.contiguous(), cell, rows=codes.rows, features=cells)
+        pattern = SparsePattern(codes.row.contiguous(), cell, rows=codes.rows, features=cells)
         for source in self.widths:
             found = sum_by_feature(pattern, codes.value, rows[source].float())
             self.cross[source] += found.view(HALVES, self.features, -1)

@@ -13,7 +13,7 @@ OPENING = 8
 
 
 @dataclass(frozen=True)
-class Places:
+class RowOrder:
     """Where in the text every row lies. Axis P: rows by sequence and then by the byte where they end."""
 
     sequence: np.ndarray
@@ -40,7 +40,7 @@ class Places:
         return opening
 
 
-class PlaceCollector:
+class RowOrderCollector:
     """Gathers the places of blocks in stored order; twelve bytes per row."""
 
     def __init__(self) -> None:
@@ -54,18 +54,18 @@ class PlaceCollector:
         else:
             self._parts.append((_int32(block.sequence), _int32(block.byte_end)))
 
-    def finish(self) -> Places | None:
+    def finish(self) -> RowOrder | None:
         """The places of all rows, or None when some block had none."""
         if not self._complete or not self._parts:
             return None
         sequence, byte_end = (np.concatenate(column) for column in zip(*self._parts, strict=True))
         key = (sequence.astype(np.int64) << 32) + byte_end
         if (np.diff(key) >= 0).all():
-            return Places(sequence, byte_end, None)
+            return RowOrder(sequence, byte_end, None)
         order = np.argsort(key, kind="stable")
         of_row = np.empty(len(order), np.int32)
         of_row[order] = np.arange(len(order), dtype=np.int32)
-        return Places(sequence[order], byte_end[order], of_row)
+        return RowOrder(sequence[order], byte_end[order], of_row)
 
 
 def _int32(column: Tensor) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trainer.analysis.rows.row_order import Places
+from trainer.analysis.rows.row_order import RowOrder
 from trainer.errors import StoreError
 
 COLUMNS = ("sequence", "document", "corpus", "held_out", "text", "template_spans", "tokens")
@@ -57,14 +57,14 @@ class Texts:
         """Bytes of each text, int64 [Q]."""
         return np.diff(self.text_start)
 
-    def in_template(self, places: Places) -> np.ndarray:
+    def in_template(self, places: RowOrder) -> np.ndarray:
         """Whether each place ends inside a template span (after its start, up to its end), bool [P]."""
         where = _key(places.sequence, places.byte_end)
         begun = np.searchsorted(np.sort(_key(self.template[:, 0], self.template[:, 1])), where, side="left")
         ended = np.searchsorted(np.sort(_key(self.template[:, 0], self.template[:, 2])), where, side="left")
         return begun > ended
 
-    def between_characters(self, places: Places) -> np.ndarray:
+    def between_characters(self, places: RowOrder) -> np.ndarray:
         """Whether each place ends where a character ends, bool [P]; byte tokens may end inside one."""
         at = self.text_start[places.sequence] + places.byte_end
         following = self.data[np.minimum(at, len(self.data) - 1)] if len(self.data) else np.zeros(len(at), np.uint8)
@@ -128,7 +128,7 @@ def read_texts(table: pa.Table, sources: int) -> Texts:
     )
 
 
-def check_places(texts: Texts, places: Places) -> None:
+def check_places(texts: Texts, places: RowOrder) -> None:
     """Every place lies in a sequence there is, on a byte of its text. Raises StoreError."""
     last = int(places.sequence[-1])
     if places.sequence[0] < 0 or last >= texts.sequences:

@@ -6,7 +6,7 @@ import pytest
 from app.errors import BadQuery
 from app.results.connection import Results
 from app.results.features.feature_list import every_feature, list_features, neighbours, order_of, random_feature
-from app.results.features.query import PER_PAGE, Listing
+from app.results.features.query import PER_PAGE, FeatureQuery
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def everything(tables: duckdb.DuckDBPyConnection) -> list[dict]:
 
 
 def indexes(results: Results, **state) -> list[int]:
-    return [row.feature for row in every_feature(results, Listing(**state), state.pop("found", None))]
+    return [row.feature for row in every_feature(results, FeatureQuery(**state), state.pop("found", None))]
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def indexes(results: Results, **state) -> list[int]:
 )
 def test_a_filter_keeps_what_a_look_through_all_features_keeps(results: Results, everything, state, keeps):
     assert sorted(indexes(results, **state)) == [f["feature"] for f in everything if keeps(f)]
-    assert list_features(results, Listing(**state), None).total == sum(map(bool, map(keeps, everything)))
+    assert list_features(results, FeatureQuery(**state), None).total == sum(map(bool, map(keeps, everything)))
 
 
 @pytest.mark.parametrize("column", ["density", "max_activation", "norm_share", "score", "template_share"])
@@ -60,10 +60,10 @@ def test_sorting_puts_features_without_a_value_last_and_breaks_ties_by_index(res
 
 
 def test_pages_follow_each_other_without_gap_or_repeat(results: Results, everything):
-    first = list_features(results, Listing(sort="owner"), None)
+    first = list_features(results, FeatureQuery(sort="owner"), None)
     shown = []
     for page in range(1, first.pages + 1):
-        rows = list_features(results, Listing(sort="owner", page=page), None).rows
+        rows = list_features(results, FeatureQuery(sort="owner", page=page), None).rows
         assert len(rows) <= PER_PAGE
         shown += [row.feature for row in rows]
 
@@ -73,14 +73,14 @@ def test_pages_follow_each_other_without_gap_or_repeat(results: Results, everyth
 
 
 def test_a_page_beyond_the_last_shows_the_last(results: Results):
-    found = list_features(results, Listing(page=99), None)
+    found = list_features(results, FeatureQuery(page=99), None)
 
     assert (found.page, found.pages) == (5, 5)
     assert len(found.rows) == 40
 
 
 def test_a_facet_counts_its_values_under_the_other_filters(results: Results, everything):
-    listing = Listing(owner="gemma3", life="alive", share_min=0.5)
+    listing = FeatureQuery(owner="gemma3", life="alive", share_min=0.5)
     facets = list_features(results, listing, None).facets
     alive = [f for f in everything if f["firings"] > 0 and f["norm_share"] >= 0.5]
 
@@ -93,13 +93,13 @@ def test_a_facet_counts_its_values_under_the_other_filters(results: Results, eve
 
 
 def test_a_chosen_value_that_counts_nothing_can_still_be_taken_away(results: Results):
-    facets = list_features(results, Listing(owner="nobody"), None).facets
+    facets = list_features(results, FeatureQuery(owner="nobody"), None).facets
 
     assert {(value.value, value.count, value.chosen) for value in facets["owner"]} >= {("nobody", 0, True)}
 
 
 def test_text_restricts_to_the_features_it_was_found_in(results: Results):
-    listing = Listing(q="anything", life="alive")
+    listing = FeatureQuery(q="anything", life="alive")
 
     assert [row.feature for row in every_feature(results, listing, {3, 5, 15, 7})] != []
     assert sorted(row.feature for row in every_feature(results, listing, {3, 5, 15, 7})) == [3, 5, 7]
@@ -107,7 +107,7 @@ def test_text_restricts_to_the_features_it_was_found_in(results: Results):
 
 
 def test_neighbours_are_those_of_the_filtered_list(results: Results):
-    order = order_of(results, Listing(owner="gemma3", sort="-density"), None)
+    order = order_of(results, FeatureQuery(owner="gemma3", sort="-density"), None)
     assert order == indexes(results, owner="gemma3", sort="-density")
 
     middle = neighbours(order, order[4])
@@ -124,38 +124,38 @@ def test_from_a_feature_outside_the_list_the_list_begins():
 
 
 def test_a_random_feature_lives_and_passes_the_filters(results: Results):
-    allowed = {row.feature for row in every_feature(results, Listing(owner="gemma3", life="alive"), None)}
+    allowed = {row.feature for row in every_feature(results, FeatureQuery(owner="gemma3", life="alive"), None)}
 
-    assert {random_feature(results, Listing(owner="gemma3"), None) for _ in range(10)} <= allowed
-    assert random_feature(results, Listing(owner="nobody"), None) is None
+    assert {random_feature(results, FeatureQuery(owner="gemma3"), None) for _ in range(10)} <= allowed
+    assert random_feature(results, FeatureQuery(owner="nobody"), None) is None
 
 
 def test_what_makes_no_sense_is_refused_with_what_would(results: Results):
     with pytest.raises(BadQuery, match="Sort by one of: score, feature"):
-        list_features(results, Listing(sort="-beauty"), None)
+        list_features(results, FeatureQuery(sort="-beauty"), None)
     with pytest.raises(BadQuery, match="Its sources are smollm2, gemma3"):
-        list_features(results, Listing(share_of="llama"), None)
+        list_features(results, FeatureQuery(share_of="llama"), None)
 
 
 def test_an_address_leaves_defaults_out_and_gives_the_same_state_back():
-    listing = Listing(owner=["a", "b"], density_min=0.001, q="ü &", page=3)
+    listing = FeatureQuery(owner=["a", "b"], density_min=0.001, q="ü &", page=3)
 
     pairs = listing.pairs()
 
     assert pairs == [("owner", "a"), ("owner", "b"), ("q", "ü &"), ("density_min", "0.001"), ("page", "3")]
-    assert Listing().pairs() == []
+    assert FeatureQuery().pairs() == []
 
 
 def test_choosing_a_facet_again_takes_it_away_and_goes_to_the_first_page():
-    listing = Listing(owner="a", page=4)
+    listing = FeatureQuery(owner="a", page=4)
 
     assert listing.toggled("owner", "b") == [("owner", "a"), ("owner", "b")]
     assert listing.toggled("owner", "a") == []
 
 
 def test_a_column_sorts_first_by_its_strongest_and_then_the_other_way():
-    assert Listing().sorted_by("density") == [("sort", "-density")]
-    assert Listing(sort="-density").sorted_by("density") == [("sort", "density")]
-    assert Listing(sort="density").sorted_by("density") == [("sort", "-density")]
-    assert Listing().sorted_by("feature") == [("sort", "feature")]
-    assert Listing().sorted_by("score") == [("sort", "score")]
+    assert FeatureQuery().sorted_by("density") == [("sort", "-density")]
+    assert FeatureQuery(sort="-density").sorted_by("density") == [("sort", "density")]
+    assert FeatureQuery(sort="density").sorted_by("density") == [("sort", "-density")]
+    assert FeatureQuery().sorted_by("feature") == [("sort", "feature")]
+    assert FeatureQuery().sorted_by("score") == [("sort", "score")]

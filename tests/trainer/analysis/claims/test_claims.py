@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from trainer.analysis.claims.claims import ENOUGH_DECOYS, Claimed, doubts, known_false
+from trainer.analysis.claims.claims import ENOUGH_DECOYS, Ownership, doubts, known_false
 from trainer.analysis.claims.contrast import Contrast
 
-CLAIMED = Claimed(
+CLAIMED = Ownership(
     ["a", "a", "a", "b", "shared"],
     np.array([True, True, True, True, False]),
     np.array([[True, False]] * 3 + [[False, True], [True, True]]),

@@ -10,7 +10,7 @@ from tests.worlds.tiny_activations import tiny_activations
 from trainer.analysis.claims.contrast import Contrast, contrast, slack_of
 from trainer.analysis.claims.decoys import Decoys, examine, fired, matched, thresholds, transplants
 from trainer.analysis.claims.readout import readout
-from trainer.analysis.rows.cross_fit import Halves
+from trainer.analysis.rows.cross_fit import TwoFold
 from trainer.analysis.rows.moments import Moments
 from trainer.crosscoder.crosscoder import Codes, Crosscoder, initial
 from trainer.crosscoder.groups import Group
@@ -66,7 +66,7 @@ def test_a_decoy_fires_as_often_as_its_feature(tmp_path):
 
 def moments_of(values: torch.Tensor, store: ActivationStore) -> Moments:
     """Moments of some features given as a dense table [rows, features]."""
-    moments, first, halves = Moments(store.widths, values.shape[1]), 0, Halves.of(store)
+    moments, first, halves = Moments(store.widths, values.shape[1]), 0, TwoFold.of(store)
     for block in store.blocks():
         count = len(block.rows["left"])
         part = values[first : first + count]
@@ -89,7 +89,7 @@ def test_what_both_sides_hold_looks_shared_through_either_side_s_eyes_and_what_o
     assert found is not None and found.features.tolist() == [0, 1]
     progress = Progress(RunFolder(tmp_path / "run"), "tiny")
     crosscoder = crosscoder_of(store)
-    examined = examine(store, crosscoder, [found], np.array([0.3, 0.3]), halves=Halves.of(store), progress=progress)[
+    examined = examine(store, crosscoder, [found], np.array([0.3, 0.3]), halves=TwoFold.of(store), progress=progress)[
         "left"
     ]
 
@@ -107,7 +107,7 @@ def test_nothing_is_transplanted_where_nothing_is_shared_or_too_little_can_be_to
 
     assert transplants("left", readouts, nobody, np.zeros(2, bool), count=5, least=0.0) is None
     assert transplants("left", readouts, both, np.zeros(2, bool), count=5, least=0.999) is None
-    assert examine(store, crosscoder_of(store), [], np.zeros(2), halves=Halves.of(store), progress=None) == {}  # type: ignore[arg-type]
+    assert examine(store, crosscoder_of(store), [], np.zeros(2), halves=TwoFold.of(store), progress=None) == {}  # type: ignore[arg-type]
 
 
 def test_a_contrast_holds_the_best_of_either_side_against_each_other():

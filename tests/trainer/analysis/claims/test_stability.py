@@ -5,7 +5,7 @@ import scipy.sparse as sp
 import torch
 
 from tests.worlds.tiny_store import WIDTHS, tiny_crosscoder, tiny_store
-from trainer.analysis.claims.claims import Claimed
+from trainer.analysis.claims.claims import Ownership
 from trainer.analysis.claims.stability import Side, found_again, other_runs, stability
 from trainer.analysis.per_feature.decoder_norms import decoder_norms
 from trainer.crosscoder.crosscoder import Crosscoder
@@ -17,7 +17,7 @@ AMPLITUDES = {(0, 0, 7): 2.0, (1, 0, 14): 2.0, (2, 1, 5): 3.0}
 
 
 def side(crosscoder: Crosscoder, activations: np.ndarray) -> Side:
-    claimed = Claimed.of(crosscoder, decoder_norms(crosscoder), AnalysisRecipe())
+    claimed = Ownership.of(crosscoder, decoder_norms(crosscoder), AnalysisRecipe())
     return Side(crosscoder, claimed, sp.csc_array(activations))
 
 
@@ -65,7 +65,7 @@ def test_runs_are_counted_that_compare_the_same_and_have_the_same_rows(tmp_path)
     (tmp_path / "runs" / "tiny-e").mkdir()
     mine = RunFolder(tmp_path / "runs" / "tiny-a")
     crosscoder = tiny_crosscoder()
-    claimed = Claimed.of(crosscoder, decoder_norms(crosscoder), AnalysisRecipe())
+    claimed = Ownership.of(crosscoder, decoder_norms(crosscoder), AnalysisRecipe())
 
     others = other_runs(mine)
     found = stability(store, crosscoder, claimed, others, AnalysisRecipe())
@@ -78,7 +78,7 @@ def test_runs_are_counted_that_compare_the_same_and_have_the_same_rows(tmp_path)
 
 def test_a_run_that_claims_nothing_for_an_owner_is_not_held_against_its_claims(tmp_path):
     store, crosscoder = tiny_store(tmp_path / "store", AMPLITUDES), tiny_crosscoder()
-    claimed = Claimed.of(crosscoder, decoder_norms(crosscoder), AnalysisRecipe())
+    claimed = Ownership.of(crosscoder, decoder_norms(crosscoder), AnalysisRecipe())
     group = Group("shared", 4, 0, ("left", "right"), ("left", "right"))
     weights = {
         f"{kind}.{name}.shared": torch.eye(4, WIDTHS[name]) for kind in ("encoder", "decoder") for name in WIDTHS
@@ -100,7 +100,7 @@ def test_a_run_that_claims_nothing_for_an_owner_is_not_held_against_its_claims(t
 
 def test_a_run_alone_says_nothing(tmp_path):
     store, crosscoder = tiny_store(tmp_path / "store", AMPLITUDES), tiny_crosscoder()
-    claimed = Claimed.of(crosscoder, decoder_norms(crosscoder), AnalysisRecipe())
+    claimed = Ownership.of(crosscoder, decoder_norms(crosscoder), AnalysisRecipe())
     found = stability(store, crosscoder, claimed, [], AnalysisRecipe())
 
     assert np.isnan(found.share).all()

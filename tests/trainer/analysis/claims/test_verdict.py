@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from trainer.analysis.claims.contrast import Contrast
-from trainer.analysis.claims.verdict import Facts, Judgement, judge, shares
+from trainer.analysis.claims.verdict import FeatureStats, Judgement, judge, shares
 from trainer.recipe.measuring import VerdictRecipe
 
 GOOD = {
@@ -30,7 +30,7 @@ SAME_SPACE = {"nu_error": 0.1, "nu_reconstruction": 0.2}
 def judged(*changes: dict[str, float]) -> Judgement:
     columns = {name: np.array([{**GOOD, **change}[name] for change in changes]) for name in GOOD}
     contrast = Contrast(columns.pop("own"), columns.pop("other"), slack=0.0)
-    return judge(np.ones(len(changes), bool), Facts(contrast, **columns), VerdictRecipe())
+    return judge(np.ones(len(changes), bool), FeatureStats(contrast, **columns), VerdictRecipe())
 
 
 def verdict(**change: float) -> tuple[str, str | None]:
@@ -95,7 +95,7 @@ def test_what_the_other_side_tells_nearly_as_well_is_refuted_however_unlike_deco
 
 def test_features_that_claim_nothing_have_no_verdict_and_no_evidence():
     columns = {name: np.full(2, value) for name, value in GOOD.items()}
-    facts = Facts(Contrast(columns.pop("own"), columns.pop("other"), slack=0.0), **columns)
+    facts = FeatureStats(Contrast(columns.pop("own"), columns.pop("other"), slack=0.0), **columns)
 
     found = judge(np.array([False, True]), facts, VerdictRecipe())
 

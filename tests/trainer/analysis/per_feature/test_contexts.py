@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 
 from tests.worlds.dense_codes import feature_codes, matrices
 from trainer.analysis.per_feature.contexts import BUCKETS, TOP, keep
-from trainer.analysis.rows.row_order import Places
+from trainer.analysis.rows.row_order import RowOrder
 from trainer.recipe.measuring import ContextsRecipe
 
 
-def places_of(sequence: np.ndarray) -> Places:
-    return Places(sequence.astype(np.int32), np.arange(len(sequence), dtype=np.int32), None)
+def places_of(sequence: np.ndarray) -> RowOrder:
+    return RowOrder(sequence.astype(np.int32), np.arange(len(sequence), dtype=np.int32), None)
 
 
 def strongest(dense: np.ndarray, sequence: np.ndarray, feature: int, count: int) -> list[tuple[int, float]]:

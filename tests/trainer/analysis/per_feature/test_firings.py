@@ -5,16 +5,16 @@ import pytest
 
 from tests.worlds.dense_codes import feature_codes
 from tests.worlds.tiny_store import rows, text_table
-from trainer.analysis.per_feature.firings import Ground, corpus_shares, measure, share_of_rows
-from trainer.analysis.rows.row_order import Places
+from trainer.analysis.per_feature.firings import RowMetadata, corpus_shares, measure, share_of_rows
+from trainer.analysis.rows.row_order import RowOrder
 from trainer.analysis.rows.texts import read_texts
 
 ORDER = rows()
 
 
-def ground() -> Ground:
-    places = Places(*(np.array(column, np.int32) for column in zip(*ORDER, strict=True)), None)
-    return Ground.of(len(ORDER), places, read_texts(text_table(), 2))
+def metadata() -> RowMetadata:
+    places = RowOrder(*(np.array(column, np.int32) for column in zip(*ORDER, strict=True)), None)
+    return RowMetadata.of(len(ORDER), places, read_texts(text_table(), 2))
 
 
 def dense(*features: dict[tuple[int, int], float]) -> np.ndarray:
@@ -35,7 +35,7 @@ def test_measures_of_three_features_by_hand():
                 {(3, 5): 4.0, (3, 10): 4.0, (3, 15): 1.0, (4, 10): 1.0},
             )
         ),
-        ground(),
+        metadata(),
     )
 
     assert measures["firings"].tolist() == [3, 0, 4]
@@ -46,26 +46,26 @@ def test_measures_of_three_features_by_hand():
     assert measures["template_share"].tolist() == pytest.approx([1 / 3, np.nan, 1 / 4], nan_ok=True)
     assert measures["documents"].tolist() == [2, 0, 2]
     assert measures["main_corpus"].tolist() == [0, -1, 1]
-    assert ground().texts.corpora == ("wiki", "chat")
+    assert metadata().texts.corpora == ("wiki", "chat")
     assert measures["main_corpus_share"].tolist() == pytest.approx([2 / 3, np.nan, 3 / 4], nan_ok=True)
 
 
 def test_the_share_of_first_tokens_counts_the_first_eight_rows_of_a_sequence():
-    places = Places(np.zeros(10, np.int32), np.arange(10, dtype=np.int32), None)
+    places = RowOrder(np.zeros(10, np.int32), np.arange(10, dtype=np.int32), None)
     firing = np.zeros((10, 1), np.float32)
     firing[[0, 7, 8, 9]] = 1.0
 
-    assert measure(feature_codes(firing), Ground.of(10, places, None))["first_token_share"].tolist() == [0.5]
+    assert measure(feature_codes(firing), RowMetadata.of(10, places, None))["first_token_share"].tolist() == [0.5]
 
 
 def test_a_document_whose_sequences_lie_apart_counts_once():
     codes = feature_codes(dense({(0, 7): 1.0, (2, 3): 1.0, (1, 5): 1.0, (1, 9): 1.0}))
 
-    assert measure(codes, ground())["documents"].tolist() == [2]
+    assert measure(codes, metadata())["documents"].tolist() == [2]
 
 
 def test_without_text_only_what_rows_can_tell_is_known():
-    measures = measure(feature_codes(np.array([[1.0], [2.0]], np.float32)), Ground.of(4, None, None))
+    measures = measure(feature_codes(np.array([[1.0], [2.0]], np.float32)), RowMetadata.of(4, None, None))
 
     assert measures["density"].tolist() == [0.5]
     assert measures["main_corpus"].tolist() == [-1]
@@ -76,26 +76,26 @@ def test_without_text_only_what_rows_can_tell_is_known():
 
 def test_shares_of_all_rows():
     # 4 + 4 + 3 + 4 rows of wiki, 4 of chat; the first two of sequence 3 are template.
-    assert corpus_shares(ground()).tolist() == [15 / 19, 4 / 19]
-    assert share_of_rows(ground().template) == 2 / 19
+    assert corpus_shares(metadata()).tolist() == [15 / 19, 4 / 19]
+    assert share_of_rows(metadata().template) == 2 / 19
 
 
 def test_firings_are_counted_by_corpus_part_and_by_language():
-    corpus, language = ground().parts
+    corpus, language = metadata().parts
     codes = feature_codes(dense({(0, 7): 1.0, (1, 5): 1.0, (3, 10): 1.0}, {}), first=6)
 
     assert corpus.names == ("wiki", "chat")
-    assert corpus.columns(6, corpus.firings(codes, ground().places)) == {
+    assert corpus.columns(6, corpus.firings(codes, metadata().places)) == {
         "feature": pytest.approx([6, 6]),
         "corpus": ["wiki", "chat"],
         "firings": pytest.approx([2, 1]),
     }
     assert language.kind == "language"
-    assert language.firings(codes, ground().places).sum(axis=1).tolist() == [3, 0]
+    assert language.firings(codes, metadata().places).sum(axis=1).tolist() == [3, 0]
 
 
 def test_how_much_text_there_is_of_every_kind():
-    columns = ground().text_parts()
+    columns = metadata().text_parts()
     wiki, chat = (list(columns["name"]).index(name) for name in ("wiki", "chat"))
 
     assert (columns["rows"][wiki], columns["sequences"][wiki]) == (15, 4)
@@ -105,6 +105,6 @@ def test_how_much_text_there_is_of_every_kind():
 
 
 def test_without_text_there_are_no_parts():
-    columns = Ground.of(4, None, None).text_parts()
+    columns = RowMetadata.of(4, None, None).text_parts()
 
     assert {len(column) for column in columns.values()} == {0}

@@ -11,14 +11,14 @@ from tests.worlds.dense_codes import feature_codes
 from tests.worlds.tiny_store import SEQUENCES, Sequence, rows, text_table
 from trainer.analysis.per_feature.contexts import BUCKETS, TOP, Kept, keep
 from trainer.analysis.per_feature.windows import Windows, sequence_columns
-from trainer.analysis.rows.row_order import Places
+from trainer.analysis.rows.row_order import RowOrder
 from trainer.analysis.rows.texts import read_texts
 from trainer.recipe.measuring import ContextsRecipe
 
 
-def world(sequences: tuple[Sequence, ...] = SEQUENCES) -> tuple[Places, list[tuple[int, int]]]:
+def world(sequences: tuple[Sequence, ...] = SEQUENCES) -> tuple[RowOrder, list[tuple[int, int]]]:
     order = rows(sequences)
-    return Places(*(np.array(column, np.int32) for column in zip(*order, strict=True)), None), order
+    return RowOrder(*(np.array(column, np.int32) for column in zip(*order, strict=True)), None), order
 
 
 def one(place: int, peak: float = 1.0) -> Kept:

@@ -7,11 +7,11 @@ import torch
 
 from tests.worlds.tiny_activations import tiny_activations
 from tests.worlds.tiny_store import SEQUENCES, rows, tiny_store
-from trainer.analysis.rows.cross_fit import Halves, half_of_documents
+from trainer.analysis.rows.cross_fit import TwoFold, half_of_documents
 
 
 def halves_of_rows(store) -> np.ndarray:
-    halves, first, parts = Halves.of(store), 0, []
+    halves, first, parts = TwoFold.of(store), 0, []
     for block in store.blocks(rows=5):
         parts.append(halves.of_block(block, first))
         first += len(parts[-1])

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from trainer.analysis.rows.row_order import PlaceCollector
+from trainer.analysis.rows.row_order import RowOrderCollector
 from trainer.store.store import Block
 
 
@@ -13,7 +13,7 @@ def block(*places: tuple[int, int]) -> Block:
 
 
 def test_a_store_in_reading_order_is_taken_as_it_is():
-    collector = PlaceCollector()
+    collector = RowOrderCollector()
     collector.add(block((0, 3), (0, 5)))
     collector.add(block((2, 1)))
     places = collector.finish()
@@ -27,7 +27,7 @@ def test_a_store_in_reading_order_is_taken_as_it_is():
 
 
 def test_rows_in_another_order_get_the_place_they_have_in_the_text():
-    collector = PlaceCollector()
+    collector = RowOrderCollector()
     collector.add(block((2, 1), (0, 5)))
     collector.add(block((0, 3)))
     places = collector.finish()
@@ -39,7 +39,7 @@ def test_rows_in_another_order_get_the_place_they_have_in_the_text():
 
 
 def test_the_opening_is_the_first_eight_rows_of_every_sequence():
-    collector = PlaceCollector()
+    collector = RowOrderCollector()
     collector.add(block(*((0, end) for end in range(10)), *((1, end) for end in range(3))))
     places = collector.finish()
 
@@ -48,7 +48,7 @@ def test_the_opening_is_the_first_eight_rows_of_every_sequence():
 
 
 def test_a_store_without_places_has_none():
-    collector = PlaceCollector()
+    collector = RowOrderCollector()
     collector.add(Block({"a": torch.zeros(2, 1)}, None, None, None))
 
     assert collector.finish() is None

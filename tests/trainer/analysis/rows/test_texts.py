@@ -5,13 +5,13 @@ import pyarrow as pa
 import pytest
 
 from tests.worlds.tiny_store import SEQUENCES, rows, text_table
-from trainer.analysis.rows.row_order import Places
+from trainer.analysis.rows.row_order import RowOrder
 from trainer.analysis.rows.texts import check_places, read_texts, spread
 from trainer.errors import StoreError
 
 
-def places_of(pairs: list[tuple[int, int]]) -> Places:
-    return Places(*(np.array(column, np.int32) for column in zip(*pairs, strict=True)), None)
+def places_of(pairs: list[tuple[int, int]]) -> RowOrder:
+    return RowOrder(*(np.array(column, np.int32) for column in zip(*pairs, strict=True)), None)
 
 
 def changed(column: str, values: pa.Array) -> pa.Table:
