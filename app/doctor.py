@@ -1,4 +1,4 @@
-"""Doctor: whether the explorer can work on this machine, and every finding in one table."""
+"""Checks whether the explorer can work on this machine, and formats all checks as one table."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +9,7 @@ from alembic.migration import MigrationContext
 
 from app.database.engine import database_url, head, open_database
 from app.errors import ReaderError
-from app.server import PortInUse, address_of, answers, require_free_port
+from app.server import PortInUse, explorer_responds, explorer_url, require_free_port
 from app.settings import Settings
 from app.web.templates import missing_assets
 from trainer.resources.doctor import Finding, State
@@ -17,13 +17,13 @@ from trainer.resources.doctor import Finding, State
 SIGNS = {State.FINE: "ok", State.NOTE: "note", State.BROKEN: "FAIL"}
 
 
-def explorer(settings: Settings) -> list[Finding]:
-    """Page assets, labels database, inference worker and port."""
+def check_explorer(settings: Settings) -> list[Finding]:
+    """Check page assets, labels database, inference worker and port."""
     return [_assets(settings), _labels(settings), _worker(settings), _port(settings)]
 
 
-def table(findings: Iterable[Finding]) -> str:
-    """One line per finding: sign, what was looked at, fact, remedy."""
+def format_table(findings: Iterable[Finding]) -> str:
+    """One line per finding: sign, subject, fact, remedy."""
     rows = list(findings)
     width = max(len(row.what) for row in rows)
     return "\n".join(f"{SIGNS[row.state]:<4}  {row.what:<{width}}  {_sentence(row)}" for row in rows)
@@ -41,12 +41,12 @@ def _assets(settings: Settings) -> Finding:
 
 
 def _labels(settings: Settings) -> Finding:
-    """Whether the labels database answers and has the schema that this program knows; nothing is created."""
+    """Check that the labels database responds and has the current schema; creates nothing."""
     what = "labels"
     try:
         url = sa.make_url(database_url(settings))
         if url.get_backend_name() == "sqlite" and url.database and not Path(url.database).exists():
-            return Finding(what, f"{url.database} will be made when the explorer starts", State.NOTE)
+            return Finding(what, f"{url.database} will be created when the explorer starts", State.NOTE)
         engine = open_database(url.render_as_string(hide_password=False))
         with engine.connect() as connection:
             current = MigrationContext.configure(connection).get_current_revision()
@@ -58,13 +58,13 @@ def _labels(settings: Settings) -> Finding:
         return Finding(what, cause, State.BROKEN, "Check CROSSDIFF_DATABASE_URL and that the server runs.")
     where = url.render_as_string(hide_password=True)
     if current != head():
-        return Finding(what, f"{where} is brought up to date when the explorer starts", State.NOTE)
+        return Finding(what, f"{where} will be brought up to date when the explorer starts", State.NOTE)
     return Finding(what, f"{where} is up to date")
 
 
 def _worker(settings: Settings) -> Finding:
     if settings.worker_url is None:
-        return Finding("worker", "starts by itself when somebody steers")
+        return Finding("worker", "starts automatically at the first steering request")
     try:
         answer = httpx.get(f"{settings.worker_url}/healthz", timeout=3)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -72,7 +72,7 @@ def _worker(settings: Settings) -> Finding:
         return Finding("worker", f"{settings.worker_url} does not answer ({error})", State.BROKEN, remedy)
     if answer.status_code != 200:
         fact = f"{settings.worker_url} answers {answer.status_code}"
-        return Finding("worker", fact, State.BROKEN, "Check that CROSSDIFF_WORKER_URL leads to a worker.")
+        return Finding("worker", fact, State.BROKEN, "Check that CROSSDIFF_WORKER_URL points to a worker.")
     return Finding("worker", f"{settings.worker_url} answers")
 
 
@@ -80,5 +80,5 @@ def _port(settings: Settings) -> Finding:
     try:
         require_free_port(settings)
     except PortInUse as error:
-        return Finding("port", str(error), State.FINE if answers(settings) else State.NOTE)
-    return Finding("port", f"{address_of(settings)} is free")
+        return Finding("port", str(error), State.FINE if explorer_responds(settings) else State.NOTE)
+    return Finding("port", f"{explorer_url(settings)} is free")

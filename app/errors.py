@@ -1,10 +1,10 @@
-"""Errors a reader may see: each has a status code, says what is so, and what to do about it."""
+"""Errors shown to visitors, each with an HTTP status, a fact and a remedy."""
 
 import difflib
 
 
 class ReaderError(Exception):
-    """Something a reader can cause or can mend; shown as a page, a fragment or JSON with its status."""
+    """An error that a visitor can cause or fix; shown as a page, a fragment or JSON with its status."""
 
     status = 400
     title = "This cannot be done"
@@ -16,21 +16,21 @@ class ReaderError(Exception):
 
 
 class BadSetting(ReaderError):
-    """A variable of the environment that makes no sense."""
+    """An environment variable with an invalid value."""
 
     status = 500
     title = "The settings cannot be used"
 
 
 class BadQuery(ReaderError):
-    """A filter, sort or page in the address that makes no sense."""
+    """An invalid filter, sort key or page number in the address."""
 
     status = 422
-    title = "The address asks for something impossible"
+    title = "Invalid address"
 
 
 class NotFound(ReaderError):
-    """The address names something that is not there."""
+    """The address names something that does not exist."""
 
     status = 404
     title = "Not found"
@@ -46,7 +46,7 @@ class RunNotFound(NotFound):
         listing = ", ".join(known[:8]) + (", …" if len(known) > 8 else "")
         remedy = f"Did you mean {near[0]!r}?" if near else ""
         if not remedy:
-            remedy = f"Runs here: {listing}." if known else "There is no run yet; make one with `make demo`."
+            remedy = f"Runs here: {listing}." if known else "There is no run yet; create one with `make demo`."
         super().__init__(f"No run named {run!r} is on this machine.", remedy=remedy)
 
 
@@ -62,14 +62,14 @@ class FeatureNotFound(NotFound):
 
 
 class ResultsMissing(ReaderError):
-    """The run is there but has published no results yet."""
+    """The run exists but has published no results yet."""
 
     status = 404
     title = "No results yet"
 
 
 class ResultsUnreadable(ReaderError):
-    """The run's results are there but cannot be used."""
+    """The run's results file exists but cannot be read."""
 
     status = 503
     title = "The results cannot be read"

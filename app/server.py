@@ -1,4 +1,4 @@
-"""Server: the explorer in this process, or as a child process beside a run."""
+"""Serves the explorer in this process, or in a child process beside a run."""
 
 import contextlib
 import dataclasses
@@ -18,60 +18,60 @@ from app.settings import Settings
 from trainer.errors import CrossdiffError
 
 START_LIMIT = 60.0
-"""Seconds the explorer may take to answer for the first time."""
+"""Seconds until the explorer must respond for the first time."""
 STOP_LIMIT = 10.0
-"""Seconds it may take to end after it was asked to."""
+"""Seconds it may take to exit after SIGTERM, before it is killed."""
 
 
 class PortInUse(CrossdiffError):
-    """The explorer cannot listen where it should; most often another program does."""
+    """The explorer cannot bind its port, usually because another program listens there."""
 
 
 class ServerFailed(CrossdiffError):
-    """The explorer ended before it ever answered."""
+    """The explorer's process did not start, or ended unexpectedly."""
 
 
 def listening_settings(host: str | None, port: int | None) -> Settings:
-    """Settings from the environment with what the command line says on top."""
+    """Settings from the environment, overridden by the command line."""
     chosen = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     return dataclasses.replace(Settings.from_environment(), **chosen)  # type: ignore[arg-type]
 
 
-def address_of(settings: Settings) -> str:
-    """Where a browser on this machine finds the explorer."""
+def explorer_url(settings: Settings) -> str:
+    """URL at which a browser on this machine reaches the explorer."""
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
 def require_free_port(settings: Settings) -> None:
-    """Raise PortInUse when the explorer cannot listen, and say whether another explorer already does."""
+    """Raise PortInUse when the port cannot be bound; the message says whether another explorer has it."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((settings.host, settings.port))
         except OSError as error:
-            raise PortInUse(_why_not(settings, error)) from error
+            raise PortInUse(_bind_problem(settings, error)) from error
 
 
-def _why_not(settings: Settings, error: OSError) -> str:
-    """What is in the way of listening, with the remedy."""
+def _bind_problem(settings: Settings, error: OSError) -> str:
+    """Why the port cannot be bound, with the remedy."""
     if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-        return f"{settings.host!r} is no address of this machine ({error.strerror}). Give one with --host."
+        return f"{settings.host!r} is not an address of this machine ({error.strerror}). Give one with --host."
     other = settings.port + 1 if 1023 < settings.port < 65535 else 8000
     remedy = f"choose another port with --port {other} (with make: ARGS='--port {other}')"
     if error.errno == errno.EACCES:
-        return f"Port {settings.port} is for administrators only. Instead, {remedy}."
-    if answers(settings):
-        return f"An explorer already runs at {address_of(settings)}. Open it there, or {remedy}."
+        return f"Port {settings.port} is reserved for administrators. Instead, {remedy}."
+    if explorer_responds(settings):
+        return f"An explorer already runs at {explorer_url(settings)}. Open it there, or {remedy}."
     return f"Port {settings.port} of {settings.host} is in use. Stop the program that has it, or {remedy}."
 
 
-def answers(settings: Settings) -> bool:
-    """Whether an explorer answers at the address."""
+def explorer_responds(settings: Settings) -> bool:
+    """Whether an explorer responds at the address."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with direct.open(f"{address_of(settings)}/healthz", timeout=2) as answer:
+        with direct.open(f"{explorer_url(settings)}/healthz", timeout=2) as answer:
             return bool(answer.status == 200)
     except (OSError, ValueError):
         return False
@@ -85,9 +85,9 @@ def serve_pages(settings: Settings, *, until_input_ends: bool = False) -> None:
     from app.main import create_app
 
     if until_input_ends:
-        threading.Thread(target=_end_with_input, daemon=True).start()
+        threading.Thread(target=_exit_with_stdin, daemon=True).start()
     else:
-        sys.stderr.write(f"The explorer is at {address_of(settings)} (Ctrl-C ends it)\n")
+        sys.stderr.write(f"The explorer is at {explorer_url(settings)} (Ctrl-C ends it)\n")
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
@@ -101,10 +101,10 @@ def serve_pages(settings: Settings, *, until_input_ends: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def explorer(settings: Settings) -> Iterator[tuple[str, Callable[[], None]]]:
-    """The explorer as a child process: its address, and a function that waits until it ends.
+def explorer_process(settings: Settings) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Run the explorer as a child process; yields its address and a function that waits until it ends.
 
-    Raises PortInUse, or ServerFailed when it does not come up. The child ends with the body, and also when
+    Raises PortInUse, or ServerFailed when it does not start. The child ends with the body, and also when
     this process is killed.
     """
     require_free_port(settings)
@@ -114,13 +114,13 @@ def explorer(settings: Settings) -> Iterator[tuple[str, Callable[[], None]]]:
     command += ["--host", settings.host, "--port", str(settings.port)]
     environment = {**os.environ, "CROSSDIFF_HOME": str(settings.home)}
     with log.open("w", encoding="utf-8") as output:
-        # A session of its own keeps Ctrl-C for this process, which then ends the child in its own time.
+        # In a separate session the child does not receive Ctrl-C; this process terminates it afterwards.
         child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True
         )
     try:
         _wait_until_it_answers(child, settings, log=str(log))
-        yield address_of(settings), lambda: _wait_for(child, log=str(log))
+        yield explorer_url(settings), lambda: _wait_for(child, log=str(log))
     finally:
         _end(child)
 
@@ -134,9 +134,9 @@ def open_browser(address: str) -> None:
 
 def _wait_until_it_answers(child: "subprocess.Popen[bytes]", settings: Settings, *, log: str) -> None:
     deadline = time.monotonic() + START_LIMIT
-    while not answers(settings):
+    while not explorer_responds(settings):
         if child.poll() is not None or time.monotonic() > deadline:
-            raise ServerFailed(f"The explorer did not start. {log} says why; mend that and run the command again.")
+            raise ServerFailed(f"The explorer did not start. {log} says why; fix that and run the command again.")
         time.sleep(0.1)
 
 
@@ -156,7 +156,7 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
         child.stdin.close()
 
 
-def _end_with_input() -> None:
-    """The process that started this one holds the other end; when it is gone, however it went, end too."""
+def _exit_with_stdin() -> None:
+    """Terminate at end of file on stdin, whose other end the parent holds: so a killed parent ends this process too."""
     sys.stdin.buffer.read()
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Settings: what the explorer reads from its environment, once, when it starts."""
+"""Settings that the explorer reads from CROSSDIFF_* environment variables at start."""
 
 import os
 from collections.abc import Mapping
@@ -8,12 +8,12 @@ from pathlib import Path
 from app.errors import BadSetting
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-"""The checkout that the app runs from; templates and static files lie beside the packages."""
+"""The checkout that the app runs from; it also contains templates and static files."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Where data lies and where the explorer answers."""
+    """Where data is stored and where the explorer listens."""
 
     home: Path = field(default_factory=lambda: Path("data").absolute())
     """Folder with runs, models and the labels database."""
@@ -34,7 +34,7 @@ class Settings:
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
         """Settings from CROSSDIFF_* variables, with defaults for those that are absent or empty.
 
-        Raises BadSetting for a port that is none.
+        Raises BadSetting for an invalid port.
         """
         return cls(
             home=Path(environment.get("CROSSDIFF_HOME") or "data").absolute(),
@@ -54,5 +54,5 @@ class Settings:
 
 def _port(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise BadSetting(f"CROSSDIFF_PORT is {text!r}, which is no port.", remedy="Give a number from 1 to 65535.")
+        raise BadSetting(f"CROSSDIFF_PORT is {text!r}, which is not a port.", remedy="Give a number from 1 to 65535.")
     return int(text)

@@ -1,4 +1,4 @@
-"""Write what the documents take from the code: the tree in README.md, and docs/commands, evidence and results.
+"""Writes what the documents take from the code: the tree in README.md, and docs/commands, evidence, modules, results.
 
 `make docs` runs it; a test compares the files with what it would write.
 """
@@ -33,29 +33,31 @@ TABLE_HEAD = "| column | type | meaning |\n|---|---|---|"
 def generated() -> dict[Path, str]:
     """Full text of every file that holds generated text."""
     readme = ROOT / "README.md"
-    text = between_marks(readme.read_text(encoding="utf-8"), "tree", code_block(tree()))
     return {
-        readme: between_marks(text, "help", code_block(help_of([]))),
+        readme: between_marks(readme.read_text(encoding="utf-8"), "tree", code_block(tree(modules=False))),
         ROOT / "docs" / "commands.md": commands(),
         ROOT / "docs" / "evidence.md": evidence(),
+        ROOT / "docs" / "modules.md": "\n\n".join(["# Every module", NOTICE, code_block(tree())]) + "\n",
         ROOT / "docs" / "results.md": results(),
     }
 
 
-def tree() -> str:
-    """Every module of the two packages with the first line of its docstring, in the order of the import layers."""
-    lines = [line for package in PACKAGES for line in [*branch(ROOT / package, depth=0), ("", "")]]
+def tree(*, modules: bool = True) -> str:
+    """Every module, or every top-level package, with the first line of its docstring, in the order of the layers."""
+    lines = [line for package in PACKAGES for line in [*branch(ROOT / package, depth=0, modules=modules), ("", "")]]
     width = max(len(name) for name, _ in lines) + 2
     return "\n".join(f"{name:<{width}}{what}".rstrip() for name, what in lines).strip()
 
 
-def branch(folder: Path, *, depth: int) -> list[tuple[str, str]]:
-    """Name and first docstring line of a package and of everything in it."""
+def branch(folder: Path, *, depth: int, modules: bool) -> list[tuple[str, str]]:
+    """Name and first docstring line of a package and of what is in it: everything, or the outermost level alone."""
     indent = "  " * depth
     lines = [(f"{indent}{folder.name}/", first_line(folder / "__init__.py"))]
+    if depth and not modules:
+        return lines
     for path in sorted(members(folder), key=reading_order(folder.name)):
         if path.is_dir():
-            lines += branch(path, depth=depth + 1)
+            lines += branch(path, depth=depth + 1, modules=modules)
         else:
             lines.append((f"{indent}  {path.name}", first_line(path)))
     return lines

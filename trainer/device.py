@@ -1,4 +1,4 @@
-"""Device: where tensors live and which precision products run in."""
+"""Picks the device and the precision of its products."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,9 @@ from trainer.errors import UsageError
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA when present, else MPS, else the CPU; anything else is taken as torch understands it.
+    """`auto` is CUDA when available, else MPS, else the CPU; any other name is passed to torch.
 
-    Raises UsageError for a device that is not there.
+    Raises UsageError for a device that is not available.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -23,15 +23,15 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def placed(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; from the CPU to a GPU without waiting for what the GPU is doing."""
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; copies from the CPU to a CUDA device are asynchronous, from pinned memory."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it fast, else float32."""
+    """bfloat16 where the hardware has fast products in it, else float32."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     if device.type == "cpu":

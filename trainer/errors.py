@@ -1,48 +1,48 @@
-"""Errors a person can cause: each names the thing, the fact and the remedy.
+"""Exceptions for problems that the user can fix; their messages say what is wrong and how to fix it.
 
-Anything else that goes wrong is ours and keeps its traceback.
+Any other exception is a defect of Crossdiff and keeps its traceback.
 """
 
 
 class CrossdiffError(Exception):
-    """What a person caused, in one sentence with its remedy; the command line prints it alone."""
+    """A problem that the user can fix; the command line prints the message without a traceback."""
 
     exit_code = 1
 
 
 class UsageError(CrossdiffError):
-    """The command or the recipe was wrong before anything ran."""
+    """The command or the recipe is wrong; nothing has run."""
 
     exit_code = 2
 
 
 class RecipeError(UsageError):
-    """A recipe that cannot be read or does not make sense."""
+    """The recipe cannot be read or is inconsistent."""
 
 
 class PackageError(CrossdiffError):
-    """A model or corpus that comes as a package could not be had."""
+    """A model or corpus distributed as a package cannot be downloaded or read."""
 
 
 class SourceError(CrossdiffError):
-    """A model, its tokenizer or its hookpoint cannot be used as asked."""
+    """A model, its tokenizer or its hookpoint cannot be used as the recipe asks."""
 
 
 class CorpusError(CrossdiffError):
-    """Text that cannot be found or read."""
+    """Text cannot be found or read."""
 
 
 class StoreError(CrossdiffError):
-    """An activation store that is missing, incomplete or damaged."""
+    """An activation store is missing, incomplete or damaged."""
 
 
 class CrosscoderError(CrossdiffError):
-    """Saved crosscoder weights that are missing or do not fit together."""
+    """Saved crosscoder weights are missing or inconsistent."""
 
 
 class DiskFull(CrossdiffError):
-    """No room left while writing; what was complete is still there."""
+    """The disk is full; files that were complete are kept."""
 
 
 class DoesNotFit(CrossdiffError):
-    """A stage that this machine has too little memory or disk for, found out before it begins."""
+    """The machine has too little memory or disk for a stage; raised before the stage starts."""

@@ -1,7 +1,7 @@
-"""Stage 1: run the corpus through every source and store the aligned activations.
+"""Stage 1: runs the corpus through every source and stores the aligned activations.
 
-Work goes in pools of documents. A pool becomes at most two shards (training and held-out rows) and a part of the
-table of sequences, and is then on record: an interrupted harvest goes on after the last recorded pool.
+Documents are processed in pools. A pool becomes at most two shards (training and held-out rows) and one part of the
+table of sequences, and is then recorded in `harvest.json`: an interrupted harvest resumes after the last recorded pool.
 """
 
 import json
@@ -17,121 +17,128 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from trainer.corpus.mix import documents
+from trainer.corpus.mix import open_corpus
 from trainer.errors import CorpusError, StoreError
 from trainer.models.source import Source
 from trainer.reading.activations import ActivationReader
 from trainer.reading.alignment import NO_END
-from trainer.reading.documents_table import table_of
-from trainer.reading.sequences import Sequence, Text
+from trainer.reading.sequences import Sequence, TokenizedDocument
+from trainer.reading.sequences_table import sequences_table
 from trainer.recipe.fitting import HarvestRecipe
 from trainer.recipe.recipe import Recipe
-from trainer.run.folder import discard, published, write_json
+from trainer.run.folder import atomic_write, discard, write_json
 from trainer.run.progress import Progress
 from trainer.store.store import ActivationStore, Rows, Shard, Split, StoredSource, StoreWriter
 
-ENOUGH = 0.8
-"""A document counts as well covered when this share of its possible anchors is there."""
+WELL_COVERED = 0.8
+"""A document is well covered if at least this share of its possible anchors are anchors."""
 
 
 @dataclass
-class Record:
-    """What an unfinished harvest has done; kept beside the shards."""
+class HarvestRecord:
+    """State of an unfinished harvest, stored as `harvest.json` with the shards."""
 
     fingerprint: str
     documents: int = 0
-    """Documents taken from the corpus."""
+    """Documents read from the corpus."""
     used: int = 0
-    """The first so many of them were run or had nothing to run; of the last pool a rest may not be needed."""
+    """Number of leading documents that were run or gave no sequence; the last pool may end with unused ones."""
     sequences: int = 0
     parts: int = 0
-    """Parts of the table of sequences written."""
+    """Number of parts of the table of sequences written."""
     shards: list[dict[str, Any]] = field(default_factory=list)
     medians: dict[str, float] = field(default_factory=dict)
-    """Median norm per source in the first pool; outliers are counted in it."""
+    """Median norm per source in the first pool; the unit of `outlier_norm`."""
     counts: dict[str, int] = field(default_factory=dict)
-    """`<corpus>/<source or empty>/<measure>` to count."""
+    """Counts by `<corpus part>/<source index or empty>/<measure>`."""
 
 
 class Harvest:
-    """A harvest in progress."""
+    """Harvests a recipe's sources into a store; resumable."""
 
     def __init__(self, recipe: Recipe, sources: list[Source], path: Path, fingerprint: str) -> None:
-        """Go on with what is at `path` if it was begun for the same fingerprint, else begin anew."""
+        """Resume the harvest at `path` if it has the same fingerprint, else start from scratch."""
         assert recipe.corpus is not None, "a harvest needs a corpus"
         self.recipe, self.corpus, self.sources, self.path = recipe, recipe.corpus, sources, path
         self.record = _read_record(path / "harvest.json", fingerprint)
         if not self.record.documents:
             discard(path)
         shards = tuple(Shard(**shard) for shard in self.record.shards)
-        self.writer = StoreWriter(path, tuple(map(_described, sources)), shards)
+        self.writer = StoreWriter(path, tuple(map(_stored_source, sources)), shards)
         self.counts: Counter[str] = Counter(self.record.counts)
-        self.pools = ActivationReader(recipe, sources, medians=self.record.medians, counts=self.counts)
-        self.seconds = self.pools.seconds
-        """Where the time went since this object was made."""
+        self.reader = ActivationReader(recipe, sources, medians=self.record.medians, counts=self.counts)
+        self.seconds = self.reader.seconds
+        """Seconds per kind of work since construction."""
 
     def run(self, progress: Progress) -> ActivationStore:
-        """Harvest until there are enough training rows. Raises CorpusError when the corpus ends with none."""
+        """Harvest until there are enough training rows.
+
+        Raises CorpusError if the corpus gives no rows, StoreError if the coverage is below `minimum_coverage`.
+        """
         wanted = self.recipe.harvest.stored_rows
-        corpus = documents(self.corpus, notice=progress.say)
+        corpus = open_corpus(self.corpus, notify=progress.notify)
         stream = iter(corpus)
         next(islice(stream, self.record.documents, self.record.documents), None)
-        with progress.task("harvest", total=wanted, before=min(self.writer.rows("train"), wanted)) as task:
+        with progress.task("harvest", total=wanted, initial=min(self.writer.rows("train"), wanted)) as task:
             while (before := self.writer.rows("train")) < wanted:
-                texts = self.pools.draw(stream)
-                if not texts:
-                    progress.say(f"harvest: the corpus ended after {before:,} of {wanted:,} rows")
+                documents = self.reader.next_pool(stream)
+                if not documents:
+                    progress.notify(f"harvest: the corpus ended after {before:,} of {wanted:,} rows")
                     break
-                self._harvest(texts, wanted - before)
+                self._harvest_pool(documents, wanted - before)
                 task.advance(self.writer.rows("train") - before)
         for tally in corpus.tallies:
             progress.log(f"corpus: {tally.summary()}")
         progress.log("harvest: " + ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in self.seconds.items()))
         if not self.writer.rows("train"):
             raise CorpusError("The corpus gave no aligned rows. Check `corpus.mix`, and `language` in it.")
-        progress.say(coverage_line(self.counts))
+        progress.notify(coverage_line(self.counts))
         return self._finish()
 
-    def _harvest(self, texts: list[Text], wanted: int) -> None:
-        """Run one pool through every source, write its shards and put it on record."""
-        with self.pools.timed("alignment"):
-            sequences = _enough(self.pools.sequences(texts), wanted)
-        if not sequences:  # a pool of texts too short for one
-            self._put_on_record(len(texts), 0)
+    def _harvest_pool(self, documents: list[TokenizedDocument], wanted: int) -> None:
+        """Run one pool through every source, write its shards and record it."""
+        with self.reader.timed("alignment"):
+            sequences = _limit_rows(self.reader.sequences(documents), wanted)
+        if not sequences:  # all documents are too short
+            self._save_record(len(documents), 0)
             return
-        with self.pools.timed("models"):
-            rows = self.pools.activations(sequences)
-        with self.pools.timed("storing"):
+        with self.reader.timed("models"):
+            rows = self.reader.activations(sequences)
+        with self.reader.timed("storing"):
             self._store(rows, sequences)
             self.record.used = sequences[-1].document + 1
-            self._put_on_record(len(texts), len(sequences))
+            self._save_record(len(documents), len(sequences))
 
     def _store(self, rows: Rows, sequences: list[Sequence]) -> None:
-        """Write what is kept of one pool's activations, and its part of the table of sequences."""
-        places = _places(sequences, first=self.record.sequences)
-        keep = self.pools.kept(rows, sequences)
+        """Write one pool's rows that pass the filters, and its part of the table of sequences."""
+        locations = _locations(sequences, first=self.record.sequences)
+        keep = self.reader.keep_mask(rows, sequences)
         held_out = torch.from_numpy(np.repeat([s.held_out for s in sequences], [len(s.anchors) for s in sequences]))
         splits: tuple[tuple[Split, Tensor], ...] = (("train", keep & ~held_out), ("held_out", keep & held_out))
         for split, mask in splits:
-            here = torch.nonzero(mask).squeeze(1)
-            self.writer.add({k: x[here] for k, x in rows.items()}, {k: x[here] for k, x in places.items()}, split)
-        self._count(sequences, keep)
+            selected = torch.nonzero(mask).squeeze(1)
+            self.writer.add(
+                {k: x[selected] for k, x in rows.items()}, {k: x[selected] for k, x in locations.items()}, split
+            )
+        self._count_coverage(sequences, keep)
         self._write_part(sequences)
 
-    def _count(self, sequences: list[Sequence], keep: Tensor) -> None:
-        """Coverage per corpus part."""
+    def _count_coverage(self, sequences: list[Sequence], keep: Tensor) -> None:
+        """Add the pool's coverage per corpus part to the counts."""
         by_document: dict[int, list[Sequence]] = {}
         for sequence in sequences:
             by_document.setdefault(sequence.document, []).append(sequence)
-        for pieces in by_document.values():
-            corpus = pieces[0].corpus
-            anchors, possible = sum(len(s.anchors) for s in pieces), sum(s.possible for s in pieces)
-            counted = {"documents": 1, "sequences": len(pieces), "anchors": anchors, "possible": possible}
-            counted["documents_over_80"] = int(anchors >= ENOUGH * possible)
+        for of_document in by_document.values():
+            corpus = of_document[0].corpus
+            anchors, possible = sum(len(s.anchors) for s in of_document), sum(s.possible for s in of_document)
+            counted = {"documents": 1, "sequences": len(of_document), "anchors": anchors, "possible": possible}
+            counted["documents_over_80"] = int(anchors >= WELL_COVERED * possible)
             for measure, count in counted.items():
                 self.counts[f"{corpus}//{measure}"] += count
             for index in range(len(self.sources)):
-                self.counts[f"{corpus}/{index}/tokens"] += sum(int((s.ends[index] != NO_END).sum()) for s in pieces)
+                self.counts[f"{corpus}/{index}/tokens"] += sum(
+                    int((s.ends[index] != NO_END).sum()) for s in of_document
+                )
         first = 0
         for sequence in sequences:
             self.counts[f"{sequence.corpus}//kept"] += int(keep[first : first + len(sequence.anchors)].sum())
@@ -139,12 +146,12 @@ class Harvest:
 
     def _write_part(self, sequences: list[Sequence]) -> None:
         tokenizers = [source.tokenizer for source in self.sources]
-        with published(self.path / f"sequences-{self.record.parts:05d}.parquet") as draft:
-            pq.write_table(table_of(sequences, tokenizers, first=self.record.sequences), draft)
+        with atomic_write(self.path / f"sequences-{self.record.parts:05d}.parquet") as draft:
+            pq.write_table(sequences_table(sequences, tokenizers, first=self.record.sequences), draft)
 
-    def _put_on_record(self, taken: int, sequences: int) -> None:
+    def _save_record(self, documents: int, sequences: int) -> None:
         record = self.record
-        record.documents += taken
+        record.documents += documents
         record.sequences += sequences
         record.parts += bool(sequences)
         record.shards = [asdict(shard) for shard in self.writer.shards]
@@ -164,7 +171,7 @@ class Harvest:
 
 
 def coverage_line(counts: Counter[str]) -> str:
-    """What survived alignment, in one sentence."""
+    """One line about coverage and dropped rows."""
 
     def total(measure: str) -> int:
         return sum(count for key, count in counts.items() if key.endswith(f"/{measure}"))
@@ -173,17 +180,17 @@ def coverage_line(counts: Counter[str]) -> str:
     return (
         f"harvest: {total('anchors') / max(total('possible'), 1):.1%} of the possible anchors are common to all "
         f"tokenizers; {covered:,} of {documents:,} documents ({covered / max(documents, 1):.1%}) keep at least "
-        f"{ENOUGH:.0%} of theirs; {total('outliers'):,} outlier and {total('special'):,} special tokens left out"
+        f"{WELL_COVERED:.0%} of theirs; {total('outliers'):,} outlier and {total('special'):,} special tokens left out"
     )
 
 
-def _described(source: Source) -> StoredSource:
+def _stored_source(source: Source) -> StoredSource:
     hookpoint = f"{source.recipe.hookpoint}.{source.recipe.layer}"
     return StoredSource(source.name, source.width, "bfloat16", source.recipe.model, source.revision, hookpoint)
 
 
-def _enough(sequences: list[Sequence], wanted: int) -> list[Sequence]:
-    """Sequences up to about the rows still wanted; a few more, because some rows will be dropped."""
+def _limit_rows(sequences: list[Sequence], wanted: int) -> list[Sequence]:
+    """The leading sequences with about `wanted` training rows, and 2% more because some rows will be dropped."""
     rows, kept = 0, []
     for sequence in sequences:
         if rows >= wanted * 1.02:
@@ -193,7 +200,7 @@ def _enough(sequences: list[Sequence], wanted: int) -> list[Sequence]:
     return kept
 
 
-def _places(sequences: list[Sequence], *, first: int) -> dict[str, Tensor]:
+def _locations(sequences: list[Sequence], *, first: int) -> dict[str, Tensor]:
     lengths = [len(sequence.anchors) for sequence in sequences]
     sequence = np.repeat(np.arange(first, first + len(sequences)), lengths)
     position = np.concatenate([sequence.positions(0) for sequence in sequences])
@@ -212,10 +219,10 @@ def _check_coverage(counts: Counter[str], recipe: HarvestRecipe) -> None:
         )
 
 
-def _read_record(path: Path, fingerprint: str) -> Record:
-    """The record of an unfinished harvest of the same fingerprint, or a fresh one."""
+def _read_record(path: Path, fingerprint: str) -> HarvestRecord:
+    """The record of an unfinished harvest with the same fingerprint, else a new one."""
     try:
-        record = Record(**json.loads(path.read_text(encoding="utf-8")))
+        record = HarvestRecord(**json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, json.JSONDecodeError, TypeError):
-        return Record(fingerprint)
-    return record if record.fingerprint == fingerprint else Record(fingerprint)
+        return HarvestRecord(fingerprint)
+    return record if record.fingerprint == fingerprint else HarvestRecord(fingerprint)

@@ -1,4 +1,4 @@
-"""Commands: the stages of a run in order, each skipped when its inputs have not changed."""
+"""Runs the stages of a recipe in order, and skips those whose inputs have not changed."""
 
 import hashlib
 import itertools
@@ -18,28 +18,29 @@ from trainer.evaluation.fidelity import fidelity, obstacle
 from trainer.evaluation.reconstruction import evaluate
 from trainer.harvest import Harvest
 from trainer.interchange.imported import crosscoder_of, recipe_of
-from trainer.models.source import Source, cut, load_source
-from trainer.reading.stream import Stream
+from trainer.models.source import Source, load_source, truncate_after
+from trainer.reading.stream import ActivationStream
 from trainer.recipe.measuring import CalibrationRecipe
 from trainer.recipe.recipe import Recipe, load_recipe, parse_recipe
-from trainer.resources.doctor import require_room
+from trainer.resources.doctor import require_fit
 from trainer.results.draft import SCHEMA
-from trainer.run.folder import RunFolder, discard, home, published, write_json
+from trainer.run.checksum import sha256_of
+from trainer.run.folder import RunFolder, atomic_write, discard, home, write_json
 from trainer.run.progress import Progress
 from trainer.run.stages import STAGES
-from trainer.store.store import ActivationStore, sha256_of
+from trainer.store.store import ActivationStore
 from trainer.training.stage import fingerprint_of, train, train_streaming, train_together
 
-MEASURED: dict[str, Any] = {
+EVALUATION_KEYS: dict[str, Any] = {
     "evaluation": True,
     "baselines": {"lens", "divergence", "sequences"},
     "analysis": {"same_space", "logits"},
 }
-"""Parts of the recipe that decide what evaluating gives, besides the crosscoder and the rows."""
+"""Recipe settings that the evaluate stage depends on, besides the crosscoder and the rows."""
 
 
 class Run:
-    """One run of a recipe: knows its folder, its store and which stages are up to date."""
+    """The stages of one run, with its folder, its store and the record of finished stages."""
 
     def __init__(
         self,
@@ -50,21 +51,21 @@ class Run:
         folder: RunFolder | None = None,
         calibration: CalibrationRecipe | None = None,
     ) -> None:
-        """With `activations` the rows come from a store that something else wrote, and no model is run.
+        """With `activations`, the rows come from an existing store, and nothing is harvested.
 
-        The folder is that of the recipe unless another is given; `calibration` stands in for the recipe's.
+        `folder` defaults to the recipe's own; `calibration` replaces the recipe's. Writes the resolved recipe.
         """
         self.recipe, self.activations, self.force = recipe, activations, force
         self.calibration = calibration or recipe.calibration
-        self.folder = folder or RunFolder.of(recipe)
-        self._looked_through: set[Path] = set()
+        self.folder = folder or RunFolder.for_recipe(recipe)
+        self._verified: set[Path] = set()
         self.folder.path.mkdir(parents=True, exist_ok=True)
-        with published(self.folder.recipe) as draft:
+        with atomic_write(self.folder.recipe) as draft:
             draft.write_text(recipe.to_yaml(), encoding="utf-8")
         self.progress = Progress(self.folder, recipe.name)
 
     def execute(self, stages: tuple[str, ...]) -> None:
-        """Run these stages in order; those before them must be up to date."""
+        """Run the given stages in order; earlier stages must be up to date."""
         work: dict[str, Callable[[], None]] = {
             "harvest": self._harvest,
             "train": self._train,
@@ -73,7 +74,7 @@ class Run:
             "analyse": self._analyse,
         }
         with self.progress.running():
-            require_room(self.recipe, self._due(stages), self._store_or_none())
+            require_fit(self.recipe, self._due_stages(stages), self._store_or_none())
             for name, stage in work.items():
                 if name not in stages:
                     continue
@@ -82,10 +83,10 @@ class Run:
                     continue
                 with self.progress.stage(name):
                     stage()
-                self._mark(name, self._fingerprint(name))
+                self._mark_finished(name, self._fingerprint(name))
 
-    def _due(self, stages: tuple[str, ...]) -> list[str]:
-        """Those of some stages that have something to do; whatever follows one that has may have, too."""
+    def _due_stages(self, stages: tuple[str, ...]) -> list[str]:
+        """The given stages from the first one that is not up to date on; later ones may depend on it."""
         wanted = [name for name in STAGES if name in stages]
         return list(itertools.dropwhile(lambda name: not self._is_due(name), wanted))
 
@@ -95,24 +96,24 @@ class Run:
         return self.force or not self._finished(stage, self._fingerprint(stage))
 
     def is_trained(self) -> bool:
-        """Whether the crosscoder is there and up to date."""
+        """Whether the crosscoder exists and is up to date."""
         return self._finished("train", self._fingerprint("train"))
 
     def mark_trained(self) -> None:
-        """Note that the crosscoder was fitted to what is there now."""
-        self._mark("train", self._fingerprint("train"))
+        """Record that the crosscoder was trained with the current inputs."""
+        self._mark_finished("train", self._fingerprint("train"))
 
     def store_path(self) -> Path:
-        """Where the activations lie: runs with the same sources, corpus and amount share a store."""
+        """Folder of the activation store; runs with the same sources, corpus and harvest settings share one."""
         return self.activations or home() / "activations" / self._harvest_fingerprint()
 
     def _harvest_fingerprint(self) -> str:
-        """Changes when the sources, the corpus or the amount to harvest change; not with what is fitted to it."""
+        """Hash of the sources, the corpus and the harvest settings; independent of the crosscoder."""
         identity = self.recipe.identity()
         return _digest({part: identity[part] for part in ("sources", "corpus", "harvest")})
 
     def _fingerprint(self, stage: str) -> str:
-        """Changes when anything that a stage reads changes."""
+        """Hash of everything that a stage reads; empty if training has no store yet."""
         if stage == "harvest":
             return str(self.activations) if self.activations else self._harvest_fingerprint()
         store = self._store_or_none()
@@ -121,20 +122,20 @@ class Run:
         if stage == "train":
             return "" if store is None else fingerprint_of(self.recipe, store)
         measured = (self.folder.evaluation, self.folder.baselines) if stage == "analyse" else ()
-        parts = [self.folder.weights, *measured]
-        sums = [sha256_of(part) if part.is_file() else "" for part in parts]
+        files = [self.folder.weights, *measured]
+        sums = [sha256_of(part) if part.is_file() else "" for part in files]
         if self.recipe.imported is not None and store is not None:
-            # A crosscoder trained here belongs to one store; one from elsewhere may be held against several.
+            # A crosscoder trained here belongs to one store; an imported one may be measured on several.
             sums += [shard.sha256 for shard in store.manifest.shards]
-        wanted: list[Any] = [self.recipe.model_dump(mode="json", include=MEASURED)]
+        wanted: list[Any] = [self.recipe.model_dump(mode="json", include=EVALUATION_KEYS)]
         if stage == "analyse" and self.folder.calibration.is_file():
             sums.append(sha256_of(self.folder.calibration))
         if stage == "analyse":
             sums += [sha256_of(other.weights) for other in other_runs(self.folder) if other.weights.is_file()]
             wanted = [self.recipe.analysis.model_dump(mode="json"), SCHEMA.read_text()]
         if stage == "calibrate" and self.calibration is not None:
-            judging = self.recipe.analysis.model_dump(mode="json", exclude={"contexts", "logits", "neighbours"})
-            wanted = [judging, self.calibration.model_dump(mode="json")]
+            criteria = self.recipe.analysis.model_dump(mode="json", exclude={"contexts", "logits", "neighbours"})
+            wanted = [criteria, self.calibration.model_dump(mode="json")]
         return _digest([sums, wanted, self._fingerprint("train")])
 
     def _finished(self, stage: str, fingerprint: str) -> bool:
@@ -147,7 +148,7 @@ class Run:
         }[stage]
         return product.is_file() and self.folder.finished_stages().get(stage) == fingerprint != ""
 
-    def _mark(self, stage: str, fingerprint: str) -> None:
+    def _mark_finished(self, stage: str, fingerprint: str) -> None:
         write_json(self.folder.stages, self.folder.finished_stages() | {stage: fingerprint})
 
     def _harvest(self) -> None:
@@ -158,7 +159,7 @@ class Run:
             return
         if self.activations is not None:
             raise StoreError(f"No activation store at {path}: manifest.json is missing. Give the folder that has it.")
-        Harvest(self.recipe, self._readers(), path, self._harvest_fingerprint()).run(self.progress)
+        Harvest(self.recipe, self._load_truncated_models(), path, self._harvest_fingerprint()).run(self.progress)
 
     def _train(self) -> None:
         if self.recipe.imported is not None:
@@ -168,7 +169,7 @@ class Run:
         if self.activations is not None:
             store.verify()
         if self.recipe.harvest.stream is not None and self.activations is None:
-            stream = Stream(self.recipe, store, self._readers, self.progress)
+            stream = ActivationStream(self.recipe, store, self._load_truncated_models, self.progress)
             train_streaming(self.recipe, store, self.folder, stream, self.progress)
         else:
             train(self.recipe, store, self.folder, self.progress)
@@ -179,25 +180,25 @@ class Run:
         measures = evaluate(store, crosscoder, self.progress)
         sequences = self.recipe.evaluation.sequences
         names = [source.name for source in self.recipe.sources]
-        reason = obstacle(store, crosscoder, names, sequences)
-        without = baselines.obstacle(self.recipe, store, names)
-        sources = self._loaded() if reason is None or without is None else []
-        if reason is None:
+        fidelity_obstacle = obstacle(store, crosscoder, names, sequences)
+        baselines_obstacle = baselines.obstacle(self.recipe, store, names)
+        sources = self._load_models() if fidelity_obstacle is None or baselines_obstacle is None else []
+        if fidelity_obstacle is None:
             measures += fidelity(store, crosscoder, sources, sequences=sequences, progress=self.progress)
         else:
-            self.progress.say(f"evaluate: the models' own loss is not measured, because {reason}")
-        # Here, because the models are loaded; of the crosscoder they only ask which sources share a space.
-        if without is None:
+            self.progress.notify(f"evaluate: the models' own loss is not measured, because {fidelity_obstacle}")
+        # Measured here, because the models are loaded; baselines use the crosscoder only to find sources of one space.
+        if baselines_obstacle is None:
             tables = baselines.measure_baselines(self.recipe, store, crosscoder, sources, self.progress)
         else:
-            self.progress.say(f"evaluate: the models are not compared directly, because {without}")
-            tables = baselines.unmeasured(self.recipe, without)
+            self.progress.notify(f"evaluate: the models are not compared directly, because {baselines_obstacle}")
+            tables = baselines.unmeasured(self.recipe, baselines_obstacle)
         write_json(self.folder.baselines, tables)
         write_json(self.folder.evaluation, measures)
 
     def _calibrate(self) -> None:
-        assert self.calibration is not None, "a stage that nobody wants is skipped"
-        if self.force:  # as with training, from the beginning
+        assert self.calibration is not None, "without calibration the stage is skipped"
+        if self.force:  # as for training, start from the first step
             discard(self.folder.calibration_work)
         crosscoder = Crosscoder.load(self.folder.path)
         store = self._store_for(crosscoder)
@@ -205,28 +206,28 @@ class Run:
 
     def _analyse(self) -> None:
         crosscoder = Crosscoder.load(self.folder.path)
-        readouts = {source.name: Unembedding.of_source(source) for source in self._loaded()}
+        unembeddings = {source.name: Unembedding.from_source(source) for source in self._load_models()}
         store = self._store_for(crosscoder)
-        analyse(self.recipe, store, crosscoder, folder=self.folder, progress=self.progress, readouts=readouts)
+        analyse(self.recipe, store, crosscoder, folder=self.folder, progress=self.progress, unembeddings=unembeddings)
 
-    def _readers(self) -> list[Source]:
-        """The models as far as their hookpoints."""
-        return [cut(source, source.recipe.layer) for source in self._loaded()]
+    def _load_truncated_models(self) -> list[Source]:
+        """The models without the blocks after their hookpoints."""
+        return [truncate_after(source, source.recipe.layer) for source in self._load_models()]
 
-    def _loaded(self) -> list[Source]:
-        """The whole models; none when the recipe has none."""
+    def _load_models(self) -> list[Source]:
+        """The whole models; empty if the recipe has no sources."""
         return [load_source(source) for source in self.recipe.sources]
 
     def _store(self) -> ActivationStore:
         return ActivationStore.open(self.store_path())
 
     def _store_for(self, crosscoder: Crosscoder) -> ActivationStore:
-        """The rows to measure a crosscoder on; those of other programs are looked through once."""
+        """The store to measure a crosscoder on; for an imported one, an external store is verified once."""
         store = self._store()
         check_sources(crosscoder, store.widths, store.path)
-        if self.recipe.imported is not None and self.activations is not None and store.path not in self._looked_through:
+        if self.recipe.imported is not None and self.activations is not None and store.path not in self._verified:
             store.verify()
-            self._looked_through.add(store.path)
+            self._verified.add(store.path)
         return store
 
     def _store_or_none(self) -> ActivationStore | None:
@@ -241,9 +242,9 @@ def run(
     activations: Path | None = None,
     force: bool = False,
 ) -> RunFolder:
-    """Run a recipe's stages (all by default) and return its folder; of a sweep, that of its first run.
+    """Run a recipe's stages (all by default) and return its folder; for a sweep, the folder of the first run.
 
-    Raises CrossdiffError for whatever a person can mend; the same command goes on where it stopped.
+    Raises CrossdiffError for errors that the user can correct; the same call resumes where it stopped.
     """
     recipe = load_recipe(recipe_path, overrides)
     if activations is None and (not recipe.sources or recipe.corpus is None):
@@ -251,17 +252,17 @@ def run(
             f"{recipe_path}: `sources` and `corpus` are needed to run models. "
             "To train on activations you already have, add --activations DIR."
         )
-    # A recipe in a run's folder is that run's, also when it was written before recipes could say what they can now.
-    own = None if overrides else RunFolder.around(recipe_path)
-    # Of several variants only the first can be the one whose folder the recipe lies in.
-    folders = itertools.chain([own], itertools.repeat(None))
+    # A recipe in a run's folder belongs to that run, even if it lacks settings that were added later.
+    own_folder = None if overrides else RunFolder.containing(recipe_path)
+    # Of several variants, only the first can be the run whose folder contains the recipe.
+    folders = itertools.chain([own_folder], itertools.repeat(None))
     runs = [
         Run(variant, activations=activations, force=force, folder=folder)
         for variant, folder in zip(recipe.variants(), folders, strict=False)
     ]
     wanted = stages or STAGES
     if force and "train" in wanted:
-        for one in runs:  # again means from the beginning, not from the last checkpoint
+        for one in runs:  # start from the first step, not from the last checkpoint
             discard(one.folder.checkpoints)
     if len(runs) > 1:
         runs[0].execute(tuple(stage for stage in wanted if stage == "harvest"))
@@ -280,9 +281,10 @@ def import_crosscoder(
     options: dict[str, Any],
     overrides: tuple[str, ...] = (),
 ) -> RunFolder:
-    """Make a run of another tool's checkpoint and return its folder; evaluate and analyse it as any other.
+    """Create a run from another tool's checkpoint and return its folder; it can be evaluated and analysed as any run.
 
-    Options are those of the format (`trainer.interchange`). Raises CrossdiffError for whatever a person can mend.
+    `options` are those of the format (`trainer.interchange`). Raises CrossdiffError for errors that the user can
+    correct.
     """
     recipe = recipe_of(path, name, format=format, options=options, overrides=overrides)
     imported = Run(recipe, force=True)
@@ -291,18 +293,18 @@ def import_crosscoder(
 
 
 def calibrate_run(folder: RunFolder, overrides: tuple[str, ...] = (), *, force: bool = False) -> None:
-    """Calibrate a finished run, whether its recipe says so or not, and publish its results again.
+    """Calibrate a finished run, with or without `calibration` in its recipe, and publish its results again.
 
-    Overrides are of the recipe's `calibration`. Raises CrossdiffError for whatever a person can mend.
+    `overrides` apply to the recipe's `calibration`. Raises CrossdiffError for errors that the user can correct.
     """
     recipe = load_recipe(folder.recipe)
     plain = {} if recipe.calibration is None else recipe.calibration.model_dump(mode="json")
     wanted = parse_recipe({"name": recipe.name, "calibration": plain}, origin="calibration", overrides=overrides)
     store = json.loads(folder.store.read_text(encoding="utf-8"))["path"] if folder.store.is_file() else None
-    known = recipe.sources and recipe.corpus is not None
+    has_models = recipe.sources and recipe.corpus is not None
     one = Run(
         recipe,
-        activations=None if known or store is None else Path(store),
+        activations=None if has_models or store is None else Path(store),
         force=force,
         folder=folder,
         calibration=wanted.calibration,
@@ -311,15 +313,15 @@ def calibrate_run(folder: RunFolder, overrides: tuple[str, ...] = (), *, force: 
 
 
 def train_side_by_side(runs: list[Run]) -> None:
-    """Train those of a sweep's runs that are not up to date, reading the rows once for all."""
-    waiting = [run for run in runs if run.force or not run.is_trained()]
-    if not waiting:
+    """Train the runs of a sweep that are not up to date, reading the rows once for all of them."""
+    untrained = [run for run in runs if run.force or not run.is_trained()]
+    if not untrained:
         return
     store = ActivationStore.open(runs[0].store_path())
-    waiting[0].progress.say(f"sweep: {len(waiting)} of {len(runs)} runs are trained side by side")
-    with waiting[0].progress.running(), waiting[0].progress.stage("train"):
-        train_together([(run.recipe, run.folder) for run in waiting], store, waiting[0].progress)
-    for run in waiting:
+    untrained[0].progress.notify(f"sweep: {len(untrained)} of {len(runs)} runs are trained side by side")
+    with untrained[0].progress.running(), untrained[0].progress.stage("train"):
+        train_together([(run.recipe, run.folder) for run in untrained], store, untrained[0].progress)
+    for run in untrained:
         run.mark_trained()
 
 

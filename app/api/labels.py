@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from app.labels.store import (
     LabelConflict,
-    Place,
+    LabelTarget,
     Revision,
     current_labels,
     history,
@@ -75,11 +75,11 @@ class NewLabel(BaseModel):
     restore: int = Field(default=0, description="The revision to bring back, for `restore`.")
 
 
-def _place(run: str, feature: Index, results: RunResults) -> Place:
-    return Place(run, feature, one_feature(results, feature).content_hash)
+def _place(run: str, feature: Index, results: RunResults) -> LabelTarget:
+    return LabelTarget(run, feature, one_feature(results, feature).content_hash)
 
 
-Labelled = Annotated[Place, Depends(_place)]
+Labelled = Annotated[LabelTarget, Depends(_place)]
 
 
 @router.get("/labels", summary="Everybody's labels of a feature, with their history")

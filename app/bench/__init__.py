@@ -1,1 +1,1 @@
-"""Benches that need the explorer or the worker, and the command that runs any bench."""
+"""Benches of the explorer and the worker, and the commands of all benches."""

@@ -1,4 +1,4 @@
-"""Commands `crossdiff bench NAME`: measure, print a table, and with --json the figures as the last line."""
+"""Commands `crossdiff bench NAME`: measure and print a table, with --json also one line of JSON."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,12 +8,18 @@ import click
 if TYPE_CHECKING:
     from trainer.bench.report import Report
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON in the last line, too.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Also print the figures as JSON, in the last line.")
 rounds_option = click.option(
-    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="How often everything is measured, in turns."
+    "--rounds",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Number of interleaved rounds of measurement.",
 )
 recipe_option = click.option(
-    "--recipe", type=click.Path(path_type=Path), help="Whose models to run; they must be here.  [default: the demo's]"
+    "--recipe",
+    type=click.Path(path_type=Path),
+    help="Recipe whose models to run; nothing is fetched.  [default: the demo's]",
 )
 overrides_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe. May be repeated."
@@ -22,7 +28,7 @@ overrides_option = click.option(
 
 @click.group()
 def bench() -> None:
-    """Measure a part: its speed against a physical limit or a peer, or what it finds against the truth."""
+    """Measure a part: its speed against a physical limit or a peer, or its results against a ground truth."""
 
 
 @bench.command()
@@ -31,7 +37,7 @@ def bench() -> None:
 @rounds_option
 @json_option
 def harvest(recipe: Path | None, overrides: tuple[str, ...], rounds: int, as_json: bool) -> None:
-    """Real text through the models, against the models alone."""
+    """Harvest of real text, against the bare forward passes of its models."""
     from trainer.bench.harvest import bench_harvest
     from trainer.bench.prerequisites import DEMO
 
@@ -39,29 +45,26 @@ def harvest(recipe: Path | None, overrides: tuple[str, ...], rounds: int, as_jso
 
 
 @bench.command()
-@click.option("--variant", help="Measure this variant alone.  [default: the demo's setup and two more]")
+@click.option("--variant", help="Measure this variant only.  [default: the demo's setup and five more]")
 @click.option("--widths", default="576,640", show_default=True, help="Widths of the sources, with --variant.")
 @click.option("--features", type=click.IntRange(2), default=8192, show_default=True, help="With --variant.")
 @click.option("--k", type=click.IntRange(1), default=32, show_default=True, help="With --variant.")
 @click.option("--batch", type=click.IntRange(1), default=512, show_default=True, help="Rows, with --variant.")
-@click.option("--scaling", is_flag=True, help="What a row costs as features, k, width and batch grow, instead.")
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="With --scaling: draw it as SVG.")
+@click.option(
+    "--scaling", is_flag=True, help="Measure the cost of a row as features, k, width and batch grow, instead."
+)
 @rounds_option
 @json_option
-def train(  # noqa: PLR0917 - click passes options by name
-    variant: str | None, widths: str, scaling: bool, plot: Path | None, rounds: int, as_json: bool, **numbers: int
-) -> None:
+def train(variant: str | None, widths: str, scaling: bool, rounds: int, as_json: bool, **sizes: int) -> None:
     """Whole training steps, against one dense product of all rows with all features."""
-    if plot is not None and not scaling:
-        raise click.UsageError("--plot draws what --scaling measures. Add --scaling.")
     if scaling:
         from trainer.bench.scaling import bench_scaling
 
-        _show(bench_scaling(rounds=rounds, plot=plot), as_json)
+        _show(bench_scaling(rounds=rounds), as_json)
         return
-    from trainer.bench.train import Setup, bench_train
+    from trainer.bench.train import TrainSetup, bench_train
 
-    setups = () if variant is None else (Setup(variant, _numbers("--widths", widths), **numbers),)
+    setups = () if variant is None else (TrainSetup(variant, _numbers("--widths", widths), **sizes),)
     _show(bench_train(setups, rounds=rounds), as_json)
 
 
@@ -82,30 +85,32 @@ def store(rounds: int, as_json: bool) -> None:
 @click.option("--k", type=click.IntRange(1), default=32, show_default=True, help="Active features per row.")
 @json_option
 def analyse(widths: str, as_json: bool, **sizes: int) -> None:
-    """Measuring every feature, against encoding the same rows once; and the memory when rows double."""
+    """Analysis of every feature, against encoding the same rows once; and its memory when rows double."""
     from trainer.bench.analyse import bench_analyse
 
-    two = _numbers("--widths", widths)
-    if len(two) != 2:
+    two_widths = _numbers("--widths", widths)
+    if len(two_widths) != 2:
         raise click.UsageError(f"--widths {widths!r} is not two numbers. Write them like 576,640.")
-    _show(bench_analyse(widths=two, **sizes), as_json)
+    _show(bench_analyse(widths=two_widths, **sizes), as_json)
 
 
 @bench.command()
 @click.option("--world", default="paper", show_default=True, help="paper, widths, pairs, ample, scarce or layers.")
-@click.option("--variants", metavar="A,B", help="Variants to fit.  [default: those the world is made for]")
-@click.option("--sizes", metavar="N,M", help="Features in the dictionary.  [default: those the world is made for]")
-@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Worlds, each with its training.")
+@click.option("--variants", metavar="A,B", help="Variants to train.  [default: the world's own]")
+@click.option("--sizes", metavar="N,M", help="Features in the dictionary.  [default: the world's own]")
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Number of worlds; every variant and size is trained on each.",
+)
 @click.option("--rows", type=click.IntRange(1), default=2_000_000, show_default=True, help="Rows to train on.")
-@click.option("--exclusive-share", type=float, help="Of the concepts, how many one source alone holds; all sources.")
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw the outcome into this SVG file.")
+@click.option("--exclusive-share", type=float, help="Share of the concepts that one source alone holds.")
 @overrides_option
 @json_option
 def toy(variants: str | None, sizes: str | None, as_json: bool, **options: Any) -> None:
-    """Worlds whose concepts are known, and how many of them each variant finds.
-
-    What is fitted already is kept under CROSSDIFF_HOME, so that the same command goes on after Ctrl-C.
-    """
+    """Toy worlds with known concepts, and how many of them each variant finds."""
     from trainer.bench.toy import bench_toy
 
     names = tuple(name.strip() for name in variants.split(",")) if variants else ()
@@ -113,14 +118,24 @@ def toy(variants: str | None, sizes: str | None, as_json: bool, **options: Any) 
 
 
 @bench.command()
-@click.option("--features", type=click.IntRange(64), default=8192, show_default=True, help="Size of the made-up run.")
-@click.option("--visitors", type=click.IntRange(1), default=4, show_default=True, help="How many come at once.")
-@click.option("--rate", type=click.FloatRange(0.1), default=50.0, show_default=True, help="Pages a second they want.")
-@click.option("--seconds", type=click.FloatRange(0.1), default=10.0, show_default=True, help="How long they stay.")
-@click.option("--alone", type=click.IntRange(1), default=50, show_default=True, help="Pages of each kind one looks at.")
+@click.option("--features", type=click.IntRange(64), default=8192, show_default=True, help="Size of the synthetic run.")
+@click.option("--visitors", type=click.IntRange(1), default=4, show_default=True, help="Concurrent visitors.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(0.1),
+    default=50.0,
+    show_default=True,
+    help="Pages per second that all visitors request together.",
+)
+@click.option(
+    "--seconds", type=click.FloatRange(0.1), default=10.0, show_default=True, help="Duration of the concurrent visits."
+)
+@click.option(
+    "--alone", type=click.IntRange(1), default=50, show_default=True, help="Pages of each kind for a single visitor."
+)
 @json_option
 def explorer(features: int, as_json: bool, **load: Any) -> None:
-    """A made-up run served by a real server, visited by one person and by several."""
+    """A synthetic run on a real server, under requests of one visitor and of several."""
     from app.bench.explorer import Load, bench_explorer
 
     _show(bench_explorer(features=features, load=Load(**load)), as_json)
@@ -129,7 +144,7 @@ def explorer(features: int, as_json: bool, **load: Any) -> None:
 @bench.command()
 @recipe_option
 @overrides_option
-@click.option("--source", help="Which of its models.  [default: the first]")
+@click.option("--source", help="Source of the recipe to steer.  [default: the first]")
 @click.option("--tokens", type=click.IntRange(1), default=32, show_default=True, help="Length of each text.")
 @rounds_option
 @json_option
@@ -148,7 +163,7 @@ def _show(report: "Report", as_json: bool) -> None:
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
-    """Positive numbers as typed, apart by commas. Raises a usage error for anything else."""
+    """Parses positive integers separated by commas. Raises click.UsageError for anything else."""
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise click.UsageError(f"{option} {text!r} is no list of numbers. Write it like 576,640.")

@@ -1,4 +1,4 @@
-"""Bench of steering: the worker's generation with a direction added, against the library's own on the same model."""
+"""Times steered generation of the worker against the plain `generate` of transformers."""
 
 import time
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from app.worker.sampling import Change, Sampling, generate, prompt_tokens
+from app.worker.sampling import Sampling, Steering, generate, prompt_tokens
 from trainer.bench.machine import Machine
 from trainer.bench.prerequisites import DEMO, require_models
-from trainer.bench.repeats import Repeats, in_turns, ratios
-from trainer.bench.report import Report, shown
+from trainer.bench.repeats import Repeats, ratios, time_interleaved
+from trainer.bench.report import Report, formatted
 from trainer.errors import RecipeError
 from trainer.models.hookpoint import locate
 from trainer.models.source import Source, load_source
@@ -19,7 +19,7 @@ from trainer.recipe.recipe import Recipe, load_recipe
 
 PROMPT = "The oldest part of the city lies between the river and the hill, and people who walk there"
 HARMLESS = 1e-6
-"""Length of the direction added: the same work as any other, and yet the same text."""
+"""Norm of the added direction: small enough to change no token, at the usual cost."""
 
 
 def bench_steer(
@@ -30,7 +30,7 @@ def bench_steer(
     tokens: int = 32,
     rounds: int = 5,
 ) -> Report:
-    """Generate with one source of a recipe, the first by default, with and without steering in turns.
+    """Generate with one source of a recipe, the first by default, with and without steering, interleaved.
 
     Raises RecipeError for a source that the recipe does not have, SourceError when its model is not on this machine.
     """
@@ -40,19 +40,19 @@ def bench_steer(
     loaded = load_source(chosen)
     machine = Machine()
     plain, steered, first = measure(loaded, tokens, rounds)
-    overhead = Repeats.of([ratio - 1 for ratio in ratios(steered, plain)])
-    first_ms = Repeats.of([1000 * seconds for seconds in first])
+    overhead = Repeats.from_values([ratio - 1 for ratio in ratios(steered, plain)])
+    first_ms = Repeats.from_values([1000 * seconds for seconds in first])
     rows = (
-        ("overhead of steering per token", shown(overhead)),
-        ("ms per token, steered", shown(Repeats.of([1000 * seconds for seconds in steered]))),
-        ("ms per token, transformers' generate", shown(Repeats.of([1000 * seconds for seconds in plain]))),
-        ("ms until the first token, steered", shown(first_ms)),
-        ("eight requests together over one by one", shown(None)),
+        ("overhead of steering per token", formatted(overhead)),
+        ("ms per token, steered", formatted(Repeats.from_values([1000 * seconds for seconds in steered]))),
+        ("ms per token, transformers' generate", formatted(Repeats.from_values([1000 * seconds for seconds in plain]))),
+        ("ms until the first token, steered", formatted(first_ms)),
+        ("eight requests together over one by one", formatted(None)),
     )
     notes = (
-        f"{chosen.name} ({chosen.model}), {tokens} tokens at most, always the likeliest.",
-        f"Median (least–most) of {rounds}, both in turns. Torch uses {torch.get_num_threads()} threads.",
-        "Requests do not run in batches yet.",
+        f"{chosen.name} ({chosen.model}), {tokens} tokens at most, greedy.",
+        f"Median (least–most) of {rounds}, interleaved. Torch uses {torch.get_num_threads()} threads.",
+        "Requests are not batched yet.",
         machine.note(),
     )
     figures = {"overhead": overhead.median, "batch_speedup_8": None, "first_token_ms": first_ms.median}
@@ -60,7 +60,7 @@ def bench_steer(
 
 
 def measure(source: Source, tokens: int, rounds: int) -> tuple[list[float], list[float], list[float]]:
-    """Seconds per token of plain and of steered generation, and seconds until the first steered token, per round."""
+    """Per round: seconds per token of plain and of steered generation, and seconds until the first steered token."""
     prompt = prompt_tokens(source, PROMPT, chat=False)
     first: list[float] = []
     counts: dict[str, list[int]] = {"plain": [], "steered": []}
@@ -73,42 +73,42 @@ def measure(source: Source, tokens: int, rounds: int) -> tuple[list[float], list
 
     plain()
     steered()
-    seconds = in_turns({"plain": plain, "steered": steered}, rounds)
-    # What came before the rounds warmed up and does not count.
+    seconds = time_interleaved({"plain": plain, "steered": steered}, rounds)
+    # The calls before the rounds were warm-up and do not count.
     per_token = {name: ratios(seconds[name], count[1:]) for name, count in counts.items()}
     return per_token["plain"], per_token["steered"], first[1:]
 
 
 def _plain(source: Source, prompt: list[int], tokens: int) -> int:
-    """Tokens that transformers' own generation makes."""
+    """Number of tokens generated by transformers' `generate`."""
     ids = torch.tensor([prompt], device=source.device)
     with torch.inference_mode():
-        whole = source.model.generate(
+        generated = source.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=tokens,
             do_sample=False,
             pad_token_id=source.tokenizer.pad_token_id,
         )
-    return len(whole[0]) - len(prompt)
+    return len(generated[0]) - len(prompt)
 
 
-def _steered(source: Source, prompt: list[int], tokens: int, tell_first: Callable[[float], None]) -> int:
-    """Tokens that the worker's generation makes; says after how many seconds the first was there."""
+def _steered(source: Source, prompt: list[int], tokens: int, on_first: Callable[[float], None]) -> int:
+    """Number of tokens generated by the worker; calls `on_first` with the seconds until the first."""
     hookpoint = locate(source, source.recipe.hookpoint, source.recipe.layer)
     direction = torch.full((source.width,), HARMLESS / source.width**0.5)
     began, count = time.perf_counter(), 0
-    for _ in generate(source, hookpoint, prompt, Sampling(tokens), Change(direction, "all")):
+    for _ in generate(source, hookpoint, prompt, Sampling(tokens), Steering(direction, "all")):
         if count == 0:
-            tell_first(time.perf_counter() - began)
+            on_first(time.perf_counter() - began)
         count += 1
     return count
 
 
 def _chosen(recipe: Recipe, path: Path, name: str | None) -> SourceRecipe:
-    """The source of this name, or the first."""
-    found = next((source for source in recipe.sources if name in (None, source.name)), None)
-    if found is None:
+    """The source of this name, or the first without a name. Raises RecipeError when there is none."""
+    chosen = next((source for source in recipe.sources if name in (None, source.name)), None)
+    if chosen is None:
         known = ", ".join(source.name for source in recipe.sources)
         raise RecipeError(f"{path} has no source {name!r}. Its sources: {known}.")
-    return found
+    return chosen

@@ -1,4 +1,4 @@
-"""Visitors: people who look at an explorer all at once, each asking for page after page."""
+"""Simulated visitors that request random pages of an explorer."""
 
 import asyncio
 import random
@@ -16,86 +16,86 @@ from app.errors import ReaderError
 Kind = Literal["feature_page", "list", "search"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MIX = (0.65, 0.25, 0.10)
-"""Share of each kind among what visitors ask for."""
+"""Share of each kind in the requests under load."""
 SORTS = ("-score", "-max_activation", "density", "-documents")
 OWNERS = ("first", "second", "shared")
 TIMEOUT = 60.0
-"""Seconds after which a visitor gives up."""
+"""Timeout of a request, in seconds."""
 DURATION = re.compile(r"\bapp;dur=([0-9.]+)")
 
 
 class NotAnswered(ReaderError):
-    """The explorer gave something else than the page asked for."""
+    """The explorer did not answer a request with the page."""
 
 
 @dataclass(frozen=True)
 class Visit:
-    """One page, asked for and answered."""
+    """One answered request."""
 
     kind: Kind
     server_ms: float
-    """Until the answer was complete on the server, as it says itself."""
+    """Server time by the Server-Timing header."""
     client_ms: float
-    """Until it was read."""
+    """Time until the client had read the answer."""
 
 
 @dataclass(frozen=True)
 class Paths:
-    """What can be asked of one run; every choice is drawn from `chance`."""
+    """Random paths of pages of one run, drawn from `rng`."""
 
     run: str
     features: int
     words: Sequence[str]
-    """Words of the text, commonest first."""
-    chance: random.Random
+    """Words of the text, most frequent first."""
+    rng: random.Random
 
-    def any(self) -> tuple[Kind, str]:
-        """A kind by its share in the mix, and a path."""
-        (kind,) = self.chance.choices(KINDS, MIX)
+    def random_path(self) -> tuple[Kind, str]:
+        """A kind by its share in MIX, and a path of it."""
+        (kind,) = self.rng.choices(KINDS, MIX)
         return kind, self.path(kind)
 
     def path(self, kind: Kind) -> str:
-        """A path of a kind: any feature, as if opened from a list; a list with three filters and a sort; a search."""
+        """A feature as opened from a list, a list with three filters and a sort, or a search."""
         if kind == "feature_page":
-            feature = self.chance.randrange(self.features)
-            return f"/runs/{self.run}/features/{feature}?{urlencode({'sort': self.chance.choice(SORTS)})}"
+            feature = self.rng.randrange(self.features)
+            return f"/runs/{self.run}/features/{feature}?{urlencode({'sort': self.rng.choice(SORTS)})}"
         if kind == "list":
             filters = {
-                "owner": self.chance.choice(OWNERS),
+                "owner": self.rng.choice(OWNERS),
                 "life": "alive",
-                "activation_min": f"{self.chance.uniform(1, 10):.1f}",
+                "activation_min": f"{self.rng.uniform(1, 10):.1f}",
             }
-            query = {**filters, "sort": self.chance.choice(SORTS), "page": self.chance.randint(1, 3)}
+            query = {**filters, "sort": self.rng.choice(SORTS), "page": self.rng.randint(1, 3)}
         else:
-            # Not the very commonest, which everybody would skip over.
-            query = {"q": self.words[self.chance.randrange(50, len(self.words) // 4)]}
+            # Not the most frequent words, which nobody searches for.
+            query = {"q": self.words[self.rng.randrange(50, len(self.words) // 4)]}
         return f"/runs/{self.run}/features?{urlencode(query)}"
 
 
-async def one_by_one(address: str, paths: Paths, kind: Kind, count: int) -> list[Visit]:
-    """A single visitor who asks for pages of one kind, each after the one before."""
+async def visit_one_by_one(address: str, paths: Paths, kind: Kind, count: int) -> list[Visit]:
+    """Visits of a single visitor to pages of one kind, one after the other."""
     async with httpx.AsyncClient(base_url=address, timeout=TIMEOUT, trust_env=False) as client:
         return [await _visit(client, kind, paths.path(kind)) for _ in range(count)]
 
 
-async def together(address: str, paths: Paths, *, visitors: int, rate: float, seconds: float) -> list[Visit]:
-    """Visitors who together ask for `rate` pages a second, evenly apart; one whose turn comes late asks at once."""
+async def visit_together(address: str, paths: Paths, *, visitors: int, rate: float, seconds: float) -> list[Visit]:
+    """Visits of concurrent visitors at `rate` requests per second, evenly spaced; late requests are sent at once."""
     async with httpx.AsyncClient(base_url=address, timeout=TIMEOUT, trust_env=False) as client:
-        began, apart = time.perf_counter(), visitors / rate
+        began, interval = time.perf_counter(), visitors / rate
 
-        async def stay(place: int) -> list[Visit]:
-            seen, turn = [], began + place * apart / visitors
-            while turn < began + seconds and time.perf_counter() < began + seconds:
-                await asyncio.sleep(max(turn - time.perf_counter(), 0))
-                seen.append(await _visit(client, *paths.any()))
-                turn += apart
-            return seen
+        async def visit_repeatedly(visitor: int) -> list[Visit]:
+            visits, due = [], began + visitor * interval / visitors
+            while due < began + seconds and time.perf_counter() < began + seconds:
+                await asyncio.sleep(max(due - time.perf_counter(), 0))
+                visits.append(await _visit(client, *paths.random_path()))
+                due += interval
+            return visits
 
-        return [visit for seen in await asyncio.gather(*map(stay, range(visitors))) for visit in seen]
+        return [visit for visits in await asyncio.gather(*map(visit_repeatedly, range(visitors))) for visit in visits]
 
 
 async def _visit(client: httpx.AsyncClient, kind: Kind, path: str) -> Visit:
-    """Ask for one page. Raises NotAnswered unless it is answered as it should be."""
+    """Requests one page. Raises NotAnswered for an error or an answer without Server-Timing."""
     began = time.perf_counter()
     try:
         answer = await client.get(path)
@@ -105,5 +105,5 @@ async def _visit(client: httpx.AsyncClient, kind: Kind, path: str) -> Visit:
     duration = DURATION.search(answer.headers.get("server-timing", ""))
     if answer.status_code != 200 or duration is None:
         fact = f"{path} was answered with {answer.status_code}."
-        raise NotAnswered(fact, remedy="Mend the page first; a broken one is no measurement.")
+        raise NotAnswered(fact, remedy="Fix the page first; a broken one cannot be measured.")
     return Visit(kind, float(duration[1]), client_ms)

@@ -1,1 +1,1 @@
-"""The database that people write to; labels and generations stand beside each other on its engine and tables."""
+"""Engine and tables of the labels database, which stores labels and generations."""

@@ -1,4 +1,4 @@
-"""Database: opens the labels database, brings its schema up to date and hands out transactions."""
+"""Opens the labels database, migrates its schema and provides transactions."""
 
 import asyncio
 import contextlib
@@ -23,13 +23,13 @@ from app.settings import REPOSITORY, Settings
 
 log = logging.getLogger("crossdiff.labels")
 
-TRY_AGAIN = 20.0
-"""Seconds between attempts at a labels database that could not be used when the server started."""
-PATIENCE = 15.0
+RETRY_INTERVAL = 20.0
+"""Seconds between attempts to migrate a labels database that was unusable at server start."""
+WRITE_TIMEOUT = 15.0
 """Seconds a writer waits for another writer of the same SQLite file."""
-ADDRESSES = "Set CROSSDIFF_DATABASE_URL to postgresql://user:password@host/name, or unset it to use a file."
+URL_REMEDY = "Set CROSSDIFF_DATABASE_URL to postgresql://user:password@host/name, or unset it to use a file."
 MIGRATION_KEY = 7_203_941
-"""Number of the PostgreSQL advisory lock under which servers migrate one after another."""
+"""Key of the PostgreSQL advisory lock that serialises migrations of several servers."""
 
 
 class LabelsUnusable(ReaderError):
@@ -43,7 +43,7 @@ class LabelsUnusable(ReaderError):
 
 
 def database_url(settings: Settings | None = None) -> str:
-    """The labels database that the settings ask for: `labels.db` in the home folder unless they name another."""
+    """URL of the labels database: `labels.db` in the home folder unless the settings name another."""
     settings = settings or Settings.from_environment()
     return settings.database_url or f"sqlite:///{settings.home / 'labels.db'}"
 
@@ -57,27 +57,27 @@ def open_database(url: str, *, foreign_keys: bool = True) -> Engine:
     try:
         address = make_url(url)
     except sa.exc.ArgumentError:
-        raise LabelsUnusable("its address is not a database's.", remedy=ADDRESSES) from None
+        raise LabelsUnusable("its address is not a database URL.", remedy=URL_REMEDY) from None
     if address.drivername in ("postgres", "postgresql"):
         address = address.set(drivername="postgresql+psycopg")
     if address.get_backend_name() == "postgresql":
         return sa.create_engine(address, pool_pre_ping=True)
     if address.get_backend_name() != "sqlite":
-        raise LabelsUnusable(f"labels cannot be kept in {address.get_backend_name()}.", remedy=ADDRESSES)
-    engine = sa.create_engine(address, connect_args={"timeout": PATIENCE})
-    event.listen(engine, "connect", _prepare_with_keys if foreign_keys else _prepare)
+        raise LabelsUnusable(f"labels cannot be kept in {address.get_backend_name()}.", remedy=URL_REMEDY)
+    engine = sa.create_engine(address, connect_args={"timeout": WRITE_TIMEOUT})
+    event.listen(engine, "connect", _configure_with_foreign_keys if foreign_keys else _configure_connection)
     event.listen(engine, "begin", _begin)
     return engine
 
 
 def migrate(url: str) -> None:
-    """Bring the schema up to date, one process at a time; all of it or nothing.
+    """Bring the schema up to date in one transaction, one process at a time.
 
     Raises LabelsUnusable when the database cannot be opened, is damaged, or is newer than this program.
     """
     engine = open_database(url, foreign_keys=False)
     try:
-        with _alone(engine), engine.connect().execution_options(writing=True) as connection, connection.begin():
+        with _file_lock(engine), engine.connect().execution_options(writing=True) as connection, connection.begin():
             if engine.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_KEY)))
             command.upgrade(alembic_config(connection), "head")
@@ -93,7 +93,7 @@ def migrate(url: str) -> None:
 
 
 def alembic_config(connection: Connection | None = None) -> Config:
-    """Alembic's settings; with a connection its commands run inside the transaction begun there."""
+    """Alembic's configuration; given a connection, its commands run in that connection's transaction."""
     config = Config(REPOSITORY / "alembic.ini")
     config.attributes["connection"] = connection
     return config
@@ -110,15 +110,16 @@ def head() -> str:
 def transaction(engine: Engine, *, writing: bool = False) -> Iterator[Session]:
     """One transaction: committed when the body ends, rolled back when it raises.
 
-    A transaction that will write says so at once: SQLite then waits for its turn at the beginning, because one
-    that has read before it writes is refused without waiting when somebody else wrote in between.
+    Pass `writing` for a transaction that writes: SQLite then takes the write lock at the beginning and waits for it.
+    A transaction that reads first and writes later fails at once if another one wrote in between.
+    Raises LabelsUnusable when the database fails.
     """
     bound = engine.execution_options(writing=True) if writing else engine
     try:
         with Session(bound, expire_on_commit=False) as session, session.begin():
             yield session
     except (sa.exc.OperationalError, sa.exc.ProgrammingError) as error:
-        # No connection, no table, a full disk: the person who labels can do nothing about it, and must not lose text.
+        # No connection, no table, a full disk: the visitor can do nothing about it, and must not lose the text.
         cause = str(error.orig or error).strip().splitlines()[0].rstrip(".")
         raise LabelsUnusable(
             f"{cause}.", remedy="Nothing was saved. Copy what you typed and try again soon."
@@ -127,7 +128,7 @@ def transaction(engine: Engine, *, writing: bool = False) -> Iterator[Session]:
 
 @contextlib.asynccontextmanager
 async def migrated(url: str) -> AsyncIterator[None]:
-    """Migrate, then go on; a database that cannot be used is tried again now and then, while results can be read."""
+    """Migrate, then run the body; retries an unusable database in the background, since results stay readable."""
     waiting: asyncio.Task[None] | None = None
     try:
         await asyncio.to_thread(migrate, url)
@@ -143,7 +144,7 @@ async def migrated(url: str) -> AsyncIterator[None]:
 
 async def _migrate_later(url: str) -> None:
     while True:
-        await asyncio.sleep(TRY_AGAIN)
+        await asyncio.sleep(RETRY_INTERVAL)
         with contextlib.suppress(LabelsUnusable):
             await asyncio.to_thread(migrate, url)
             log.warning("The labels database can be used again.")
@@ -151,8 +152,8 @@ async def _migrate_later(url: str) -> None:
 
 
 @contextlib.contextmanager
-def _alone(engine: Engine) -> Iterator[None]:
-    """For a SQLite file, hold a lock file beside it; its folder is made when it is missing."""
+def _file_lock(engine: Engine) -> Iterator[None]:
+    """Hold a lock file beside a SQLite file, whose folder is created if missing; no-op for other databases."""
     if engine.dialect.name != "sqlite" or engine.url.database in (None, "", ":memory:"):
         yield
         return
@@ -162,8 +163,8 @@ def _alone(engine: Engine) -> Iterator[None]:
         yield
 
 
-def _prepare(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
-    """A new SQLite connection: readers and one writer at once, and what is committed survives a power cut."""
+def _configure_connection(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
+    """Set up a new SQLite connection: WAL allows readers beside a writer; full sync survives a power cut."""
     connection.isolation_level = None  # transactions begin where SQLAlchemy says so, in `_begin`
     cursor = connection.cursor()
     cursor.execute("pragma journal_mode=wal")
@@ -171,13 +172,13 @@ def _prepare(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> Non
     cursor.close()
 
 
-def _prepare_with_keys(connection: sqlite3.Connection, entry: ConnectionPoolEntry) -> None:
-    """The same, and rows may not point at nothing."""
-    _prepare(connection, entry)
+def _configure_with_foreign_keys(connection: sqlite3.Connection, entry: ConnectionPoolEntry) -> None:
+    """Set up a new SQLite connection that enforces foreign keys."""
+    _configure_connection(connection, entry)
     connection.execute("pragma foreign_keys=on").close()
 
 
 def _begin(connection: Connection) -> None:
-    """Begin a SQLite transaction; one that will write takes its turn now."""
+    """Begin a SQLite transaction; one that will write takes the write lock now."""
     options: dict[str, Any] = dict(connection.get_execution_options())
     connection.exec_driver_sql("begin immediate" if options.get("writing") else "begin")

@@ -1,4 +1,4 @@
-"""Tables of the labels database; Alembic compares its migrations with what stands here."""
+"""Tables of the labels database; Alembic checks its migrations against them."""
 
 import datetime
 from typing import Any
@@ -30,37 +30,37 @@ NAMES = {
 """Every constraint has a name, so that a later migration can drop it on any database."""
 
 
-class Moment(TypeDecorator[datetime.datetime]):
-    """A point in time that comes back in UTC; SQLite by itself forgets the zone."""
+class UtcDateTime(TypeDecorator[datetime.datetime]):
+    """Time-zone-aware timestamp, stored and returned in UTC; SQLite drops the zone by itself."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime.datetime | None, _dialect: Dialect) -> datetime.datetime | None:
-        """UTC goes in; a time without a zone is our mistake."""
+        """Convert to UTC; a naive datetime is a bug."""
         if value is None:
             return None
-        assert value.tzinfo is not None, "a moment needs its zone"
+        assert value.tzinfo is not None, "a timestamp needs a time zone"
         return value.astimezone(datetime.UTC)
 
     def process_result_value(self, value: datetime.datetime | None, _dialect: Dialect) -> datetime.datetime | None:
-        """UTC comes out."""
+        """Return the stored time with its zone, UTC."""
         if value is None:
             return None
         return value.replace(tzinfo=datetime.UTC) if value.tzinfo is None else value.astimezone(datetime.UTC)
 
 
 class Base(DeclarativeBase):
-    """What every table of this database shares."""
+    """Declarative base with the naming convention for constraints."""
 
     metadata = MetaData(naming_convention=NAMES)
 
 
 class Label(Base):
-    """One revision of what one author calls one feature. Rows are added, never changed and never removed.
+    """One revision of one author's label of a feature. Rows are only ever added.
 
     An author's current label is the row with the largest revision. The unique key is the optimistic lock:
-    whoever saves a second revision 3 is told about the first.
+    saving a second revision 3 violates it.
     """
 
     __tablename__ = "label"
@@ -81,18 +81,18 @@ class Label(Base):
     """Text and note with case folded, for search: SQLite by itself folds only ASCII."""
     withdrawn: Mapped[bool] = mapped_column(Boolean)
     restores: Mapped[int | None] = mapped_column(Integer)
-    """The revision that this one brings back, if it does."""
-    created_at: Mapped[datetime.datetime] = mapped_column(Moment)
+    """The older revision that this one restores, if any."""
+    created_at: Mapped[datetime.datetime] = mapped_column(UtcDateTime)
 
 
-class Generation(Base):
+class GenerationRow(Base):
     """One request to steer: its parameters, and how it went."""
 
     __tablename__ = "generation"
     __table_args__ = (Index(None, "fingerprint", "created_at"), Index(None, "run", "feature", "created_at"))
 
     id: Mapped[str] = mapped_column(String(24), primary_key=True)
-    """Random; stands in the permalink."""
+    """Random; part of the permalink."""
     run: Mapped[str] = mapped_column(String(200))
     feature: Mapped[int] = mapped_column(Integer)
     content_hash: Mapped[str] = mapped_column(String(128))
@@ -105,27 +105,27 @@ class Generation(Base):
     """waiting, running, done, stopped or failed."""
     reason: Mapped[str] = mapped_column(Text, default="")
     """Why it failed or stopped, as one sentence; empty otherwise."""
-    created_at: Mapped[datetime.datetime] = mapped_column(Moment)
-    updated_at: Mapped[datetime.datetime] = mapped_column(Moment)
-    """Renewed while it runs, so that one whose server died can be told from a slow one."""
-    lanes: Mapped[list["Lane"]] = relationship(order_by="Lane.lane", back_populates="generation", lazy="selectin")
+    created_at: Mapped[datetime.datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime.datetime] = mapped_column(UtcDateTime)
+    """Heartbeat while it runs: tells a slow generation from one whose server died."""
+    lanes: Mapped[list["LaneRow"]] = relationship(order_by="LaneRow.lane", back_populates="generation", lazy="selectin")
 
 
-class Lane(Base):
+class LaneRow(Base):
     """One text of a generation: a source at one strength."""
 
     __tablename__ = "lane"
 
     generation_id: Mapped[str] = mapped_column(ForeignKey("generation.id"), primary_key=True)
     lane: Mapped[int] = mapped_column(Integer, primary_key=True)
-    """Place in the grid, from 0."""
+    """Index in the grid, from 0."""
     source: Mapped[str] = mapped_column(String(64))
     strength: Mapped[float] = mapped_column(Float)
     """In units of the feature's largest activation; 0 is off."""
     writes: Mapped[bool | None] = mapped_column(Boolean)
-    """Whether the feature writes to this source; null until the worker says."""
+    """Whether the feature writes to this source; null until the worker reports it."""
     prompt: Mapped[str] = mapped_column(Text, default="")
-    """What the model read, with its template and special tokens; empty until the worker says."""
+    """What the model read, with its template and special tokens; empty until the worker reports it."""
     text: Mapped[str] = mapped_column(Text, default="")
     tokens: Mapped[int] = mapped_column(Integer, default=0)
     seconds: Mapped[float] = mapped_column(Float, default=0.0)
@@ -133,5 +133,5 @@ class Lane(Base):
     state: Mapped[str] = mapped_column(String(16))
     """waiting, loading, running, done, stopped or failed."""
     reason: Mapped[str] = mapped_column(Text, default="")
-    """How it ended: `end` (the model said so), `length`, or a sentence when it failed."""
-    generation: Mapped[Generation] = relationship(back_populates="lanes")
+    """How it ended: `end` (end-of-sequence token), `length`, or a sentence when it failed."""
+    generation: Mapped[GenerationRow] = relationship(back_populates="lanes")

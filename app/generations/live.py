@@ -1,185 +1,168 @@
-"""Broadcast: generations under way, what they have said so far, and everybody who follows them.
+"""Generations under way in this process: their text so far, and everybody who follows them.
 
-A generation runs as a task of the web process, whoever looks at it: following, reloading or a second viewer never
-starts anything, and nobody has to stay for it to end.
+Each runs as a task of the web process, independent of its viewers: following, reloading or a second viewer never starts
+anything, and nobody has to stay until it ends.
 """
 
 import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from app.errors import ReaderError
+from app.generations.generation import Generation
 from app.inference.client import Client, WorkerBusy
-from app.inference.messages import Answer, GenerationRequest, LaneState
+from app.inference.messages import Answer, GenerationRequest
 
-log = logging.getLogger("crossdiff.broadcast")
+log = logging.getLogger("crossdiff.generations")
 
-MOST = 9
-"""Generations under way at once, with those that wait for the worker."""
-KEEP_EVERY = 2.0
+LARGEST_COUNT = 9
+"""Generations under way at once, those included that wait for the worker."""
+SAVE_EVERY = 2.0
 """Seconds between two savings of a generation under way."""
-ENDED = ("done", "stopped", "failed")
+START_TIMEOUT = 10.0
+"""Seconds that the event loop may take to accept a new generation."""
 
 
 @dataclass(frozen=True)
-class LaneSoFar:
-    """What one lane has said."""
+class GenerationSnapshot:
+    """A generation at one moment of its life."""
 
-    source: str
-    strength: float
-    state: LaneState = "waiting"
-    reason: str = ""
-    """How it ended: `end`, `length`, or a sentence when it failed."""
-    writes: bool | None = None
-    """Whether the feature writes to this source; None until the worker says."""
-    prompt: str = ""
-    """What the model read; empty until the worker says."""
-    text: str = ""
-    tokens: int = 0
-    seconds: float = 0.0
-    """Time spent sampling."""
-    changed: int = 0
-    """The version in which this lane last changed."""
+    generation: Generation
+    version: int = 0
+    """Counts up with every change; 0 when read from storage."""
+    changed: tuple[int, ...] = ()
+    """Version in which each lane last changed; empty when read from storage."""
+
+    def lanes_changed_since(self, version: int) -> frozenset[int]:
+        """Indices of the lanes that changed after a version; all of them when read from storage."""
+        if not self.changed:
+            return frozenset(range(len(self.generation.lanes)))
+        return frozenset(index for index, changed in enumerate(self.changed) if changed > version)
 
 
-@dataclass(frozen=True)
-class GenerationState:
-    """A generation as it stands."""
-
-    id: str
-    lanes: tuple[LaneSoFar, ...]
-    state: str = "waiting"
-    """waiting, running, done, stopped or failed."""
-    reason: str = ""
-    place: int = 0
-    """How many must finish first; 0 when it is its turn."""
-    version: int = 1
-    """Counts up with every change."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing more will come."""
-        return self.state in ENDED
-
-
-Keep = Callable[[GenerationState], None]
+Save = Callable[[Generation], None]
 """Stores how far a generation has come; may block."""
 
 
 class LiveGenerations:
     """All generations of this process that are under way."""
 
-    def __init__(self, client: Client, keep: Keep) -> None:
+    def __init__(self, client: Client, save: Save) -> None:
         self._client = client
-        self._keep = keep
+        self._save = save
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._live: dict[str, _Live] = {}
+        self._running: dict[str, _RunningGeneration] = {}
 
-    def open(self) -> None:
-        """Begin to serve, on the event loop that runs now."""
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Accept generations on the event loop that runs now; at the end, stop and save all that are under way."""
         self._loop = asyncio.get_running_loop()
+        try:
+            yield
+        finally:
+            running = list(self._running.values())
+            for one in running:
+                one.task.cancel()
+            await asyncio.gather(*(one.task for one in running), return_exceptions=True)
 
-    async def close(self) -> None:
-        """End everything that is under way; what was said is kept."""
-        lives = list(self._live.values())
-        for live in lives:
-            live.task.cancel()
-        await asyncio.gather(*(live.task for live in lives), return_exceptions=True)
-
-    def require_room(self) -> None:
+    def require_capacity(self) -> None:
         """Raise WorkerBusy when too many are under way already."""
-        if len(self._live) >= MOST:
-            fact = f"{len(self._live)} generations are under way or wait already."
+        if len(self._running) >= LARGEST_COUNT:
+            fact = f"{len(self._running)} generations are under way or wait already."
             raise WorkerBusy(fact, remedy="Try again in a moment; what you typed is kept.")
 
-    def start(self, request: GenerationRequest) -> None:
-        """Begin a generation whose row is stored already; may be called from any thread."""
-        assert self._loop is not None, "the broadcast is opened when the server starts"
+    def start(self, generation: Generation, request: GenerationRequest) -> None:
+        """Start a generation that is stored and committed; may be called from any thread."""
+        assert self._loop is not None, "opened when the server starts"
 
         async def begin() -> None:
-            self._live[request.id] = _Live(request, self._client, self._keep, self._forget)
+            self._running[generation.id] = _RunningGeneration(
+                generation, request, self._client, self._save, lambda: self._running.pop(generation.id, None)
+            )
 
-        asyncio.run_coroutine_threadsafe(begin(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(begin(), self._loop).result(START_TIMEOUT)
 
-    def so_far(self, generation: str) -> GenerationState | None:
-        """How far a generation is; None when it is not under way here. May be called from any thread."""
-        live = self._live.get(generation)
-        return live.so_far if live else None
+    def snapshot(self, generation: str) -> GenerationSnapshot | None:
+        """A generation as it stands; None when it is not under way here. May be called from any thread."""
+        running = self._running.get(generation)
+        return running.snapshot if running else None
 
     def stop(self, generation: str) -> bool:
         """End a generation within one token; False when it is not under way here. May be called from any thread."""
-        live = self._live.get(generation)
-        if live is None or self._loop is None:
+        running = self._running.get(generation)
+        if running is None or self._loop is None:
             return False
-        asyncio.run_coroutine_threadsafe(live.stop(), self._loop)
+        asyncio.run_coroutine_threadsafe(running.stop(), self._loop)
         return True
 
-    async def follow(self, generation: str) -> AsyncIterator[GenerationState]:
-        """Yield how far a generation is, now and after changes, until it has finished; nothing if it is not here.
+    async def follow(self, generation: str) -> AsyncIterator[GenerationSnapshot]:
+        """Yield a generation now and after changes, until it has finished; nothing if it is not under way here.
 
-        A slow follower skips to the newest state.
+        A slow follower skips to the newest snapshot.
         """
-        live = self._live.get(generation)
+        running = self._running.get(generation)
         seen = 0
-        while live is not None:
-            so_far = live.so_far
-            if so_far.version > seen:
-                seen = so_far.version
-                yield so_far
-            if so_far.finished:
+        while running is not None:
+            snapshot = running.snapshot
+            if snapshot.version > seen:
+                seen = snapshot.version
+                yield snapshot
+            if snapshot.generation.finished:
                 return
-            await live.changed_after(seen)
-
-    def _forget(self, generation: str) -> None:
-        self._live.pop(generation, None)
+            await running.newer_than(seen)
 
 
-class _Live:
-    """One generation under way, and the task that listens to the worker."""
+class _RunningGeneration:
+    """One generation under way, and the task that reads the worker's answers."""
 
-    def __init__(self, request: GenerationRequest, client: Client, keep: Keep, forget: Callable[[str], None]) -> None:
-        self.so_far = GenerationState(
-            request.id, tuple(LaneSoFar(lane.source, lane.strength) for lane in request.lanes)
-        )
-        self._request, self._client, self._keep, self._forget = request, client, keep, forget
+    def __init__(
+        self,
+        generation: Generation,
+        request: GenerationRequest,
+        client: Client,
+        save: Save,
+        forget: Callable[[], object],
+    ) -> None:
+        self.snapshot = GenerationSnapshot(generation, 1, (1,) * len(generation.lanes))
+        self._request, self._client, self._save, self._forget = request, client, save, forget
         self._changed = asyncio.Event()
         self._over = asyncio.Event()
         self._stopped = False
         self.task = asyncio.create_task(self._run())
 
-    async def changed_after(self, version: int) -> None:
-        """Wait until there is something newer."""
-        while self.so_far.version <= version:
+    async def newer_than(self, version: int) -> None:
+        """Wait until there is a newer snapshot."""
+        while self.snapshot.version <= version:
             await self._changed.wait()
 
     async def stop(self) -> None:
-        """Ask the worker to end it; hang up if it does not listen."""
+        """Ask the worker to end it; close the connection if the worker does not react."""
         self._stopped = True
         try:
             await self._client.stop(self._request.id)
         except ReaderError:
             self.task.cancel()
             return
-        # The worker says itself that it stopped, unless it waits for a model or does not know the request yet.
+        # The worker reports the end itself, unless it waits for a model or does not know the request yet.
         await asyncio.wait([self.task], timeout=1.0)
         if not self.task.done():
             self.task.cancel()
 
     async def _run(self) -> None:
-        keeper = asyncio.create_task(self._keep_regularly())
-        state, reason = await self._listen()
+        saving = asyncio.create_task(self._save_regularly())
+        state, reason = await self._read_answers()
         self._over.set()
-        await keeper
+        await saving
         await self._end(state, reason)
 
-    async def _listen(self) -> tuple[str, str]:
-        """Hear the worker out; state and reason of the end, however it comes."""
+    async def _read_answers(self) -> tuple[str, str]:
+        """Read all answers; state and reason of the end, however it comes."""
         try:
             async with contextlib.aclosing(self._client.generate(self._request)) as answers:
                 async for answer in answers:
-                    self._hear(answer)
+                    self._apply(answer)
         except ReaderError as error:
             return "failed", str(error)
         except asyncio.CancelledError:
@@ -193,58 +176,62 @@ class _Live:
 
     def _outcome(self) -> tuple[str, str]:
         """State of the whole, from those of its lanes."""
-        states = {lane.state for lane in self.so_far.lanes}
+        lanes = self.snapshot.generation.lanes
+        states = {lane.state for lane in lanes}
         if self._stopped or "stopped" in states:
             return "stopped", ""
         if states == {"done"}:
             return "done", ""
-        reasons = dict.fromkeys(lane.reason for lane in self.so_far.lanes if lane.state == "failed")
-        return "failed", " ".join(reasons) or "The inference worker ended this without a word. Run it again."
+        reasons = dict.fromkeys(lane.reason for lane in lanes if lane.state == "failed")
+        return "failed", " ".join(reasons) or "The inference worker ended this without a reason. Run it again."
 
-    def _hear(self, answer: Answer) -> None:
+    def _apply(self, answer: Answer) -> None:
         match answer.kind:
             case "queued":
                 self._update(place=answer.place)
             case "loading":
                 self._update(place=0, state="running")
                 self._update_lane(answer.lane, state="loading")
-            case "began":
+            case "started":
                 self._update_lane(answer.lane, state="running", prompt=answer.prompt, writes=answer.writes)
-            case "said":
+            case "text":
                 self._update_lane(answer.lane, text=answer.text, tokens=answer.tokens, seconds=answer.seconds)
             case "ended":
                 self._update_lane(answer.lane, state=answer.state, reason=answer.reason)
 
-    def _update_lane(self, place: int, **changes: object) -> None:
-        lanes = list(self.so_far.lanes)
-        lanes[place] = replace(lanes[place], changed=self.so_far.version + 1, **changes)  # type: ignore[arg-type]
-        self._update(lanes=tuple(lanes))
+    def _update_lane(self, index: int, **changes: object) -> None:
+        lanes, changed = list(self.snapshot.generation.lanes), list(self.snapshot.changed)
+        lanes[index] = lanes[index].model_copy(update=changes)
+        changed[index] = self.snapshot.version + 1
+        self._update(changed=tuple(changed), lanes=tuple(lanes))
 
-    def _update(self, **changes: object) -> None:
-        self.so_far = replace(self.so_far, version=self.so_far.version + 1, **changes)  # type: ignore[arg-type]
+    def _update(self, *, changed: tuple[int, ...] | None = None, **changes: object) -> None:
+        before = self.snapshot
+        generation = before.generation.model_copy(update=changes)
+        self.snapshot = GenerationSnapshot(generation, before.version + 1, changed or before.changed)
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def _keep_regularly(self) -> None:
-        """Save every now and then, also while nothing is said: that shows that somebody still listens."""
+    async def _save_regularly(self) -> None:
+        """Save every now and then, also without news: `updated_at` shows that the server still runs."""
         while not self._over.is_set():
-            await self._keep_safely(self.so_far)
+            await self._try_to_save(self.snapshot.generation)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._over.wait(), KEEP_EVERY)
+                await asyncio.wait_for(self._over.wait(), SAVE_EVERY)
 
-    async def _keep_safely(self, so_far: GenerationState) -> None:
+    async def _try_to_save(self, generation: Generation) -> None:
         """A database that is busy or gone for a moment does not end a generation."""
         try:
-            await asyncio.to_thread(self._keep, so_far)
+            await asyncio.to_thread(self._save, generation)
         except Exception:
-            log.exception("generation %s could not be saved", so_far.id)
+            log.exception("generation %s could not be saved", generation.id)
 
     async def _end(self, state: str, reason: str) -> None:
-        """Lanes that were left open end as the whole did; saved before anybody hears that it is over."""
-        for place, lane in enumerate(self.so_far.lanes):
-            if lane.state not in ENDED:
-                self._update_lane(place, state=state, reason=reason)
-        final = replace(self.so_far, version=self.so_far.version + 1, state=state, reason=reason, place=0)
-        await self._keep_safely(final)
+        """Lanes that were left open end as the whole did; saved before any follower sees the end."""
+        for index, lane in enumerate(self.snapshot.generation.lanes):
+            if lane.state not in ("done", "stopped", "failed"):
+                self._update_lane(index, state=state, reason=reason)
+        ending = self.snapshot.generation.model_copy(update={"state": state, "reason": reason, "place": 0})
+        await self._try_to_save(ending)
         self._update(state=state, reason=reason, place=0)
-        self._forget(self._request.id)
+        self._forget()

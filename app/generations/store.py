@@ -1,181 +1,145 @@
-"""Generations: what was asked of the models and what they said, kept under a permalink."""
+"""Stores generations under a permalink and finds them again; the only place that reads and writes their tables."""
 
 import datetime
 import hashlib
 import json
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.database.tables import Generation, Lane
+from app.database.tables import GenerationRow, LaneRow
+from app.generations.generation import UNFINISHED, Generation
+from app.inference.messages import Lane, Parameters
 
-UNFINISHED = ("waiting", "running")
 SILENCE = datetime.timedelta(seconds=60)
-"""An unfinished generation that was not renewed for this long has lost its server."""
+"""An unfinished generation that was not saved for this long has lost its server."""
 
 
-@dataclass(frozen=True)
-class StoredLane:
-    """One text of a generation: a source at one strength."""
-
-    source: str
-    strength: float
-    """In units of the feature's largest activation; 0 is off."""
-    state: str = "waiting"
-    """waiting, loading, running, done, stopped or failed."""
-    reason: str = ""
-    """How it ended: `end`, `length`, or a sentence when it failed."""
-    writes: bool | None = None
-    """Whether the feature writes to this source; None until the worker says."""
-    prompt: str = ""
-    """What the model read; empty until the worker says."""
-    text: str = ""
-    tokens: int = 0
-    seconds: float = 0.0
-    """Time spent sampling, without waiting and loading."""
-
-
-@dataclass(frozen=True)
-class StoredGeneration:
-    """A generation with every parameter and every text."""
-
-    id: str
-    run: str
-    feature: int
-    content_hash: str
-    author: str | None
-    parameters: dict[str, Any]
-    state: str
-    """waiting, running, done, stopped or failed."""
-    reason: str
-    """Why it failed or stopped, as one sentence; empty otherwise."""
-    created_at: datetime.datetime
-    updated_at: datetime.datetime
-    lanes: tuple[StoredLane, ...]
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing more will come."""
-        return self.state not in UNFINISHED
-
-    @property
-    def by_source(self) -> dict[str, list[tuple[int, StoredLane]]]:
-        """Lanes of each source in order, each with its place."""
-        sources: dict[str, list[tuple[int, StoredLane]]] = {}
-        for place, lane in enumerate(self.lanes):
-            sources.setdefault(lane.source, []).append((place, lane))
-        return sources
-
-
-def fingerprint(run: str, feature: int, content_hash: str, parameters: dict[str, Any]) -> str:
-    """Equal for requests that must give the same text: 64 hex digits."""
-    everything = [run, feature, content_hash, parameters]
+def fingerprint(run: str, feature: int, content_hash: str, parameters: Parameters) -> str:
+    """64 hex digits, equal for requests that must give the same text."""
+    everything = [run, feature, content_hash, parameters.model_dump(mode="json")]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
-def new_generation(session: Session, asked: StoredGeneration) -> StoredGeneration:
-    """Store a request under a new random id; its `id` and times are filled in."""
+def new_generation(
+    session: Session,
+    *,
+    run: str,
+    feature: int,
+    content_hash: str,
+    author: str | None,
+    parameters: Parameters,
+    lanes: Sequence[Lane],
+) -> Generation:
+    """Store a request under a new random id."""
     now = datetime.datetime.now(datetime.UTC)
-    row = Generation(
+    row = GenerationRow(
         id=secrets.token_urlsafe(9),
-        run=asked.run,
-        feature=asked.feature,
-        content_hash=asked.content_hash,
-        author=asked.author,
-        parameters=asked.parameters,
-        fingerprint=fingerprint(asked.run, asked.feature, asked.content_hash, asked.parameters),
+        run=run,
+        feature=feature,
+        content_hash=content_hash,
+        author=author,
+        parameters=parameters.model_dump(mode="json"),
+        fingerprint=fingerprint(run, feature, content_hash, parameters),
         state="waiting",
         reason="",
         created_at=now,
         updated_at=now,
-        lanes=[
-            Lane(lane=place, source=lane.source, strength=lane.strength, writes=lane.writes, state="waiting")
-            for place, lane in enumerate(asked.lanes)
-        ],
+        lanes=[LaneRow(lane=index, source=lane.source, strength=lane.strength) for index, lane in enumerate(lanes)],
     )
+    for stored, lane in zip(row.lanes, lanes, strict=True):
+        _update(stored, lane)
     session.add(row)
     session.flush()
-    return _stored(row)
+    return _generation(row)
 
 
-def find_generation(session: Session, generation_id: str) -> StoredGeneration | None:
+def find_generation(session: Session, generation_id: str) -> Generation | None:
     """A generation by its id; one whose server died while it ran is given as failed."""
-    row = session.get(Generation, generation_id)
-    return _with_losses(_stored(row)) if row else None
+    row = session.get(GenerationRow, generation_id)
+    return _failed_if_silent(_generation(row)) if row else None
 
 
-def same_generation(session: Session, mark: str) -> StoredGeneration | None:
+def same_generation(session: Session, mark: str) -> Generation | None:
     """The newest generation with this fingerprint that is done or still going, if there is one."""
-    query = sa.select(Generation).where(Generation.fingerprint == mark, Generation.state.in_(("done", *UNFINISHED)))
-    for row in session.scalars(query.order_by(Generation.created_at.desc()).limit(5)):
-        stored = _with_losses(_stored(row))
-        if stored.state != "failed":
-            return stored
+    query = sa.select(GenerationRow).where(
+        GenerationRow.fingerprint == mark, GenerationRow.state.in_(("done", *UNFINISHED))
+    )
+    for row in session.scalars(query.order_by(GenerationRow.created_at.desc()).limit(5)):
+        generation = _failed_if_silent(_generation(row))
+        if generation.state != "failed":
+            return generation
     return None
 
 
-def recent_generations(
-    session: Session, run: str, feature: int | None = None, limit: int = 10
-) -> list[StoredGeneration]:
+def recent_generations(session: Session, run: str, feature: int | None = None, limit: int = 10) -> list[Generation]:
     """The newest generations of a run, or of one of its features."""
-    query = sa.select(Generation).where(Generation.run == run)
+    query = sa.select(GenerationRow).where(GenerationRow.run == run)
     if feature is not None:
-        query = query.where(Generation.feature == feature)
-    rows = session.scalars(query.order_by(Generation.created_at.desc()).limit(limit))
-    return [_with_losses(_stored(row)) for row in rows]
+        query = query.where(GenerationRow.feature == feature)
+    rows = session.scalars(query.order_by(GenerationRow.created_at.desc()).limit(limit))
+    return [_failed_if_silent(_generation(row)) for row in rows]
 
 
-def keep_generation(
-    session: Session, generation_id: str, *, state: str, reason: str, lanes: Sequence[StoredLane]
-) -> None:
-    """Store how far a generation has come."""
-    row = session.get_one(Generation, generation_id)
-    row.state, row.reason, row.updated_at = state, reason, datetime.datetime.now(datetime.UTC)
-    for kept, lane in zip(row.lanes, lanes, strict=True):
-        kept.state, kept.reason = lane.state, lane.reason
-        kept.writes = kept.writes if lane.writes is None else lane.writes
-        kept.prompt, kept.text, kept.tokens, kept.seconds = lane.prompt, lane.text, lane.tokens, lane.seconds
+def save_generation(session: Session, generation: Generation) -> None:
+    """Store how far a generation has come: its state and its lanes."""
+    row = session.get_one(GenerationRow, generation.id)
+    row.state, row.reason, row.updated_at = generation.state, generation.reason, datetime.datetime.now(datetime.UTC)
+    for stored, lane in zip(row.lanes, generation.lanes, strict=True):
+        _update(stored, lane)
 
 
-def _with_losses(stored: StoredGeneration) -> StoredGeneration:
-    """The same, or failed when nobody has renewed it for too long."""
-    if stored.finished or datetime.datetime.now(datetime.UTC) - stored.updated_at < SILENCE:
-        return stored
-    reason = (
-        "The server stopped while this was running. What had been said until then is kept; run it again for the rest."
+def _update(row: LaneRow, lane: Lane) -> None:
+    row.state = lane.state
+    row.reason = lane.reason
+    row.writes = lane.writes
+    row.prompt = lane.prompt
+    row.text = lane.text
+    row.tokens = lane.tokens
+    row.seconds = lane.seconds
+
+
+def _lane(row: LaneRow) -> Lane:
+    return Lane.model_validate(
+        {
+            "source": row.source,
+            "strength": row.strength,
+            "state": row.state,
+            "reason": row.reason,
+            "writes": row.writes,
+            "prompt": row.prompt,
+            "text": row.text,
+            "tokens": row.tokens,
+            "seconds": row.seconds,
+        }
     )
-    lanes = tuple(lane if lane.state in ("done", "failed") else replace(lane, state="failed") for lane in stored.lanes)
-    return replace(stored, state="failed", reason=reason, lanes=lanes)
 
 
-def _stored(row: Generation) -> StoredGeneration:
-    return StoredGeneration(
-        row.id,
-        row.run,
-        row.feature,
-        row.content_hash,
-        row.author,
-        row.parameters,
-        row.state,
-        row.reason,
-        row.created_at,
-        row.updated_at,
-        tuple(
-            StoredLane(
-                lane.source,
-                lane.strength,
-                lane.state,
-                lane.reason,
-                lane.writes,
-                lane.prompt,
-                lane.text,
-                lane.tokens,
-                lane.seconds,
-            )
-            for lane in row.lanes
-        ),
+def _generation(row: GenerationRow) -> Generation:
+    return Generation(
+        id=row.id,
+        run=row.run,
+        feature=row.feature,
+        content_hash=row.content_hash,
+        author=row.author,
+        parameters=Parameters.model_validate(row.parameters),
+        state=row.state,
+        reason=row.reason,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        lanes=tuple(map(_lane, row.lanes)),
     )
+
+
+def _failed_if_silent(generation: Generation) -> Generation:
+    """The same, or failed when nobody has saved it for too long."""
+    if generation.finished or datetime.datetime.now(datetime.UTC) - generation.updated_at < SILENCE:
+        return generation
+    reason = "The server stopped while this was running. The text until then is kept; run it again for the rest."
+    lanes = tuple(
+        lane if lane.state in ("done", "failed") else lane.model_copy(update={"state": "failed"})
+        for lane in generation.lanes
+    )
+    return generation.model_copy(update={"state": "failed", "reason": reason, "lanes": lanes})

@@ -1,8 +1,8 @@
-"""Client: ask the worker for a generation and hear its answers; hanging up ends it."""
+"""HTTP client of the inference worker: streams a generation's answers; closing the stream ends the generation."""
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,10 +14,10 @@ from app.errors import ReaderError
 from app.inference.messages import ANSWER, Answer, GenerationRequest, SourceState
 
 STATES = TypeAdapter(list[SourceState])
-PATIENCE = httpx.Timeout(10.0, read=600.0)
+GENERATION_TIMEOUT = httpx.Timeout(10.0, read=600.0)
 """Loading a large model may take minutes between two answers; everything else is quick."""
-GLANCE = httpx.Timeout(2.0)
-"""For questions that a page waits for."""
+QUICK_TIMEOUT = httpx.Timeout(2.0)
+"""For requests that a page waits for."""
 
 
 class WorkerUnreachable(ReaderError):
@@ -51,7 +51,7 @@ class Address:
 
 
 class WorkerLocator(Protocol):
-    """Knows where the worker is."""
+    """Finds the worker."""
 
     @property
     def patience(self) -> float:
@@ -59,7 +59,7 @@ class WorkerLocator(Protocol):
         ...
 
     def address(self) -> Address:
-        """Where it answers, after it was started if need be; may take seconds. Raises WorkerUnreachable."""
+        """Where it answers, started first if need be; may take seconds. Raises WorkerUnreachable."""
         ...
 
     def known(self) -> Address | None:
@@ -69,13 +69,13 @@ class WorkerLocator(Protocol):
 
 @dataclass(frozen=True)
 class RemoteWorker:
-    """A worker that somebody else starts."""
+    """A worker that runs elsewhere, at an address from the settings."""
 
     at: Address
     patience: float = 1.0
 
     def address(self) -> Address:
-        """Where it was said to be."""
+        """Its address, whether it runs or not."""
         return self.at
 
     def known(self) -> Address | None:
@@ -86,22 +86,33 @@ class RemoteWorker:
 class Client:
     """Talks to the worker, wherever it is now: one that was started again may have moved."""
 
-    def __init__(self, whereabouts: WorkerLocator) -> None:
-        self._whereabouts = whereabouts
+    def __init__(self, locator: WorkerLocator) -> None:
+        self._locator = locator
+
+    def states_or_absent(self, run: str, sources: Sequence[str]) -> list[SourceState]:
+        """Whether the model of each source is loaded; all absent while no worker runs, or when it does not answer."""
+        try:
+            known = {state.source: state for state in self.states(run)}
+        except ReaderError:
+            known = {}
+        return [known.get(source, SourceState(source=source, state="absent")) for source in sources]
 
     def states(self, run: str) -> list[SourceState]:
-        """How far the model of each source of a run is; nothing while there is no worker yet.
+        """Whether the model of each source of a run is loaded; empty while no worker runs.
 
         Asking starts nothing. Raises WorkerUnreachable or WorkerRefused.
         """
-        at = self._whereabouts.known()
+        at = self._locator.known()
         if at is None:
             return []
         if at.socket and not Path(at.socket).exists():
             raise _unreachable(httpx.ConnectError("no socket"))
         try:
             with httpx.Client(
-                transport=httpx.HTTPTransport(uds=at.socket), base_url=at.url, headers=_headers(at), timeout=GLANCE
+                transport=httpx.HTTPTransport(uds=at.socket),
+                base_url=at.url,
+                headers=_headers(at),
+                timeout=QUICK_TIMEOUT,
             ) as http:
                 answer = http.get(f"/runs/{run}/sources")
                 _check(answer)
@@ -114,42 +125,42 @@ class Client:
 
         Raises WorkerUnreachable when the worker is not there or ends in the middle, WorkerBusy, WorkerRefused.
         """
-        at = await self._awake()
+        at = await self._reachable()
         try:
             async with (
-                _connected(at, PATIENCE) as http,
+                _connected(at, GENERATION_TIMEOUT) as http,
                 http.stream("POST", "/generations", json=request.model_dump(mode="json")) as answer,
             ):
                 if answer.is_error:
                     await answer.aread()
                 _check(answer)
                 async for line in answer.aiter_lines():
-                    said = ANSWER.validate_json(line)
-                    yield said
-                    if said.kind == "finished":
+                    parsed = ANSWER.validate_json(line)
+                    yield parsed
+                    if parsed.kind == "finished":
                         return
         except (httpx.HTTPError, ValidationError) as error:
             raise _unreachable(error) from error
         raise _unreachable(None)
 
     async def stop(self, generation: str) -> None:
-        """Ask that a generation ends; it then says so itself. Raises WorkerUnreachable."""
-        at = self._whereabouts.known()
+        """Ask the worker to end a generation; its stream then ends by itself. Raises WorkerUnreachable."""
+        at = self._locator.known()
         if at is None:
             return
         try:
-            async with _connected(at, GLANCE) as http:
+            async with _connected(at, QUICK_TIMEOUT) as http:
                 await http.delete(f"/generations/{generation}")
         except httpx.HTTPError as error:
             raise _unreachable(error) from error
 
-    async def _awake(self) -> Address:
-        """Where the worker answers, once it does: it may have ended a moment ago and be starting again."""
-        deadline = time.monotonic() + self._whereabouts.patience
+    async def _reachable(self) -> Address:
+        """Where the worker answers, once it does: it may have crashed a moment ago and be starting again."""
+        deadline = time.monotonic() + self._locator.patience
         while True:
-            at = await asyncio.to_thread(self._whereabouts.address)
+            at = await asyncio.to_thread(self._locator.address)
             try:
-                async with _connected(at, GLANCE) as http:
+                async with _connected(at, QUICK_TIMEOUT) as http:
                     await http.get("/healthz")
             except httpx.HTTPError as error:
                 if time.monotonic() > deadline:
@@ -159,9 +170,9 @@ class Client:
                 return at
 
 
-def _connected(at: Address, patience: httpx.Timeout) -> httpx.AsyncClient:
+def _connected(at: Address, timeout: httpx.Timeout) -> httpx.AsyncClient:
     transport = httpx.AsyncHTTPTransport(uds=at.socket)
-    return httpx.AsyncClient(transport=transport, base_url=at.url, headers=_headers(at), timeout=patience)
+    return httpx.AsyncClient(transport=transport, base_url=at.url, headers=_headers(at), timeout=timeout)
 
 
 def _headers(at: Address) -> dict[str, str]:
@@ -187,7 +198,7 @@ def _unreachable(error: Exception | None) -> WorkerUnreachable:
     elif isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout | httpx.PoolTimeout):
         fact = "The inference worker stopped answering."
     elif isinstance(error, ValidationError):
-        fact = "The inference worker speaks another version of this program's language."
+        fact = "The inference worker runs another version of Crossdiff."
     else:
         fact = "The inference worker ended in the middle; a model that is too large for the memory does that."
     return WorkerUnreachable(

@@ -1,4 +1,4 @@
-"""Messages: what the pages ask of the inference worker, and what it answers, line by line of JSON."""
+"""The protocol between explorer and inference worker: requests as JSON, answers as one JSON object per line."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -14,8 +14,8 @@ STRENGTH_LIMIT = 100.0
 
 Mode = Literal["add", "clamp", "ablate", "multiply"]
 BUILT_MODES: tuple[Mode, ...] = ("add",)
-"""Modes that the worker can do. The others need the feature's own activation at each position, and for a feature
-that reads several sources one source alone does not determine it."""
+"""Modes that the worker supports. The others need the feature's own activation at each position, which one source
+alone does not determine when the feature reads several."""
 Positions = Literal["all", "prompt", "generated"]
 State = Literal["absent", "loading", "ready", "failed", "out_of_memory"]
 LaneState = Literal["waiting", "loading", "running", "done", "stopped", "failed"]
@@ -28,7 +28,7 @@ class Message(BaseModel):
 
 
 class Parameters(Message):
-    """Everything a person chooses; equal parameters give equal text."""
+    """Everything that decides the text; equal parameters give equal text."""
 
     prompt: Annotated[str, Field(min_length=1, max_length=PROMPT_LIMIT)]
     strength: Annotated[float, Field(ge=-STRENGTH_LIMIT, le=STRENGTH_LIMIT)] = 4.0
@@ -62,11 +62,24 @@ class Parameters(Message):
         return mode
 
 
-class LaneRequest(Message):
-    """One text: a source at one strength; 0 is off."""
+class Lane(Message):
+    """One steered text: a source at one strength, and how far it is.
+
+    The only type of a steered text: the worker's protocol, what is under way, the API and the pages share it;
+    `app/generations/store.py` converts it to and from its table.
+    """
 
     source: str
-    strength: float
+    strength: float = Field(description="In units of the feature's largest activation; 0 is off.")
+    state: LaneState = Field(default="waiting", description="waiting, loading, running, done, stopped or failed.")
+    reason: str = Field(default="", description="How it ended: end, length, or a sentence when it failed.")
+    writes: bool | None = Field(
+        default=None, description="Whether the feature writes to this source; if not, steering is exactly off."
+    )
+    prompt: str = Field(default="", description="What the model read, with its template and special tokens.")
+    text: str = ""
+    tokens: int = 0
+    seconds: float = Field(default=0.0, description="Time spent sampling, without waiting and loading.")
 
 
 class GenerationRequest(Message):
@@ -78,16 +91,17 @@ class GenerationRequest(Message):
     max_activation: Annotated[float, Field(gt=0)]
     """The feature's largest activation, unscaled: the unit of strength."""
     parameters: Parameters
-    lanes: Annotated[tuple[LaneRequest, ...], Field(min_length=1, max_length=64)]
+    lanes: Annotated[tuple[Lane, ...], Field(min_length=1, max_length=64)]
+    """The worker reads their source and strength."""
 
 
 class SourceState(Message):
-    """How far a source's model is."""
+    """Whether a source's model is loaded."""
 
     source: str
     state: State
     reason: str = ""
-    """Why it failed, as one sentence with the remedy."""
+    """Why loading failed, as one sentence with the remedy."""
     seconds: float | None = None
     """How long loading has taken, or took."""
 
@@ -101,28 +115,28 @@ class Queued(Message):
 
 
 class Loading(Message):
-    """A lane waits for its model, which is being loaded unless it is ready already."""
+    """A lane waits for its model, which is loaded first if it is not in memory."""
 
     kind: Literal["loading"] = "loading"
     lane: int
 
 
-class Began(Message):
-    """A lane begins to sample."""
+class Started(Message):
+    """A lane starts sampling."""
 
-    kind: Literal["began"] = "began"
+    kind: Literal["started"] = "started"
     lane: int
     prompt: str
     """What the model reads, with its template and special tokens."""
     prompt_tokens: int
     writes: bool
-    """Whether the feature writes to this source; if not, steering changes nothing here: exactly."""
+    """Whether the feature writes to this source; if not, steering changes exactly nothing here."""
 
 
-class Said(Message):
-    """A lane's text so far, whole, so that a lost message does no harm."""
+class TextUpdate(Message):
+    """A lane's whole text so far, so that a lost update does no harm."""
 
-    kind: Literal["said"] = "said"
+    kind: Literal["text"] = "text"
     lane: int
     text: str
     tokens: int
@@ -130,7 +144,7 @@ class Said(Message):
 
 
 class Ended(Message):
-    """A lane says no more."""
+    """A lane has ended."""
 
     kind: Literal["ended"] = "ended"
     lane: int
@@ -145,7 +159,7 @@ class Finished(Message):
     kind: Literal["finished"] = "finished"
 
 
-Answer = Annotated[Queued | Loading | Began | Said | Ended | Finished, Field(discriminator="kind")]
+Answer = Annotated[Queued | Loading | Started | TextUpdate | Ended | Finished, Field(discriminator="kind")]
 ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)
 
 

@@ -1,4 +1,4 @@
-"""Supervisor: starts the inference worker when it is first needed, and again whenever it ends."""
+"""Starts the local inference worker when it is first needed, and again whenever it ends."""
 
 import logging
 import shutil
@@ -15,12 +15,12 @@ log = logging.getLogger("crossdiff.supervisor")
 
 SOCKET_PATH_LIMIT = 100
 """Bytes; Unix sockets allow 107 on Linux and 103 on macOS."""
-START_LIMIT = 60.0
+START_TIMEOUT = 60.0
 """Seconds a worker may take to answer for the first time."""
-PAUSES = (0.2, 1.0, 5.0, 15.0)
+RESTART_DELAYS = (0.2, 1.0, 5.0, 15.0)
 """Seconds before a worker that keeps ending is started again, longer each time."""
-STEADY = 60.0
-"""Seconds after which a worker counts as steady, and the next pause is short again."""
+STABLE_AFTER = 60.0
+"""Seconds after which a worker counts as stable, and the next delay is short again."""
 
 
 class Supervisor:
@@ -42,7 +42,7 @@ class Supervisor:
                 self._folder = _private_folder()
                 self._start()
                 threading.Thread(target=self._watch, name="worker supervisor", daemon=True).start()
-        deadline = time.monotonic() + START_LIMIT
+        deadline = time.monotonic() + START_TIMEOUT
         while (known := self.known()) is None:
             if self._stopping.is_set() or time.monotonic() > deadline:
                 fact = "The inference worker does not start."
@@ -90,8 +90,8 @@ class Supervisor:
             code = worker.wait()
             if self._stopping.is_set():
                 return
-            failures = 0 if time.monotonic() - began > STEADY else failures + 1
-            pause = PAUSES[min(failures, len(PAUSES)) - 1] if failures else 0.0
+            failures = 0 if time.monotonic() - began > STABLE_AFTER else failures + 1
+            pause = RESTART_DELAYS[min(failures, len(RESTART_DELAYS)) - 1] if failures else 0.0
             log.error("The inference worker ended with code %s; it is started again in %.1f s.", code, pause)
             if self._stopping.wait(pause):
                 return

@@ -1,61 +1,61 @@
-"""Panel: what the labels part of a feature's page shows."""
+"""Data behind the labels panel of a feature's page."""
 
 from dataclasses import dataclass, replace
 
 from sqlalchemy.orm import Session
 
 from app.errors import ReaderError
-from app.labels.store import LabelConflict, Place, Revision, current, history
+from app.labels.store import LabelConflict, LabelTarget, Revision, current, history
 from app.labels.wording import NAME_LIMIT, NOTE_LIMIT, TEXT_LIMIT, WordingRefused
 
 
 @dataclass(frozen=True)
 class LabelsPanel:
-    """Everybody's labels of one feature, and the form for one's own."""
+    """All authors' labels of one feature, and the form with the visitor's own."""
 
     run: str
     feature: int
     author: str
-    """Who signs; empty until a name was given."""
+    """Name the visitor signs with; empty until one was given."""
     current: list[Revision]
     history: list[Revision]
     """Every revision, newest first."""
     own: Revision | None
     """The author's newest revision, also when it is withdrawn."""
     text: str
-    """What stands in the form."""
+    """Content of the form's label field."""
     note: str
     revision: int
-    """What the form was based on; 0 for nothing."""
+    """Revision that the form was opened on; 0 for none."""
     problem: str = ""
     """Why nothing was saved."""
     field: str = ""
-    """The field that is to blame: `author`, `text` or `note`."""
+    """Invalid field: `author`, `text` or `note`; empty for none."""
     conflict: Revision | None = None
-    """What was saved elsewhere meanwhile."""
+    """The newer revision, saved after the form was opened."""
     news: str = ""
-    """What was just done."""
+    """Confirmation of the last action."""
     name_limit: int = NAME_LIMIT
     text_limit: int = TEXT_LIMIT
     note_limit: int = NOTE_LIMIT
 
     @property
     def withdrawn(self) -> bool:
-        """Whether the author took the label back."""
+        """Whether the author withdrew the label."""
         return self.own is not None and self.own.withdrawn
 
 
-def labels_panel(session: Session, place: Place, author: str, *, news: str = "") -> LabelsPanel:
-    """The panel as this author finds it, with the own label in the form."""
-    return panel_of(history(session, place.run, place.feature), place, author, news=news)
+def labels_panel(session: Session, target: LabelTarget, author: str, *, news: str = "") -> LabelsPanel:
+    """Load the panel for this author, whose own label fills the form."""
+    return panel_from_revisions(history(session, target.run, target.feature), target, author, news=news)
 
 
-def panel_of(revisions: list[Revision], place: Place, author: str, *, news: str = "") -> LabelsPanel:
-    """The same from all revisions of the feature, newest first."""
+def panel_from_revisions(revisions: list[Revision], target: LabelTarget, author: str, *, news: str = "") -> LabelsPanel:
+    """Build the panel from all revisions of the feature, newest first."""
     own = max((each for each in revisions if each.author == author), key=lambda each: each.revision, default=None)
     return LabelsPanel(
-        run=place.run,
-        feature=place.feature,
+        run=target.run,
+        feature=target.feature,
         author=author,
         current=current(revisions),
         history=revisions,
@@ -68,7 +68,7 @@ def panel_of(revisions: list[Revision], place: Place, author: str, *, news: str 
 
 
 def with_problem(panel: LabelsPanel, error: ReaderError, *, text: str, note: str, author: str) -> LabelsPanel:
-    """The panel after a refusal: what was typed stays in the form, and after a conflict the form has caught up."""
+    """The panel after a refusal: keeps what was typed; after a conflict, bases the form on the latest revision."""
     if isinstance(error, LabelConflict):
         revision = error.latest.revision if error.latest else 0
         panel = replace(panel, conflict=error.latest, revision=revision)

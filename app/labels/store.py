@@ -1,4 +1,4 @@
-"""Store: every question to the labels, and every way to add one. Nothing is ever changed or removed."""
+"""Reads and adds label revisions; the history is append-only."""
 
 import datetime
 from collections.abc import Collection, Iterable
@@ -13,13 +13,13 @@ from app.labels.wording import folded, label_text, note_text
 
 
 @dataclass(frozen=True)
-class Place:
-    """Which feature a label is about."""
+class LabelTarget:
+    """The feature that a label describes."""
 
     run: str
     feature: int
     content_hash: str
-    """Of the feature's decoder directions."""
+    """Hash of the feature's decoder directions."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Revision:
     note: str
     withdrawn: bool
     restores: int | None
-    """The revision it brought back, if it did."""
+    """The older revision that this one restores, if any."""
     created_at: datetime.datetime
 
 
 class LabelConflict(ReaderError):
-    """The author saved this label somewhere else since the form was opened; both texts are here."""
+    """The author saved a newer revision after opening the form; carries both texts."""
 
     status = 409
     title = "Saved elsewhere meanwhile"
@@ -46,15 +46,15 @@ class LabelConflict(ReaderError):
     def __init__(self, latest: Revision | None, *, text: str, note: str) -> None:
         super().__init__(
             "You saved this label somewhere else after opening this form, so nothing was overwritten.",
-            remedy="Compare both texts and save again the one that should stand; the other stays in the history.",
+            remedy="Compare both texts and save again the one you want to keep; the other stays in the history.",
         )
         self.latest = latest
-        """What was saved meanwhile."""
+        """The newer revision; None when the form claims one that does not exist."""
         self.text, self.note = text, note
 
 
 def current_labels(session: Session, run: str, feature: int) -> list[Revision]:
-    """Every author's label of a feature as it stands, oldest author first; withdrawn ones are left out."""
+    """Every author's current label of a feature, ordered by author; withdrawn ones are left out."""
     newest = _newest().where(Label.run == run, Label.feature == feature).subquery()
     label = aliased(Label, newest)
     rows = session.scalars(sa.select(label).where(~label.withdrawn).order_by(label.author))
@@ -76,7 +76,7 @@ def history(session: Session, run: str, feature: int) -> list[Revision]:
 
 def histories(session: Session, run: str, features: Collection[int]) -> dict[int, list[Revision]]:
     """Every revision of each of these features, newest first; an empty list for those that have none."""
-    # Columns instead of rows of the table: nothing is going to be changed, and a page waits for it.
+    # Selects columns, not ORM objects: the result is read-only, and building objects would slow the page.
     columns = (Label.revision, Label.author, Label.text, Label.note, Label.withdrawn, Label.restores, Label.created_at)
     query = sa.select(Label.feature, *columns).where(Label.run == run, Label.feature.in_(features))
     found: dict[int, list[Revision]] = {feature: [] for feature in features}
@@ -86,7 +86,7 @@ def histories(session: Session, run: str, features: Collection[int]) -> dict[int
 
 
 def current(revisions: Iterable[Revision]) -> list[Revision]:
-    """Every author's label as it stands, by author; withdrawn ones are left out."""
+    """Every author's current label, ordered by author; withdrawn ones are left out."""
     newest: dict[str, Revision] = {}
     for each in revisions:
         if each.author not in newest or each.revision > newest[each.author].revision:
@@ -94,38 +94,40 @@ def current(revisions: Iterable[Revision]) -> list[Revision]:
     return [newest[author] for author in sorted(newest) if not newest[author].withdrawn]
 
 
-def save_label(session: Session, place: Place, author: str, *, text: str, note: str, based_on: int) -> Revision:
+def save_label(session: Session, target: LabelTarget, author: str, *, text: str, note: str, based_on: int) -> Revision:
     """Add a revision; `based_on` is the revision that the person saw, 0 for none.
 
-    Saving what stands already adds nothing. Raises WordingRefused for text that cannot be stored, and
-    LabelConflict when the author's newest revision is another than the one the person saw.
+    Saving the current text again adds nothing. Raises WordingRefused for text that cannot be stored, and
+    LabelConflict when the author's newest revision is not `based_on`.
     """
     text, note = label_text(text), note_text(note)
-    latest = own_label(session, place.run, place.feature, author)
+    latest = own_label(session, target.run, target.feature, author)
     if latest is not None and (latest.text, latest.note, latest.withdrawn) == (text, note, False):
         return latest
-    return _add(session, place, author, _Words(text, note), based_on=based_on)
+    return _add(session, target, author, _Content(text, note), based_on=based_on)
 
 
-def withdraw_label(session: Session, place: Place, author: str, *, based_on: int) -> Revision:
-    """Take the author's label back; its history stays. Raises LabelConflict as `save_label` does."""
-    return _add(session, place, author, _Words("", "", withdrawn=True), based_on=based_on)
+def withdraw_label(session: Session, target: LabelTarget, author: str, *, based_on: int) -> Revision:
+    """Withdraw the author's label; its history stays. Raises LabelConflict as `save_label` does."""
+    return _add(session, target, author, _Content("", "", withdrawn=True), based_on=based_on)
 
 
-def restore_label(session: Session, place: Place, author: str, *, revision: int, based_on: int) -> Revision:
-    """Make an older revision of the author's current again, as a new one.
+def restore_label(session: Session, target: LabelTarget, author: str, *, revision: int, based_on: int) -> Revision:
+    """Add a revision that repeats an older one of the author's.
 
     Raises LabelConflict as `save_label` does, and ReaderError when there is no such revision to restore.
     """
-    query = sa.select(Label).where(Label.run == place.run, Label.feature == place.feature, Label.author == author)
+    query = sa.select(Label).where(Label.run == target.run, Label.feature == target.feature, Label.author == author)
     old = session.scalars(query.where(Label.revision == revision, ~Label.withdrawn)).first()
     if old is None:
-        raise ReaderError(f"Revision {revision} of yours is not there.", remedy="Choose one from the history.")
-    return _add(session, place, author, _Words(old.text, old.note, restores=revision), based_on=based_on)
+        raise ReaderError(
+            f"You have no revision {revision} of this label to restore.", remedy="Choose one from the history."
+        )
+    return _add(session, target, author, _Content(old.text, old.note, restores=revision), based_on=based_on)
 
 
 def features_matching(session: Session, run: str, query: str) -> set[int]:
-    """Features of a run with a current label whose text or note holds every word asked for; case does not matter.
+    """Features of a run with a current label whose text or note contains every word of the query; ignores case.
 
     An empty query gives every labelled feature.
     """
@@ -135,7 +137,7 @@ def features_matching(session: Session, run: str, query: str) -> set[int]:
     return set(session.scalars(sa.select(label.feature).where(~label.withdrawn, *wanted)))
 
 
-def labels_of(session: Session, run: str, features: Collection[int]) -> dict[int, str]:
+def latest_labels(session: Session, run: str, features: Collection[int]) -> dict[int, str]:
     """The most recent current label of each of these features that has one."""
     newest = _newest().where(Label.run == run, Label.feature.in_(features)).subquery()
     label = aliased(Label, newest)
@@ -144,19 +146,19 @@ def labels_of(session: Session, run: str, features: Collection[int]) -> dict[int
 
 
 @dataclass(frozen=True)
-class _Words:
+class _Content:
     text: str
     note: str
     withdrawn: bool = False
     restores: int | None = None
 
 
-def _add(session: Session, place: Place, author: str, words: _Words, *, based_on: int) -> Revision:
-    """Add the revision after `based_on`, unless somebody did; the table's unique key has the last word."""
+def _add(session: Session, target: LabelTarget, author: str, words: _Content, *, based_on: int) -> Revision:
+    """Add the revision after `based_on`; the table's unique key detects a concurrent save. Raises LabelConflict."""
     row = Label(
-        run=place.run,
-        feature=place.feature,
-        content_hash=place.content_hash,
+        run=target.run,
+        feature=target.feature,
+        content_hash=target.content_hash,
         author=author,
         revision=based_on + 1,
         text=words.text,
@@ -166,20 +168,20 @@ def _add(session: Session, place: Place, author: str, words: _Words, *, based_on
         restores=words.restores,
         created_at=datetime.datetime.now(datetime.UTC),
     )
-    latest = own_label(session, place.run, place.feature, author)
+    latest = own_label(session, target.run, target.feature, author)
     if (latest.revision if latest else 0) != based_on:
         raise LabelConflict(latest, text=words.text, note=words.note)
     try:
         with session.begin_nested():
             session.add(row)
     except sa.exc.IntegrityError:
-        latest = own_label(session, place.run, place.feature, author)
+        latest = own_label(session, target.run, target.feature, author)
         raise LabelConflict(latest, text=words.text, note=words.note) from None
     return _revision(row)
 
 
 def _newest() -> sa.Select[Label]:
-    """Rows that no later revision of the same author replaces."""
+    """Select the newest revision of every author and feature."""
     later = aliased(Label)
     replaced = sa.exists().where(
         later.run == Label.run,

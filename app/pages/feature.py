@@ -9,10 +9,10 @@ from fastapi import APIRouter, Cookie, Depends, Path, Query, Request
 from fastapi.responses import HTMLResponse
 
 from app.errors import BadQuery
-from app.generations.steer import SteerForm, panel_form
+from app.generations.form import SteerForm, panel_form
 from app.labels.panel import LabelsPanel
-from app.labels.store import Place
-from app.labels.wording import NAME_COOKIE, name_in_cookie
+from app.labels.store import LabelTarget
+from app.labels.wording import NAME_COOKIE, name_from_cookie
 from app.results.connection import Source
 from app.results.evidence.agreement import Agreement
 from app.results.evidence.criteria import Test
@@ -110,8 +110,8 @@ def show_feature(
     found = dossier_of(results, feature, view.usual)
     one, inside, alike = found.feature, found.inside, found.alike
     kept = kept_of(results, feature)
-    place = Place(run, feature, one.content_hash)
-    panel, names = view.labels.around(place, name_in_cookie(name), [each.feature for each in alike])
+    place = LabelTarget(run, feature, one.content_hash)
+    panel, names = view.labels.around(place, name_from_cookie(name), [each.feature for each in alike])
     page = FeaturePage(
         run=run,
         file=results.file,

@@ -1,9 +1,10 @@
-"""Health: what machines ask of the explorer: is it up, can it answer, what has it done."""
+"""Tells machines whether the explorer is up, whether it can answer, and what it has answered."""
 
 from collections import Counter
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.results.runs.summary import all_runs
 from app.web.dependencies import AppSettings, LabelsAtAGlance, Runs
@@ -32,12 +33,8 @@ def is_ready(settings: AppSettings, labels: LabelsAtAGlance) -> JSONResponse:
 
 
 @router.get("/metrics")
-def show_metrics(request: Request, library: Runs) -> PlainTextResponse:
+def show_metrics(request: Request, catalog: Runs) -> Response:
     """Requests by route, and runs by state, for Prometheus."""
     metrics: Metrics = request.app.state.metrics
-    states = Counter(run.status for run in all_runs(library))
-    gauges = {
-        "crossdiff_runs": {f'status="{status}"': float(count) for status, count in sorted(states.items())},
-        "crossdiff_open_results": {"": float(library.open_files)},
-    }
-    return PlainTextResponse(metrics.text(gauges), media_type="text/plain; version=0.0.4; charset=utf-8")
+    runs = Counter(run.status for run in all_runs(catalog))
+    return Response(metrics.text(runs=runs, open_results=catalog.open_files), media_type=CONTENT_TYPE_LATEST)

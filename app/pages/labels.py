@@ -8,8 +8,8 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from pydantic import BaseModel
 
 from app.labels.panel import LabelsPanel, labels_panel, with_problem
-from app.labels.store import LabelConflict, Place, restore_label, save_label, withdraw_label
-from app.labels.wording import NAME_COOKIE, WordingRefused, author_name, cookie_of_name, name_in_cookie
+from app.labels.store import LabelConflict, LabelTarget, restore_label, save_label, withdraw_label
+from app.labels.wording import NAME_COOKIE, WordingRefused, author_name, name_to_cookie, name_from_cookie
 from app.results.features.feature import one_feature
 from app.web.dependencies import LabelsToRead, LabelsToWrite, RunResults
 from app.web.templates import address, render, wants_fragment
@@ -46,18 +46,18 @@ class LabelForm(BaseModel):
     """The revision to bring back."""
 
 
-def _place(run: str, feature: Index, results: RunResults) -> Place:
+def _place(run: str, feature: Index, results: RunResults) -> LabelTarget:
     """The feature in the address. Raises RunNotFound, FeatureNotFound and what else results may."""
-    return Place(run, feature, one_feature(results, feature).content_hash)
+    return LabelTarget(run, feature, one_feature(results, feature).content_hash)
 
 
-Labelled = Annotated[Place, Depends(_place)]
+Labelled = Annotated[LabelTarget, Depends(_place)]
 
 
 @router.get("/runs/{run}/features/{feature}/labels")
 def show_labels(request: Request, place: Labelled, session: LabelsToRead, name: SavedName = "") -> HTMLResponse:
     """Everybody's labels of a feature."""
-    return render(request, LabelsPage(place.run, place.feature, labels_panel(session, place, name_in_cookie(name))))
+    return render(request, LabelsPage(place.run, place.feature, labels_panel(session, place, name_from_cookie(name))))
 
 
 @router.post("/runs/{run}/features/{feature}/labels")
@@ -82,7 +82,7 @@ def write_label(
     return answer
 
 
-def _write(session: LabelsToWrite, place: Place, author: str, form: LabelForm) -> str:
+def _write(session: LabelsToWrite, place: LabelTarget, author: str, form: LabelForm) -> str:
     """Do what the form asks and say what was done."""
     if form.action == "withdraw":
         withdraw_label(session, place, author, based_on=form.revision)
@@ -98,7 +98,7 @@ def _remember_name(request: Request, answer: Response, author: str) -> None:
     """Keep the name for next time, out of reach of scripts."""
     answer.set_cookie(
         NAME_COOKIE,
-        cookie_of_name(author),
+        name_to_cookie(author),
         max_age=A_YEAR,
         httponly=True,
         samesite="lax",

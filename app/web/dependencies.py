@@ -14,8 +14,10 @@ from sqlalchemy.orm import Session
 
 from app.database.engine import transaction
 from app.errors import ReaderError
-from app.labels.panel import LabelsPanel, panel_of
-from app.labels.store import Place, current, features_matching, histories, labels_of
+from app.generations.live import LiveGenerations
+from app.inference.client import Client
+from app.labels.panel import LabelsPanel, panel_from_revisions
+from app.labels.store import LabelTarget, current, features_matching, histories, latest_labels
 from app.results.connection import Results, RunCatalog
 from app.results.features.corpus_breakdown import usual_of
 from app.results.features.feature_list import order_of
@@ -72,13 +74,13 @@ class LabelGlance:
 
     def of(self, run: str, features: Collection[int]) -> dict[int, str]:
         """The newest current label of each of these features that has one."""
-        return self._ask(lambda session: labels_of(session, run, features), {})
+        return self._ask(lambda session: latest_labels(session, run, features), {})
 
     def can_be_read(self) -> bool:
         """Whether the labels database answers."""
-        return self._ask(lambda session: labels_of(session, "", [0]) is not None, False)
+        return self._ask(lambda session: latest_labels(session, "", [0]) is not None, False)
 
-    def around(self, place: Place, name: str, others: Collection[int]) -> tuple[LabelsPanel | None, dict[int, str]]:
+    def around(self, place: LabelTarget, name: str, others: Collection[int]) -> tuple[LabelsPanel | None, dict[int, str]]:
         """The labels part of a feature's page as somebody of this name finds it, and labels of it and of others.
 
         None and nothing when labels cannot be read.
@@ -91,7 +93,7 @@ class LabelGlance:
             feature: max(labels, key=lambda one: one.created_at) for feature, labels in standing.items() if labels
         }
         names = {feature: label.text for feature, label in newest.items()}
-        return panel_of(found[place.feature], place, name), names
+        return panel_from_revisions(found[place.feature], place, name), names
 
     def _ask(self, question: Callable[[Session], Found], otherwise: Otherwise) -> Found | Otherwise:
         try:
@@ -109,6 +111,28 @@ async def _label_glance(request: Request) -> LabelGlance:
 def _labels_engine(request: Request) -> Engine:
     engine: Engine = request.app.state.labels
     return engine
+
+
+async def _live(request: Request) -> LiveGenerations:
+    live: LiveGenerations = request.app.state.live
+    return live
+
+
+async def _client(request: Request) -> Client:
+    client: Client = request.app.state.client
+    return client
+
+
+async def _engine(request: Request) -> Engine:
+    return _labels_engine(request)
+
+
+LabelsEngine = Annotated[Engine, Depends(_engine)]
+"""The database that people write to, for what opens its own transactions."""
+Live = Annotated[LiveGenerations, Depends(_live)]
+"""Generations under way in this process."""
+Inference = Annotated[Client, Depends(_client)]
+"""The way to the inference worker."""
 
 
 LabelsAtAGlance = Annotated[LabelGlance, Depends(_label_glance)]

@@ -1,57 +1,57 @@
-"""Desk: the line in which generations wait; few run at once, few wait, and everybody knows their place."""
+"""FIFO queue of generations: `running` slots, `waiting` places, then it is full."""
 
 import asyncio
 from collections.abc import AsyncIterator
 
 
-class Full(Exception):
-    """Too many wait already."""
+class QueueFull(Exception):
+    """All slots and all places are taken."""
 
 
 class Slot:
-    """One place in the line."""
+    """One entry of the queue, running or waiting."""
 
     def __init__(self) -> None:
         self.moved = asyncio.Event()
 
 
 class AdmissionQueue:
-    """A first-come line; belongs to one event loop."""
+    """First come, first served; belongs to one event loop."""
 
     def __init__(self, *, running: int, waiting: int) -> None:
         self._running = running
         self._waiting = waiting
-        self._line: list[Slot] = []
+        self._slots: list[Slot] = []
 
     def __len__(self) -> int:
         """How many run and wait."""
-        return len(self._line)
+        return len(self._slots)
 
     def enter(self) -> Slot:
-        """Join the end of the line. Raises Full when too many wait."""
-        if len(self._line) >= self._running + self._waiting:
-            raise Full
-        ticket = Slot()
-        self._line.append(ticket)
-        return ticket
+        """Join the end of the queue. Raises QueueFull."""
+        if len(self._slots) >= self._running + self._waiting:
+            raise QueueFull
+        slot = Slot()
+        self._slots.append(slot)
+        return slot
 
-    def place(self, ticket: Slot) -> int:
-        """How many must go before this one may run; 0 when it may."""
-        return max(self._line.index(ticket) + 1 - self._running, 0)
+    def place(self, slot: Slot) -> int:
+        """How many must finish before this one may run; 0 when it may."""
+        return max(self._slots.index(slot) + 1 - self._running, 0)
 
-    async def places(self, ticket: Slot) -> AsyncIterator[int]:
-        """Yield the place in the line, now and each time it changes, until it is this one's turn."""
+    async def places(self, slot: Slot) -> AsyncIterator[int]:
+        """Yield the place in the queue, now and each time it changes, until the slot may run."""
         last = 0
-        while place := self.place(ticket):
+        while place := self.place(slot):
             if place != last:
                 yield place
             last = place
-            await ticket.moved.wait()
-            ticket.moved.clear()
+            await slot.moved.wait()
+            slot.moved.clear()
 
-    def leave(self, ticket: Slot) -> None:
-        """Leave, done or not; the others move up. Leaving twice does no harm."""
-        if ticket in self._line:
-            self._line.remove(ticket)
-            for other in self._line:
+    def leave(self, slot: Slot) -> None:
+        """Leave, finished or not; the others move up. Leaving twice does no harm."""
+        if slot in self._slots:
+            self._slots.remove(slot)
+            for other in self._slots:
                 other.moved.set()

@@ -1,4 +1,4 @@
-"""Direction: what is added to a source's activations per unit of strength, read from a run's crosscoder."""
+"""Reads a feature's decoder direction in one source from a run's crosscoder, in raw activation space."""
 
 import json
 from dataclasses import dataclass
@@ -33,9 +33,9 @@ def read_direction(folder: RunFolder, feature: int, source: str) -> Direction:
     sources = {entry["name"]: entry for entry in description["sources"]}
     group = next((g for g in description["groups"] if g["first"] <= feature < g["first"] + g["features"]), None)
     if group is None:
-        raise CrosscoderError(f"{folder.run} has no feature {feature}. Take one of the run's list.")
+        raise CrosscoderError(f"{folder.run_id} has no feature {feature}. Take one of the run's list.")
     if source not in sources:
-        raise CrosscoderError(f"{folder.run} has no source {source!r}. Its sources: {', '.join(sources)}.")
+        raise CrosscoderError(f"{folder.run_id} has no source {source!r}. Its sources: {', '.join(sources)}.")
     width, scale = int(sources[source]["width"]), float(sources[source]["scale"])
     if source not in group["writes"]:
         return Direction(torch.zeros(width), writes=False)
@@ -47,10 +47,12 @@ def _description(folder: RunFolder) -> dict[str, Any]:
     try:
         description: dict[str, Any] = json.loads(folder.crosscoder.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CrosscoderError(f"{folder.run} has no trained crosscoder yet. Wait until its training is done.") from None
+        raise CrosscoderError(
+            f"{folder.run_id} has no trained crosscoder yet. Wait until its training is done."
+        ) from None
     except ValueError as error:
         raise CrosscoderError(
-            f"{folder.crosscoder.name} of {folder.run} is damaged ({error}). Train it again."
+            f"{folder.crosscoder.name} of {folder.run_id} is damaged ({error}). Train it again."
         ) from None
     return description
 

@@ -1,4 +1,4 @@
-"""Job: one generation inside the worker; loads its models and lets its lanes take turns, token by token."""
+"""Runs one generation inside the worker: loads its models and samples its lanes in turns, token by token."""
 
 import logging
 import os
@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from app.inference.messages import Answer, Began, Ended, GenerationRequest, Said
+from app.inference.messages import Answer, Ended, GenerationRequest, Started, TextUpdate
 from app.worker.direction import Direction, read_direction
 from app.worker.model_cache import ModelCache, is_out_of_memory, key
-from app.worker.sampling import Sampling, Transcript, change_of, end_tokens, generate, prompt_tokens
+from app.worker.sampling import Sampling, Transcript, end_tokens, generate, prompt_tokens, steering_of
 from trainer.errors import CrossdiffError, SourceError
 from trainer.models.hookpoint import locate
 from trainer.models.source import Source
@@ -28,7 +28,7 @@ Emit = Callable[[Answer], None]
 
 @dataclass
 class SampledSequence:
-    """A text being sampled; several lanes have the same one when steering changes nothing."""
+    """A text being sampled; several lanes share one when steering changes nothing."""
 
     lanes: list[int]
     steps: Iterator[int]
@@ -40,27 +40,27 @@ class SampledSequence:
 
 
 class Job:
-    """Runs in threads of its own; says everything through `emit`, and ends within one token of being called off."""
+    """Runs in threads of its own, reports through `emit`, and ends within one token of being cancelled."""
 
     def __init__(
-        self, request: GenerationRequest, folder: RunFolder, shelf: ModelCache, emit: Emit, called_off: threading.Event
+        self, request: GenerationRequest, folder: RunFolder, models: ModelCache, emit: Emit, cancelled: threading.Event
     ) -> None:
         self.request = request
-        self._called_off = called_off
+        self._cancelled = cancelled
         self._folder = folder
-        self._shelf = shelf
+        self._models = models
         self._emit = emit
         self._open = set(range(len(request.lanes)))
 
     def run(self) -> None:
-        """Speak all lanes to their ends; every lane gets its `Ended`, whatever happens."""
+        """Sample all lanes to their ends; every lane gets its `Ended`, whatever happens."""
         try:
             models = self._by_model()
         except CrossdiffError as error:
             self._end_all(range(len(self.request.lanes)), "failed", str(error))
             return
         with ThreadPoolExecutor(len(models)) as threads:
-            list(threads.map(lambda lanes: self._speak(lanes, len(models)), models))
+            list(threads.map(lambda lanes: self._sample(lanes, len(models)), models))
 
     def _by_model(self) -> list[dict[int, SourceRecipe]]:
         """Lanes with the recipe of their source, gathered by the model they need."""
@@ -68,18 +68,18 @@ class Job:
         models: dict[str, dict[int, SourceRecipe]] = {}
         for place, lane in enumerate(self.request.lanes):
             if lane.source not in recipes:
-                raise SourceError(_no_model(lane.source, self._folder.run, list(recipes)))
+                raise SourceError(_no_model(lane.source, self._folder.run_id, list(recipes)))
             recipe = recipes[lane.source]
             models.setdefault(key(recipe), {})[place] = recipe
         return list(models.values())
 
-    def _speak(self, lanes: dict[int, SourceRecipe], models: int) -> None:
-        """Everything that one model has to say."""
+    def _sample(self, lanes: dict[int, SourceRecipe], models: int) -> None:
+        """Sample all lanes of one model."""
         try:
             torch.set_num_threads(threads_for(models))
             recipe = next(iter(lanes.values()))
-            with self._shelf.using(recipe) as (source, turn):
-                self._take_turns(self._voices(source, lanes), turn)
+            with self._models.using(recipe) as (source, turn):
+                self._take_turns(self._sequences(source, lanes), turn)
         except CrossdiffError as error:
             self._end_all(lanes, "failed", str(error))
         except Exception as error:
@@ -89,59 +89,59 @@ class Job:
                 reason = "Memory ran out while generating. Ask for fewer tokens, or stop other programs."
             self._end_all(lanes, "failed", reason)
 
-    def _voices(self, source: Source, lanes: dict[int, SourceRecipe]) -> list[SampledSequence]:
-        """What each lane will say; lanes of one source that steering leaves as they are share a voice."""
-        asked, voices, plain = self.request, [], dict[str, SampledSequence]()
+    def _sequences(self, source: Source, lanes: dict[int, SourceRecipe]) -> list[SampledSequence]:
+        """One sequence per lane; lanes of one source that steering leaves unchanged share one."""
+        asked, sequences, plain = self.request, [], dict[str, SampledSequence]()
         prompt = prompt_tokens(source, asked.parameters.prompt, chat=asked.parameters.chat)
         shown = source.tokenizer.decode(prompt, skip_special_tokens=False)
         for place, recipe in lanes.items():
             direction = read_direction(self._folder, asked.feature, recipe.name)
-            self._emit(Began(lane=place, prompt=shown, prompt_tokens=len(prompt), writes=direction.writes))
+            self._emit(Started(lane=place, prompt=shown, prompt_tokens=len(prompt), writes=direction.writes))
             steps, changed = self._steps(source, recipe, prompt, direction, asked.lanes[place].strength)
             if not changed and recipe.name in plain:
                 plain[recipe.name].lanes.append(place)
                 continue
-            voices.append(SampledSequence([place], steps, Transcript(source, prompt), end_tokens(source)))
+            sequences.append(SampledSequence([place], steps, Transcript(source, prompt), end_tokens(source)))
             if not changed:
-                plain[recipe.name] = voices[-1]
-        return voices
+                plain[recipe.name] = sequences[-1]
+        return sequences
 
     def _steps(
         self, source: Source, recipe: SourceRecipe, prompt: list[int], direction: Direction, strength: float
     ) -> tuple[Iterator[int], bool]:
-        """The tokens to come, not begun yet, and whether steering changes anything at all."""
+        """An iterator over the tokens, not started yet, and whether steering changes anything at all."""
         asked = self.request.parameters
         unit = self.request.max_activation
-        change = change_of(direction.vector, strength=strength, max_activation=unit, positions=asked.positions)
+        steering = steering_of(direction.vector, strength=strength, max_activation=unit, positions=asked.positions)
         sampling = Sampling(asked.max_tokens, asked.temperature, asked.top_p, asked.seed)
         hookpoint = locate(source, recipe.hookpoint, recipe.layer)
-        return generate(source, hookpoint, prompt, sampling, change), change is not None
+        return generate(source, hookpoint, prompt, sampling, steering), steering is not None
 
-    def _take_turns(self, voices: list[SampledSequence], turn: threading.Lock) -> None:
-        """One token of each voice after another, so that all texts grow side by side."""
-        speaking = list(voices)
-        while speaking:
-            for voice in tuple(speaking):
-                if self._called_off.is_set():
-                    self._end_all((lane for voice in speaking for lane in voice.lanes), "stopped", "")
+    def _take_turns(self, sequences: list[SampledSequence], turn: threading.Lock) -> None:
+        """One token of each sequence after another, so that all texts grow side by side."""
+        unfinished = list(sequences)
+        while unfinished:
+            for sequence in tuple(unfinished):
+                if self._cancelled.is_set():
+                    self._end_all((lane for sequence in unfinished for lane in sequence.lanes), "stopped", "")
                     return
                 try:
                     with turn:
-                        token = next(voice.steps, None)
+                        token = next(sequence.steps, None)
                 except SourceError as error:
-                    self._end_all(voice.lanes, "failed", str(error))
+                    self._end_all(sequence.lanes, "failed", str(error))
                     token = None
                 if token is None:
-                    self._end_all(voice.lanes, "done", "end" if voice.last in voice.ends else "length")
-                    speaking.remove(voice)
+                    self._end_all(sequence.lanes, "done", "end" if sequence.last in sequence.ends else "length")
+                    unfinished.remove(sequence)
                 else:
-                    self._say(voice, token)
+                    self._report(sequence, token)
 
-    def _say(self, voice: SampledSequence, token: int) -> None:
-        voice.tokens, voice.last = voice.tokens + 1, token
-        text, seconds = voice.transcript.add(token), time.monotonic() - voice.began
-        for lane in voice.lanes:
-            self._emit(Said(lane=lane, text=text, tokens=voice.tokens, seconds=seconds))
+    def _report(self, sequence: SampledSequence, token: int) -> None:
+        sequence.tokens, sequence.last = sequence.tokens + 1, token
+        text, seconds = sequence.transcript.add(token), time.monotonic() - sequence.began
+        for lane in sequence.lanes:
+            self._emit(TextUpdate(lane=lane, text=text, tokens=sequence.tokens, seconds=seconds))
 
     def _end_all(self, lanes: Iterable[int], state: str, reason: str) -> None:
         """End those of the lanes that have not ended yet."""
@@ -152,7 +152,7 @@ class Job:
 
 
 def threads_for(models: int) -> int:
-    """Threads of each of so many models that speak at once.
+    """Threads for each of `models` models that sample at once.
 
     One token is little work: sharing it between all cores gains little, and costs a hundredfold when a training run
     keeps one of them busy. Never more than half of the cores, also for one model, so that numbers do not depend on

@@ -1,4 +1,4 @@
-"""Shelf: the models that the worker holds, each loaded when it is first needed."""
+"""Keeps models in memory: each is loaded when first needed, and evicted when unused and room is short."""
 
 import gc
 import json
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from trainer.models.source import Source
 
 MODELS_HELD = 4
-"""Models kept in memory when nobody uses them; beyond that the one unused for longest goes."""
+"""Unused models kept in memory; beyond that the least recently used is evicted."""
 
 Load = Callable[[SourceRecipe], "Source"]
 
 
 class OutOfMemory(SourceError):
-    """There is no room for a model, even after all unused ones were dropped."""
+    """There is no memory for a model, even after all unused ones were evicted."""
 
 
 @dataclass
 class CacheEntry:
-    """One model's place on the shelf."""
+    """One model, loaded or not."""
 
     state: State = "absent"
     reason: str = ""
@@ -40,7 +40,7 @@ class CacheEntry:
     used_at: float = 0.0
     loading: threading.Lock = field(default_factory=threading.Lock)
     turn: threading.Lock = field(default_factory=threading.Lock)
-    """Held around each forward pass: hooks belong to the model, so its users take turns."""
+    """Held around each forward pass: hooks are set on the model, so its users take turns."""
 
 
 def load(recipe: SourceRecipe) -> "Source":
@@ -51,21 +51,21 @@ def load(recipe: SourceRecipe) -> "Source":
 
 
 class ModelCache:
-    """Models by what they are; sources that differ only in name, hookpoint or layer share one."""
+    """Models by their recipe; sources that differ only in name, hookpoint or layer share one."""
 
     def __init__(self, *, held: int = MODELS_HELD, load: Load = load) -> None:
         self._held = held
         self._load = load
-        self._places: dict[str, CacheEntry] = {}
+        self._entries: dict[str, CacheEntry] = {}
         self._lock = threading.Lock()
         self._loading = threading.Lock()
         """Models are loaded one after another: the library sets process-wide defaults while it does."""
 
     def state(self, recipe: SourceRecipe) -> SourceState:
-        """How far the model of a source is."""
-        place = self._place(recipe)
-        seconds = time.monotonic() - place.began if place.state == "loading" else place.took
-        return SourceState(source=recipe.name, state=place.state, reason=place.reason, seconds=seconds)
+        """Whether the model of a source is loaded."""
+        entry = self._entry(recipe)
+        seconds = time.monotonic() - entry.began if entry.state == "loading" else entry.took
+        return SourceState(source=recipe.name, state=entry.state, reason=entry.reason, seconds=seconds)
 
     @contextmanager
     def using(self, recipe: SourceRecipe) -> "Iterator[tuple[Source, threading.Lock]]":
@@ -73,40 +73,40 @@ class ModelCache:
 
         Loads it first when it is absent or failed before. Raises CrossdiffError when it cannot be loaded.
         """
-        place = self._place(recipe)
+        entry = self._entry(recipe)
         with self._lock:
-            place.users += 1
+            entry.users += 1
         try:
-            with place.loading:
-                source = place.source or self._fill(place, recipe)
-            yield source, place.turn
+            with entry.loading:
+                source = entry.source or self._load_into(entry, recipe)
+            yield source, entry.turn
         finally:
             with self._lock:
-                place.users -= 1
-                place.used_at = time.monotonic()
-            self._drop_unused(self._held)
+                entry.users -= 1
+                entry.used_at = time.monotonic()
+            self._evict_unused(self._held)
 
-    def _place(self, recipe: SourceRecipe) -> CacheEntry:
+    def _entry(self, recipe: SourceRecipe) -> CacheEntry:
         with self._lock:
-            return self._places.setdefault(key(recipe), CacheEntry())
+            return self._entries.setdefault(key(recipe), CacheEntry())
 
-    def _fill(self, place: CacheEntry, recipe: SourceRecipe) -> "Source":
-        """Load into a place; its state says how that goes."""
-        place.state, place.reason, place.began = "loading", "", time.monotonic()
+    def _load_into(self, entry: CacheEntry, recipe: SourceRecipe) -> "Source":
+        """Load the model of an entry, whose state shows the progress."""
+        entry.state, entry.reason, entry.began = "loading", "", time.monotonic()
         try:
             with self._loading:
-                place.source = self._load_with_room(recipe)
+                entry.source = self._load_with_room(recipe)
         except OutOfMemory as error:
-            place.state, place.reason = "out_of_memory", str(error)
+            entry.state, entry.reason = "out_of_memory", str(error)
             raise
         except CrossdiffError as error:
-            place.state, place.reason = "failed", str(error)
+            entry.state, entry.reason = "failed", str(error)
             raise
         except Exception as error:
-            place.state, place.reason = "failed", f"Loading it broke: {type(error).__name__}: {error}"
+            entry.state, entry.reason = "failed", f"Loading it failed: {type(error).__name__}: {error}"
             raise
-        place.state, place.took = "ready", time.monotonic() - place.began
-        return place.source
+        entry.state, entry.took = "ready", time.monotonic() - entry.began
+        return entry.source
 
     def _load_with_room(self, recipe: SourceRecipe) -> "Source":
         try:
@@ -114,7 +114,7 @@ class ModelCache:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        self._drop_unused(0)
+        self._evict_unused(0)
         try:
             return self._load(recipe)
         except Exception as error:
@@ -125,15 +125,15 @@ class ModelCache:
                 "Stop other programs that use it, or load the model quantized."
             ) from error
 
-    def _drop_unused(self, keep: int) -> None:
-        """Drop the models unused for longest until `keep` are loaded; those in use stay."""
+    def _evict_unused(self, keep: int) -> None:
+        """Evict the least recently used models until `keep` are loaded; those in use stay."""
         with self._lock:
-            loaded = [place for place in self._places.values() if place.source is not None]
-            unused = sorted((place for place in loaded if not place.users), key=lambda place: place.used_at)
-            dropped = unused[: max(len(loaded) - keep, 0)]
-            for place in dropped:
-                place.source, place.state, place.took = None, "absent", None
-        if dropped:
+            loaded = [entry for entry in self._entries.values() if entry.source is not None]
+            unused = sorted((entry for entry in loaded if not entry.users), key=lambda entry: entry.used_at)
+            evicted = unused[: max(len(loaded) - keep, 0)]
+            for entry in evicted:
+                entry.source, entry.state, entry.took = None, "absent", None
+        if evicted:
             gc.collect()
 
 

@@ -1,9 +1,9 @@
-"""Generation: sample tokens from one source while a feature's direction is added at its hookpoint.
+"""Samples tokens from one source while a feature's direction is added at its hookpoint.
 
     x' = x + strength * max_activation * decoder direction / scale        (x is the activation at the hookpoint)
 
-A lane that is off, or whose feature does not write to the source, runs without any hook: the very same arithmetic as
-plain generation, to the bit.
+A lane that is off, or whose feature does not write to the source, runs without any hook: the same arithmetic as plain
+generation, to the bit.
 """
 
 import inspect
@@ -20,11 +20,11 @@ from trainer.models.hookpoint import Hookpoint, editing
 from trainer.models.source import Source
 
 INCOMPLETE = "\ufffd"
-"""What a tokenizer writes for the bytes of a character that is not complete yet."""
+"""What a tokenizer decodes an incomplete character to."""
 
 
 @dataclass(frozen=True)
-class Change:
+class Steering:
     """What is added at the hookpoint, and where."""
 
     delta: Tensor
@@ -43,10 +43,10 @@ class Sampling:
     seed: int = 0
 
 
-def change_of(direction: Tensor, *, strength: float, max_activation: float, positions: Positions) -> Change | None:
-    """The change of a lane; None when it is exactly nothing, so that no hook is set at all."""
+def steering_of(direction: Tensor, *, strength: float, max_activation: float, positions: Positions) -> Steering | None:
+    """The steering of a lane; None when it adds exactly nothing, so that no hook is set at all."""
     delta = strength * max_activation * direction
-    return Change(delta, positions) if bool(delta.any()) else None
+    return Steering(delta, positions) if bool(delta.any()) else None
 
 
 def prompt_tokens(source: Source, prompt: str, *, chat: bool) -> list[int]:
@@ -63,7 +63,7 @@ def prompt_tokens(source: Source, prompt: str, *, chat: bool) -> list[int]:
 
 
 def generate(
-    source: Source, hookpoint: Hookpoint, prompt: list[int], sampling: Sampling, change: Change | None
+    source: Source, hookpoint: Hookpoint, prompt: list[int], sampling: Sampling, steering: Steering | None
 ) -> Iterator[int]:
     """Yield new token ids one by one; the last one may be an end-of-text token, after which nothing comes.
 
@@ -77,7 +77,7 @@ def generate(
     step, cache = torch.tensor([prompt], device=device), None
     for position in range(sampling.max_tokens):
         # The first pass reads the prompt; every later one reads the token generated before.
-        with torch.inference_mode(), _steered(source, hookpoint, change, reading_prompt=position == 0):
+        with torch.inference_mode(), _steered(source, hookpoint, steering, reading_prompt=position == 0):
             output = source.model(input_ids=step, past_key_values=cache, use_cache=True, **_last_logits_only(source))
             logits = output.logits[0, -1].float()
         cache = output.past_key_values
@@ -111,7 +111,7 @@ def end_tokens(source: Source) -> frozenset[int]:
 
 
 class Transcript:
-    """The text of generated tokens so far; characters that are not complete yet are held back."""
+    """The text of the tokens generated so far; incomplete characters at its end are held back."""
 
     def __init__(self, source: Source, prompt: list[int]) -> None:
         self._decode: Callable[..., str] = source.tokenizer.decode
@@ -134,12 +134,12 @@ class Transcript:
 
 
 def _steered(
-    source: Source, hookpoint: Hookpoint, change: Change | None, *, reading_prompt: bool
+    source: Source, hookpoint: Hookpoint, steering: Steering | None, *, reading_prompt: bool
 ) -> AbstractContextManager[None]:
     """The edit for one forward pass, or nothing at all."""
-    if change is None or change.positions == ("generated" if reading_prompt else "prompt"):
+    if steering is None or steering.positions == ("generated" if reading_prompt else "prompt"):
         return nullcontext()
-    delta = change.delta
+    delta = steering.delta
 
     def add(activation: Tensor) -> Tensor:
         return (activation.float() + delta.to(activation.device)).to(activation.dtype)

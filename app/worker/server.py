@@ -1,9 +1,9 @@
-"""Worker: the process that owns the models.
+"""The inference worker: the process that holds the models and answers over HTTP.
 
     python -m app.worker.server --socket PATH
 
-It answers over a private Unix socket, or over TCP to who shows the token of CROSSDIFF_WORKER_TOKEN. torch and the
-models are loaded when they are first needed.
+It listens on a private Unix socket, or on TCP for requests that carry the token of CROSSDIFF_WORKER_TOKEN. torch and
+the models are loaded when they are first needed.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.inference.messages import Answer, Finished, GenerationRequest, Loading, Queued, SourceState, explain
-from app.worker.admission_queue import AdmissionQueue, Full, Slot
+from app.worker.admission_queue import AdmissionQueue, QueueFull, Slot
 from app.worker.model_cache import ModelCache
 from trainer.errors import CrossdiffError
 from trainer.recipe.recipe import load_recipe
@@ -35,30 +35,30 @@ from trainer.run.folder import RunFolder
 log = logging.getLogger("crossdiff.worker")
 
 RUNNING, WAITING = 1, 8
-"""Generations at once, and how many may wait beside them."""
+"""Generations at once, and how many may wait."""
 RETRY_AFTER = 10
-"""Seconds after which to ask again when the line is full."""
+"""Seconds after which to ask again when the queue is full."""
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 class Admission:
-    """A request that was admitted: its place in the line, and how to call it off."""
+    """A request that was admitted: its slot in the queue, and the flag that cancels it."""
 
-    def __init__(self, request: GenerationRequest, ticket: Slot) -> None:
+    def __init__(self, request: GenerationRequest, slot: Slot) -> None:
         self.request = request
-        self.ticket = ticket
-        self.called_off = threading.Event()
+        self.slot = slot
+        self.cancelled = threading.Event()
         self.work: asyncio.Task[None] | None = None
 
 
 class Worker:
-    """Holds the models and does one errand after another."""
+    """Holds the models and runs one generation after another."""
 
-    def __init__(self, home: Path, shelf: ModelCache, desk: AdmissionQueue) -> None:
+    def __init__(self, home: Path, models: ModelCache, queue: AdmissionQueue) -> None:
         self._home = home
-        self._shelf = shelf
-        self._desk = desk
-        self._errands: dict[str, Admission] = {}
+        self._models = models
+        self._queue = queue
+        self._admissions: dict[str, Admission] = {}
 
     def folder(self, run: str) -> RunFolder:
         """The folder of a run. Raises HTTPException 404 when there is none."""
@@ -68,120 +68,120 @@ class Worker:
         return folder
 
     def states(self, run: str) -> list[SourceState]:
-        """How far the model of each source of a run is."""
+        """Whether the model of each source of a run is loaded."""
         try:
-            return [self._shelf.state(source) for source in load_recipe(self.folder(run).recipe).sources]
+            return [self._models.state(source) for source in load_recipe(self.folder(run).recipe).sources]
         except CrossdiffError as error:
             raise HTTPException(422, str(error)) from None
 
     def admit(self, request: GenerationRequest) -> Admission:
-        """Give a place in the line. Raises HTTPException 409 for an id that is at work, 503 when the line is full."""
-        if request.id in self._errands:
+        """Take a slot in the queue. Raises HTTPException 409 for an id that is running, 503 when the queue is full."""
+        if request.id in self._admissions:
             raise HTTPException(409, "This generation is running already.")
         try:
-            errand = Admission(request, self._desk.enter())
-        except Full:
+            admission = Admission(request, self._queue.enter())
+        except QueueFull:
             headers = {"Retry-After": str(RETRY_AFTER)}
             raise HTTPException(503, f"{WAITING} generations wait already. Try again in a moment.", headers) from None
-        self._errands[request.id] = errand
-        return errand
+        self._admissions[request.id] = admission
+        return admission
 
-    def call_off(self, generation: str) -> bool:
+    def cancel(self, generation: str) -> bool:
         """End a generation within one token; False when there is none of that id."""
-        errand = self._errands.get(generation)
-        if errand is not None:
-            errand.called_off.set()
-        return errand is not None
+        admission = self._admissions.get(generation)
+        if admission is not None:
+            admission.cancelled.set()
+        return admission is not None
 
-    async def answers(self, errand: Admission) -> AsyncIterator[Answer]:
-        """Everything there is to say about a generation, in order."""
-        async for place in self._desk.places(errand.ticket):
+    async def answers(self, admission: Admission) -> AsyncIterator[Answer]:
+        """All answers of a generation, in order."""
+        async for place in self._queue.places(admission.slot):
             yield Queued(place=place)
-        for lane in range(len(errand.request.lanes)):
+        for lane in range(len(admission.request.lanes)):
             yield Loading(lane=lane)
-        loop, said = asyncio.get_running_loop(), asyncio.Queue[Answer | None]()
+        loop, emitted = asyncio.get_running_loop(), asyncio.Queue[Answer | None]()
 
         def emit(answer: Answer | None) -> None:
-            loop.call_soon_threadsafe(said.put_nowait, answer)
+            loop.call_soon_threadsafe(emitted.put_nowait, answer)
 
-        errand.work = asyncio.create_task(asyncio.to_thread(self._work, errand, emit))
-        while (answer := await said.get()) is not None:
+        admission.work = asyncio.create_task(asyncio.to_thread(self._work, admission, emit))
+        while (answer := await emitted.get()) is not None:
             yield answer
         yield Finished()
 
-    def _work(self, errand: Admission, emit: Callable[[Answer | None], None]) -> None:
-        """In a thread: run the job, and say None at its end."""
+    def _work(self, admission: Admission, emit: Callable[[Answer | None], None]) -> None:
+        """In a thread: run the job, and emit None at its end."""
         try:
             from app.worker.job import Job  # loads torch
 
-            Job(errand.request, self.folder(errand.request.run), self._shelf, emit, errand.called_off).run()
+            Job(admission.request, self.folder(admission.request.run), self._models, emit, admission.cancelled).run()
         except Exception:
-            log.exception("generation %s failed", errand.request.id)
+            log.exception("generation %s failed", admission.request.id)
         finally:
             emit(None)
 
-    def finish(self, errand: Admission) -> None:
-        """Nobody listens any more: end it, and let the next one in when its last token is done."""
-        errand.called_off.set()
-        if errand.work is None or errand.work.done():
-            self._forget(errand)
+    def finish(self, admission: Admission) -> None:
+        """The connection is closed: cancel the generation, and free its slot when its last token is done."""
+        admission.cancelled.set()
+        if admission.work is None or admission.work.done():
+            self._forget(admission)
         else:
-            errand.work.add_done_callback(lambda _: self._forget(errand))
+            admission.work.add_done_callback(lambda _: self._forget(admission))
 
-    def _forget(self, errand: Admission) -> None:
-        self._errands.pop(errand.request.id, None)
-        self._desk.leave(errand.ticket)
+    def _forget(self, admission: Admission) -> None:
+        self._admissions.pop(admission.request.id, None)
+        self._queue.leave(admission.slot)
 
 
-class Lines(StreamingResponse):
-    """An errand's answers as lines of JSON; however the connection ends, the errand ends with it."""
+class AnswerStream(StreamingResponse):
+    """A generation's answers as lines of JSON; when the connection ends, the generation does."""
 
     media_type = "application/x-ndjson"
 
-    def __init__(self, worker: Worker, errand: Admission) -> None:
-        super().__init__(self._lines(worker, errand))
-        self._worker, self._errand = worker, errand
+    def __init__(self, worker: Worker, admission: Admission) -> None:
+        super().__init__(self._lines(worker, admission))
+        self._worker, self._errand = worker, admission
 
     @staticmethod
-    async def _lines(worker: Worker, errand: Admission) -> AsyncIterator[str]:
-        async for answer in worker.answers(errand):
+    async def _lines(worker: Worker, admission: Admission) -> AsyncIterator[str]:
+        async for answer in worker.answers(admission):
             yield answer.model_dump_json() + "\n"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Stream until all is said or the other side is gone."""
+        """Stream until the generation has finished or the client is gone."""
         try:
             await super().__call__(scope, receive, send)
         finally:
             self._worker.finish(self._errand)
 
 
-class Bearer:
-    """Answers 401 to everybody who does not show the token; only whether it is alive may be asked without."""
+class BearerToken:
+    """Answers 401 to requests without the token; only `/healthz` needs none."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app = app
         self._expected = f"Bearer {token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what carries the token."""
-        shown = dict(scope.get("headers", [])).get(b"authorization", b"")
+        """Pass on requests that carry the token."""
+        given = dict(scope.get("headers", [])).get(b"authorization", b"")
         guarded = scope["type"] == "http" and scope["path"] != "/healthz"
-        if guarded and not secrets.compare_digest(shown, self._expected):
+        if guarded and not secrets.compare_digest(given, self._expected):
             await JSONResponse({"detail": "Wrong or missing token."}, 401)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
 
-def create_worker(home: Path, *, token: str | None = None, shelf: ModelCache | None = None) -> FastAPI:
-    """The worker as an ASGI application; with a token it answers only to who shows it."""
+def create_worker(home: Path, *, token: str | None = None, models: ModelCache | None = None) -> FastAPI:
+    """The worker as an ASGI application; with a token it answers only to requests that carry it."""
     app = FastAPI(title="Crossdiff inference worker", docs_url=None, redoc_url=None, openapi_url=None)
-    worker = Worker(home, shelf or ModelCache(), AdmissionQueue(running=RUNNING, waiting=WAITING))
+    worker = Worker(home, models or ModelCache(), AdmissionQueue(running=RUNNING, waiting=WAITING))
     if token:
-        app.add_middleware(Bearer, token=token)
+        app.add_middleware(BearerToken, token=token)
 
     @app.exception_handler(RequestValidationError)
     def refuse(request: Request, error: RequestValidationError) -> Response:  # noqa: ARG001
-        # Without the values: they may be what JSON cannot hold.
+        # Without the values: JSON may be unable to hold them.
         return JSONResponse({"detail": " ".join(explain(problem) for problem in error.errors())}, 422)
 
     @app.get("/healthz")
@@ -195,11 +195,11 @@ def create_worker(home: Path, *, token: str | None = None, shelf: ModelCache | N
     @app.post("/generations")
     async def generations(asked: GenerationRequest) -> Response:
         worker.folder(asked.run)
-        return Lines(worker, worker.admit(asked))
+        return AnswerStream(worker, worker.admit(asked))
 
     @app.delete("/generations/{generation}")
     async def stop(request: Request, generation: str) -> Response:  # noqa: ARG001
-        return Response(status_code=204 if worker.call_off(generation) else 404)
+        return Response(status_code=204 if worker.cancel(generation) else 404)
 
     return app
 
@@ -209,7 +209,7 @@ def serve_worker(
 ) -> None:
     """Serve until a signal, on a Unix socket if one is given, else over TCP."""
     os.environ["CROSSDIFF_HOME"] = str(home)  # the trainer finds models there
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait leave the cores to others
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads leave the cores to others
     if until_input_ends:
         threading.Thread(target=_end_with_input, daemon=True).start()
     where = {"uds": str(socket)} if socket else {"host": host, "port": port}
@@ -225,7 +225,7 @@ def serve_worker(
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line of the process that the server starts; people use `crossdiff worker`."""
-    parser = argparse.ArgumentParser(prog="python -m app.worker.server", description="Own the models and steer them.")
+    parser = argparse.ArgumentParser(prog="python -m app.worker.server", description="Hold the models and steer them.")
     parser.add_argument("--home", type=Path, default=Path(os.environ.get("CROSSDIFF_HOME") or "data"))
     parser.add_argument("--socket", type=Path, help="Unix socket to answer on, instead of TCP")
     parser.add_argument("--host", default="127.0.0.1")
@@ -246,7 +246,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _end_with_input() -> None:
-    """The process that started this one holds the other end; when it is gone, however it went, end too."""
+    """End this process when standard input closes: the parent, which holds its other end, is gone."""
     sys.stdin.buffer.read()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(10)

@@ -171,7 +171,7 @@ def test_an_address_of_another_machine_is_refused_with_the_option_to_change():
     outcome = crossdiff("serve", "--host", "192.0.2.1", "--port", str(free_port()))
 
     assert outcome.exit_code == 1
-    assert "'192.0.2.1' is no address of this machine" in outcome.stderr
+    assert "'192.0.2.1' is not an address of this machine" in outcome.stderr
     assert "--host" in outcome.stderr
 
 

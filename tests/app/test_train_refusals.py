@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from app.cli import main
 from tests.worlds.tiny_activations import tiny_activations
-from trainer.store.store import StoredSource, StoreWriter, sha256_of
+from trainer.run.checksum import sha256_of
+from trainer.store.store import StoredSource, StoreWriter
 
 RECIPE = "name: mine\ncrosscoder: {features: 40, exclusive_share: 0.1, sparsity: {k: 3}}\ntraining: {batch: 64}\n"
 

@@ -11,7 +11,10 @@ from docs.generate import generated, tree
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/commands.md", "docs/evidence.md", "docs/results.md"])
+GENERATED = ["README.md", "docs/commands.md", "docs/evidence.md", "docs/modules.md", "docs/results.md"]
+
+
+@pytest.mark.parametrize("name", GENERATED)
 def test_a_document_holds_what_make_docs_would_write(name: str):
     path = ROOT / name
 
@@ -63,3 +66,14 @@ def test_every_decision_has_the_same_four_parts_and_fits_a_page():
         if parts != ["Context", "Decision", "Consequences", "Alternatives considered"]
     } == {}
     assert [path.name for path in decisions if len(path.read_text(encoding="utf-8").split()) > 500] == []
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_every_document_is_in_the_index():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    documents = [path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md"]
+
+    assert [name for name in documents if f"({name})" not in index] == []

@@ -19,7 +19,7 @@ FRONTEND = Settings().frontend
 def page_classes() -> list[type]:
     """Every dataclass of the app that names a template."""
     names = [f"app.pages.{module.name}" for module in pkgutil.iter_modules(app.pages.__path__)]
-    modules = [*map(importlib.import_module, [*names, "app.generations.steer"]), app.main]
+    modules = [*map(importlib.import_module, names), app.main]
     found = {
         value
         for module in modules

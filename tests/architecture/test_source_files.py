@@ -125,3 +125,20 @@ def test_nothing_fetched_is_tracked():
     ]
 
     assert fetched == []
+
+
+@pytest.mark.parametrize("half", ["app", "trainer"])
+def test_no_class_name_is_defined_twice_in_one_half(half: str):
+    defined: dict[str, list[str]] = {}
+    for path in python_files(half):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                defined.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+
+    assert {name: paths for name, paths in defined.items() if len(paths) > 1} == {}
+
+
+def test_few_modules_stand_outside_a_package_in_the_trainer():
+    outside = {path.name for path in (ROOT / "trainer").glob("*.py")}
+
+    assert outside == {"__init__.py", "pipeline.py", "harvest.py", "device.py", "errors.py"}

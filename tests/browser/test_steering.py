@@ -79,7 +79,7 @@ def generate(page: Page, prompt: str, **numbers: float) -> None:
 def done(page: Page) -> list[str]:
     """Wait for the end and give the texts."""
     expect(page.locator("#generation-status .state")).to_have_text(re.compile(r"\s*Done\s*"), timeout=PATIENCE)
-    return page.locator(".said").all_text_contents()
+    return page.locator(".lane .text").all_text_contents()
 
 
 def test_from_the_feature_page_both_models_answer_with_and_without(tab: Tab):
@@ -92,15 +92,15 @@ def test_from_the_feature_page_both_models_answer_with_and_without(tab: Tab):
     assert texts[2] != texts[3]
     page.get_by_role("link", name="permalink").click()
     expect(page.locator("h1")).to_contain_text(f"feature {SHARED}")
-    assert page.locator(".said").all_text_contents() == texts
+    assert page.locator(".lane .text").all_text_contents() == texts
 
 
 def test_text_grows_on_the_page_and_a_second_viewer_and_a_reload_see_the_same(tab: Tab, chromium: Browser):
     page = tab.open(f"/runs/{RUN}/steer?feature={SHARED}")
     generate(page, "Once upon a time", strength=0.5, max_tokens=300)
     expect(page).to_have_url(re.compile(r"/generations/[\w-]+$"))
-    expect(page.locator("#lane-0 .said")).to_have_text(re.compile(r".{6}", re.DOTALL), timeout=PATIENCE)
-    early = page.locator("#lane-0 .said").text_content() or ""
+    expect(page.locator("#lane-0 .text")).to_have_text(re.compile(r".{6}", re.DOTALL), timeout=PATIENCE)
+    early = page.locator("#lane-0 .text").text_content() or ""
     other = chromium.new_page()
     other.goto(page.url)
     texts = done(page)
@@ -109,7 +109,7 @@ def test_text_grows_on_the_page_and_a_second_viewer_and_a_reload_see_the_same(ta
     assert done(other) == texts
     other.close()
     page.reload()
-    assert page.locator(".said").all_text_contents() == texts
+    assert page.locator(".lane .text").all_text_contents() == texts
     expect(page.get_by_role("button", name="Stop")).to_have_count(0)
 
 
@@ -152,7 +152,7 @@ def test_a_stream_that_does_not_come_about_is_tried_again(tab: Tab):
 def test_stop_stops(tab: Tab):
     page = tab.open(f"/runs/{RUN}/steer?feature={SHARED}&max_tokens=400&strength=0.5&seed=5&prompt=Stop+me")
     page.get_by_role("button", name="Generate").click()
-    expect(page.locator("#lane-0 .said")).to_have_text(re.compile(r".{6}", re.DOTALL), timeout=PATIENCE)
+    expect(page.locator("#lane-0 .text")).to_have_text(re.compile(r".{6}", re.DOTALL), timeout=PATIENCE)
     page.get_by_role("button", name="Stop").click()
     expect(page.locator("#generation-status .state")).to_contain_text("Stopped", timeout=PATIENCE)
     expect(page.get_by_role("button", name="Run again")).to_be_visible()
@@ -167,7 +167,7 @@ def test_back_and_forward_between_form_and_generation(tab: Tab):
     page.go_back()
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("There and back")
     page.go_forward()
-    expect(page.locator(".said")).to_have_text(texts, use_inner_text=False)
+    expect(page.locator(".lane .text")).to_have_text(texts, use_inner_text=False)
 
 
 def test_slider_and_number_follow_each_other_and_obey_the_keyboard(tab: Tab):

@@ -1,4 +1,4 @@
-"""Harvest stores, for every anchor, exactly what each model computes there, and goes on where it was killed."""
+"""Harvest stores what each model computes at every anchor, and resumes after a kill."""
 
 import multiprocessing
 import time
@@ -41,12 +41,12 @@ def store(world, tmp_path_factory):
     return run(world, tmp_path_factory.mktemp("harvest") / "store")
 
 
-def test_a_stored_row_is_what_the_model_computes_at_the_token_that_ends_there(world, store):
+def test_a_stored_row_is_the_activation_at_the_token_that_ends_there(world, store):
     sequences = store.sequences().to_pylist()
     _, sources = world
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     block = next(iter(store.blocks("train", rows=2000)))
-    for row in chance.choice(len(block.sequence), 25, replace=False):
+    for row in rng.choice(len(block.sequence), 25, replace=False):
         sequence = sequences[int(block.sequence[row])]
         end = int(block.byte_end[row])
         for index, source in enumerate(sources):
@@ -76,7 +76,7 @@ def test_sequences_begin_with_bos_and_fit_the_context(world, store):
             assert len(ids) <= recipe.corpus.context
 
 
-def test_chats_reach_each_model_through_its_own_rendering_of_the_same_contents(world, store):
+def test_each_model_reads_chats_in_its_own_rendering(world, store):
     chats = [sequence for sequence in store.sequences().to_pylist() if sequence["is_chat"]]
     templated = ["".join(token["text"] for token in chat["tokens"][0]) for chat in chats]
     plain = ["".join(token["text"] for token in chat["tokens"][1]) for chat in chats]
@@ -97,7 +97,7 @@ def test_held_out_rows_come_from_other_documents_than_training_rows(store):
     assert not found["train"] & found["held_out"]
 
 
-def test_a_harvest_killed_in_the_middle_ends_with_the_same_store(world, store, tmp_path, monkeypatch):
+def test_a_killed_harvest_resumes_to_the_same_store(world, store, tmp_path, monkeypatch):
     monkeypatch.setattr(activations, "POOL_ROWS", 400)
     whole = run(world, tmp_path / "whole")
     process = multiprocessing.get_context("fork").Process(target=run, args=(world, tmp_path / "killed"))
@@ -115,7 +115,7 @@ def test_a_harvest_killed_in_the_middle_ends_with_the_same_store(world, store, t
     assert again.sequences().equals(whole.sequences())
 
 
-def test_outliers_are_left_out_and_counted(world, tmp_path):
+def test_outliers_are_dropped_and_counted(world, tmp_path):
     recipe, _ = world
     strict = recipe.harvest.model_copy(update={"outlier_norm": 1.05})
     store = run(world, tmp_path / "strict", harvest=strict)
@@ -128,13 +128,13 @@ def test_outliers_are_left_out_and_counted(world, tmp_path):
             assert float(rows.float().norm(dim=1).max()) <= 1.06 * medians[name]
 
 
-def test_too_little_coverage_stops_with_the_setting_to_change(world, tmp_path):
+def test_too_little_coverage_raises_an_error_with_the_setting(world, tmp_path):
     recipe, _ = world
     with pytest.raises(StoreError, match=r"harvest\.minimum_coverage"):
         run(world, tmp_path / "store", harvest=recipe.harvest.model_copy(update={"minimum_coverage": 0.9999}))
 
 
-def test_a_corpus_without_usable_text_is_an_error_that_says_so(world, tmp_path):
+def test_a_corpus_without_usable_text_is_rejected(world, tmp_path):
     recipe, _ = world
     (tmp_path / "empty.jsonl").write_text('{"text": "x"}\n')
     part = recipe.corpus.mix[0].model_copy(update={"path": str(tmp_path / "empty.jsonl"), "name": "empty"})
@@ -142,7 +142,7 @@ def test_a_corpus_without_usable_text_is_an_error_that_says_so(world, tmp_path):
         run(world, tmp_path / "store", corpus=recipe.corpus.model_copy(update={"mix": (part,)}))
 
 
-def test_coverage_is_said_in_one_sentence():
+def test_the_coverage_line_gives_shares_and_counts():
     counts = Counter({"a//anchors": 90, "b//anchors": 9, "a//possible": 100, "b//possible": 10})
     counts |= {"a//documents": 3, "b//documents": 1, "a//documents_over_80": 3, "a/0/outliers": 2, "b/1/outliers": 1}
 
@@ -153,7 +153,7 @@ def test_coverage_is_said_in_one_sentence():
     assert "3 outlier and 0 special" in line
 
 
-def test_batches_hold_like_lengths_and_never_too_many_tokens():
+def test_batches_group_similar_lengths_within_the_token_limit():
     lengths = [5, 1, 9, 4, 9, 2]
     batches = list(batches_by_length(lengths, tokens=12))
 

@@ -1,4 +1,4 @@
-"""A whole run on tiny models: every stage real, each skipped when nothing changed."""
+"""Whole runs on tiny models: stages, skipping, resuming, calibration and sweeps."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def recipe(tmp_path):
     return tiny_diff(tmp_path / "world")
 
 
-def test_a_run_leaves_published_results_with_the_features_of_both_models(recipe):
+def test_a_run_publishes_results_with_the_features_of_both_models(recipe):
     folder = run(recipe)
 
     state = read_progress(folder)
@@ -54,7 +54,7 @@ def test_a_second_run_does_nothing_and_a_change_redoes_only_what_depends_on_it(r
     assert json.loads(other.store.read_text()) == json.loads(folder.store.read_text()), "the harvest is shared"
 
 
-def test_training_on_a_store_that_something_else_wrote_needs_no_models(tmp_path):
+def test_training_on_an_existing_store_needs_no_models(tmp_path):
     tiny_activations(tmp_path / "store")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("name: mine\ncrosscoder: {features: 40, exclusive_share: 0.1}\ntraining: {batch: 64}\n")
@@ -66,7 +66,7 @@ def test_training_on_a_store_that_something_else_wrote_needs_no_models(tmp_path)
         assert results.sql("select count(*) from sequence").fetchall() == [(0,)]
 
 
-def test_force_trains_from_the_first_step_again(tmp_path):
+def test_force_trains_from_the_first_step(tmp_path):
     tiny_activations(tmp_path / "store")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("name: mine\ncrosscoder: {features: 40}\ntraining: {batch: 64, checkpoint_every: 4}\n")
@@ -94,7 +94,7 @@ def _spike_ins(folder):
         return results.sql("select placement, source, planted from spike_in order by all").fetchall()
 
 
-def test_a_recipe_can_ask_for_calibration_and_gets_it_once(tmp_path):
+def test_a_recipe_with_calibration_is_calibrated_once(tmp_path):
     tiny_activations(tmp_path / "store")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(CALIBRATED)
@@ -124,7 +124,7 @@ def test_a_finished_run_is_calibrated_later_and_published_again(tmp_path):
         calibrate_run(folder, ("calibration.rwos=1000",))
 
 
-def test_a_calibration_that_is_forced_trains_from_the_first_step_again(tmp_path):
+def test_a_forced_calibration_trains_from_the_first_step(tmp_path):
     tiny_activations(tmp_path / "store")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(CALIBRATED)
@@ -140,30 +140,28 @@ def test_a_calibration_that_is_forced_trains_from_the_first_step_again(tmp_path)
 
 @pytest.fixture(scope="module")
 def small_pools():
-    """Several pools of documents in the tiny world, as in real ones."""
+    """Makes pools so small that the tiny corpus has several, as real ones do."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(activations, "POOL_ROWS", 400)
-        patch.setattr(activations, "DOCUMENTS", 4)
+        patch.setattr(activations, "DOCUMENTS_PER_READ", 4)
         yield
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, small_pools):
-    """A recipe, and what a run of it finds that nobody stops."""
-    place = tmp_path_factory.mktemp("uninterrupted")
-    recipe = tiny_diff(place / "world", calibration={"rows": 1000, "per_cell": 1, "frequencies": [0.05]})
+    """A recipe, and the findings of an uninterrupted run of it."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    recipe = tiny_diff(folder / "world", calibration={"rows": 1000, "per_cell": 1, "frequencies": [0.05]})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CROSSDIFF_HOME", str(place / "home"))
+        patch.setenv("CROSSDIFF_HOME", str(folder / "home"))
         return recipe, _findings(run(recipe))
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_run_stopped_by_ctrl_c_in_any_stage_goes_on_and_ends_with_the_same_findings(
-    uninterrupted, tmp_path, monkeypatch, stage
-):
+def test_a_run_interrupted_in_any_stage_resumes_to_the_same_findings(uninterrupted, tmp_path, monkeypatch, stage):
     recipe, expected = uninterrupted
     monkeypatch.setenv("CROSSDIFF_HOME", str(tmp_path / "stopped"))
-    folder, advance, seen = RunFolder.of(load_recipe(recipe)), Progress.advance, []
+    folder, advance, seen = RunFolder.for_recipe(load_recipe(recipe)), Progress.advance, []
 
     def stopped(progress: Progress, done: int, **measures: float) -> None:
         advance(progress, done, **measures)
@@ -187,13 +185,13 @@ def test_a_run_stopped_by_ctrl_c_in_any_stage_goes_on_and_ends_with_the_same_fin
 
 
 def _findings(folder):
-    """Everything that the results say of features, and what became of the calibration."""
+    """All results about features, and the calibration."""
     with duckdb.connect(str(folder.results()), read_only=True) as results:
         tables = ("feature", "feature_source", "evidence", "firing", "evaluation", "calibration", "baseline_divergence")
         return {table: repr(results.sql(f"from {table} order by all").fetchall()) for table in tables}
 
 
-def test_a_store_with_nan_is_refused_before_training(tmp_path):
+def test_a_modified_store_is_rejected_before_training(tmp_path):
     store = tiny_activations(tmp_path / "store")
     shard = store.path / store.manifest.shards[0].file
     from safetensors.torch import load_file, save_file
@@ -207,14 +205,14 @@ def test_a_store_with_nan_is_refused_before_training(tmp_path):
         run(recipe, activations=store.path)
 
 
-def test_a_recipe_without_sources_says_how_to_use_a_store(tmp_path):
+def test_a_recipe_without_sources_is_rejected_with_how_to_use_a_store(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("name: mine\n")
     with pytest.raises(RecipeError, match="--activations DIR"):
         run(recipe)
 
 
-def test_what_went_wrong_stands_in_the_progress_that_the_home_page_shows(tmp_path):
+def test_an_error_is_recorded_in_the_progress_file(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("name: mine\n")
     with pytest.raises(StoreError):
@@ -224,7 +222,7 @@ def test_what_went_wrong_stands_in_the_progress_that_the_home_page_shows(tmp_pat
     assert state["status"] == "failed" and "No activation store at" in state["error"]
 
 
-def test_a_sweep_trains_its_runs_side_by_side_and_each_equals_the_run_alone(tmp_path):
+def test_runs_of_a_sweep_are_trained_side_by_side_and_equal_single_runs(tmp_path):
     tiny_activations(tmp_path / "store")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
@@ -245,7 +243,7 @@ def test_a_sweep_trains_its_runs_side_by_side_and_each_equals_the_run_alone(tmp_
         assert (path / "crosscoder.safetensors").read_bytes() == together[path.name]
 
 
-def test_a_sweep_over_what_its_runs_share_is_refused(tmp_path):
+def test_a_sweep_over_a_shared_setting_is_rejected(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("name: mine\nsweep: {training.batch: [64, 128]}\n")
     with pytest.raises(RecipeError, match="runs share their rows"):

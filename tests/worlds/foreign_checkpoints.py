@@ -2,7 +2,7 @@
 
 import torch
 
-from trainer.crosscoder.crosscoder import Codes, Crosscoder, initial
+from trainer.crosscoder.crosscoder import Codes, Crosscoder, initial_weights
 from trainer.crosscoder.groups import Group
 from trainer.crosscoder.normalisation import Normaliser
 
@@ -23,7 +23,7 @@ def random_crosscoder(
     """Random weights, with biases and with decoders of different lengths in each source."""
     widths = widths or {"left": 4, "right": 4}
     generator = torch.Generator().manual_seed(seed)
-    weights = initial(widths, groups, decoder_norm=1.0, generator=generator)
+    weights = initial_weights(widths, groups, decoder_norm=1.0, generator=generator)
     weights = {name: weight + 0.3 * torch.randn(weight.shape, generator=generator) for name, weight in weights.items()}
     normaliser = {}
     for name, (mean, scale) in (normalisation or dict.fromkeys(widths, (0.0, 1.0))).items():
@@ -38,7 +38,7 @@ def raw_rows(crosscoder: Crosscoder, count: int = 12, seed: int = 1) -> dict[str
     """Raw activations whose normalised ones are standard normal."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: normaliser.back(torch.randn(count, crosscoder.widths[name], generator=generator))
+        name: normaliser.denormalise(torch.randn(count, crosscoder.widths[name], generator=generator))
         for name, normaliser in crosscoder.normaliser.items()
     }
 

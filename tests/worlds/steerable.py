@@ -6,7 +6,7 @@ import torch
 
 from tests.worlds.tiny_models import tiny_gemma3, tiny_llama
 from tests.worlds.tiny_results import RUN, write_tiny_run
-from trainer.crosscoder.crosscoder import Crosscoder, initial
+from trainer.crosscoder.crosscoder import Crosscoder, initial_weights
 from trainer.crosscoder.groups import Group
 from trainer.crosscoder.normalisation import Normaliser
 from trainer.recipe.recipe import Recipe
@@ -45,6 +45,6 @@ def steerable_recipe(home: Path, dtype: str = "float32") -> Recipe:
 def random_crosscoder() -> Crosscoder:
     """Random directions of norm one in normalised space."""
     generator = torch.Generator().manual_seed(0)
-    weights = initial(WIDTHS, GROUPS, decoder_norm=1.0, generator=generator)
+    weights = initial_weights(WIDTHS, GROUPS, decoder_norm=1.0, generator=generator)
     normaliser = {name: Normaliser(torch.zeros(width), SCALES[name]) for name, width in WIDTHS.items()}
     return Crosscoder(WIDTHS, GROUPS, weights, normaliser, {group.name: torch.tensor(0.1) for group in GROUPS})

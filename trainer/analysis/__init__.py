@@ -1,1 +1,1 @@
-"""What every feature of a trained crosscoder is and how strong the evidence is: the run's `analyse` stage."""
+"""Measures all features of a trained crosscoder and judges their claims: the run's `analyse` stage."""

@@ -1,4 +1,4 @@
-"""Stage: encode every row once, ask all questions of the codes, publish the answers."""
+"""The `analyse` stage: encodes every row once, measures features, judges claims, publishes results."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,15 +8,21 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from trainer.analysis.claims.claims import ClaimInputs, JudgedClaims, Measures, Ownership, judge_claims, known_false
-from trainer.analysis.claims.latent_scaling import Scaling
-from trainer.analysis.claims.ranking import Evidence, excess, scores
+from trainer.analysis.claims.claims import (
+    ClaimInputs,
+    FeatureMeasures,
+    JudgedClaims,
+    Ownership,
+    judge_claims,
+    read_known_false,
+)
+from trainer.analysis.claims.latent_scaling import ScalingFactors
+from trainer.analysis.claims.ranking import RankingInputs, excess, scores
 from trainer.analysis.claims.readout import Readout, readout, readout_ratio
-from trainer.analysis.claims.spaces import Spaces, spaces
+from trainer.analysis.claims.spaces import Spaces, shared_spaces
 from trainer.analysis.claims.stability import other_runs, stability
-from trainer.analysis.encode_pass import Encoded, encode_rows
-from trainer.analysis.pairs.agreement import agreement
-from trainer.analysis.pairs.agreement import columns as columns_of
+from trainer.analysis.encode_pass import EncodePassResult, encode_rows
+from trainer.analysis.pairs.agreement import agreement, agreement_columns
 from trainer.analysis.pairs.coactivation import Coactivation
 from trainer.analysis.pairs.twins import Cosines, neighbours
 from trainer.analysis.per_feature.coherence import POLYSEMOUS, best_of_holders, coherence
@@ -27,9 +33,8 @@ from trainer.analysis.per_feature.decoder_norms import (
     decoder_norms,
 )
 from trainer.analysis.per_feature.firings import RowMetadata, corpus_shares, share_of_rows
-from trainer.analysis.per_feature.logit_effects import Unembedding, logit_effects
-from trainer.analysis.per_feature.logit_effects import columns as logit_columns
-from trainer.analysis.per_feature.stage import ask, side_by_side
+from trainer.analysis.per_feature.logit_effects import Unembedding, logit_columns, logit_effects
+from trainer.analysis.per_feature.stage import map_ranges, measure_range
 from trainer.analysis.per_feature.windows import Windows, sequence_columns
 from trainer.analysis.rows.codes import CodeSpool
 from trainer.analysis.rows.moments import Moments
@@ -57,149 +62,158 @@ def analyse(
     *,
     folder: RunFolder,
     progress: Progress,
-    readouts: Mapping[str, Unembedding] | None = None,
+    unembeddings: Mapping[str, Unembedding] | None = None,
 ) -> Path:
     """Measure every feature over all rows of the store and publish the results of the run.
 
-    Contexts need a store with documents, logit effects the sources' unembeddings in `readouts`; without them those
-    tables stay empty. Training metrics and the evaluation are taken from the run folder, coverage from the store,
-    where they are. Memory does not grow with rows but for some
-    thirty bytes each. Returns the published file.
-    Raises StoreError for a store that does not fit together, CrosscoderError when it is not the crosscoder's.
+    Contexts need a store with texts, logit effects the sources' `unembeddings`; without them those tables stay empty.
+    Training metrics, evaluation, baselines and calibration are read from the run folder, coverage from the store, as
+    far as they exist. Memory grows by about thirty bytes per row.
+    Returns the path of the published file. Raises StoreError for an inconsistent store, CrosscoderError if the store's
+    sources are not the crosscoder's, RecipeError for an impossible `same_space`.
     """
     check_sources(crosscoder, store.widths, store.path)
-    shared = spaces(crosscoder, recipe.analysis)
+    common_spaces = shared_spaces(crosscoder, recipe.analysis)
     with CodeSpool(folder.path, crosscoder.features) as codes, publishing(folder) as draft:
-        sources = _sources(store, crosscoder, shared)
+        sources = _sources(store, crosscoder, common_spaces)
         analysis = _Analysis(recipe, crosscoder, [source.name for source in sources], codes, draft, progress)
-        encoded = encode_rows(store, crosscoder, codes, shared, progress=progress)
-        draft.add_run(recipe, folder.run)
+        encoded = encode_rows(store, crosscoder, codes, common_spaces, progress=progress)
+        draft.add_run(recipe, folder.run_id)
         draft.add_rows("source", sources)
         draft.add_rows("evaluation", read_evaluation(folder.evaluation, crosscoder.sources))
         draft.add_rows("coverage", read_coverage(store.manifest.statistics))
         for table, records in read_baselines(folder.baselines).items():
             draft.add_records(table, records)
         draft.add_rows("training_metric", read_metrics(folder.metrics))
-        measures = analysis.one_by_one(encoded.metadata)
-        analysis.together(measures, encoded, store, folder)
+        measures = analysis.measure_features(encoded.metadata)
+        analysis.compare_features(measures, encoded, store, folder)
         for table, columns in read_calibration(folder.calibration, [source.name for source in sources]).items():
             draft.add(table, columns)
-        if readouts:
-            analysis.logits(readouts)
-    published = folder.results()
-    assert published is not None, "publishing leaves current.json behind"
-    return published
+        if unembeddings:
+            analysis.add_logit_effects(unembeddings)
+    atomic_write = folder.results()
+    assert atomic_write is not None, "publishing writes current.json"
+    return atomic_write
 
 
 @dataclass(frozen=True)
 class _Analysis:
-    """One analysis under way."""
+    """State of a running analysis: what is analysed and where results go."""
 
     recipe: Recipe
     crosscoder: Crosscoder
     sources: list[str]
-    """Names in the order of the table `source`."""
+    """Names of the sources in the order of the table `source`."""
     codes: CodeSpool
     draft: ResultsDraft
     progress: Progress
 
-    def one_by_one(self, metadata: RowMetadata) -> dict[str, np.ndarray]:
-        """Everything that is asked of a feature alone; fills `histogram`, `firing` and `sequence`."""
+    def measure_features(self, metadata: RowMetadata) -> dict[str, np.ndarray]:
+        """Per-feature measures [F]; fills the tables of firings, contexts, corpus parts and languages."""
         parts: list[dict[str, np.ndarray]] = []
         sequences = np.zeros(0, np.int64)
-        places, texts, rows = metadata.places, metadata.texts, self.recipe.analysis.contexts.window
-        windows = Windows(places, texts, rows) if places is not None and texts is not None else None
-        question = partial(ask, metadata=metadata, windows=windows, recipe=self.recipe.analysis.contexts)
-        with self.progress.task("Reading features", total=self.codes.features, unit="features"):
-            for answers in side_by_side(question, self.codes.pieces()):
-                for table, columns in answers.tables:
+        row_order, texts, rows = metadata.row_order, metadata.texts, self.recipe.analysis.contexts.window
+        windows = Windows(row_order, texts, rows) if row_order is not None and texts is not None else None
+        compute = partial(measure_range, metadata=metadata, windows=windows, recipe=self.recipe.analysis.contexts)
+        with self.progress.task("Measuring features", total=self.codes.features, unit="features"):
+            for results in map_ranges(compute, self.codes.feature_ranges()):
+                for table, columns in results.tables:
                     self.draft.add(table, columns)
-                sequences = np.union1d(sequences, answers.sequences)
-                parts.append(answers.measures)
-                self.progress.advance(answers.features)
+                sequences = np.union1d(sequences, results.sequences)
+                parts.append(results.measures)
+                self.progress.advance(results.features)
         if windows is not None:
             self.draft.add("sequence", sequence_columns(windows.texts, sequences))
-            self.draft.add("text_part", metadata.text_parts())
+            self.draft.add("text_part", metadata.text_part_columns())
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def together(
-        self, measures: dict[str, np.ndarray], encoded: Encoded, store: ActivationStore, folder: RunFolder
+    def compare_features(
+        self, measures: dict[str, np.ndarray], encoded: EncodePassResult, store: ActivationStore, folder: RunFolder
     ) -> None:
-        """Everything that compares features or sources; fills all other tables of features."""
+        """Compare features and sources and judge claims; fills the remaining tables of features."""
         norms, targets, metadata = decoder_norms(self.crosscoder), self.crosscoder.targets, encoded.metadata
-        ownership = Ownership.of(self.crosscoder, norms, self.recipe.analysis)
+        ownership = Ownership.from_norms(self.crosscoder, norms, self.recipe.analysis)
         owner, holds = ownership.owner, ownership.holds
-        read = self.readouts(encoded.moments)
-        self._in_sources(norms, np.stack([one.score for one in read.values()], axis=1), encoded.scaling)
+        readouts = self.readouts(encoded.moments)
+        scores_by_source = np.stack([one.score for one in readouts.values()], axis=1)
+        self._add_feature_sources(norms, scores_by_source, encoded.scaling)
         with self.progress.task("Comparing features", total=None, unit="features"):
             count = self.recipe.analysis.neighbours
-            alike = neighbours(Coactivation(self.codes), Cosines(self.crosscoder), owner, count)
-            self.draft.add("neighbour", alike.columns())
-            pairs = alike.pairs_of(ownership.claims)
-            self.draft.add("agreement", columns_of(pairs, agreement(self.codes, pairs, measures["max_activation"])))
-        known = {name: measures[name] for name in MEASURES}
+            related = neighbours(Coactivation(self.codes), Cosines(self.crosscoder), owner, count)
+            self.draft.add("neighbour", related.columns())
+            pairs = related.strongest_twins(ownership.claims)
+            self.draft.add(
+                "agreement", agreement_columns(pairs, agreement(self.codes, pairs, measures["max_activation"]))
+            )
+        verdict_measures = {name: measures[name] for name in VERDICT_MEASURES}
         inputs = ClaimInputs(
-            self.crosscoder, ownership, encoded.moments, read, Measures(**known, twin=alike.strongest_twin)
+            self.crosscoder,
+            ownership,
+            encoded.moments,
+            readouts,
+            FeatureMeasures(**verdict_measures, twin=related.strongest_twin),
         )
-        again = stability(store, self.crosscoder, ownership, other_runs(folder), self.recipe.analysis)
-        inputs = replace(inputs, scaling=encoded.scaling, found_again=again.share, other_runs=again.looked_in)
+        found = stability(store, self.crosscoder, ownership, other_runs(folder), self.recipe.analysis)
+        inputs = replace(inputs, scaling=encoded.scaling, found_again=found.share, other_runs=found.looked_in)
         judged = self._judge(inputs, store, folder)
-        united = np.stack([coherence(encoded.moments, name) for name in targets], axis=1)
-        one = best_of_holders(united, holds)
-        stored = {name: measures[name] for name in MEASURED} | {
+        coherence_by_source = np.stack([coherence(encoded.moments, name) for name in targets], axis=1)
+        best_coherence = best_of_holders(coherence_by_source, holds)
+        stored = {name: measures[name] for name in FEATURE_MEASURES} | {
             "feature": np.arange(self.codes.features),
             "group_name": [group.name for group in self.crosscoder.groups for _ in range(group.features)],
             "content_hash": content_hashes(self.crosscoder),
             "owner": owner,
-            "main_corpus": _named(metadata, "corpus", measures["main_corpus"]),
-            "main_language": _named(metadata, "language", measures["main_language"]),
-            "coherence": one,
-            "polysemous": pa.array(one < POLYSEMOUS, mask=np.isnan(one)),
-            "readout_ratio": readout_ratio(np.stack([read[name].score for name in targets], axis=1), holds),
+            "main_corpus": _main_part_names(metadata, "corpus", measures["main_corpus"]),
+            "main_language": _main_part_names(metadata, "language", measures["main_language"]),
+            "coherence": best_coherence,
+            "polysemous": pa.array(best_coherence < POLYSEMOUS, mask=np.isnan(best_coherence)),
+            "readout_ratio": readout_ratio(np.stack([readouts[name].score for name in targets], axis=1), holds),
             "verdict": judged.judgement.verdict,
             "kind": pa.array(judged.judgement.kind, pa.string()),
-            "found_in": np.where(again.looked_in > 0, again.found_in, np.nan),
-            "looked_in": again.looked_in,
+            "found_in": np.where(found.looked_in > 0, found.found_in, np.nan),
+            "looked_in": found.looked_in,
             "q_value": judged.q_value,
-            "score": scores(owner, judged.judgement.verdict, _evidence(measures, norms, inputs, judged, metadata)),
+            "score": scores(
+                owner, judged.judgement.verdict, _ranking_inputs(measures, norms, inputs, judged, metadata)
+            ),
         }
         self.draft.add("feature", stored)
 
     def _judge(self, inputs: ClaimInputs, store: ActivationStore, folder: RunFolder) -> JudgedClaims:
         """Judge all claims; fills `evidence`."""
-        known = known_false(folder.calibration, inputs.ownership)
-        judged = judge_claims(inputs, store, self.recipe.analysis, known=known, progress=self.progress)
+        known_false = read_known_false(folder.calibration, inputs.ownership)
+        judged = judge_claims(inputs, store, self.recipe.analysis, known_false=known_false, progress=self.progress)
         self.draft.add("evidence", judged.judgement.columns())
         return judged
 
     def readouts(self, moments: Moments) -> dict[str, Readout]:
         """Readouts of all features from every source of the crosscoder."""
-        found = {}
-        with self.progress.task("Reading out", total=len(self.crosscoder.sources), unit="sources"):
+        readouts = {}
+        with self.progress.task("Fitting readouts", total=len(self.crosscoder.sources), unit="sources"):
             for source in self.crosscoder.sources:
-                found[source] = readout(moments, source)
+                readouts[source] = readout(moments, source)
                 self.progress.advance(1)
-        return found
+        return readouts
 
-    def _in_sources(self, norms: DecoderNorms, score: np.ndarray, scaling: Scaling) -> None:
+    def _add_feature_sources(self, norms: DecoderNorms, score: np.ndarray, scaling: ScalingFactors) -> None:
         """Fill `feature_source`."""
         columns = norms.columns([self.sources.index(name) for name in self.crosscoder.sources])
-        more = {"readout": score.ravel(), "cosine": cosines(self.crosscoder).ravel()}
-        self.draft.add("feature_source", columns | scaling.columns() | more)
+        similarity = {"readout": score.ravel(), "cosine": cosines(self.crosscoder).ravel()}
+        self.draft.add("feature_source", columns | scaling.columns() | similarity)
 
-    def logits(self, readouts: Mapping[str, Unembedding]) -> None:
-        """What features that fire do to every source's logits; fills `logit`."""
+    def add_logit_effects(self, unembeddings: Mapping[str, Unembedding]) -> None:
+        """Logit effects of features that fire, on every source with an unembedding; fills `logit`."""
         tables = []
-        # A difference lies in the space of both its sources; it is read through the one that is subtracted from.
+        # A difference of sources lives in the space of both; the unembedding of the minuend is used.
         models = {name: self.crosscoder.differences.get(name, (name,))[0] for name in self.crosscoder.sources}
-        readable = {name: readouts[model] for name, model in models.items() if model in readouts}
-        with self.progress.task("Reading directions", total=len(readable), unit="sources"):
-            for source, unembedding in readable.items():
+        available = {name: unembeddings[model] for name, model in models.items() if model in unembeddings}
+        with self.progress.task("Computing logit effects", total=len(available), unit="sources"):
+            for source, unembedding in available.items():
                 direction = self.crosscoder.decoder(source)
                 writes = (direction != 0).any(dim=1).cpu().numpy()
-                some = np.flatnonzero(writes & (self.codes.counts > 0))
-                effects = logit_effects(direction[some], unembedding, self.recipe.analysis.logits)
-                tables.append(logit_columns(some, self.sources.index(source), effects, unembedding.text))
+                features = np.flatnonzero(writes & (self.codes.counts > 0))
+                effects = logit_effects(direction[features], unembedding, self.recipe.analysis.logits)
+                tables.append(logit_columns(features, self.sources.index(source), effects, unembedding.text))
                 self.progress.advance(1)
         if tables:
             whole = pa.concat_tables(tables)
@@ -207,7 +221,7 @@ class _Analysis:
             self.draft.add("logit", {name: whole[name].take(order) for name in whole.column_names})
 
 
-MEASURED = (
+FEATURE_MEASURES = (
     "firings",
     "density",
     "max_activation",
@@ -218,21 +232,21 @@ MEASURED = (
     "main_corpus_share",
     "main_language_share",
 )
-"""Measures that go into the table `feature` as they are."""
-MEASURES = ("firings", "documents", "density", "template_share", "first_token_share")
-"""Measures that verdicts rest on."""
+"""Measures that are columns of the table `feature`."""
+VERDICT_MEASURES = ("firings", "documents", "density", "template_share", "first_token_share")
+"""Measures that verdicts use."""
 
 
-def _evidence(
+def _ranking_inputs(
     measures: Mapping[str, np.ndarray],
     norms: DecoderNorms,
     inputs: ClaimInputs,
     judged: JudgedClaims,
     metadata: RowMetadata,
-) -> Evidence:
-    main, parts = measures["main_corpus"], corpus_shares(metadata)
-    usual = np.where(main >= 0, parts[main], np.nan) if len(parts) else np.full(len(main), np.nan)
-    return Evidence(
+) -> RankingInputs:
+    main, shares = measures["main_corpus"], corpus_shares(metadata)
+    usual = np.where(main >= 0, shares[main], np.nan) if len(shares) else np.full(len(main), np.nan)
+    return RankingInputs(
         firings=measures["firings"],
         documents=measures["documents"],
         density=measures["density"],
@@ -241,31 +255,31 @@ def _evidence(
         strongest_twin=inputs.measures.twin,
         energy=measures["squares"] * (norms.decoder**2).sum(axis=1),
         focus=excess(measures["main_corpus_share"], usual),
-        # A claim of which nothing can be told has nothing to show for itself.
+        # A claim of unknown strength ranks as one of strength zero.
         strength=np.where(inputs.ownership.claims, np.nan_to_num(judged.contrast.strength), np.nan),
     )
 
 
-def _named(metadata: RowMetadata, kind: str, index: np.ndarray) -> pa.StringArray:
-    """Names of parts by index, null for -1."""
-    names = next((part.names for part in metadata.parts if part.kind == kind), ())
+def _main_part_names(metadata: RowMetadata, kind: str, index: np.ndarray) -> pa.StringArray:
+    """Names of corpus parts or languages by index, null for -1."""
+    names = next((one.names for one in metadata.partitions if one.kind == kind), ())
     return pa.array(np.array([*names, None], object)[index], pa.string())
 
 
-def _sources(store: ActivationStore, crosscoder: Crosscoder, shared: Spaces) -> list[SourceRow]:
-    """The store's sources, whose tokens contexts have, and then those that the crosscoder made of them."""
+def _sources(store: ActivationStore, crosscoder: Crosscoder, spaces: Spaces) -> list[SourceRow]:
+    """Rows of `source`: the store's sources, by which token columns are indexed, then the crosscoder's differences."""
     known = {source.name: source for source in store.sources}
-    made = {
+    differences = {
         name: StoredSource(name, crosscoder.widths[name], model=f"{one} minus {other}", hookpoint=known[one].hookpoint)
         for name, (one, other) in crosscoder.differences.items()
     }
-    space = {name: number for number, names in enumerate(shared) for name in names}
-    everything = enumerate((known | made).values())
-    return [_source(index, source, crosscoder, space.get(source.name)) for index, source in everything]
+    space = {name: number for number, names in enumerate(spaces) for name in names}
+    numbered = enumerate((known | differences).values())
+    return [_source(index, source, crosscoder, space.get(source.name)) for index, source in numbered]
 
 
 def _source(index: int, source: StoredSource, crosscoder: Crosscoder, space: int | None) -> SourceRow:
-    # Stores that Crossdiff harvested say "resid_post.15"; others may say anything.
+    # Stores harvested by Crossdiff name hookpoints like "resid_post.15"; imported stores are free to differ.
     hookpoint, _, layer = source.hookpoint.rpartition(".")
     with_layer = layer.isdecimal()
     used = source.name in crosscoder.normaliser

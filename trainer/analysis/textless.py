@@ -1,10 +1,10 @@
-"""Blind: the analysis' own test of all claims, on rows without text; for rows whose truth is known beforehand."""
+"""Judges all claims on rows without text, for benchmarks and calibration with known ground truth."""
 
 from typing import NamedTuple
 
-from trainer.analysis.claims.claims import ClaimInputs, JudgedClaims, Measures, Ownership, judge_claims
+from trainer.analysis.claims.claims import ClaimInputs, FeatureMeasures, JudgedClaims, Ownership, judge_claims
 from trainer.analysis.claims.readout import readout
-from trainer.analysis.claims.spaces import spaces
+from trainer.analysis.claims.spaces import shared_spaces
 from trainer.analysis.encode_pass import encode_rows
 from trainer.analysis.pairs.coactivation import Coactivation
 from trainer.analysis.pairs.twins import Cosines, neighbours
@@ -17,25 +17,28 @@ from trainer.store.store import ActivationStore
 
 
 class TextlessVerdicts(NamedTuple):
-    """A crosscoder's claims and what became of them."""
+    """A crosscoder's claims and the verdicts on them."""
 
-    claimed: Ownership
-    weighed: JudgedClaims
+    ownership: Ownership
+    judged_claims: JudgedClaims
 
 
-def judged(
+def judge_without_text(
     store: ActivationStore, crosscoder: Crosscoder, codes: CodeSpool, recipe: AnalysisRecipe, *, progress: Progress
 ) -> TextlessVerdicts:
-    """Encode every row into `codes` and judge every claim by what needs no text: firings, readouts, twins, scaling."""
-    encoded = encode_rows(store, crosscoder, codes, spaces(crosscoder, recipe), progress=progress)
-    claimed = Ownership.of(crosscoder, decoder_norms(crosscoder), recipe)
-    alike = neighbours(Coactivation(codes), Cosines(crosscoder), claimed.owner, 0)
-    case = ClaimInputs(
+    """Encode every row into `codes` and judge claims by firings, readouts, twins and latent scaling alone.
+
+    Raises StoreError for an inconsistent store, RecipeError for an impossible `same_space`.
+    """
+    encoded = encode_rows(store, crosscoder, codes, shared_spaces(crosscoder, recipe), progress=progress)
+    ownership = Ownership.from_norms(crosscoder, decoder_norms(crosscoder), recipe)
+    twins = neighbours(Coactivation(codes), Cosines(crosscoder), ownership.owner, 0)
+    inputs = ClaimInputs(
         crosscoder,
-        claimed,
+        ownership,
         encoded.moments,
         {name: readout(encoded.moments, name) for name in crosscoder.targets},
-        Measures.without_text(codes.counts, codes.rows, alike.strongest_twin),
+        FeatureMeasures.without_text(codes.counts, codes.rows, twins.strongest_twin),
         encoded.scaling,
     )
-    return TextlessVerdicts(claimed, judge_claims(case, store, recipe, progress=progress))
+    return TextlessVerdicts(ownership, judge_claims(inputs, store, recipe, progress=progress))

@@ -1,8 +1,8 @@
-"""Lens: the activation difference lens (arXiv 2510.13900), what a source has everywhere that its base has not.
+"""Activation difference lens (arXiv 2510.13900): mean differences at first tokens, read as logits.
 
-The mean difference of two sources' activations at the first tokens of many unrelated texts. A narrow fine-tune leaves
-a trace there that the logit lens often reads, and one that no feature of a crosscoder need carry, because it is on all
-rows. Only sources of one space have a difference: between models that were trained apart it means nothing.
+The difference is averaged over the first tokens of many unrelated sequences. A narrow fine-tune leaves a bias there
+that the logit lens often makes readable, and that no feature of a crosscoder need represent, because it is on all rows.
+It is defined only for sources of one space; between models that were trained separately it means nothing.
 Axes: P positions, W width.
 """
 
@@ -19,38 +19,38 @@ from trainer.analysis.rows.texts import COLUMNS, read_texts
 from trainer.store.store import ActivationStore
 
 POSITIONS = 5
-"""First tokens of a text that are looked at, as in the paper."""
-FEWEST = 20
-"""Texts that a position needs: below, the mean is mostly the texts' own."""
-WIDE = 32
-"""Bits for the byte in a key that sorts by sequence first."""
+"""First tokens of a sequence that are averaged over, as in the paper."""
+MIN_TEXTS = 20
+"""Sequences that a position needs; with fewer, the mean is dominated by the individual sequences."""
+BYTE_BITS = 32
+"""Low bits of a key that hold the byte; the sequence number is above them."""
 
 
 @dataclass(frozen=True)
-class Trace:
-    """The mean difference of two sources of one space, source minus base, at the first positions."""
+class MeanDifference:
+    """Mean difference of two sources of one space, source minus base, at the first positions."""
 
     texts: np.ndarray
-    """Texts that have a row there [P]."""
+    """Number of sequences with a row there [P]."""
     mean: Tensor
-    """fp64 [P, W], in raw activations."""
+    """fp64 [P, W], of raw activations."""
     expected_norm: np.ndarray
-    """Norm that the mean would have if every text's difference pointed in a direction of its own [P]."""
+    """Expected norm of the mean if the sequences' deviations from it were independent [P]."""
     typical_norm: np.ndarray
     """Mean norm of the base's activations there [P]."""
 
     @property
     def norm(self) -> np.ndarray:
         """Norm of the mean difference [P]."""
-        found: np.ndarray = torch.linalg.vector_norm(self.mean, dim=1).numpy()
-        return found
+        norm: np.ndarray = torch.linalg.vector_norm(self.mean, dim=1).numpy()
+        return norm
 
 
-def first_places(sequences: pa.Table, sources: int, source: int) -> np.ndarray:
-    """Keys (sequence, byte) of the first tokens of every text, int64 [texts, P]; -1 where a text is shorter.
+def first_token_keys(sequences: pa.Table, sources: int, source: int) -> np.ndarray:
+    """Keys (sequence, byte end) of the first tokens of every sequence, int64 [sequences, P]; -1 beyond its end.
 
-    Tokens are counted in one source, without those on no byte of the text (BOS). Chats are left out where there is
-    other text, because a source with a chat template has read other tokens before them.
+    Tokens are those of one source, without tokens on no byte of the text (BOS). Chats are left out where there is other
+    text, because a source with a chat template has read other tokens before them.
     """
     texts = read_texts(sequences, sources)
     chat = np.asarray(sequences["is_chat"].to_numpy(), bool)
@@ -59,67 +59,67 @@ def first_places(sequences: pa.Table, sources: int, source: int) -> np.ndarray:
         tokens = slice(*texts.token_start[sequence * sources + source :][:2].tolist())
         ends = texts.token_end[tokens][: 8 * POSITIONS]
         ends = ends[ends >= 0][:POSITIONS]
-        keys[sequence, : len(ends)] = (sequence << WIDE) + ends.astype(np.int64)
+        keys[sequence, : len(ends)] = (sequence << BYTE_BITS) + ends.astype(np.int64)
     return keys
 
 
-def trace(store: ActivationStore, base: str, source: str) -> Trace:
-    """The mean difference over all texts of a store that has documents. Raises StoreError when they do not fit."""
+def mean_difference(store: ActivationStore, base: str, source: str) -> MeanDifference:
+    """Mean difference over all sequences of a store with texts. Raises StoreError when rows and texts do not fit."""
     sequences = store.sequences(columns=[*COLUMNS, "is_chat"])
-    assert sequences is not None, "a store without texts has no first tokens"
-    names = [one.name for one in store.sources]
-    keys = first_places(sequences, len(names), names.index(base))
-    place = np.tile(np.arange(POSITIONS), (len(keys), 1))[keys >= 0]
+    assert sequences is not None, "stores without texts have no first tokens"
+    indexes = [one.name for one in store.sources]
+    keys = first_token_keys(sequences, len(indexes), indexes.index(base))
+    position = np.tile(np.arange(POSITIONS), (len(keys), 1))[keys >= 0]
     order = np.argsort(keys[keys >= 0])
-    keys, place = keys[keys >= 0][order], place[order]
+    keys, position = keys[keys >= 0][order], position[order]
     width = store.widths[base]
     mean = torch.zeros(POSITIONS, width, dtype=torch.float64)
     squares, sizes, texts = (torch.zeros(POSITIONS, dtype=torch.float64) for _ in range(3))
     for block in store.blocks(rows=65_536):
-        assert block.sequence is not None, "rows of a store with texts have places"
-        assert block.byte_end is not None, "and their ends"
-        row_keys = (block.sequence.numpy().astype(np.int64) << WIDE) + block.byte_end.numpy()
+        assert block.sequence is not None, "rows of a store with texts have a sequence"
+        assert block.byte_end is not None, "rows of a store with texts have a byte end"
+        row_keys = (block.sequence.numpy().astype(np.int64) << BYTE_BITS) + block.byte_end.numpy()
         at = np.minimum(np.searchsorted(keys, row_keys), max(len(keys) - 1, 0))
         rows = np.flatnonzero(keys[at] == row_keys) if len(keys) else np.zeros(0, np.int64)
-        where, some = torch.from_numpy(place[at[rows]]), torch.from_numpy(rows)
-        here, there = block.rows[base][some].double(), block.rows[source][some].double()
-        mean.index_add_(0, where, there - here)
-        squares.index_add_(0, where, (there - here).square().sum(dim=1))
-        sizes.index_add_(0, where, torch.linalg.vector_norm(here, dim=1))
-        texts += torch.bincount(where, minlength=POSITIONS)
+        positions, selected = torch.from_numpy(position[at[rows]]), torch.from_numpy(rows)
+        x_base, x_source = block.rows[base][selected].double(), block.rows[source][selected].double()
+        mean.index_add_(0, positions, x_source - x_base)
+        squares.index_add_(0, positions, (x_source - x_base).square().sum(dim=1))
+        sizes.index_add_(0, positions, torch.linalg.vector_norm(x_base, dim=1))
+        texts += torch.bincount(positions, minlength=POSITIONS)
     count = texts.clamp_min(1)
     mean /= count[:, None]
     spread = (squares / count - mean.square().sum(dim=1)).clamp_min(0)
-    return Trace(texts.long().numpy(), mean, (spread / count).sqrt().numpy(), (sizes / count).numpy())
+    return MeanDifference(texts.long().numpy(), mean, (spread / count).sqrt().numpy(), (sizes / count).numpy())
 
 
-def difference_rows(found: Trace, names: tuple[int, int]) -> list[dict[str, Any]]:
-    """Rows of the table `baseline_difference`, for positions with enough texts; `names` are the pair's indexes."""
+def difference_rows(difference: MeanDifference, indexes: tuple[int, int]) -> list[dict[str, Any]]:
+    """Rows of the table `baseline_difference`, for positions with enough sequences; `indexes` are the pair's."""
     return [
         {
-            "base": names[0],
-            "source": names[1],
+            "base": indexes[0],
+            "source": indexes[1],
             "position": position,
-            "texts": int(found.texts[position]),
-            "norm": float(found.norm[position]),
-            "expected_norm": float(found.expected_norm[position]),
-            "typical_norm": float(found.typical_norm[position]),
+            "texts": int(difference.texts[position]),
+            "norm": float(difference.norm[position]),
+            "expected_norm": float(difference.expected_norm[position]),
+            "typical_norm": float(difference.typical_norm[position]),
         }
-        for position in _enough(found)
+        for position in _enough(difference)
     ]
 
 
 def lens_rows(
-    found: Trace, names: tuple[int, int], reader: int, unembedding: Unembedding, count: int
+    difference: MeanDifference, indexes: tuple[int, int], reader: int, unembedding: Unembedding, count: int
 ) -> list[dict[str, Any]]:
-    """Rows of the table `baseline_lens`: what the differences promote and suppress through one source's unembedding.
+    """Rows of the table `baseline_lens`: tokens promoted and suppressed most through the unembedding of `reader`.
 
-    A difference of length zero has no direction, and so no rows.
+    A difference of norm zero has no rows.
     """
-    some = [position for position in _enough(found) if found.norm[position] > 0]
-    effects = logit_effects(found.mean[some].float(), unembedding, count)
+    positions = [position for position in _enough(difference) if difference.norm[position] > 0]
+    effects = logit_effects(difference.mean[positions].float(), unembedding, count)
     rows = []
-    for row, position in enumerate(some):
+    for row, position in enumerate(positions):
         for sign, ids, values in (
             (1, effects.promoted[row], effects.promotion[row]),
             (-1, effects.suppressed[row], effects.suppression[row]),
@@ -128,8 +128,8 @@ def lens_rows(
             for rank, (token, value) in enumerate(zip(tokens, values.tolist(), strict=True), start=1):
                 rows.append(
                     {
-                        "base": names[0],
-                        "source": names[1],
+                        "base": indexes[0],
+                        "source": indexes[1],
                         "reader": reader,
                         "position": position,
                         "rank": sign * rank,
@@ -140,6 +140,6 @@ def lens_rows(
     return rows
 
 
-def _enough(found: Trace) -> list[int]:
-    """Positions with enough texts."""
-    return np.flatnonzero(found.texts >= FEWEST).tolist()
+def _enough(difference: MeanDifference) -> list[int]:
+    """Positions with at least MIN_TEXTS sequences."""
+    return np.flatnonzero(difference.texts >= MIN_TEXTS).tolist()

@@ -1,97 +1,99 @@
-"""Passages: the stretches of text on which two models differ most, with what each made of every place, to be read."""
+"""Selects the passages on which two models differ most, with both models' scores at every anchor."""
 
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from trainer.baselines.divergence import Scores
+from trainer.baselines.divergence import SpanScores
 
-SPANS = 40
-"""Spans of a passage, about."""
-FEWEST = 20
-"""Scored spans that a passage has at least; fewer would let one strange word win."""
-KEPT = 8
-"""Passages kept."""
-PER_DOCUMENT = 2
-"""Passages of one document at most, so that one strange text does not take all places."""
+PASSAGE_SPANS = 40
+"""Approximate number of spans in a passage."""
+MIN_SCORED = 20
+"""Scored spans that a passage needs; with fewer, a single unusual word would decide."""
+MAX_PASSAGES = 8
+MAX_PER_DOCUMENT = 2
+"""Passages of one document, so that one unusual document does not supply them all."""
 
 
-class _Stretch(NamedTuple):
-    """Spans `first` to `last`, the latter excluded, of one sequence."""
+class _Passage(NamedTuple):
+    """Spans `first` to `last`, excluding the latter, of one sequence."""
 
-    scores: Scores
+    scores: SpanScores
     first: int
     last: int
     apart: float
 
 
-def passages(scores: Many[Scores], indexes: tuple[int, int]) -> list[dict[str, Any]]:
-    """Rows of the table `baseline_passage`, those that differ most first; `indexes` are the pair's places in the store.
+def passage_rows(scores: Sequence[SpanScores], indexes: tuple[int, int]) -> list[dict[str, Any]]:
+    """Rows of the table `baseline_passage`, most different first; `indexes` are the pair's indexes in the store.
 
-    They differ by their mean Jensen-Shannon divergence, or where there is none by the distance of both surprises,
-    in nats per byte.
+    Passages are ranked by their mean Jensen-Shannon divergence or, where there is none, by the absolute difference of
+    both models' surprisals, in nats per byte.
     """
-    found = sorted((stretch for one in scores for stretch in _stretches(one)), key=lambda stretch: -stretch.apart)
-    kept: list[_Stretch] = []
-    for stretch in found:
-        same = sum(other.scores.passage.document == stretch.scores.passage.document for other in kept)
-        if same < PER_DOCUMENT and len(kept) < KEPT:
-            kept.append(stretch)
-    return [_row(rank, stretch, indexes) for rank, stretch in enumerate(kept)]
+    candidates = sorted((passage for one in scores for passage in _candidates(one)), key=lambda passage: -passage.apart)
+    kept: list[_Passage] = []
+    for candidate in candidates:
+        same = sum(other.scores.sequence.document == candidate.scores.sequence.document for other in kept)
+        if same < MAX_PER_DOCUMENT and len(kept) < MAX_PASSAGES:
+            kept.append(candidate)
+    return [_row(rank, passage, indexes) for rank, passage in enumerate(kept)]
 
 
-def _stretches(scores: Scores) -> list[_Stretch]:
-    """A sequence cut into stretches of about SPANS spans, between characters, with enough to judge them by."""
-    at, text = scores.passage.at, scores.passage.text
-    whole = [place for place, byte in enumerate(at.tolist()) if byte == len(text) or text[byte] & 0xC0 != 0x80]
-    cuts = whole[:1]
-    for place in whole:
-        if place - cuts[-1] >= SPANS:
-            cuts.append(place)
-    if whole and whole[-1] - cuts[-1] >= FEWEST:
-        cuts.append(whole[-1])
-    found = []
+def _candidates(scores: SpanScores) -> list[_Passage]:
+    """Cuts a sequence at character boundaries into passages of about PASSAGE_SPANS spans, MIN_SCORED of them scored."""
+    anchors, text = scores.sequence.anchors, scores.sequence.text
+    boundaries = [
+        index for index, byte in enumerate(anchors.tolist()) if byte == len(text) or text[byte] & 0xC0 != 0x80
+    ]
+    cuts = boundaries[:1]
+    for boundary in boundaries:
+        if boundary - cuts[-1] >= PASSAGE_SPANS:
+            cuts.append(boundary)
+    if boundaries and boundaries[-1] - cuts[-1] >= MIN_SCORED:
+        cuts.append(boundaries[-1])
+    candidates = []
     for first, last in pairwise(cuts):
-        some = slice(first, last)
-        if scores.passage.scored[some].sum() >= FEWEST:
-            found.append(_Stretch(scores, first, last, _apart(scores, some)))
-    return found
+        spans = slice(first, last)
+        if scores.sequence.scored[spans].sum() >= MIN_SCORED:
+            candidates.append(_Passage(scores, first, last, _apart(scores, spans)))
+    return candidates
 
 
-def _apart(scores: Scores, some: slice) -> float:
+def _apart(scores: SpanScores, spans: slice) -> float:
+    """How much the models differ on some spans: mean Jensen-Shannon divergence, or nats of surprisal per byte."""
     if scores.divergence is not None:
-        return float(np.nanmean(scores.divergence[2, some]))
-    size = scores.passage.length[some][scores.passage.scored[some]].sum()
-    return float(np.nansum(np.abs(scores.surprise[1, some] - scores.surprise[0, some])) / size)
+        return float(np.nanmean(scores.divergence[2, spans]))
+    size = scores.sequence.lengths[spans][scores.sequence.scored[spans]].sum()
+    return float(np.nansum(np.abs(scores.surprise[1, spans] - scores.surprise[0, spans])) / size)
 
 
-def _row(rank: int, stretch: _Stretch, indexes: tuple[int, int]) -> dict[str, Any]:
-    scores, passage = stretch.scores, stretch.scores.passage
-    start, end = int(passage.at[stretch.first]), int(passage.at[stretch.last])
-    inside = [place for place in range(stretch.first, stretch.last) if passage.scored[place]]
+def _row(rank: int, passage: _Passage, indexes: tuple[int, int]) -> dict[str, Any]:
+    scores, sequence = passage.scores, passage.scores.sequence
+    start, end = int(sequence.anchors[passage.first]), int(sequence.anchors[passage.last])
+    scored = [span for span in range(passage.first, passage.last) if sequence.scored[span]]
     tokens = []
     for index in indexes:
-        where = passage.position[index]
-        tokens.append(passage.tokens[index][where[stretch.first] + 1 : where[stretch.last] + 1])
+        positions = sequence.positions[index]
+        tokens.append(sequence.tokens[index][positions[passage.first] + 1 : positions[passage.last] + 1])
     return {
         "base": indexes[0],
         "source": indexes[1],
         "rank": rank,
-        "corpus": passage.corpus,
-        "sequence": passage.sequence,
-        "apart": stretch.apart,
+        "corpus": sequence.corpus,
+        "sequence": sequence.sequence,
+        "apart": passage.apart,
         "byte_start": start,
-        "text": passage.text[start:end].decode("utf-8", "replace"),
+        "text": sequence.text[start:end].decode("utf-8", "replace"),
         "tokens": tokens,
         "places": [
             {
-                "byte_end": int(passage.at[place + 1]),
-                "divergence": None if scores.divergence is None else float(scores.divergence[2, place]),
-                "base_surprise": float(scores.surprise[0, place]),
-                "source_surprise": float(scores.surprise[1, place]),
+                "byte_end": int(sequence.anchors[span + 1]),
+                "divergence": None if scores.divergence is None else float(scores.divergence[2, span]),
+                "base_surprise": float(scores.surprise[0, span]),
+                "source_surprise": float(scores.surprise[1, span]),
             }
-            for place in inside
+            for span in scored
         ],
     }

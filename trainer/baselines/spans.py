@@ -1,10 +1,10 @@
-"""Spans: held-out text cut at the places where a token of every source ends, so that all sources can be compared on it.
+"""Cuts held-out text at anchors into spans that every source tokenises completely.
 
-Axes: T tokens of one source, N spans. Span i is the text after byte `at[i]` up to byte `at[i + 1]`, and every source
-has spelt exactly that text with its tokens after position `position[i]` up to position `position[i + 1]`.
+Axes: T tokens of one source, N spans. Span i is the text after byte `anchors[i]` up to byte `anchors[i + 1]`; in every
+source it is spelt by the tokens after position `positions[i]` up to position `positions[i + 1]`.
 """
 
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,55 +13,57 @@ import numpy as np
 from trainer.reading.alignment import anchors, positions
 from trainer.store.store import ActivationStore
 
-LONGEST = 256
-"""Spans of one sequence at most: their logits are held together, and large vocabularies are dear."""
+MAX_SPANS = 256
+"""Spans scored per sequence: their logits are in memory together, which is expensive for large vocabularies."""
 
 Tokens = list[dict[str, Any]]
-"""Tokens of a source in order: text, and the byte of the text where each ends, -1 for a token on no byte."""
+"""Tokens of a source in order: `text`, and `byte_end` in the sequence's text, -1 for a token without text."""
 
 
 @dataclass(frozen=True)
-class Passage:
-    """A sequence as every source reads it, and its spans."""
+class AlignedSequence:
+    """A sequence with the tokens of every source, and its spans."""
 
     sequence: int
     """Number of the sequence."""
     document: int
-    """Number of the document it was cut from."""
+    """Number of its document."""
     corpus: str
     text: bytes
     tokens: tuple[Tokens, ...]
     """Per source."""
     ids: tuple[np.ndarray, ...]
     """Per source, token ids int64 [T]."""
-    at: np.ndarray
+    anchors: np.ndarray
     """Bytes where a token of every source ends, int64 [N + 1]."""
-    position: tuple[np.ndarray, ...]
-    """Per source, position of the token that ends there, int64 [N + 1]."""
+    positions: tuple[np.ndarray, ...]
+    """Per source, position of the token that ends at each anchor, int64 [N + 1]."""
     scored: np.ndarray
-    """Spans that are plain text in every source bool [N]: no special token, no part of a chat template."""
+    """Spans that are plain text in every source, bool [N]: no special token, no part of a chat template."""
 
     @property
-    def length(self) -> np.ndarray:
+    def lengths(self) -> np.ndarray:
         """Bytes of each span, int64 [N]."""
-        return np.diff(self.at)
+        return np.diff(self.anchors)
 
-    def predicted(self, source: int) -> tuple[np.ndarray, np.ndarray]:
-        """Positions of all tokens in scored spans [P], and the span that each belongs to [P]."""
-        ends = self.position[source]
+    def predicted_tokens(self, source: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of all tokens in scored spans, and the span of each, both int64 [P]."""
+        ends = self.positions[source]
         first, count = ends[:-1][self.scored] + 1, np.diff(ends)[self.scored]
         span = np.repeat(np.flatnonzero(self.scored), count)
         within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
         return np.repeat(first, count) + within, span
 
 
-def held_out_passages(store: ActivationStore, specials: Many[Many[int]], sequences: int) -> list[Passage]:
-    """So many held-out sequences at most, as many of every corpus part, spread evenly over each part.
+def aligned_held_out_sequences(
+    store: ActivationStore, specials: Sequence[Sequence[int]], sequences: int
+) -> list[AlignedSequence]:
+    """At most `sequences` held-out sequences, equally many of every corpus part, spread evenly over each part.
 
-    `specials` are the special token ids of every source of the store, in its order.
+    `specials` are the special token ids of every source, in the order of the store.
     """
     table = store.sequences(columns=["sequence", "corpus", "held_out"])
-    assert table is not None, "a store without texts is no baseline's concern"
+    assert table is not None, "baselines are measured on stores with texts only"
     held_out = table.filter(table["held_out"])
     sequence, corpus = held_out["sequence"].to_numpy(), np.asarray(held_out["corpus"].to_pylist(), object)
     parts = [sequence[corpus == name] for name in sorted(set(corpus))]
@@ -71,35 +73,35 @@ def held_out_passages(store: ActivationStore, specials: Many[Many[int]], sequenc
         chosen += part[np.arange(wanted) * len(part) // max(wanted, 1)].tolist()
     columns = ["sequence", "document", "corpus", "text", "template_spans", "tokens", "token_ids"]
     lines = store.sequences(only=sorted(chosen), columns=columns) if chosen else None
-    return [] if lines is None else [passage_of(line, specials) for line in lines.to_pylist()]
+    return [] if lines is None else [align_sequence(line, specials) for line in lines.to_pylist()]
 
 
-def passage_of(line: dict[str, Any], specials: Many[Many[int]]) -> Passage:
-    """A line of sequences.parquet as a passage."""
+def align_sequence(line: dict[str, Any], specials: Sequence[Sequence[int]]) -> AlignedSequence:
+    """Aligns a row of sequences.parquet; `specials` are the special token ids of every source."""
     ends = [np.array([token["byte_end"] for token in tokens], np.int64) for tokens in line["tokens"]]
     ids = tuple(np.array(tokens, np.int64) for tokens in line["token_ids"])
-    at = anchors(ends)[: LONGEST + 1]
-    position = tuple(positions(one, at) for one in ends)
-    scored = ~_touched(at, line["template_spans"])
-    for mine, where, special in zip(ids, position, specials, strict=True):
-        before = np.concatenate([[0], np.cumsum(np.isin(mine, special))])
-        scored &= np.diff(before[where + 1]) == 0
-    return Passage(
+    at = anchors(ends)[: MAX_SPANS + 1]
+    anchor_positions = tuple(positions(source_ends, at) for source_ends in ends)
+    scored = ~_in_role_header(at, line["template_spans"])
+    for source_ids, source_positions, special in zip(ids, anchor_positions, specials, strict=True):
+        special_before = np.concatenate([[0], np.cumsum(np.isin(source_ids, special))])
+        scored &= np.diff(special_before[source_positions + 1]) == 0
+    return AlignedSequence(
         sequence=line["sequence"],
         document=line["document"],
         corpus=line["corpus"],
         text=line["text"].encode(),
         tokens=tuple(line["tokens"]),
         ids=ids,
-        at=at,
-        position=position,
+        anchors=at,
+        positions=anchor_positions,
         scored=scored,
     )
 
 
-def _touched(at: np.ndarray, template_spans: Many[dict[str, int]]) -> np.ndarray:
-    """Whether any byte of each span belongs to a role header, which sources with a template spell otherwise."""
-    touched = np.zeros(max(len(at) - 1, 0), bool)
-    for span in template_spans:
-        touched |= (at[:-1] < span["end"]) & (at[1:] > span["start"])
-    return touched
+def _in_role_header(at: np.ndarray, template_spans: Sequence[dict[str, int]]) -> np.ndarray:
+    """Spans that overlap a role header, which sources with a chat template spell differently, bool [N]."""
+    overlaps = np.zeros(max(len(at) - 1, 0), bool)
+    for header in template_spans:
+        overlaps |= (at[:-1] < header["end"]) & (at[1:] > header["start"])
+    return overlaps

@@ -1,16 +1,16 @@
-"""Stage: all baselines of a run, as rows of the results' tables; part of evaluating, which has the models loaded."""
+"""Measures all baselines of a run, as part of the evaluate stage, which has the models loaded."""
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.analysis.claims.spaces import spaces
+from trainer.analysis.claims.spaces import shared_spaces
 from trainer.analysis.per_feature.logit_effects import Unembedding
-from trainer.baselines.divergence import compare, measures
-from trainer.baselines.lens import difference_rows, lens_rows, trace
-from trainer.baselines.passages import passages
-from trainer.baselines.spans import held_out_passages
+from trainer.baselines.divergence import compare_models, divergence_rows
+from trainer.baselines.lens import difference_rows, lens_rows, mean_difference
+from trainer.baselines.passages import passage_rows
+from trainer.baselines.spans import aligned_held_out_sequences
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.models.source import Source
 from trainer.recipe.fitting import SourceRecipe
@@ -19,7 +19,7 @@ from trainer.run.progress import Progress
 from trainer.store.store import ActivationStore
 
 NEEDED = {"sequence", "document", "corpus", "held_out", "text", "is_chat", "template_spans", "tokens", "token_ids"}
-"""What must be known of the sequences."""
+"""Columns of the sequences that the baselines read."""
 
 Tables = dict[str, list[dict[str, Any]]]
 """Rows by table."""
@@ -39,30 +39,36 @@ def obstacle(recipe: Recipe, store: ActivationStore, models: Collection[str]) ->
 
 
 def unmeasured(recipe: Recipe, reason: str) -> Tables:
-    """What the results say when there is an `obstacle`."""
-    asked = {"lens": recipe.baselines.lens, "divergence": recipe.baselines.divergence}
-    states = [_state(name, "impossible", reason) if on else _off(name) for name, on in asked.items()]
+    """Rows of the results when there is an `obstacle`; `reason` is what it says."""
+    wanted = {"lens": recipe.baselines.lens, "divergence": recipe.baselines.divergence}
+    states = [_state(name, "impossible", reason) if on else _off(name) for name, on in wanted.items()]
     return {"baseline": [*states, _diff_sae(recipe, one_space=True)]}
 
 
 def measure_baselines(
     recipe: Recipe, store: ActivationStore, crosscoder: Crosscoder, sources: Sequence[Source], progress: Progress
 ) -> Tables:
-    """Every baseline that the recipe asks for and that means something for these sources.
+    """Measure every baseline that the recipe asks for and that is defined for these sources.
 
-    `sources` are whole models of all sources of the store, and there is no `obstacle`. Of the crosscoder only its
-    opinion is asked which sources share a space. Raises StoreError for texts that do not fit together.
+    `sources` are whole models of all sources of the store, and there is no `obstacle`. The crosscoder only tells which
+    sources share a space. Raises StoreError when rows and texts do not fit.
     """
-    order = {source.name: place for place, source in enumerate(store.sources)}
-    work = _Work(recipe, store, sorted(sources, key=lambda source: order[source.name]), progress, defaultdict(list))
+    order = {source.name: index for index, source in enumerate(store.sources)}
+    measurement = _Measurement(
+        recipe, store, sorted(sources, key=lambda source: order[source.name]), progress, defaultdict(list)
+    )
     pairs = [(order[base], order[source]) for base, source in pairs_of_spaces(recipe, crosscoder)]
-    work.tables["baseline"] += [work.lens(pairs), work.divergence(), _diff_sae(recipe, one_space=bool(pairs))]
-    return dict(work.tables)
+    measurement.tables["baseline"] += [
+        measurement.lens(pairs),
+        measurement.divergence(),
+        _diff_sae(recipe, one_space=bool(pairs)),
+    ]
+    return dict(measurement.tables)
 
 
 @dataclass(frozen=True)
-class _Work:
-    """Baselines being measured."""
+class _Measurement:
+    """Fills the tables of the baselines."""
 
     recipe: Recipe
     store: ActivationStore
@@ -72,7 +78,7 @@ class _Work:
     tables: Tables
 
     def lens(self, pairs: Sequence[tuple[int, int]]) -> dict[str, str]:
-        """Fill the tables of the activation difference lens and give its state."""
+        """Fills the tables of the activation difference lens and returns its state."""
         if not self.recipe.baselines.lens:
             return _off("lens")
         if not pairs:
@@ -81,12 +87,12 @@ class _Work:
             return _state("lens", "undefined", reason)
         with self.progress.task("baselines: activation differences", total=len(pairs), unit="pairs") as task:
             for pair in pairs:
-                found = trace(self.store, *(self.sources[index].name for index in pair))
-                self.tables["baseline_difference"] += difference_rows(found, pair)
+                difference = mean_difference(self.store, *(self.sources[index].name for index in pair))
+                self.tables["baseline_difference"] += difference_rows(difference, pair)
                 for reader in pair:
-                    unembedding = Unembedding.of_source(self.sources[reader])
+                    unembedding = Unembedding.from_source(self.sources[reader])
                     self.tables["baseline_lens"] += lens_rows(
-                        found, pair, reader, unembedding, self.recipe.analysis.logits
+                        difference, pair, reader, unembedding, self.recipe.analysis.logits
                     )
                 task.advance(1)
         if not self.tables["baseline_difference"]:
@@ -94,41 +100,41 @@ class _Work:
         return _state("lens", "measured")
 
     def divergence(self) -> dict[str, str]:
-        """Fill the tables of predictions on the same text and give their state."""
+        """Fills the tables of predictions on the same text and returns their state."""
         if not self.recipe.baselines.divergence:
             return _off("divergence")
         pairs = pairs_of_models([source.recipe for source in self.sources])
         if not pairs:
             return _state("divergence", "undefined", "all sources are one model")
         specials = [source.tokenizer.all_special_ids for source in self.sources]
-        texts = held_out_passages(self.store, specials, self.recipe.baselines.sequences)
+        sequences = aligned_held_out_sequences(self.store, specials, self.recipe.baselines.sequences)
         for base, source in pairs:
-            scores = compare(self.sources[base], self.sources[source], (base, source), texts, self.progress)
+            scores = compare_models(self.sources[base], self.sources[source], (base, source), sequences, self.progress)
             if scores:
-                # What is said of the base alone is the same in every pair.
-                known = self.tables["baseline_divergence"]
-                known += [row for row in measures(scores, (base, source)) if row not in known]
-                self.tables["baseline_passage"] += passages(scores, (base, source))
+                # Rows about the base alone are the same in every pair.
+                rows = self.tables["baseline_divergence"]
+                rows += [row for row in divergence_rows(scores, (base, source)) if row not in rows]
+                self.tables["baseline_passage"] += passage_rows(scores, (base, source))
         if not self.tables["baseline_divergence"]:
             return _state("divergence", "impossible", "no held-out text could be aligned")
         return _state("divergence", "measured")
 
 
 def pairs_of_spaces(recipe: Recipe, crosscoder: Crosscoder) -> list[tuple[str, str]]:
-    """Names (base, source) of sources that share a space: the first of every space with each of the others."""
+    """Names (base, source) of sources that share a space: the first of every space, paired with each other one."""
     subtracted = [(other, one) for one, other in crosscoder.differences.values()]
-    found = [(space[0], other) for space in spaces(crosscoder, recipe.analysis) for other in space[1:]]
-    return subtracted + found
+    pairs = [(space[0], other) for space in shared_spaces(crosscoder, recipe.analysis) for other in space[1:]]
+    return subtracted + pairs
 
 
 def pairs_of_models(sources: Sequence[SourceRecipe]) -> list[tuple[int, int]]:
-    """Indexes of sources whose predictions are compared: the first, with the first of every other model."""
+    """Indexes of sources whose predictions are compared: the first source, with the first of every other model."""
     models = [(source.model, source.revision, source.adapter, source.quantization, source.chat) for source in sources]
     return [(0, index) for index, model in enumerate(models) if model != models[0] and model not in models[:index]]
 
 
 def _diff_sae(recipe: Recipe, *, one_space: bool) -> dict[str, str]:
-    beside = recipe.beside()
+    beside = recipe.diff_sae_variant()
     if beside is not None:
         return _state("diff_sae", "measured", f"{beside.name}-{beside.fingerprint()}")
     if not one_space:

@@ -1,4 +1,4 @@
-"""Bench of the harvest: real text through the models, against the models alone on full batches."""
+"""Times a harvest of real text against the bare forward passes of its models on full batches."""
 
 import contextlib
 import tempfile
@@ -15,47 +15,47 @@ from torch import Tensor
 from trainer.bench.machine import Machine
 from trainer.bench.prerequisites import DEMO, require_models, require_texts
 from trainer.bench.repeats import Repeats
-from trainer.bench.report import Report, shown
+from trainer.bench.report import Report, formatted
 from trainer.errors import CorpusError
 from trainer.harvest import Harvest
-from trainer.models.source import Source, cut, load_source
+from trainer.models.source import Source, load_source, truncate_after
 from trainer.reading.activations import POOL_ROWS
 from trainer.recipe.recipe import Recipe, load_recipe
 from trainer.run.folder import RunFolder
 from trainer.run.progress import Progress
 
 BARE_TOKENS = 16_384
-"""Tokens per source that the bare forward pass reads in a round, at most."""
+"""Most tokens per source that the bare forward pass reads in a round."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """One pool of documents harvested, and the models alone right after it."""
+    """One harvested pool of documents, and the bare forward passes right after it."""
 
     seconds: float
     """The pool's wall time."""
     phases: Mapping[str, float]
-    """Seconds of it by kind of work: corpus, alignment, models, storing."""
+    """Its seconds by kind of work: corpus, alignment, models, storing."""
     rows: int
     """Rows stored."""
     tokens: tuple[int, ...]
-    """Tokens that each source read, padding left out."""
+    """Tokens that each source read, without padding."""
     bare_rates: tuple[float, ...]
     """Tokens per second of each source's bare forward pass."""
 
     @property
     def over_forward(self) -> float:
-        """Tokens per second of the harvest over those of the bare forward pass, for the same mix of sources."""
+        """Throughput of the harvest over that of the bare forward passes, for the same tokens of every source."""
         bare = sum(tokens / rate for tokens, rate in zip(self.tokens, self.bare_rates, strict=True))
         return bare / self.seconds
 
     def share(self, phase: str) -> float:
-        """Part of the time that went into one kind of work."""
+        """Share of the time spent on one kind of work."""
         return self.phases.get(phase, 0.0) / self.seconds
 
 
 def bench_harvest(recipe_path: Path = DEMO, overrides: tuple[str, ...] = (), *, rounds: int = 5) -> Report:
-    """Harvest pools of the recipe's text, each followed by the models alone.
+    """Harvest pools of the recipe's text, each followed by the bare forward passes of its models.
 
     Raises RecipeError for a recipe without sources or corpus; SourceError or CorpusError when a model or text is not on
     this machine yet (nothing is fetched), or when there is too little text.
@@ -63,7 +63,7 @@ def bench_harvest(recipe_path: Path = DEMO, overrides: tuple[str, ...] = (), *, 
     recipe = load_recipe(recipe_path, overrides)
     require_models(recipe, recipe_path)
     require_texts(recipe, recipe_path)
-    sources = [cut(load_source(source), source.layer) for source in recipe.sources]
+    sources = [truncate_after(load_source(source), source.layer) for source in recipe.sources]
     machine = Machine()
     with tempfile.TemporaryDirectory(prefix="crossdiff-bench-") as folder:
         measured = measure(recipe, sources, Path(folder), rounds)
@@ -71,43 +71,46 @@ def bench_harvest(recipe_path: Path = DEMO, overrides: tuple[str, ...] = (), *, 
 
 
 def measure(recipe: Recipe, sources: list[Source], folder: Path, rounds: int) -> list[Round]:
-    """Harvest into a folder until so many rounds are measured; the first pool, which opens the corpus, is left out."""
+    """Harvests into a folder until `rounds` pools are measured; the first, which opens the corpus, does not count.
+
+    Raises CorpusError when the corpus fits one pool.
+    """
     endless = recipe.harvest.model_copy(update={"rows": (rounds + 2) * 4 * POOL_ROWS})
     recipe = recipe.model_copy(update={"harvest": endless})
     harvest = Harvest(recipe, sources, folder / "store", "bench")
-    watch = _Watch(RunFolder(folder / "run"), harvest, rounds)
-    with contextlib.suppress(_Enough):
-        harvest.run(watch)
-    if not watch.rounds:
+    timer = _PoolTimer(RunFolder(folder / "run"), harvest, rounds)
+    with contextlib.suppress(_EnoughRounds):
+        harvest.run(timer)
+    if not timer.rounds:
         raise CorpusError(
             "The corpus is too small to measure with: one pool of documents takes it up. Add text to `corpus.mix`."
         )
-    return watch.rounds
+    return timer.rounds
 
 
-class _Enough(Exception):
-    """Thrown through a harvest once enough of it was measured."""
+class _EnoughRounds(Exception):
+    """Ends a harvest once enough rounds are measured."""
 
 
-class _Watch(Progress):
-    """Progress of a harvest that times every pool, and runs the models alone between two pools."""
+class _PoolTimer(Progress):
+    """Progress of a harvest that times every pool and runs the bare forward passes between pools."""
 
-    def __init__(self, folder: RunFolder, harvest: Harvest, wanted: int) -> None:
+    def __init__(self, folder: RunFolder, harvest: Harvest, rounds: int) -> None:
         super().__init__(folder, "bench")
         self.rounds: list[Round] = []
-        self._harvest, self._wanted = harvest, wanted
+        self._harvest, self._wanted_rounds = harvest, rounds
         self._pools = 0
         self._start_pool()
 
     def advance(self, done: int, **measures: float) -> None:
-        """A pool is on record, or none yet when the harvest begins."""
+        """Called after every pool, and once before the first."""
         super().advance(done, **measures)
         parts = sorted(self._harvest.path.glob("sequences-*.parquet"))
         if parts:
             self._pools += 1
             self._end_pool(parts[-1])
-        if len(self.rounds) == self._wanted:
-            raise _Enough
+        if len(self.rounds) == self._wanted_rounds:
+            raise _EnoughRounds
         self._start_pool()
 
     def _start_pool(self) -> None:
@@ -120,67 +123,70 @@ class _Watch(Progress):
         harvest = self._harvest
         ids = token_ids(part, len(harvest.sources))
         rates = tuple(
-            bare_rate(source, batches(one, harvest.corpus.context, harvest.recipe.harvest.batch_tokens))
-            for source, one in zip(harvest.sources, ids, strict=True)
+            bare_rate(source, full_batches(source_ids, harvest.corpus.context, harvest.recipe.harvest.batch_tokens))
+            for source, source_ids in zip(harvest.sources, ids, strict=True)
         )
         if self._pools == 1:
             return
         phases = {name: spent - self._phases.get(name, 0.0) for name, spent in harvest.seconds.items()}
-        tokens = tuple(len(one) for one in ids)
+        tokens = tuple(len(source_ids) for source_ids in ids)
         self.rounds.append(Round(seconds, phases, _stored(harvest) - self._rows, tokens, rates))
 
 
 def token_ids(part: Path, sources: int) -> list[Tensor]:
-    """All token ids of a part of the documents table, per source, sequence after sequence, int64 [tokens]."""
+    """Token ids of a part of the table of sequences, concatenated per source, int64 [tokens]."""
     rows = pq.read_table(part, columns=["token_ids"])["token_ids"].to_pylist()
     return [torch.tensor([token for row in rows for token in row[source]]) for source in range(sources)]
 
 
-def batches(ids: Tensor, context: int, tokens: int) -> list[Tensor]:
-    """Equal sequences in batches of about `tokens` tokens [sequences, context]; the rest is dropped."""
+def full_batches(ids: Tensor, context: int, tokens: int) -> list[Tensor]:
+    """Cuts ids [tokens] into batches [sequences, context] of about `tokens` tokens; drops the remainder."""
     context = min(context, len(ids))
     whole = ids[: min(len(ids), BARE_TOKENS) // context * context].reshape(-1, context)
     return list(whole.split(max(tokens // context, 1)))
 
 
-def bare_rate(source: Source, ready: Sequence[Tensor]) -> float:
-    """Tokens per second of a model's forward pass over token ids [sequences, positions] that are there already."""
-    there = [ids.to(source.device) for ids in ready]
+def bare_rate(source: Source, batches: Sequence[Tensor]) -> float:
+    """Tokens per second of a model's forward pass over batches of token ids [sequences, positions]."""
+    on_device = [ids.to(source.device) for ids in batches]
     began = time.perf_counter()
     with torch.inference_mode():
-        for ids in there:
+        for ids in on_device:
             out = source.body(input_ids=ids, use_cache=False).last_hidden_state
-        out[-1, -1, 0].item()  # waits until a GPU is done
-    return sum(ids.numel() for ids in there) / (time.perf_counter() - began)
+        out[-1, -1, 0].item()  # synchronises with a GPU
+    return sum(ids.numel() for ids in on_device) / (time.perf_counter() - began)
 
 
 def report(recipe: Recipe, rounds: list[Round], machine: Machine) -> Report:
-    """The rounds as table and figures."""
-    over = Repeats.of([one.over_forward for one in rounds])
-    alignment = Repeats.of([one.share("alignment") for one in rounds])
-    rows = Repeats.of([one.rows / one.seconds for one in rounds])
+    """The rounds as a table and figures."""
+    over = Repeats.from_values([pool.over_forward for pool in rounds])
+    alignment = Repeats.from_values([pool.share("alignment") for pool in rounds])
+    rows = Repeats.from_values([pool.rows / pool.seconds for pool in rounds])
     table: list[tuple[str, Any]] = [
         ("harvest over bare forward pass", over),
-        ("share of the time: reading text", Repeats.of([one.share("corpus") for one in rounds])),
+        ("share of the time: reading text", Repeats.from_values([pool.share("corpus") for pool in rounds])),
         ("share of the time: tokenising and aligning", alignment),
-        ("share of the time: models", Repeats.of([one.share("models") for one in rounds])),
-        ("share of the time: storing", Repeats.of([one.share("storing") for one in rounds])),
+        ("share of the time: models", Repeats.from_values([pool.share("models") for pool in rounds])),
+        ("share of the time: storing", Repeats.from_values([pool.share("storing") for pool in rounds])),
         ("rows per second", rows),
-        ("tokens per second, both ways, harvest", Repeats.of([sum(one.tokens) / one.seconds for one in rounds])),
+        (
+            "tokens per second, all models, harvest",
+            Repeats.from_values([sum(pool.tokens) / pool.seconds for pool in rounds]),
+        ),
     ]
     for index, source in enumerate(recipe.sources):
-        rates = Repeats.of([one.bare_rates[index] for one in rounds])
+        rates = Repeats.from_values([pool.bare_rates[index] for pool in rounds])
         table.append((f"tokens per second, bare, {source.name}", rates))
     notes = (
         f"Median (least–most) of {len(rounds)} pools of documents. Torch uses {torch.get_num_threads()} threads.",
-        f"bare: after each pool, the cut models alone read up to {BARE_TOKENS:,} of its tokens, without padding.",
+        f"bare: after each pool, the truncated models read up to {BARE_TOKENS:,} of its tokens without padding.",
         machine.note(),
     )
     figures = {"over_forward": over.median, "alignment_share": alignment.median, "rows_per_s": rows.median}
-    lines = tuple((name, shown(value)) for name, value in table)
+    lines = tuple((name, formatted(value)) for name, value in table)
     return Report(f"Harvest of {recipe.name}", ("", "measured"), lines, figures, notes)
 
 
 def _stored(harvest: Harvest) -> int:
-    """Rows on disk, held-out ones counted in."""
+    """Rows on disk, including held-out ones."""
     return harvest.writer.rows("train") + harvest.writer.rows("held_out")

@@ -1,8 +1,8 @@
-"""Peers: other trainers of the same thing, where they can be imported, each as one whole step on rows in memory.
+"""Training steps of other sparse-dictionary libraries, for comparison where they are installed.
 
-They are no dependencies: a peer that cannot be imported is left out of the table. No feature is dead yet, so auxiliary
-losses rest in all of them; what a peer does beside the step itself, such as renormalising its decoder, is left out in
-its favour.
+They are no dependencies: a peer that cannot be imported is left out of the table. No feature is dead yet, so no trainer
+computes an auxiliary loss. Work outside the step itself, such as renormalising the decoder, is left out in the peer's
+favour.
 """
 
 import os
@@ -19,26 +19,26 @@ LEARNING_RATE = 3e-4
 
 
 def peers(rows: Rows, *, features: int, k: int) -> dict[str, Step]:
-    """A step of every peer that is here and can train on rows [R, W] of all sources: their widths must be equal."""
+    """A training step of every installed peer on rows [R, W] of all sources; none when the sources' widths differ."""
     if len({x.shape[1] for x in rows.values()}) != 1:
         return {}
     stacked = torch.stack([x.float() for x in rows.values()], dim=1)
     makers: dict[str, Callable[[], Step]] = {
-        "dictionary_learning": lambda: dictionary_learning(stacked, features=features, k=k, low=False),
-        "dictionary_learning_bf16": lambda: dictionary_learning(stacked, features=features, k=k, low=True),
+        "dictionary_learning": lambda: dictionary_learning(stacked, features=features, k=k, bf16=False),
+        "dictionary_learning_bf16": lambda: dictionary_learning(stacked, features=features, k=k, bf16=True),
         "sparsify": lambda: sparsify(stacked.flatten(1), features=features, k=k),
     }
-    found = {}
+    steps = {}
     for name, make in makers.items():
         try:
-            found[name] = make()
+            steps[name] = make()
         except ImportError:
             continue
-    return found
+    return steps
 
 
-def dictionary_learning(x: Tensor, *, features: int, k: int, low: bool) -> Step:
-    """One update of the BatchTopK crosscoder on x [R, sources, W]; as it ships, or under bf16 autocast if `low`.
+def dictionary_learning(x: Tensor, *, features: int, k: int, bf16: bool) -> Step:
+    """One update of the BatchTopK crosscoder on x [R, sources, W]; as it ships, or under autocast if `bf16`.
 
     Raises ImportError.
     """
@@ -61,7 +61,7 @@ def dictionary_learning(x: Tensor, *, features: int, k: int, low: bool) -> Step:
     state = {"step": 0}
 
     def step() -> None:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             trainer.update(state["step"], x)
         state["step"] += 1
 
@@ -69,11 +69,11 @@ def dictionary_learning(x: Tensor, *, features: int, k: int, low: bool) -> Step:
 
 
 def sparsify(x: Tensor, *, features: int, k: int) -> Step:
-    """One step of a TopK SAE with sparse decoding on the sources side by side, x [R, sources * W], under bf16 autocast.
+    """One step of a TopK SAE with sparse decoding on the concatenated sources x [R, sources * W], under bf16 autocast.
 
     Raises ImportError.
     """
-    if x.device.type == "cpu":  # with Triton installed it would decode by it, which a CPU cannot
+    if x.device.type == "cpu":  # with Triton installed it would decode with Triton, which does not run on CPUs
         os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
     config = import_module("sparsify.config").SparseCoderConfig(num_latents=features, k=k)
     coder = import_module("sparsify.sparse_coder").SparseCoder(x.shape[1], config, device=x.device)

@@ -1,4 +1,4 @@
-"""At hand: what a bench needs must be on this machine already, because fetching it would be measured too."""
+"""Checks that models and texts of a bench are on this machine, so that no download is timed."""
 
 from pathlib import Path
 
@@ -26,9 +26,9 @@ def require_texts(recipe: Recipe, path: Path) -> None:
         raise RecipeError(f"{path}: this bench reads text, but `corpus` is missing. Give a recipe that has one.")
     for part in recipe.corpus.mix:
         address = part.path or ""
-        if archives.is_address(address) and not archives.place_of(address, "corpora").is_file():
+        if archives.is_address(address) and not archives.local_path(address, "corpora").is_file():
             raise CorpusError(f"{address} is not on this machine. {_remedy(path)}")
 
 
 def _remedy(path: Path) -> str:
-    return f"Fetch it with `crossdiff harvest {path}`, or set CROSSDIFF_HOME to where it lies (now {home()})."
+    return f"Fetch it with `crossdiff harvest {path}`, or set CROSSDIFF_HOME to the folder that has it (now {home()})."

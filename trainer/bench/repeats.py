@@ -1,4 +1,4 @@
-"""Spread: one thing measured several times, and ratios of two things that were measured in turns."""
+"""Summaries of repeated measurements, and interleaved timing of several actions."""
 
 import math
 import time
@@ -9,34 +9,34 @@ from statistics import median
 
 @dataclass(frozen=True)
 class Repeats:
-    """The middle of several measurements, and the ends."""
+    """Median and range of several measurements."""
 
     median: float
     least: float
     most: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Repeats":
+    def from_values(cls, values: Sequence[float]) -> "Repeats":
         """Median, smallest and largest of at least one value."""
         return cls(median(values), min(values), max(values))
 
 
-def in_turns(
+def time_interleaved(
     actions: Mapping[str, Callable[[], object]],
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
     *,
-    again: bool = False,
+    warm: bool = False,
 ) -> dict[str, list[float]]:
-    """Seconds that each action took in every round.
+    """Seconds of every action in every round.
 
-    A round runs every action once, so that whatever else the machine does slows all of them alike. With `again` each
-    is done twice and the second time counts: what follows upon itself need not clear the caches of another's work.
+    A round runs every action once, so that other load on the machine affects all of them equally. With `warm` each
+    action runs twice in a row and the second run counts: its caches then hold its own data.
     """
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(rounds):
         for name, action in actions.items():
-            if again:
+            if warm:
                 action()
             began = clock()
             action()
@@ -44,9 +44,9 @@ def in_turns(
     return seconds
 
 
-def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    """The one over the other, round by round."""
-    return [one / other for one, other in zip(above, below, strict=True)]
+def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
+    """Quotients round by round. Raises ValueError when the lengths differ."""
+    return [numerator / denominator for numerator, denominator in zip(numerators, denominators, strict=True)]
 
 
 def percentile(values: Sequence[float], share: float) -> float:

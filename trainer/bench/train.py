@@ -1,4 +1,4 @@
-"""Bench of training: full steps against one dense product of all rows with all features."""
+"""Times full training steps against one dense product of all rows with all features."""
 
 import gc
 import tempfile
@@ -13,25 +13,25 @@ import torch
 from trainer.bench.machine import Machine
 from trainer.bench.peers import peers
 from trainer.bench.prerequisites import DEMO
-from trainer.bench.repeats import Repeats, in_turns, ratios
-from trainer.bench.report import Report, shown
+from trainer.bench.repeats import Repeats, ratios, time_interleaved
+from trainer.bench.report import Report, formatted
 from trainer.device import compute_dtype
 from trainer.recipe.recipe import Recipe, load_recipe, parse_recipe
-from trainer.run.peak_memory import forget_peak, peak_gigabytes
+from trainer.run.peak_memory import peak_gigabytes, reset_peak
 from trainer.store.store import ActivationStore, Rows, StoredSource, StoreWriter
 from trainer.training.trainer import Training
 
 WARM_UP = 3
-"""Steps before the clock runs: memory is taken and the threshold found."""
+"""Untimed steps, in which memory is allocated and the threshold settles."""
 CONCEPTS = 512
-"""Directions that the synthetic activations are sparse mixtures of."""
+"""Random directions of which the synthetic activations are sparse mixtures."""
 BATCHES = 2
-"""Batches of synthetic rows, used over and over."""
+"""Batches of synthetic rows, which are cycled."""
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What is trained."""
+class TrainSetup:
+    """Sizes of a crosscoder and of its batches."""
 
     variant: str
     widths: tuple[int, ...]
@@ -42,44 +42,44 @@ class Setup:
 
 DEMO_WIDTHS = (576, 640)
 SIZES = (
-    Setup("standard", (576, 576), 4096, 32, 2048),
-    Setup("standard", (576, 576), 16384, 64, 2048),
-    Setup("dfc", (576, 576), 16384, 64, 2048),
-    Setup("standard", (576, 576), 16384, 64, 4096),
-    Setup("standard", (2304, 2304), 16384, 64, 2048),
+    TrainSetup("standard", (576, 576), 4096, 32, 2048),
+    TrainSetup("standard", (576, 576), 16384, 64, 2048),
+    TrainSetup("dfc", (576, 576), 16384, 64, 2048),
+    TrainSetup("standard", (576, 576), 16384, 64, 4096),
+    TrainSetup("standard", (2304, 2304), 16384, 64, 2048),
 )
-"""Setups at which we are held against other trainers."""
+"""Setups at which Crossdiff is compared with other trainers."""
 PEERS = ("dictionary_learning", "dictionary_learning_bf16", "sparsify")
 
 
 @dataclass(frozen=True)
-class Speed:
-    """How fast one setup trains."""
+class TrainSpeed:
+    """Training speed of one setup."""
 
-    setup: Setup
+    setup: TrainSetup
     rows_per_s: Repeats
     over_product: Repeats | None
-    """Rows per second over those of the bare bf16 encoder product; None where bf16 has no fast product."""
+    """Rows per second over those of the bare bf16 encoder product; None where bf16 products are slow."""
     step_ms: Repeats
     product_ms: Repeats | None
     over_peers: dict[str, Repeats]
-    """Rows per second over those of every peer that is here."""
+    """Rows per second over those of every installed peer."""
     peak_gb: float
 
 
-def bench_train(setups: tuple[Setup, ...] = (), *, rounds: int = 5) -> Report:
-    """Train every setup for some steps and compare; without any, the demo's own and those of SIZES.
+def bench_train(setups: tuple[TrainSetup, ...] = (), *, rounds: int = 5) -> Report:
+    """Time training steps of every setup against the bare product and the peers; by default the demo's and SIZES.
 
     Raises UsageError for a device that is not there and RecipeError for a setup that is no recipe.
     """
     machine = Machine()
-    speeds = [speed_of(setup, rounds) for setup in setups or (demo_setup(), *SIZES)]
+    speeds = [measure_training(setup, rounds) for setup in setups or (demo_setup(), *SIZES)]
     notes = (
         "rows/s: whole steps on rows in memory, from normalising to Adam; no AuxK, as no feature is dead yet.",
-        "over product: against the bare bf16 product of all sources with all features, in turns with the steps.",
-        "Every turn is taken twice, and the second time counts: training is one step after another.",
+        "over product: relative to the bare bf16 product of all sources with all features, timed interleaved.",
+        "Everything runs twice in a row and the second run counts: training is one step after another.",
         f"Median (least–most) of {rounds}. Torch uses {torch.get_num_threads()} threads.",
-        _about_peers(speeds),
+        _peers_note(speeds),
         machine.note(),
     )
     head = (
@@ -90,40 +90,42 @@ def bench_train(setups: tuple[Setup, ...] = (), *, rounds: int = 5) -> Report:
     return Report("Training", head, tuple(map(_row, speeds)), figures, notes)
 
 
-def demo_setup() -> Setup:
-    """What the demo's recipe trains."""
+def demo_setup() -> TrainSetup:
+    """The setup of the demo's recipe."""
     recipe = load_recipe(DEMO)
     crosscoder = recipe.crosscoder
-    return Setup(crosscoder.variant, DEMO_WIDTHS, crosscoder.features, crosscoder.sparsity.k, recipe.training.batch)
+    return TrainSetup(
+        crosscoder.variant, DEMO_WIDTHS, crosscoder.features, crosscoder.sparsity.k, recipe.training.batch
+    )
 
 
-def speed_of(setup: Setup, rounds: int, *, with_peers: bool = True) -> Speed:
-    """Time steps of one setup, the bare product and, if wanted, the peers that are here, in turns."""
+def measure_training(setup: TrainSetup, rounds: int, *, with_peers: bool = True) -> TrainSpeed:
+    """Times steps of one setup, interleaved with the bare product and, if wanted, the installed peers."""
     gc.collect()
     recipe = recipe_of(setup)
     with tempfile.TemporaryDirectory(prefix="crossdiff-bench-") as folder:
         store = synthetic_store(Path(folder), setup)
-        _forget_peak()
+        _reset_peak()
         training = Training(recipe, store)
         batches = _in_memory(training)
         for _ in range(WARM_UP):
             training.run_step(next(batches))
         peak = _peak_gigabytes(training.device)
-        seconds = _in_turns(training, batches, setup, rounds, with_peers=with_peers)
+        seconds = _time_rounds(training, batches, setup, rounds, with_peers=with_peers)
     steps, products = seconds["step"], seconds.get("product")
-    return Speed(
+    return TrainSpeed(
         setup,
-        rows_per_s=Repeats.of([setup.batch / one for one in steps]),
-        over_product=None if products is None else Repeats.of(ratios(products, steps)),
-        step_ms=Repeats.of([1000 * one for one in steps]),
-        product_ms=None if products is None else Repeats.of([1000 * one for one in products]),
-        over_peers={name: Repeats.of(ratios(seconds[name], steps)) for name in PEERS if name in seconds},
+        rows_per_s=Repeats.from_values([setup.batch / duration for duration in steps]),
+        over_product=None if products is None else Repeats.from_values(ratios(products, steps)),
+        step_ms=Repeats.from_values([1000 * duration for duration in steps]),
+        product_ms=None if products is None else Repeats.from_values([1000 * duration for duration in products]),
+        over_peers={name: Repeats.from_values(ratios(seconds[name], steps)) for name in PEERS if name in seconds},
         peak_gb=peak,
     )
 
 
-def recipe_of(setup: Setup) -> Recipe:
-    """A recipe for the setup, with the k of a training that has settled."""
+def recipe_of(setup: TrainSetup) -> Recipe:
+    """A recipe for the setup, without annealing of k."""
     return parse_recipe(
         {
             "name": "bench",
@@ -138,8 +140,8 @@ def recipe_of(setup: Setup) -> Recipe:
     )
 
 
-def synthetic_store(path: Path, setup: Setup) -> ActivationStore:
-    """Rows that are sparse mixtures of random directions, alike in all sources."""
+def synthetic_store(path: Path, setup: TrainSetup) -> ActivationStore:
+    """A store of rows that are sparse mixtures of random directions, with the same codes in all sources."""
     generator = torch.Generator().manual_seed(0)
     rows = BATCHES * setup.batch
     codes = (torch.randn(rows, CONCEPTS, generator=generator) - 1.5).relu()
@@ -157,19 +159,19 @@ def synthetic_store(path: Path, setup: Setup) -> ActivationStore:
 
 
 def _in_memory(training: Training) -> Iterator[Rows]:
-    """The store's batches without end; reading them is no part of a step."""
+    """Cycles through the store's batches in memory; reading them is no part of a step."""
     return cycle(list(training.batches.epoch(0)))
 
 
-def _in_turns(
-    training: Training, batches: Iterator[Rows], setup: Setup, rounds: int, *, with_peers: bool
+def _time_rounds(
+    training: Training, batches: Iterator[Rows], setup: TrainSetup, rounds: int, *, with_peers: bool
 ) -> dict[str, list[float]]:
-    """Seconds of our steps, of the bare product and of the peers' steps, round by round."""
+    """Seconds of our steps, of the bare product and of the peers' steps, by round."""
     device = training.device
 
     def step() -> None:
         training.run_step(next(batches))
-        _wait(device)
+        _synchronise(device)
 
     actions: dict[str, Any] = {"step": step}
     if compute_dtype(device) == torch.bfloat16:
@@ -178,44 +180,44 @@ def _in_turns(
 
         def product() -> None:
             torch.nn.functional.linear(inputs, weights)
-            _wait(device)
+            _synchronise(device)
 
         actions["product"] = product
     rows = training.crosscoder.normalise(next(batches))
     for name, peer in (peers(rows, features=setup.features, k=setup.k) if with_peers else {}).items():
-        actions[name] = _waiting(peer, device)
+        actions[name] = _synchronised(peer, device)
     for name, action in actions.items():
         for _ in range(1 if name == "step" else WARM_UP):
             action()
-    return in_turns(actions, rounds, again=True)
+    return time_interleaved(actions, rounds, warm=True)
 
 
-def _waiting(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    def whole() -> None:
+def _synchronised(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    def synchronised_step() -> None:
         step()
-        _wait(device)
+        _synchronise(device)
 
-    return whole
+    return synchronised_step
 
 
-def _about_peers(speeds: list[Speed]) -> str:
+def _peers_note(speeds: list[TrainSpeed]) -> str:
     missing = [name for name in ("dictionary_learning", "sparsify") if not any(name in s.over_peers for s in speeds)]
     note = (
-        "over a peer: rows/s of ours over those of its own whole step on the same rows, in turns; widths must be equal."
+        "over a peer: our rows/s over those of its own whole step on the same rows, interleaved; widths must be equal."
     )
     return f"{note} Not installed here: {', '.join(missing)}." if missing else note
 
 
-def _wait(device: torch.device) -> None:
-    """Until the device has done all it was asked."""
+def _synchronise(device: torch.device) -> None:
+    """Waits for all queued work of the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
 
 
-def _forget_peak() -> None:
-    forget_peak()
+def _reset_peak() -> None:
+    reset_peak()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
@@ -226,7 +228,7 @@ def _peak_gigabytes(device: torch.device) -> float:
     return peak_gigabytes()
 
 
-def _figures(speed: Speed) -> dict[str, Any]:
+def _figures(speed: TrainSpeed) -> dict[str, Any]:
     setup = speed.setup
     return {
         "variant": setup.variant,
@@ -241,10 +243,10 @@ def _figures(speed: Speed) -> dict[str, Any]:
     }
 
 
-def _row(speed: Speed) -> tuple[str, ...]:
+def _row(speed: TrainSpeed) -> tuple[str, ...]:
     setup = speed.setup
     widths = " + ".join(map(str, setup.widths))
     numbers = (f"{setup.features:,}", str(setup.k), f"{setup.batch:,}")
     over = [speed.over_peers.get(name) for name in PEERS]
     measured = (speed.rows_per_s, speed.over_product, *over, speed.step_ms, speed.product_ms, speed.peak_gb)
-    return (setup.variant, widths, *numbers, *map(shown, measured))
+    return (setup.variant, widths, *numbers, *map(formatted, measured))

@@ -1,4 +1,4 @@
-"""Trial: one crosscoder fitted to a world whose concepts are known, and how much of the truth it found."""
+"""Trains one crosscoder on a toy world and scores it against the ground truth."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -9,79 +9,73 @@ from typing import Any
 
 import torch
 
-from trainer.bench.verdicts import calls
+from trainer.bench.verdicts import evidence_calls
 from trainer.crosscoder.crosscoder import Crosscoder
-from trainer.crosscoder.fold_damping import undamped
+from trainer.crosscoder.fold_damping import fold_damping
 from trainer.evaluation.reconstruction import Tally
 from trainer.recipe.recipe import Recipe
 from trainer.store.store import ActivationStore
-from trainer.toy.scoring import THIRDS, Calls, Found, Truth, recall
+from trainer.toy.scoring import THIRDS, CallCounts, DictionaryMatches, GroundTruth, recall
 from trainer.toy.world import World
 from trainer.training.trainer import Training
 
 HELD_OUT = 65_536
-"""Rows beyond the training rows; a feature that fires on none of them counts as dead."""
+"""Held-out rows; a feature that fires on none of them counts as dead."""
 BLOCK = 8192
 """Rows scored at a time."""
 STEPS = 20
-"""Steps between signs of progress."""
-CALLS = ("by_norm", "by_group", "by_verdict", "by_q_value")
-"""Ways to call features, as fields of an outcome."""
+"""Steps between updates of the progress bar."""
+CALL_COUNTS = ("by_norm", "by_group", "by_verdict", "by_q_value")
+"""Fields of an outcome that hold CallCounts."""
 Advance = Callable[[int], object]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one crosscoder found in one world; a recall is None when there is nothing to find."""
+class TrialOutcome:
+    """Scores of one crosscoder on one world; a recall is None when no concept could be recovered."""
 
     variant: str
     features: int
     seed: int
     exclusive_recall: float | None
-    """Of the concepts that one source alone holds."""
+    """Recall of the concepts that one source alone holds."""
     shared_recall: float | None
-    """Of the concepts that several sources hold, each by one feature."""
+    """Recall of the concepts that several sources hold, each matched by one feature in all of them."""
     split_recall: float | None
-    """The same when different features may stand for different sources."""
+    """Shared recall when different features may match in different sources."""
     declared_recall: float | None
-    """Of the exclusive concepts, by a feature whose group writes that source alone."""
+    """Recall of the exclusive concepts by features whose group writes that source alone."""
     exclusive_by_third: tuple[float | None, ...]
-    """Exclusive recall among the rare, middle and frequent third of all concepts."""
+    """Exclusive recall in the rare, middle and frequent third of all concepts."""
     shared_by_third: tuple[float | None, ...]
-    by_norm: Calls
+    by_norm: CallCounts
     """Calls by decoder norms."""
-    by_group: Calls
-    """Calls by what a feature's group writes."""
+    by_group: CallCounts
+    """Calls by the sources that a feature's group writes."""
     false_exclusive_by_third: tuple[int, ...]
-    """Features called exclusive by norm that match a concept more sources hold, by the third of that concept."""
+    """Features called exclusive by norm that match a concept of more sources, by the third of that concept."""
     density_ratio: float | None
-    """Firings of a feature called exclusive by norm against one called shared, at the median."""
+    """Median firings of features called exclusive by norm over those of features called shared."""
     dead_share: float
     variance_explained: float
     """Mean over the sources, on held-out rows."""
     l0: float
     """Active features per held-out row."""
-    by_verdict: Calls
+    by_verdict: CallCounts
     """Calls that the evidence supports."""
-    by_q_value: Calls
+    by_q_value: CallCounts
     """Calls with a q-value of at most 0.1."""
     supported_recall: float | None
-    """Of the exclusive concepts recovered, those recovered by a feature whose right call is supported."""
+    """Share of the recovered exclusive concepts that a feature with a right, supported call recovers."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
-        return vars(self) | {key: vars(getattr(self, key)) for key in CALLS}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Outcome":
-        """The inverse of `as_json`."""
-        plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-        return cls(**(plain | {key: Calls(**data[key]) for key in CALLS}))
+        return vars(self) | {key: vars(getattr(self, key)) for key in CALL_COUNTS}
 
 
 @dataclass(frozen=True)
-class Ground:
-    """A world with its rows on disk."""
+class SampledWorld:
+    """A world with rows sampled to disk."""
 
     seed: int
     world: World
@@ -91,65 +85,67 @@ class Ground:
 
     @classmethod
     @contextmanager
-    def drawn(cls, world: World, rows: int, folder: Path) -> Iterator["Ground"]:
-        """A world's rows for as long as they are needed; they are removed afterwards."""
+    def sample(cls, world: World, rows: int, folder: Path) -> Iterator["SampledWorld"]:
+        """Samples `rows` training rows and HELD_OUT held-out rows into `folder` for the time of the context."""
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="rows-", dir=folder) as place:
-            store, frequency = world.write(Path(place), rows=rows, held_out=HELD_OUT)
+        with tempfile.TemporaryDirectory(prefix="rows-", dir=folder) as path:
+            store, frequency = world.write(Path(path), rows=rows, held_out=HELD_OUT)
             yield cls(world.seed, world, store, frequency)
 
 
-def trial(recipe: Recipe, ground: Ground, advance: Advance) -> Outcome:
-    """Fit one crosscoder and hold it against the truth; `advance` hears of rows as they are trained on."""
-    training = Training(recipe, ground.store)
-    for batch in training.batches_left():
+def run_trial(recipe: Recipe, sampled: SampledWorld, advance: Advance) -> TrialOutcome:
+    """Trains one crosscoder and scores it; `advance` is called with the rows trained on since its last call."""
+    training = Training(recipe, sampled.store)
+    for batch in training.remaining_batches():
         training.run_step(batch)
         if training.step % STEPS == 0:
             advance(STEPS * recipe.training.batch)
     advance(training.steps % STEPS * recipe.training.batch)
-    training.calibrate()
-    return score(recipe, undamped(training.crosscoder), ground)
+    training.set_thresholds()
+    return score(recipe, fold_damping(training.crosscoder), sampled)
 
 
-def score(recipe: Recipe, crosscoder: Crosscoder, ground: Ground) -> Outcome:
-    """Hold a trained crosscoder against the truth about the sources it reconstructs."""
-    tally = tally_of(crosscoder, ground.store)
+def score(recipe: Recipe, crosscoder: Crosscoder, sampled: SampledWorld) -> TrialOutcome:
+    """Scores a trained crosscoder against the ground truth of the sources it reconstructs."""
+    tally = held_out_tally(crosscoder, sampled.store)
     measures = [(one["measure"], one["value"]) for one in tally.measures()]
     explained = [value for name, value in measures if name == "variance_explained"]
-    truth = Truth({source: ground.world.vectors[source] for source in crosscoder.targets}, ground.frequency)
+    truth = GroundTruth({source: sampled.world.vectors[source] for source in crosscoder.targets}, sampled.frequency)
     alive = tally.firings > 0
-    found = Found(truth, {source: crosscoder.decoder(source).cpu() for source in crosscoder.targets}, alive)
-    by_norm, by_group = found.norm_call(), found.declared_call()
-    called = calls(crosscoder, ground.store, recipe.analysis, ground.store.path)
-    supported = called.supported[alive]
+    matches = DictionaryMatches(
+        truth, {source: crosscoder.decoder(source).cpu() for source in crosscoder.targets}, alive
+    )
+    by_norm, by_group = matches.calls_by_norm(), matches.calls_by_group()
+    by_evidence = evidence_calls(crosscoder, sampled.store, recipe.analysis, sampled.store.path)
+    supported = by_evidence.supported[alive]
     thirds = [truth.third(name) for name in THIRDS]
-    return Outcome(
+    return TrialOutcome(
         recipe.crosscoder.variant,
         crosscoder.features,
-        ground.seed,
-        exclusive_recall=recall(found.recovered, truth.exclusive),
-        shared_recall=recall(found.recovered, truth.shared),
-        split_recall=recall(found.recovered_split, truth.shared),
-        declared_recall=recall(found.recovered_as_called(by_group), truth.exclusive),
-        exclusive_by_third=tuple(recall(found.recovered, truth.exclusive & third) for third in thirds),
-        shared_by_third=tuple(recall(found.recovered, truth.shared & third) for third in thirds),
-        by_norm=found.calls(by_norm),
-        by_group=found.calls(by_group),
-        false_exclusive_by_third=tuple(found.calls(by_norm, among=third).too_narrow for third in thirds),
+        sampled.seed,
+        exclusive_recall=recall(matches.recovered, truth.exclusive),
+        shared_recall=recall(matches.recovered, truth.shared),
+        split_recall=recall(matches.recovered_split, truth.shared),
+        declared_recall=recall(matches.recovered_as_called(by_group), truth.exclusive),
+        exclusive_by_third=tuple(recall(matches.recovered, truth.exclusive & third) for third in thirds),
+        shared_by_third=tuple(recall(matches.recovered, truth.shared & third) for third in thirds),
+        by_norm=matches.count_calls(by_norm),
+        by_group=matches.count_calls(by_group),
+        false_exclusive_by_third=tuple(matches.count_calls(by_norm, among=third).too_narrow for third in thirds),
         density_ratio=density_ratio(tally.firings[alive], by_norm),
         dead_share=1 - float(alive.float().mean()),
         variance_explained=sum(explained) / len(explained),
         l0=dict(measures)["l0"],
-        by_verdict=found.calls(supported),
-        by_q_value=found.calls(called.discovered[alive]),
-        supported_recall=recall(found.recovered_as_called(supported), truth.exclusive & found.recovered),
+        by_verdict=matches.count_calls(supported),
+        by_q_value=matches.count_calls(by_evidence.discovered[alive]),
+        supported_recall=recall(matches.recovered_as_called(supported), truth.exclusive & matches.recovered),
     )
 
 
-def tally_of(crosscoder: Crosscoder, store: ActivationStore) -> Tally:
-    """Firings and errors on the held-out rows."""
+def held_out_tally(crosscoder: Crosscoder, store: ActivationStore) -> Tally:
+    """Firings and reconstruction errors on the held-out rows."""
     blocks = [block.rows for block in store.blocks("held_out", rows=BLOCK)]
-    derived = [crosscoder.derived(rows) for rows in blocks]
+    derived = [crosscoder.with_differences(rows) for rows in blocks]
     means = {source: torch.cat([rows[source] for rows in derived]).float().mean(dim=0) for source in crosscoder.targets}
     tally = Tally(crosscoder, means)
     for rows in blocks:
@@ -157,7 +153,7 @@ def tally_of(crosscoder: Crosscoder, store: ActivationStore) -> Tally:
     return tally
 
 
-def density_ratio(firings: torch.Tensor, call: torch.Tensor) -> float | None:
-    """Median firings of features called for one source over that of features called for all; None without either."""
-    one, all_of_them = firings[call.sum(dim=1) == 1].double(), firings[call.all(dim=1)].double()
-    return float(one.median() / all_of_them.median()) if len(one) and len(all_of_them) else None
+def density_ratio(firings: torch.Tensor, calls: torch.Tensor) -> float | None:
+    """Median firings of features called for one source over those called for all; None when either set is empty."""
+    exclusive, shared = firings[calls.sum(dim=1) == 1].double(), firings[calls.all(dim=1)].double()
+    return float(exclusive.median() / shared.median()) if len(exclusive) and len(shared) else None

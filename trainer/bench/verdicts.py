@@ -1,4 +1,4 @@
-"""Verdicts of a toy: which of a crosscoder's claims the evidence supports, found out without looking at the truth."""
+"""Calls of a toy crosscoder's features by the evidence alone, without the ground truth."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ import torch
 
 from trainer.analysis.claims.verdict import SUPPORTED
 from trainer.analysis.rows.codes import CodeSpool
-from trainer.analysis.textless import judged
+from trainer.analysis.textless import judge_without_text
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.recipe.measuring import AnalysisRecipe
 from trainer.run.folder import RunFolder
@@ -19,11 +19,11 @@ from trainer.run.progress import Progress
 from trainer.store.store import ActivationStore
 
 DISCOVERED = 0.1
-"""q-value up to which claims count as discoveries, when the share of false ones among them is held against it."""
+"""Claims with a q-value up to this count as discoveries; their share of false claims should stay below it."""
 
 
-class _Silent(Progress):
-    """Says nothing, because the bench has a bar of its own."""
+class _SilentProgress(Progress):
+    """Shows nothing, because the bench has its own progress bar."""
 
     @contextmanager
     def task(
@@ -32,33 +32,38 @@ class _Silent(Progress):
         *,
         total: int | None,  # noqa: ARG002
         unit: str = "rows",  # noqa: ARG002
-        before: int = 0,  # noqa: ARG002
+        initial: int = 0,  # noqa: ARG002
     ) -> Iterator[Progress]:
-        """Around something that is not counted."""
+        """A task without a progress bar."""
         yield self
 
     def advance(self, done: int, **measures: float) -> None:
-        """Count nothing."""
+        """Does nothing."""
 
 
-class Called(NamedTuple):
-    """Calls of all features, bool [F, T] over the crosscoder's targets; all true for what is not called narrower."""
+class EvidenceCalls(NamedTuple):
+    """Calls of all features, bool [F, T] over the crosscoder's targets; all true without an accepted claim."""
 
     supported: torch.Tensor
-    """By verdict."""
+    """Claims whose verdict is supported."""
     discovered: torch.Tensor
-    """By q-value alone."""
+    """Claims with a q-value up to DISCOVERED."""
 
 
-def calls(crosscoder: Crosscoder, store: ActivationStore, recipe: AnalysisRecipe, folder: Path) -> Called:
-    """Judge a crosscoder on a store's held-out rows; `folder` gets temporary files."""
+def evidence_calls(
+    crosscoder: Crosscoder, store: ActivationStore, recipe: AnalysisRecipe, folder: Path
+) -> EvidenceCalls:
+    """Tests a crosscoder's claims on a store's held-out rows; `folder` gets temporary files."""
     held_out = ActivationStore(store.path, replace(store.manifest, shards=store.shards("held_out")))
     with CodeSpool(folder, crosscoder.features) as codes:
-        claimed, weighed = judged(held_out, crosscoder, codes, recipe, progress=_Silent(RunFolder(folder), "toy"))
-    supported = np.array([word == SUPPORTED for word in weighed.judgement.verdict])
-    # A comparison with NaN is false: what could not be tested is no discovery.
-    return Called(*(_narrowed(claimed.holds, chosen) for chosen in (supported, weighed.q_value <= DISCOVERED)))
+        ownership, tested = judge_without_text(
+            held_out, crosscoder, codes, recipe, progress=_SilentProgress(RunFolder(folder), "toy")
+        )
+    supported = np.array([verdict == SUPPORTED for verdict in tested.judgement.verdict])
+    # Comparisons with NaN are false, so untested claims are no discoveries.
+    return EvidenceCalls(*(_calls(ownership.holds, accepted) for accepted in (supported, tested.q_value <= DISCOVERED)))
 
 
-def _narrowed(holds: np.ndarray, chosen: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(holds | ~chosen[:, None])
+def _calls(owners: np.ndarray, accepted: np.ndarray) -> torch.Tensor:
+    """The claimed owners, bool [F, T], of features whose claim is accepted, bool [F]; all targets for the others."""
+    return torch.from_numpy(owners | ~accepted[:, None])

@@ -1,1 +1,1 @@
-"""The null run and the spike-ins: claims whose truth is known, which tell how far a run's claims can be trusted."""
+"""Calibrates verdicts on claims with known ground truth: the null run and the spike-ins."""

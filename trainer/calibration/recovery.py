@@ -1,7 +1,7 @@
-"""Recovery: which spike-ins came back as a feature, and where.
+"""Finds the features that recover spike-ins, and tabulates recall.
 
-A spike-in is *recovered* when some feature points its way in every source that has it and fires with it; of several
-such features the one that fires most like it stands for it. Axes: F features, C spike-ins.
+A spike-in is *recovered* if some feature has a similar direction in every source that has the spike-in and a
+correlated activation; of several such features the one of largest correlation counts. Axes: F features, C spike-ins.
 """
 
 from collections.abc import Sequence
@@ -14,46 +14,46 @@ import torch
 from trainer.analysis.claims.verdict import SUPPORTED
 from trainer.analysis.per_feature.decoder_norms import SHARED
 from trainer.analysis.rows.codes import CodeSpool
-from trainer.calibration.spike_ins import BLOCK, Planted, SpikeIn
+from trainer.calibration.spike_ins import BLOCK, SpikeIn, SpikeInSet
 from trainer.crosscoder.crosscoder import Crosscoder
 
 COSINE = 0.7
-"""Cosine of the feature's direction with the spike-in's, in every source that has it."""
+"""Least cosine of the feature's direction with the spike-in's, in every source that has the spike-in."""
 CORRELATION = 0.5
-"""Correlation of the feature's activation with the spike-in's."""
+"""Least correlation of the feature's activation with the spike-in's magnitude."""
 
 
-def came_back(codes: CodeSpool, crosscoder: Crosscoder, planted: Planted) -> np.ndarray:
-    """The feature that stands for each spike-in, int64 [C]; -1 for one that is not recovered."""
-    correlation = correlations(codes, planted)
-    matches = (directions(crosscoder, planted) >= COSINE) & (correlation >= CORRELATION)
+def recovered_features(codes: CodeSpool, crosscoder: Crosscoder, spike_ins: SpikeInSet) -> np.ndarray:
+    """Feature that recovers each spike-in, int64 [C]; -1 if none does."""
+    correlation = activation_correlations(codes, spike_ins)
+    matches = (direction_cosines(crosscoder, spike_ins) >= COSINE) & (correlation >= CORRELATION)
     best = np.where(matches, correlation, -np.inf)
     return np.where(matches.any(axis=0), best.argmax(axis=0), -1)
 
 
-def directions(crosscoder: Crosscoder, planted: Planted) -> np.ndarray:
-    """Cosine of every feature's direction with every spike-in's, the smallest over the sources that have it [F, C]."""
-    smallest = np.ones((crosscoder.features, len(planted.concepts)))
-    for source, wanted in planted.directions.items():
+def direction_cosines(crosscoder: Crosscoder, spike_ins: SpikeInSet) -> np.ndarray:
+    """Cosine of every feature's direction with every spike-in's [F, C], smallest over the sources with the spike-in."""
+    smallest = np.ones((crosscoder.features, len(spike_ins.concepts)))
+    for source, spike_in_direction in spike_ins.directions.items():
         direction = torch.nn.functional.normalize(crosscoder.decoder(source).cpu(), dim=1)
-        has = wanted.any(dim=1).numpy()
-        smallest[:, has] = np.minimum(smallest[:, has], (direction @ wanted.T).numpy()[:, has])
+        has = spike_in_direction.any(dim=1).numpy()
+        smallest[:, has] = np.minimum(smallest[:, has], (direction @ spike_in_direction.T).numpy()[:, has])
     return smallest
 
 
-def correlations(codes: CodeSpool, planted: Planted) -> np.ndarray:
-    """Correlation over all rows of every feature's activation with every spike-in's [F, C]; 0 where one is constant."""
+def activation_correlations(codes: CodeSpool, spike_ins: SpikeInSet) -> np.ndarray:
+    """Correlation over all rows of every feature's activation with every spike-in's magnitude [F, C]; 0 if constant."""
     rows = codes.rows
     magnitude = sp.vstack(
-        [sp.csr_array(planted.magnitudes(first, min(BLOCK, rows - first)).numpy()) for first in range(0, rows, BLOCK)]
+        [sp.csr_array(spike_ins.magnitudes(first, min(BLOCK, rows - first)).numpy()) for first in range(0, rows, BLOCK)]
     )
-    mean, spread = _moments(magnitude)
+    mean, deviation = _moments(magnitude)
     parts = []
-    for piece in codes.pieces():
-        feature = sp.csr_array((piece.value.astype(np.float64), piece.row, piece.start), shape=(piece.features, rows))
-        mean_f, spread_f = _moments(feature.T.tocsr())
+    for part in codes.feature_ranges():
+        feature = sp.csr_array((part.value.astype(np.float64), part.row, part.start), shape=(part.features, rows))
+        mean_f, deviation_f = _moments(feature.T.tocsr())
         covariance = (feature @ magnitude).toarray() / rows - np.outer(mean_f, mean)
-        scale = np.outer(spread_f, spread)
+        scale = np.outer(deviation_f, deviation)
         parts.append(np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0))
     return np.concatenate(parts)
 
@@ -61,7 +61,7 @@ def correlations(codes: CodeSpool, planted: Planted) -> np.ndarray:
 def recall_table(
     concepts: Sequence[SpikeIn], feature: np.ndarray, owner: Sequence[str], verdict: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """How many spike-ins of every kind were planted, recovered, recovered where they belong, and supported there."""
+    """Rows of the table `spike_in`: how many spike-ins of every kind were planted, recovered, as claimed, supported."""
     rows: dict[SpikeIn, dict[str, Any]] = {}
     for concept, found in zip(concepts, feature.tolist(), strict=True):
         row = rows.setdefault(
@@ -77,10 +77,10 @@ def recall_table(
         row["planted"] += 1
         if found >= 0:
             row["recovered"] += 1
-            belongs = owner[found] == (concept.source or SHARED)
-            row["as_claimed"] += belongs
-            # Of a shared spike-in any claim is false, whoever makes it.
-            row["supported"] += verdict[found] == SUPPORTED and (belongs or concept.source is None)
+            as_claimed = owner[found] == (concept.source or SHARED)
+            row["as_claimed"] += as_claimed
+            # Every claim about a shared spike-in is false, whatever the owner.
+            row["supported"] += verdict[found] == SUPPORTED and (as_claimed or concept.source is None)
     return list(rows.values())
 
 

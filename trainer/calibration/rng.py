@@ -1,7 +1,7 @@
-"""Chance: random numbers for what is planted and turned, which no training draws too.
+"""Makes random generators for calibration, independent of the generators that training uses.
 
-Weights begin as random directions. Drawn from the same seed, what is planted would be known to the crosscoder before
-it has seen a row.
+Weights are initialised with random directions. If spike-ins were drawn from the same stream, their directions could
+coincide with initial weights before the crosscoder has seen a row.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import hashlib
 import torch
 
 
-def chance(*name: object) -> torch.Generator:
-    """A generator of its own for every name, made of words and seeds; the same name gives the same numbers."""
+def seeded_generator(*name: object) -> torch.Generator:
+    """A generator seeded with the hash of its name, given as words and numbers; reproducible."""
     digest = hashlib.sha256("/".join(map(str, name)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -1,4 +1,4 @@
-"""Samples: evenly spaced rows of a store, copied into a new store after something has been done to them."""
+"""Copies evenly spaced rows of a store, transformed, into a new store."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,43 +6,43 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.store.store import ActivationStore, Block, Rows, Split, StoredSource, StoreWriter
+from trainer.store.store import ActivationStore, RowBlock, Rows, Split, StoredSource, StoreWriter
 
 SHARD = 2**15
-"""Rows per shard of a sample."""
-Change = Callable[[Rows, int], Rows]
-"""New rows from some old ones, the first of which is number so-and-so of the sample."""
+"""Rows per shard of the new store."""
+Transform = Callable[[Rows, int], Rows]
+"""Maps rows of the sample and the index of the first of them to new rows."""
 
 
 def write_sample(
-    store: ActivationStore, path: Path, sources: tuple[StoredSource, ...], *, rows: int, change: Change
+    store: ActivationStore, path: Path, sources: tuple[StoredSource, ...], *, rows: int, transform: Transform
 ) -> ActivationStore:
-    """About `rows` training rows, and as large a share of the held-out ones, changed and written in bfloat16.
+    """Store at `path` of about `rows` training rows and the same share of the held-out rows, transformed, in bfloat16.
 
-    Rows are taken at even distances, all of them when the store has no more than `rows`. The same call writes the same.
+    Rows are evenly spaced; all are taken if the store has at most `rows`. Deterministic.
     """
     step = max(1, store.count("train") // rows)
     writer, number = StoreWriter(path, sources), 0
     splits: tuple[Split, ...] = ("train", "held_out")
     for split in splits:
-        waiting: list[Rows] = []
+        pending: list[Rows] = []
         held, left = 0, rows if split == "train" else store.count("held_out")
-        for some in _every(store.blocks(split), step):
+        for some in _every_nth_row(store.blocks(split), step):
             kept = {name: x[:left] for name, x in some.items()}
             count = len(next(iter(kept.values())))
-            new = change(kept, number)
-            waiting.append({name: x.to(torch.bfloat16) for name, x in new.items()})
+            new = transform(kept, number)
+            pending.append({name: x.to(torch.bfloat16) for name, x in new.items()})
             number, held, left = number + count, held + count, left - count
             if held >= SHARD:
-                _write(writer, waiting, split)
-                waiting, held = [], 0
-        _write(writer, waiting, split)
+                _write(writer, pending, split)
+                pending, held = [], 0
+        _write(writer, pending, split)
     writer.finish(None, {})
     return ActivationStore.open(path)
 
 
-def _every(blocks: Iterator[Block], step: int) -> Iterator[Rows]:
-    """Every so many-th row of consecutive blocks."""
+def _every_nth_row(blocks: Iterator[RowBlock], step: int) -> Iterator[Rows]:
+    """Every `step`-th row of consecutive blocks."""
     skip = 0
     for block in blocks:
         count = len(next(iter(block.rows.values())))
@@ -52,12 +52,12 @@ def _every(blocks: Iterator[Block], step: int) -> Iterator[Rows]:
 
 
 def _copy(x: Tensor) -> Tensor:
-    # The block may be a mapping of a file.
+    # The block may map a file.
     return x.clone()
 
 
-def _write(writer: StoreWriter, waiting: list[Rows], split: Split) -> None:
-    names = waiting[0] if waiting else ()
-    rows = {name: torch.cat([part[name] for part in waiting]) for name in names}
+def _write(writer: StoreWriter, pending: list[Rows], split: Split) -> None:
+    names = pending[0] if pending else ()
+    rows = {name: torch.cat([part[name] for part in pending]) for name in names}
     if rows and len(next(iter(rows.values()))):
         writer.add(rows, {}, split)

@@ -1,7 +1,7 @@
-"""Spike-ins: concepts of known direction, frequency and amplitude, added to real activations.
+"""Adds spike-ins to real activations: concepts of known direction, frequency and amplitude.
 
-An *exclusive* spike-in is added to one source, a *shared* one to all, in each source along a random direction of its
-own; on the rows where it fires, every source gets the same magnitude. Axes: R rows, C spike-ins, W width of a source.
+An *exclusive* spike-in is added to one source, a *shared* one to all, along an independent random direction in each; on
+a row where it fires, every source gets the same magnitude. Axes: R rows, C spike-ins, W width of a source.
 """
 
 import itertools
@@ -13,61 +13,61 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.calibration.rng import chance
+from trainer.calibration.rng import seeded_generator
 from trainer.calibration.samples import write_sample
 from trainer.crosscoder.normalisation import Normaliser
 from trainer.recipe.measuring import CalibrationRecipe
 from trainer.store.store import ActivationStore, Rows
 
 BLOCK = 4096
-"""Rows whose firings are drawn together, so that any of them can be drawn again."""
+"""Rows per random generator of firings, so that any range of rows can be drawn again."""
 
 
 @dataclass(frozen=True)
 class SpikeIn:
-    """One planted concept."""
+    """A concept that is added to activations."""
 
     source: str | None
-    """The only source that has it; None when all have."""
+    """The only source that has it; None if all have it."""
     amplitude: float
-    """Mean length of what is added where it fires, in units of the source's typical distance from its mean."""
+    """Mean length of the added vector where it fires, in units of the source's typical distance from its mean."""
     frequency: float
-    """Share of the rows on which it fires."""
+    """Share of rows on which it fires."""
 
 
 @dataclass(frozen=True)
-class Planted:
+class SpikeInSet:
     """All spike-ins of a calibration, with their directions."""
 
     concepts: tuple[SpikeIn, ...]
     directions: Mapping[str, Tensor]
-    """By source, unit directions [C, W]; zero where a source does not have the concept."""
+    """By source, unit directions [C, W]; zero where the source does not have the concept."""
     seed: int
 
     @classmethod
-    def of(cls, recipe: CalibrationRecipe, widths: Mapping[str, int]) -> "Planted":
-        """The grid of the recipe: every amplitude at every frequency, for every source alone and for all."""
+    def from_recipe(cls, recipe: CalibrationRecipe, widths: Mapping[str, int]) -> "SpikeInSet":
+        """The recipe's grid: every amplitude at every frequency, exclusive to each source and shared."""
         cells = itertools.product([*widths, None], recipe.amplitudes, recipe.frequencies, range(recipe.per_cell))
         concepts = tuple(SpikeIn(source, amplitude, frequency) for source, amplitude, frequency, _ in cells)
-        generator = chance("spike-ins", recipe.seed)
+        generator = seeded_generator("spike-ins", recipe.seed)
         directions = {}
         for name, width in widths.items():
             has = torch.tensor([concept.source in (None, name) for concept in concepts])
-            random = torch.randn(len(concepts), width, generator=generator)
-            directions[name] = torch.nn.functional.normalize(random, dim=1) * has[:, None]
+            direction = torch.randn(len(concepts), width, generator=generator)
+            directions[name] = torch.nn.functional.normalize(direction, dim=1) * has[:, None]
         return cls(concepts, directions, recipe.seed)
 
     def magnitudes(self, first: int, count: int) -> Tensor:
-        """Activations of all spike-ins on rows `first` to `first + count` of the sample [count, C]; mostly zero.
+        """Magnitudes of all spike-ins on rows `first` to `first + count` of the sample [count, C]; mostly zero.
 
-        Where one fires it is uniform between a half and one and a half, times the amplitude.
+        Where a spike-in fires, its magnitude is uniform in 0.5 to 1.5 times the amplitude.
         """
         low, high = first // BLOCK, -(-(first + count) // BLOCK)
         blocks = [self._block(number) for number in range(low, high)]
         return torch.cat(blocks)[first - low * BLOCK :][:count]
 
     def _block(self, number: int) -> Tensor:
-        generator = chance("spike-ins", self.seed, "rows", number)
+        generator = seeded_generator("spike-ins", self.seed, "rows", number)
         frequency = torch.tensor([concept.frequency for concept in self.concepts])
         amplitude = torch.tensor([concept.amplitude for concept in self.concepts])
         fires = torch.rand(BLOCK, len(self.concepts), generator=generator) < frequency
@@ -79,18 +79,18 @@ def spiked_store(
     path: Path,
     names: Sequence[str],
     normaliser: Mapping[str, Normaliser],
-    planted: Planted,
+    spike_ins: SpikeInSet,
     *,
     rows: int,
 ) -> ActivationStore:
-    """A store of the sources named with the spike-ins added."""
+    """Store of the sources `names` with the spike-ins added."""
     known = {source.name: source for source in store.sources}
-    # In normalised space the typical distance from the mean is the square root of the width.
-    added = {name: planted.directions[name] * math.sqrt(known[name].width) / normaliser[name].scale for name in names}
+    # In normalised space the typical distance from the mean is √W.
+    added = {name: spike_ins.directions[name] * math.sqrt(known[name].width) / normaliser[name].scale for name in names}
 
-    def change(raw: Rows, first: int) -> Rows:
-        magnitude = planted.magnitudes(first, len(raw[names[0]]))
+    def transform(raw: Rows, first: int) -> Rows:
+        magnitude = spike_ins.magnitudes(first, len(raw[names[0]]))
         return {name: raw[name].float() + magnitude @ added[name] for name in names}
 
     sources = tuple(replace(known[name], dtype="bfloat16") for name in names)
-    return write_sample(store, path, sources, rows=rows, change=change)
+    return write_sample(store, path, sources, rows=rows, transform=transform)

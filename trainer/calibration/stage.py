@@ -1,4 +1,4 @@
-"""Stage: build both sets of rows, train on them as the recipe says, and write down what became of the known truth."""
+"""The `calibrate` stage: trains on the null run and the spike-ins and records the verdicts."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from trainer.analysis.claims.claims import JudgedClaims, Ownership
-from trainer.analysis.claims.verdict import shares
+from trainer.analysis.claims.verdict import verdict_shares
 from trainer.analysis.rows.codes import CodeSpool
-from trainer.analysis.textless import judged
+from trainer.analysis.textless import judge_without_text
 from trainer.calibration.null import null_store
-from trainer.calibration.recovery import came_back, recall_table
-from trainer.calibration.spike_ins import Planted, spiked_store
+from trainer.calibration.recovery import recall_table, recovered_features
+from trainer.calibration.spike_ins import SpikeInSet, spiked_store
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.errors import RecipeError
 from trainer.recipe.measuring import CalibrationRecipe
@@ -27,9 +27,9 @@ from trainer.training.stage import fingerprint_of, train
 Build = Callable[[Path], ActivationStore]
 EXPERIMENTS = {
     "null": "one model against rotated copies of itself, where every claim is false",
-    "spike-ins": "concepts planted in the activations, to see which come back",
+    "spike-ins": "concepts planted in the activations, to see which are recovered",
 }
-"""What is said when an experiment begins, by the name of its folder."""
+"""Description of each experiment for the progress line, by the name of its folder."""
 
 
 def calibrate(
@@ -41,87 +41,89 @@ def calibrate(
     folder: RunFolder,
     progress: Progress,
 ) -> None:
-    """Make both experiments for a trained run and write `calibration.json` into its folder.
+    """Run both experiments for a trained run and write `calibration.json` into its folder.
 
-    Interrupted, it goes on from the last checkpoint; what was trained is kept, so that other thresholds cost no
-    training. Raises RecipeError for a run that compares nothing or that was trained elsewhere.
+    An interrupted experiment resumes from its last checkpoint. The trained crosscoders are kept, so that calibrating
+    with other thresholds needs no training. Raises RecipeError for a run without claims or with an imported crosscoder.
     """
     _check(recipe, crosscoder)
     names, rows, least = crosscoder.sources, calibration.rows, recipe.analysis.verdict.owner_readout
-    planted = Planted.of(calibration, crosscoder.widths)
-    lab = _Lab(recipe, folder.calibration_work, progress)
+    spike_ins = SpikeInSet.from_recipe(calibration, crosscoder.widths)
+    runner = _ExperimentRunner(recipe, folder.calibration_work, progress)
     measures: list[dict[str, Any]] = []
 
-    def say(kind: str, values: dict[str, float]) -> None:
+    def record(kind: str, values: dict[str, float]) -> None:
         measures.extend({"kind": kind, "measure": name, "value": float(value)} for name, value in values.items())
 
-    def copies(path: Path) -> ActivationStore:
+    def build_null(path: Path) -> ActivationStore:
         normaliser = crosscoder.normaliser[names[0]]
         return null_store(store, path, names, normaliser, rows=rows, seed=calibration.seed)
 
-    with lab.trial("null", copies) as null:
-        say("null", _of_claims(null) | _of_ratios(null, least))
+    with runner.run("null", build_null) as null:
+        record("null", _verdict_measures(null) | _contrast_measures(null, least))
 
-    def spiked(path: Path) -> ActivationStore:
-        return spiked_store(store, path, names, crosscoder.normaliser, planted, rows=rows)
+    def build_spiked(path: Path) -> ActivationStore:
+        return spiked_store(store, path, names, crosscoder.normaliser, spike_ins, rows=rows)
 
-    with lab.trial("spike-ins", spiked) as mixed:
-        feature = came_back(mixed.codes, mixed.crosscoder, planted)
-        table = recall_table(planted.concepts, feature, mixed.claimed.owner, mixed.weighed.judgement.verdict)
-        say("spike-in", _of_claims(mixed) | _of_ratios(mixed, least) | _of_spike_ins(table))
-    known = {"null": _judged(null, least)}
-    write_json(folder.calibration, {"measures": measures, "spike_in": table, "known_false": known})
+    with runner.run("spike-ins", build_spiked) as spiked:
+        feature = recovered_features(spiked.codes, spiked.crosscoder, spike_ins)
+        table = recall_table(
+            spike_ins.concepts, feature, spiked.ownership.owner, spiked.judged_claims.judgement.verdict
+        )
+        record("spike-in", _verdict_measures(spiked) | _contrast_measures(spiked, least) | _recall_measures(table))
+    known_false = {"null": _judged_strengths(null, least)}
+    write_json(folder.calibration, {"measures": measures, "spike_in": table, "known_false": known_false})
 
 
 def _check(recipe: Recipe, crosscoder: Crosscoder) -> None:
     if recipe.imported is not None:
         raise RecipeError(
-            "A crosscoder that another program trained cannot be calibrated, because its training cannot be repeated "
-            "on other rows. Leave `calibration` out of the recipe."
+            "An imported crosscoder cannot be calibrated: another program trained it, and its training cannot be "
+            "repeated on other rows. Leave `calibration` out of the recipe."
         )
     if len(crosscoder.targets) < 2 or crosscoder.differences:
         raise RecipeError(
-            f"Variant {recipe.crosscoder.variant} claims nothing about who has a feature, so there is nothing to "
-            "calibrate. Leave `calibration` out of the recipe, or use dfc or standard."
+            f"Variant {recipe.crosscoder.variant} makes no claims about which source has a feature, so there is "
+            "nothing to calibrate. Leave `calibration` out of the recipe, or use dfc or standard."
         )
 
 
 @dataclass(frozen=True)
-class _Trial:
-    """A crosscoder trained on rows whose truth is known, and what was made of its claims."""
+class _Experiment:
+    """A crosscoder trained on rows with known ground truth, and the verdicts on its claims."""
 
     crosscoder: Crosscoder
     codes: CodeSpool
-    claimed: Ownership
-    weighed: JudgedClaims
+    ownership: Ownership
+    judged_claims: JudgedClaims
 
 
 @dataclass(frozen=True)
-class _Lab:
-    """Where experiments are made."""
+class _ExperimentRunner:
+    """Builds, trains and judges experiments in a folder."""
 
     recipe: Recipe
-    place: Path
+    path: Path
     progress: Progress
 
     @contextmanager
-    def trial(self, name: str, build: Build) -> Iterator[_Trial]:
-        """Build, train and judge; the rows are there as long as the trial is."""
-        folder = RunFolder(self.place / name)
+    def run(self, name: str, build: Build) -> Iterator[_Experiment]:
+        """Build rows, train and judge; the rows are deleted when the context ends."""
+        folder = RunFolder(self.path / name)
         rows = folder.path / "rows"
         discard(rows)
         try:
-            self.progress.say(f"calibrate: {EXPERIMENTS[name]}")
+            self.progress.notify(f"calibrate: {EXPERIMENTS[name]}")
             store = build(rows)
             crosscoder = self._trained(store, folder)
             with CodeSpool(folder.path, crosscoder.features) as codes:
-                found = judged(store, crosscoder, codes, self.recipe.analysis, progress=self.progress)
-                yield _Trial(crosscoder, codes, found.claimed, found.weighed)
+                verdicts = judge_without_text(store, crosscoder, codes, self.recipe.analysis, progress=self.progress)
+                yield _Experiment(crosscoder, codes, verdicts.ownership, verdicts.judged_claims)
         finally:
             discard(rows)
 
     def _trained(self, store: ActivationStore, folder: RunFolder) -> Crosscoder:
-        """The crosscoder of an earlier calibration if it would come out the same, else a new one."""
+        """The crosscoder of an earlier calibration with the same fingerprint, else a newly trained one."""
         fingerprint = fingerprint_of(self.recipe, store)
         if folder.crosscoder.is_file() and folder.finished_stages().get("train") == fingerprint:
             return Crosscoder.load(folder.path)
@@ -131,33 +133,35 @@ class _Lab:
         return Crosscoder.load(folder.path)
 
 
-def _judged(trial: _Trial, least: float) -> list[float]:
-    """Strengths of the claims that could be judged."""
-    contrast, claims = trial.weighed.contrast, trial.claimed.claims
-    found: list[float] = contrast.strength[claims & (contrast.own >= least)].tolist()
-    return found
+def _judged_strengths(experiment: _Experiment, least: float) -> list[float]:
+    """Strengths of the claims whose owner's readout suffices to judge them."""
+    contrast, claims = experiment.judged_claims.contrast, experiment.ownership.claims
+    strengths: list[float] = contrast.strength[claims & (contrast.own >= least)].tolist()
+    return strengths
 
 
-def _of_claims(trial: _Trial) -> dict[str, float]:
-    """What became of the claims of living features."""
-    alive = trial.codes.counts > 0
-    living = [word for word, lives in zip(trial.weighed.judgement.verdict, alive, strict=True) if lives]
-    return {"claims": sum(map(bool, living))} | shares(living)
+def _verdict_measures(experiment: _Experiment) -> dict[str, float]:
+    """Number of claims of live features, and the share of each verdict among them."""
+    alive = experiment.codes.counts > 0
+    verdicts = [
+        verdict for verdict, live in zip(experiment.judged_claims.judgement.verdict, alive, strict=True) if live
+    ]
+    return {"claims": sum(map(bool, verdicts))} | verdict_shares(verdicts)
 
 
-def _of_ratios(trial: _Trial, least: float) -> dict[str, float]:
-    """How many claims could be judged, and how their readout ratios are spread."""
-    known = 1 - np.array(_judged(trial, least))
-    shares = (0, 1, 5, 50, 95) if len(known) else ()
-    quantiles = {f"readout_contrast.{share}": float(np.quantile(known, share / 100)) for share in shares}
-    return {"judged": len(known)} | quantiles
+def _contrast_measures(experiment: _Experiment, least: float) -> dict[str, float]:
+    """Number of claims that could be judged, and quantiles of their readout ratios."""
+    ratios = 1 - np.array(_judged_strengths(experiment, least))
+    percents = (0, 1, 5, 50, 95) if len(ratios) else ()
+    quantiles = {f"readout_contrast.{percent}": float(np.quantile(ratios, percent / 100)) for percent in percents}
+    return {"judged": len(ratios)} | quantiles
 
 
-def _of_spike_ins(table: list[dict[str, Any]]) -> dict[str, float]:
-    """Recall over all cells, by placement."""
-    found: dict[str, float] = {}
+def _recall_measures(table: list[dict[str, Any]]) -> dict[str, float]:
+    """Recall summed over all cells, by placement."""
+    totals: dict[str, float] = {}
     for placement in ("exclusive", "shared"):
         rows = [row for row in table if row["placement"] == placement]
         for part in ("planted", "recovered", "as_claimed", "supported"):
-            found[f"{placement}.{part}"] = sum(row[part] for row in rows)
-    return found
+            totals[f"{placement}.{part}"] = sum(row[part] for row in rows)
+    return totals

@@ -1,1 +1,1 @@
-"""The text every source reads, as one deterministic stream of documents."""
+"""The corpus: one deterministic stream of documents that every source reads."""

@@ -1,4 +1,4 @@
-"""Chats: turns of a conversation, out of the ways in which files write them down."""
+"""Parses conversations from the JSON layouts that chat datasets use."""
 
 import json
 from collections.abc import Mapping
@@ -11,21 +11,21 @@ ROLES: dict[str, Role] = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "ai", "bing", "bard", "claude"), "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
 }
-"""What files call the three roles, in lower case."""
+"""Names of the three roles in chat datasets, in lower case."""
 CHAT_COLUMNS = ("messages", "conversations", "conversation", "chat", "dialogue")
-"""Where a record keeps its turns when the recipe does not say."""
+"""Columns searched for the turns when the recipe names none."""
 
-_EDGES = " \t\r\n\f\v\xa0\u200b\u200c\u200d\u2060\ufeff"
+_STRIPPED = " \t\r\n\f\v\xa0\u200b\u200c\u200d\u2060\ufeff"
 
 
-def read_chat(value: Any) -> tuple[Message, ...] | None:
-    """The turns of a chat, from `role`/`content` or `from`/`value` mappings or JSON text of them.
+def parse_chat(value: Any) -> tuple[Message, ...] | None:
+    """Parse the turns of a chat from a list of `role`/`content` or `from`/`value` mappings, or from JSON text of one.
 
-    Empty turns are dropped. None when this is no chat, or when a turn has a role that no chat template
-    knows (tools, functions): leaving out such a turn would leave out what the next one answers.
+    Drops empty turns. Returns None if the value is not a chat, or if a turn has a role that chat templates do not
+    support (tools, functions): without such a turn, the next one would answer something that is missing.
     """
     if isinstance(value, str):
-        value = _decoded(value)
+        value = _parse_json(value)
     if not isinstance(value, list):
         return None
     messages = []
@@ -33,21 +33,21 @@ def read_chat(value: Any) -> tuple[Message, ...] | None:
         if not isinstance(turn, Mapping):
             return None
         role = ROLES.get(str(turn.get("role") or turn.get("from") or "").strip().casefold())
-        content = _content(turn)
+        content = _turn_text(turn)
         if role is None or content is None:
             return None
-        # Templates strip contents; done here, every template leaves the same characters.
-        stripped = clean(content).strip(_EDGES)
+        # Templates strip contents. Stripped here, they are the same characters in every rendering.
+        stripped = clean(content).strip(_STRIPPED)
         if stripped:
             messages.append(Message(role, stripped))
     return tuple(messages) if any(message.role != "system" for message in messages) else None
 
 
-def shortened(messages: tuple[Message, ...], characters: int) -> tuple[Message, ...]:
-    """The first turns of a chat, the last one cut, so that the contents hold at most `characters`."""
+def truncate_chat(messages: tuple[Message, ...], characters: int) -> tuple[Message, ...]:
+    """The first turns of a chat with at most `characters` characters of content; the last one may be cut."""
     kept = []
     for message in messages:
-        content = message.content[:characters].rstrip(_EDGES)
+        content = message.content[:characters].rstrip(_STRIPPED)
         if not content:
             break
         kept.append(Message(message.role, content))
@@ -57,15 +57,15 @@ def shortened(messages: tuple[Message, ...], characters: int) -> tuple[Message, 
     return tuple(kept)
 
 
-def _decoded(text: str) -> Any:
+def _parse_json(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
         return None
 
 
-def _content(turn: Mapping[str, Any]) -> str | None:
-    """Text of one turn; of a list of parts, its text parts."""
+def _turn_text(turn: Mapping[str, Any]) -> str | None:
+    """Text of one turn; a content that is a list of parts gives its text parts, joined by line breaks."""
     for key in ("content", "value", "text"):
         if key in turn:
             content = turn[key]

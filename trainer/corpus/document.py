@@ -1,7 +1,7 @@
-"""Document: one canonical text of the corpus; a chat keeps its messages beside it.
+"""A document of the corpus: its canonical text, and the messages if it is a chat.
 
-The canonical text is what byte ends count in, for every source. A source that reads a chat through
-its own template sees other text around the same contents; `rendering` says which is which.
+Byte ends refer to the canonical text, for every source. A source that reads a chat through its own template sees
+other text around the same contents; `rendering` maps one to the other.
 """
 
 import hashlib
@@ -10,23 +10,23 @@ from typing import Literal, NamedTuple
 
 Role = Literal["system", "user", "assistant"]
 
-HEADERS: dict[Role, str] = {"system": "System: ", "user": "User: ", "assistant": "Assistant: "}
-"""What stands before a message in the canonical text of a chat."""
-BETWEEN_MESSAGES = "\n\n"
-SPLIT_CHARACTERS = 1_000
-"""Characters whose hash decides whether a document is held out; texts that begin alike stay on one side."""
+ROLE_HEADERS: dict[Role, str] = {"system": "System: ", "user": "User: ", "assistant": "Assistant: "}
+"""Prefix of a message in the canonical text of a chat, by role."""
+MESSAGE_SEPARATOR = "\n\n"
+HASHED_CHARACTERS = 1_000
+"""Length of the prefix whose hash decides whether a document is held out; equal prefixes land in the same split."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a chat; `content` has no white space at its ends and is never empty."""
+    """One turn of a chat; `content` is stripped and never empty."""
 
     role: Role
     content: str
 
 
 class Span(NamedTuple):
-    """Part of a canonical text in bytes of its UTF-8, the end excluded."""
+    """Half-open byte range of a canonical text in UTF-8."""
 
     start: int
     end: int
@@ -39,45 +39,45 @@ class Document:
     number: int
     """Running index in the stream; the same recipe gives the same indices."""
     corpus: str
-    """Name of the part of the mix it comes from."""
+    """Name of the corpus part it comes from."""
     text: str
     """Canonical text: valid UTF-8, without NUL."""
     held_out: bool
-    """Training never sees it. Decided by the text alone, so the same in every order and every mix."""
+    """Excluded from training. Depends on the text alone, so it is the same in every order and every mix."""
     messages: tuple[Message, ...] | None = None
-    """The turns of a chat; None for text."""
+    """The turns of a chat; None for plain text."""
     template_spans: tuple[Span, ...] = ()
-    """Role headers of a chat, as `User: `, the space included; empty for text."""
+    """Role headers of a chat, such as `User: ` with its space; empty for plain text."""
 
 
 def clean(text: str) -> str:
-    """The text with U+FFFD for what UTF-8 or a page cannot hold: lone surrogates and NUL."""
+    """The text with lone surrogates and NUL, which UTF-8 or HTML cannot represent, replaced by U+FFFD."""
     text = text.replace("\x00", "\ufffd")
     try:
         text.encode()
     except UnicodeEncodeError:
-        # Two halves that were written apart make their character again.
+        # Joins surrogate pairs that were escaped one by one, and replaces lone surrogates.
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
 
 
-def plain_text(messages: tuple[Message, ...]) -> str:
+def canonical_chat_text(messages: tuple[Message, ...]) -> str:
     """The canonical text of a chat."""
-    return BETWEEN_MESSAGES.join(HEADERS[message.role] + message.content for message in messages)
+    return MESSAGE_SEPARATOR.join(ROLE_HEADERS[message.role] + message.content for message in messages)
 
 
 def header_spans(messages: tuple[Message, ...]) -> tuple[Span, ...]:
     """Byte spans of the role headers in the canonical text, one per message."""
     spans = []
-    place = 0
+    offset = 0
     for message in messages:
-        header = len(HEADERS[message.role])
-        spans.append(Span(place, place + header))
-        place += header + len(message.content.encode()) + len(BETWEEN_MESSAGES)
+        header = len(ROLE_HEADERS[message.role])
+        spans.append(Span(offset, offset + header))
+        offset += header + len(message.content.encode()) + len(MESSAGE_SEPARATOR)
     return tuple(spans)
 
 
 def is_held_out(text: str, share: float) -> bool:
-    """Whether a text belongs to the held-out `share` of all texts: by its hash, never by its place."""
-    digest = hashlib.blake2b(text[:SPLIT_CHARACTERS].encode(), digest_size=8).digest()
+    """Whether a text belongs to the held-out `share` of all texts; decided by its hash, not by its position."""
+    digest = hashlib.blake2b(text[:HASHED_CHARACTERS].encode(), digest_size=8).digest()
     return int.from_bytes(digest) < share * 2**64

@@ -1,53 +1,53 @@
-"""Mix: the parts of a corpus, shuffled, filtered and drawn so that each gets its share of rows."""
+"""Draws filtered, shuffled documents from the parts of a corpus so that each gets its share of rows."""
 
 import logging
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from trainer.corpus.chats import shortened
-from trainer.corpus.document import Document, Message, header_spans, is_held_out, plain_text
-from trainer.corpus.duplicates import Duplicates
-from trainer.corpus.language import detect_language, excerpt, speaks
-from trainer.corpus.origins import Content, contents, slug
-from trainer.corpus.tally import Notice, PartTally
+from trainer.corpus.chats import truncate_chat
+from trainer.corpus.document import Document, Message, canonical_chat_text, header_spans, is_held_out
+from trainer.corpus.duplicates import DuplicateFilter
+from trainer.corpus.language import chat_excerpt, detect_language, matches_language
+from trainer.corpus.origins import Content, default_name, read_contents
+from trainer.corpus.tally import Notify, PartTally
 from trainer.corpus.wikitext import strip_wikitext
 from trainer.errors import CorpusError
 from trainer.recipe.fitting import CorpusPart, CorpusRecipe
 
-SHUFFLED_DOCUMENTS = 4_096
-"""Documents of one part waiting in random order, at most,"""
-SHUFFLED_CHARACTERS = 32_000_000
-"""and their characters: 32 to 64 MB."""
+SHUFFLE_BUFFER_DOCUMENTS = 4_096
+"""Capacity of a part's shuffle buffer in documents,"""
+SHUFFLE_BUFFER_CHARACTERS = 32_000_000
+"""and in characters (32 to 64 MB)."""
 CHARACTERS_PER_TOKEN = 16
-"""No more of a document is kept than its sequences could hold at this many characters per token."""
+"""A document is cut to what its sequences could hold at this many characters per token."""
 BYTES_PER_ROW = 4.5
-"""What a row takes of a text, about the same in all languages."""
+"""Mean bytes of text per row; about the same in all languages."""
 ROWS_PER_TOKEN = {"english": 0.87, "other": 0.66}
-"""Rows in a full sequence per token of its context. Most tokenizers cut other languages smaller than English,
-and rows stand only where two agree. All three numbers were measured on SmolLM2 and Gemma 3."""
-MARKUP_SHARE = 4
-"""Markup that is parsed for one part of text that is left."""
-SHORTEST_PAGE = 200
-"""An encyclopaedia page with fewer characters of text only points elsewhere."""
+"""Rows in a full sequence per token of its context. Most tokenizers split other languages into smaller tokens than
+English, and there is a row only where two of them agree. All three numbers were measured on SmolLM2 and Gemma 3."""
+MARKUP_FACTOR = 4
+"""Characters of markup parsed per character of text wanted."""
+MIN_PAGE_CHARACTERS = 200
+"""Shorter encyclopaedia pages are skipped: they only point elsewhere."""
 
 _log = logging.getLogger(__name__)
 
 
-def documents(recipe: CorpusRecipe, *, notice: Notice = _log.warning) -> "Documents":
-    """The documents of a corpus, in the one order that its recipe means.
+def open_corpus(recipe: CorpusRecipe, *, notify: Notify = _log.warning) -> "DocumentStream":
+    """Open the stream of a corpus's documents; their order depends on the recipe alone.
 
-    `notice` takes a sentence about a part that is used up or damaged. Raises CorpusError, here or while
-    iterating, when an origin cannot be read.
+    `notify` is called with a message when a part is exhausted or damaged. Raises CorpusError, here or while
+    iterating, if an origin cannot be read.
     """
-    return Documents(recipe, notice)
+    return DocumentStream(recipe, notify)
 
 
 def part_names(recipe: CorpusRecipe) -> tuple[str, ...]:
-    """What the parts of a mix are called, each differently."""
+    """A unique name for each part of a mix."""
     names: list[str] = []
     for part in recipe.mix:
-        name = slug(part)
+        name = default_name(part)
         if part.name is None and part.language != "any":
             name = f"{name}-{part.language}"
         candidates = [name, *(f"{name}-{number}" for number in range(2, len(recipe.mix) + 2))]
@@ -55,113 +55,117 @@ def part_names(recipe: CorpusRecipe) -> tuple[str, ...]:
     return tuple(names)
 
 
-class Documents(Iterator[Document]):
-    """Iterator over the documents of a mix until every part is used up.
+class DocumentStream(Iterator[Document]):
+    """Iterator over the documents of a mix until every part is exhausted.
 
-    Each draw takes from the part that is furthest behind its share of the rows. Rows are guessed from a
-    text's length and language and never counted, so that the order depends on the recipe alone.
+    Each draw takes from the part that is furthest behind its share of the rows. Rows are estimated from a text's
+    length and language, not counted, so that the order depends on the recipe alone.
     """
 
-    def __init__(self, recipe: CorpusRecipe, notice: Notice) -> None:
+    def __init__(self, recipe: CorpusRecipe, notify: Notify) -> None:
         self._recipe = recipe
-        self._notice = notice
-        known = Duplicates() if recipe.deduplicate else None
-        self.tallies = tuple(PartTally(name, notice) for name in part_names(recipe))
+        duplicates = DuplicateFilter() if recipe.deduplicate else None
+        self.tallies = tuple(PartTally(name, notify) for name in part_names(recipe))
         self._streams = [
-            _stream(part, recipe, tally, random.Random(f"{recipe.seed}/{place}"), known)
-            for place, (part, tally) in enumerate(zip(recipe.mix, self.tallies, strict=True))
+            _part_documents(part, recipe, tally, random.Random(f"{recipe.seed}/{index}"), duplicates)
+            for index, (part, tally) in enumerate(zip(recipe.mix, self.tallies, strict=True))
         ]
         self._next_number = 0
 
     def __next__(self) -> Document:
         while True:
-            place = self._furthest_behind()
-            tally = self.tallies[place]
-            draft = next(self._streams[place], None)
-            if draft is None:
-                self._note_exhausted(place)
+            index = self._furthest_behind()
+            tally = self.tallies[index]
+            found = next(self._streams[index], None)
+            if found is None:
+                self._mark_exhausted(index)
                 continue
             document = Document(
                 number=self._next_number,
                 corpus=tally.name,
-                text=draft.text,
-                held_out=is_held_out(draft.text, self._recipe.held_out),
-                messages=draft.messages,
-                template_spans=header_spans(draft.messages) if draft.messages else (),
+                text=found.text,
+                held_out=is_held_out(found.text, self._recipe.held_out),
+                messages=found.messages,
+                template_spans=header_spans(found.messages) if found.messages else (),
             )
             self._next_number += 1
             tally.documents += 1
             tally.characters += len(document.text)
-            tally.rows += draft.rows
+            tally.rows += found.rows
             return document
 
     def _furthest_behind(self) -> int:
-        open_places = [place for place, tally in enumerate(self.tallies) if not tally.exhausted]
-        if not open_places:
+        open_parts = [index for index, tally in enumerate(self.tallies) if not tally.exhausted]
+        if not open_parts:
             raise StopIteration
-        return min(open_places, key=lambda place: self.tallies[place].rows / self._recipe.mix[place].share)
+        return min(open_parts, key=lambda index: self.tallies[index].rows / self._recipe.mix[index].share)
 
-    def _note_exhausted(self, place: int) -> None:
-        tally = self.tallies[place]
+    def _mark_exhausted(self, index: int) -> None:
+        tally = self.tallies[index]
         tally.exhausted = True
-        if not any(other.documents for other in self.tallies) and all(other.exhausted for other in self.tallies):
+        if not any(each.documents for each in self.tallies) and all(each.exhausted for each in self.tallies):
             raise CorpusError(f"The corpus is empty. {tally.summary()}. Check `path:`, `language:` and `format:`.")
-        if not all(other.exhausted for other in self.tallies):
-            tally.say(f"Corpus part {tally.name!r} is used up; the others go on without it. {tally.summary()}.")
+        if not all(each.exhausted for each in self.tallies):
+            tally.notify_once(
+                f"Corpus part {tally.name!r} is exhausted; the others continue without it. {tally.summary()}."
+            )
 
 
 @dataclass(frozen=True)
-class _Draft:
-    """A document before it has its place in the stream."""
+class _UnnumberedDocument:
+    """A document without its number in the stream."""
 
     text: str
     messages: tuple[Message, ...] | None
     rows: float
 
 
-def _stream(
-    part: CorpusPart, recipe: CorpusRecipe, tally: PartTally, chance: random.Random, known: Duplicates | None
-) -> Iterator[_Draft]:
-    """Documents of one part, in random order, as far as they fit the recipe."""
+def _part_documents(
+    part: CorpusPart, recipe: CorpusRecipe, tally: PartTally, rng: random.Random, duplicates: DuplicateFilter | None
+) -> Iterator[_UnnumberedDocument]:
+    """Yield the documents of one part that pass the recipe's filters, in shuffled order."""
     limit = recipe.sequences_per_document * recipe.context * CHARACTERS_PER_TOKEN
-    wiki = part.markup == "wikitext"
-    raw = (_cut(content, limit * (MARKUP_SHARE if wiki else 1), tally) for content in contents(part, tally, chance))
-    for content in shuffled(raw, chance):
+    is_wikitext = part.markup == "wikitext"
+    raw = (
+        _truncate(content, limit * (MARKUP_FACTOR if is_wikitext else 1), tally)
+        for content in read_contents(part, tally, rng)
+    )
+    for content in shuffled(raw, rng):
         messages = None if isinstance(content, str) else content
-        text = plain_text(messages) if messages is not None else str(content)
-        if wiki:
+        text = canonical_chat_text(messages) if messages is not None else str(content)
+        if is_wikitext:
             text = strip_wikitext(text)[:limit]
-        if len(text) < (SHORTEST_PAGE if wiki else 1) or not text.strip():
+        if len(text) < (MIN_PAGE_CHARACTERS if is_wikitext else 1) or not text.strip():
             tally.empty += 1
             continue
-        language = _language(text, messages)
-        if not speaks(part.language, language):
+        language = _content_language(text, messages)
+        if not matches_language(part.language, language):
             tally.other_language += 1
             continue
-        if known is not None and known.seen(text):
+        if duplicates is not None and duplicates.check_and_add(text):
             tally.duplicates += 1
             continue
-        tally.mended += "\ufffd" in text
-        yield _Draft(text, messages, _expected_rows(text, language, recipe))
+        tally.repaired += "\ufffd" in text
+        yield _UnnumberedDocument(text, messages, _expected_rows(text, language, recipe))
 
 
 def _expected_rows(text: str, language: str, recipe: CorpusRecipe) -> float:
-    """About how many rows a harvest gets out of a text."""
+    """Estimated number of rows that a text gives."""
     full = recipe.context * recipe.sequences_per_document
-    rate = ROWS_PER_TOKEN["other" if speaks("other", language) else "english"]
+    rate = ROWS_PER_TOKEN["other" if matches_language("other", language) else "english"]
     return min(len(text.encode()) / BYTES_PER_ROW, full * rate)
 
 
-def _language(text: str, messages: tuple[Message, ...] | None) -> str:
-    return detect_language(text if messages is None else excerpt(message.content for message in messages))
+def _content_language(text: str, messages: tuple[Message, ...] | None) -> str:
+    return detect_language(text if messages is None else chat_excerpt(message.content for message in messages))
 
 
-def _cut(content: Content, limit: int, tally: PartTally) -> Content:
-    """The beginning of a text or chat that is longer than anyone will read."""
+def _truncate(content: Content, limit: int, tally: PartTally) -> Content:
+    """The text or chat, cut to about `limit` characters."""
     if _size(content) <= limit:
         return content
-    tally.shortened += 1
-    return content[:limit] if isinstance(content, str) else shortened(content, limit)
+    tally.truncated += 1
+    return content[:limit] if isinstance(content, str) else truncate_chat(content, limit)
 
 
 def _size(content: Content) -> int:
@@ -170,22 +174,22 @@ def _size(content: Content) -> int:
 
 def shuffled(
     items: Iterable[Content],
-    chance: random.Random,
+    rng: random.Random,
     *,
-    most: int = SHUFFLED_DOCUMENTS,
-    characters: int = SHUFFLED_CHARACTERS,
+    max_items: int = SHUFFLE_BUFFER_DOCUMENTS,
+    max_characters: int = SHUFFLE_BUFFER_CHARACTERS,
 ) -> Iterator[Content]:
-    """The items in random order, as random as holding at most `most` of them and `characters` allows."""
-    waiting: list[Content] = []
+    """Shuffle a stream of items with a buffer of at most `max_items` items and `max_characters` characters."""
+    buffer: list[Content] = []
     size = 0
     for item in items:
-        waiting.append(item)
+        buffer.append(item)
         size += _size(item)
-        while len(waiting) > most or size > characters:
-            place = chance.randrange(len(waiting))
-            waiting[place], waiting[-1] = waiting[-1], waiting[place]
-            drawn = waiting.pop()
+        while len(buffer) > max_items or size > max_characters:
+            index = rng.randrange(len(buffer))
+            buffer[index], buffer[-1] = buffer[-1], buffer[index]
+            drawn = buffer.pop()
             size -= _size(drawn)
             yield drawn
-    chance.shuffle(waiting)
-    yield from waiting
+    rng.shuffle(buffer)
+    yield from buffer

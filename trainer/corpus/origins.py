@@ -1,4 +1,4 @@
-"""Origins: where a part of the mix takes its texts and chats from, on the hub, on disk or in a package."""
+"""Reads texts and chats of one corpus part from the hub, from disk or from a package."""
 
 import difflib
 import random
@@ -6,49 +6,49 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.corpus.chats import CHAT_COLUMNS, read_chat
+from trainer.corpus.chats import CHAT_COLUMNS, parse_chat
 from trainer.corpus.document import Message, clean
-from trainer.corpus.records import ENDINGS, PACKED, records
+from trainer.corpus.records import COMPRESSED, SUFFIXES, read_records
 from trainer.corpus.tally import PartTally
 from trainer.errors import CorpusError
 from trainer.pypi import archives
 from trainer.recipe.fitting import CorpusPart
 
 Content = str | tuple[Message, ...]
-"""What a document is made of: a text, or the turns of a chat."""
+"""Content of a document: a text, or the turns of a chat."""
 
 PROBED_RECORDS = 100
-"""After this many records, a part of which most hold no text is given up."""
-_WILD = frozenset("*?[")
+"""A part is rejected if most of its first so many records hold no text."""
+_WILDCARDS = frozenset("*?[")
 
 
-def contents(part: CorpusPart, tally: PartTally, chance: random.Random) -> Iterator[Content]:
-    """Every text or chat of a part, in the order of its origin; files of a folder in random order.
+def read_contents(part: CorpusPart, tally: PartTally, rng: random.Random) -> Iterator[Content]:
+    """Yield every text or chat of a part in the order of its files; the files themselves are shuffled.
 
-    Raises CorpusError when the origin or the column is not there, or when most records hold no text.
+    Raises CorpusError if the origin or the column does not exist, or if most records hold no text.
     """
-    column = _Column(part)
-    found = refused = 0
-    for record in _records(part, tally, chance, column):
-        content = _content(column.of(record), part)
+    column = _TextColumn(part)
+    found = rejected = 0
+    for record in _records(part, tally, rng, column):
+        content = _content(column.value(record), part)
         if content is None:
-            refused += 1
+            rejected += 1
             tally.unreadable += 1
         else:
             found += 1
             yield content
-        if found + refused == PROBED_RECORDS and refused > found:
+        if found + rejected == PROBED_RECORDS and rejected > found:
             break
-    if refused > found:
+    if rejected > found:
         kind = "chats (lists of turns with `role` and `content`)" if part.format == "chat" else "text"
         raise CorpusError(
-            f"Corpus part {tally.name!r}: {refused:,} of {found + refused:,} records hold no {kind} "
+            f"Corpus part {tally.name!r}: {rejected:,} of {found + rejected:,} records hold no {kind} "
             f"in column {column.name!r}. Set `column:` or `format:` of this part."
         )
 
 
-def slug(part: CorpusPart) -> str:
-    """A name for a part that has none: of its dataset, its package, or its file."""
+def default_name(part: CorpusPart) -> str:
+    """The part's name; if the recipe gives none, derived from its dataset, package or file."""
     if part.name is not None:
         return part.name
     origin = part.dataset or part.path or ""
@@ -60,8 +60,8 @@ def slug(part: CorpusPart) -> str:
     return kept.strip("-")[:48] or "corpus"
 
 
-class _Column:
-    """Finds the text of a record, and says so when the column is not there at all."""
+class _TextColumn:
+    """The column that holds the text; chosen on the first record."""
 
     def __init__(self, part: CorpusPart) -> None:
         self._part = part
@@ -69,7 +69,7 @@ class _Column:
         self.name = part.column
 
     def choose(self, names: list[str]) -> str:
-        """The column to read out of those that exist; raises CorpusError."""
+        """Choose the column to read among those that exist. Raises CorpusError if none fits."""
         wanted = [self._part.column]
         if self._part.format == "chat" and self._part.column == "text":
             wanted = [*CHAT_COLUMNS, "text"]
@@ -83,8 +83,8 @@ class _Column:
             f"it has {', '.join(map(repr, names)) or 'none'}. Set `column: {near[0] if near else '...'}` of this part."
         )
 
-    def of(self, record: Any) -> Any:
-        """The value of a record; the record itself when it is no mapping."""
+    def value(self, record: Any) -> Any:
+        """The column's value in a record; the record itself if it is not a mapping."""
         if not isinstance(record, Mapping):
             return record
         if not self._chosen:
@@ -94,61 +94,61 @@ class _Column:
 
 def _content(value: Any, part: CorpusPart) -> Content | None:
     if part.format == "chat":
-        return read_chat(value)
+        return parse_chat(value)
     return clean(value) if isinstance(value, str) else None
 
 
-def _records(part: CorpusPart, tally: PartTally, chance: random.Random, column: _Column) -> Iterator[Any]:
+def _records(part: CorpusPart, tally: PartTally, rng: random.Random, column: _TextColumn) -> Iterator[Any]:
     if part.dataset is not None:
-        yield from _hub_records(part, chance, column)
+        yield from _hub_records(part, rng, column)
         return
     assert part.path is not None, "a part has a dataset or a path"
     if archives.is_address(part.path):
-        files = [archives.fetch(part.path, "corpora", say=tally.notice)]
+        files = [archives.fetch(part.path, "corpora", notify=tally.notify)]
     else:
         files = _files(part.path)
-    chance.shuffle(files)
+    rng.shuffle(files)
     for file in files:
-        yield from records(file, tally, column.choose)
+        yield from read_records(file, tally, column.choose)
 
 
 def _files(path: str) -> list[Path]:
-    """The files a path means: itself, those in a folder, or those a pattern finds; raises CorpusError."""
-    place = Path(path).expanduser()
-    if place.is_file():
-        return [place]
-    if place.is_dir():
-        found = sorted(file for file in place.rglob("*") if file.is_file() and _is_text(file))
+    """The files that a path, a folder or a glob pattern refers to. Raises CorpusError if there are none."""
+    location = Path(path).expanduser()
+    if location.is_file():
+        return [location]
+    if location.is_dir():
+        found = sorted(file for file in location.rglob("*") if file.is_file() and _has_text_suffix(file))
         if not found:
-            raise CorpusError(f"{path} holds no file that ends in {', '.join(ENDINGS)} (or these with .gz).")
+            raise CorpusError(f"{path} holds no file that ends in {', '.join(SUFFIXES)} (or these with .gz).")
         return found
-    if _WILD & set(path):
-        fixed = next(index for index, step in enumerate(place.parts) if _WILD & set(step))
-        folder = Path(*place.parts[:fixed])
-        found = sorted(file for file in folder.glob(str(Path(*place.parts[fixed:]))) if file.is_file())
+    if _WILDCARDS & set(path):
+        fixed = next(index for index, step in enumerate(location.parts) if _WILDCARDS & set(step))
+        folder = Path(*location.parts[:fixed])
+        found = sorted(file for file in folder.glob(str(Path(*location.parts[fixed:]))) if file.is_file())
         if found:
             return found
-        raise CorpusError(f"No file matches {path}. Look into {folder.absolute()}.")
-    raise CorpusError(f"No file or folder at {path}. {_nearest(place)}")
+        raise CorpusError(f"No file matches {path}. Check {folder.absolute()}.")
+    raise CorpusError(f"No file or folder at {path}. {_suggestion(location)}")
 
 
-def _is_text(file: Path) -> bool:
-    name = file.with_suffix("") if file.suffix in PACKED else file
-    return name.suffix in ENDINGS
+def _has_text_suffix(file: Path) -> bool:
+    name = file.with_suffix("") if file.suffix in COMPRESSED else file
+    return name.suffix in SUFFIXES
 
 
-def _nearest(place: Path) -> str:
-    """What does exist around a path that does not."""
-    folder = place.absolute().parent
+def _suggestion(location: Path) -> str:
+    """The nearest existing path to one that does not exist, as a sentence."""
+    folder = location.absolute().parent
     while not folder.is_dir():
-        place, folder = folder, folder.parent
+        location, folder = folder, folder.parent
     names = sorted(entry.name for entry in folder.iterdir())
-    near = difflib.get_close_matches(place.name, names, n=1, cutoff=0.5)
-    return f"Did you mean {folder / near[0]}?" if near else f"{folder} is there, but nothing of a similar name in it."
+    near = difflib.get_close_matches(location.name, names, n=1, cutoff=0.5)
+    return f"Did you mean {folder / near[0]}?" if near else f"{folder} exists, but holds nothing of a similar name."
 
 
-def _hub_records(part: CorpusPart, chance: random.Random, column: _Column) -> Iterator[Any]:
-    """Records of a hub dataset, streamed; only the column asked for is transferred where the format allows."""
+def _hub_records(part: CorpusPart, rng: random.Random, column: _TextColumn) -> Iterator[Any]:
+    """Stream the records of a hub dataset; only the wanted column is transferred where the format allows it."""
     import datasets
 
     count = 0
@@ -156,18 +156,18 @@ def _hub_records(part: CorpusPart, chance: random.Random, column: _Column) -> It
         stream = datasets.load_dataset(part.dataset, part.subset, split=part.split, streaming=True)
         if stream.column_names:
             stream = stream.select_columns([column.choose(list(stream.column_names))])
-        # Shards in random order; records are shuffled further on, for every kind of origin alike.
-        for record in stream.shuffle(seed=chance.randrange(2**31), buffer_size=1):
+        # Shuffles shards only; records of every kind of origin are shuffled later, in `mix`.
+        for record in stream.shuffle(seed=rng.randrange(2**31), buffer_size=1):
             count += 1
             yield record
     except CorpusError:
         raise
-    # The hub's client, its file systems and its formats each have their own errors, and all mean this.
+    # The hub client, its file systems and its formats each raise errors of their own.
     except Exception as error:
-        raise CorpusError(_hub_trouble(part, count, error)) from error
+        raise CorpusError(_hub_error(part, count, error)) from error
 
 
-def _hub_trouble(part: CorpusPart, count: int, error: Exception) -> str:
+def _hub_error(part: CorpusPart, count: int, error: Exception) -> str:
     after = f"stopped after {count:,} records" if count else "cannot be opened"
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     return (

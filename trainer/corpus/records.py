@@ -1,4 +1,4 @@
-"""Records: what a file of text holds, one by one, in bounded memory."""
+"""Reads the records of a text, JSON, parquet or XML file one by one, in bounded memory."""
 
 import bz2
 import contextlib
@@ -15,95 +15,97 @@ from trainer.corpus import dump
 from trainer.corpus.tally import PartTally
 from trainer.errors import CorpusError
 
-PACKED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-ENDINGS = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".parquet", ".xml")
-"""Endings that say what a file is, alone or before one of PACKED."""
+COMPRESSED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".parquet", ".xml")
+"""Suffixes that determine the file type, alone or before a suffix in COMPRESSED."""
 
-TEXT_CHARACTERS = 2_000
+MIN_TEXT_CHARACTERS = 2_000
 """A document of a .txt file ends at the first blank line after this many characters,"""
-TEXT_LIMIT = 8_000
-"""or at any line end after this many, or right there when there is none."""
-RECORD_CHARACTERS = 64_000_000
-"""A longer record is not read: it is a file in the wrong format."""
+MAX_TEXT_CHARACTERS = 8_000
+"""or at the first line end after this many, or inside a line that is longer."""
+MAX_RECORD_CHARACTERS = 64_000_000
+"""A longer record is not read: the file has the wrong format."""
 PROBED_LINES = 100
-"""After this many lines, a file in which most are unreadable is given up."""
+"""A file is rejected if most of its first so many lines are unreadable."""
 CHUNK = 1 << 20
 
-_BROKEN = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
+_TRUNCATION_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
 
 
-def records(path: Path, tally: PartTally, choose: Callable[[list[str]], str]) -> Iterator[Any]:
-    """Records of one file: mappings of JSON and parquet, texts of .txt and of MediaWiki exports.
+def read_records(path: Path, tally: PartTally, choose_column: Callable[[list[str]], str]) -> Iterator[Any]:
+    """Yield the records of one file: JSON values, parquet rows, or texts of .txt files and MediaWiki exports.
 
-    `choose` takes the column names of a parquet file and says which one to read. Raises CorpusError
-    for a file that cannot be opened or is not what its name says; one that breaks off gives what is whole.
+    `choose_column` takes the column names of a parquet file and returns the one to read. A truncated file yields its
+    complete records. Raises CorpusError for a file that cannot be opened or whose content does not match its name.
     """
     count = 0
     try:
-        for record in _reader(path, tally, choose):
+        for record in _read_file(path, tally, choose_column):
             count += 1
             yield record
-    except _BROKEN as error:
+    except _TRUNCATION_ERRORS as error:
         if not count:
             raise CorpusError(f"{path} is damaged ({error}): nothing in it can be read. Fetch it again.") from None
-        tally.say(f"{path.name} breaks off after {count:,} records; those are used.")
+        tally.notify_once(f"{path.name} is truncated after {count:,} records; those are used.")
     except OSError as error:
-        raise CorpusError(f"{path} cannot be read: {error.strerror or error}. Check the file and its rights.") from None
+        raise CorpusError(
+            f"{path} cannot be read: {error.strerror or error}. Check the file and its permissions."
+        ) from None
     if not count:
-        tally.say(f"{path.name} holds no documents.")
+        tally.notify_once(f"{path.name} holds no documents.")
 
 
-def _reader(path: Path, tally: PartTally, choose: Callable[[list[str]], str]) -> Iterator[Any]:
-    kind = _kind(path)
-    if kind == "parquet":
-        yield from _parquet(path, choose)
+def _read_file(path: Path, tally: PartTally, choose_column: Callable[[list[str]], str]) -> Iterator[Any]:
+    file_type = _file_type(path)
+    if file_type == "parquet":
+        yield from _parquet_records(path, choose_column)
         return
-    with _opened(path) as packed, TextIOWrapper(packed, "utf-8-sig", errors="replace", newline="") as lines:
-        if kind == "xml":
-            yield from dump.pages(lines)
-        elif kind == "jsonl":
+    with _open(path) as raw, TextIOWrapper(raw, "utf-8-sig", errors="replace", newline="") as lines:
+        if file_type == "xml":
+            yield from dump.read_articles(lines)
+        elif file_type == "jsonl":
             yield from _json_lines(lines, path, tally)
-        elif kind == "json":
+        elif file_type == "json":
             yield from _json_values(lines, path, tally)
         else:
-            yield from _texts(lines)
+            yield from _split_text(lines)
 
 
-def _kind(path: Path) -> str:
-    """The kind of file, by its name, else by how it begins."""
-    name = path.with_suffix("") if path.suffix in PACKED else path
+def _file_type(path: Path) -> str:
+    """The file type by suffix, else by the first bytes."""
+    name = path.with_suffix("") if path.suffix in COMPRESSED else path
     known = {".md": "txt", ".ndjson": "jsonl"}
-    if name.suffix in ENDINGS:
+    if name.suffix in SUFFIXES:
         return known.get(name.suffix, name.suffix[1:])
-    with _opened(path) as file:
+    with _open(path) as file:
         beginning = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
-    signs = {b"PAR1": "parquet", dump.OPENING.encode(): "xml", b"<?xml": "xml", b"[": "json", b"{": "json"}
-    return next((kind for sign, kind in signs.items() if beginning.startswith(sign)), "txt")
+    prefixes = {b"PAR1": "parquet", dump.ROOT_TAG.encode(): "xml", b"<?xml": "xml", b"[": "json", b"{": "json"}
+    return next((file_type for prefix, file_type in prefixes.items() if beginning.startswith(prefix)), "txt")
 
 
-def _opened(path: Path) -> IO[bytes]:
-    opener = PACKED.get(path.suffix)
+def _open(path: Path) -> IO[bytes]:
+    opener = COMPRESSED.get(path.suffix)
     file: IO[bytes] = opener(path) if opener else path.open("rb")
     return file
 
 
-def _texts(lines: TextIO) -> Iterator[str]:
-    """Documents of a text file: blocks between blank lines, gathered up to about 2,000 characters."""
-    gathered: list[str] = []
+def _split_text(lines: TextIO) -> Iterator[str]:
+    """Split a text file at blank lines into documents of about 2,000 characters."""
+    block_lines: list[str] = []
     size = 0
-    while line := lines.readline(TEXT_LIMIT):
-        gathered.append(line)
+    while line := lines.readline(MAX_TEXT_CHARACTERS):
+        block_lines.append(line)
         size += len(line)
-        if size >= TEXT_LIMIT or (size >= TEXT_CHARACTERS and not line.strip()):
-            yield "".join(gathered)
-            gathered, size = [], 0
-    if gathered:
-        yield "".join(gathered)
+        if size >= MAX_TEXT_CHARACTERS or (size >= MIN_TEXT_CHARACTERS and not line.strip()):
+            yield "".join(block_lines)
+            block_lines, size = [], 0
+    if block_lines:
+        yield "".join(block_lines)
 
 
 def _json_lines(lines: TextIO, path: Path, tally: PartTally) -> Iterator[Any]:
     read = unreadable = 0
-    while line := lines.readline(RECORD_CHARACTERS):
+    while line := lines.readline(MAX_RECORD_CHARACTERS):
         if not line.strip():
             continue
         read += 1
@@ -115,11 +117,11 @@ def _json_lines(lines: TextIO, path: Path, tally: PartTally) -> Iterator[Any]:
         else:
             yield record
         if read == PROBED_LINES:
-            _give_up_when_most(unreadable, read, path)
-    _give_up_when_most(unreadable, read, path)
+            _reject_if_most(unreadable, read, path)
+    _reject_if_most(unreadable, read, path)
 
 
-def _give_up_when_most(unreadable: int, read: int, path: Path) -> None:
+def _reject_if_most(unreadable: int, read: int, path: Path) -> None:
     if unreadable * 2 > read:
         raise CorpusError(
             f"{path} is not JSON lines: {unreadable:,} of the first {read:,} lines cannot be read. "
@@ -128,7 +130,7 @@ def _give_up_when_most(unreadable: int, read: int, path: Path) -> None:
 
 
 def _json_values(stream: TextIO, path: Path, tally: PartTally) -> Iterator[Any]:
-    """Elements of one JSON list, or values one after the other; a list cut off gives its complete elements."""
+    """Yield the elements of one JSON list, or concatenated values; a truncated list yields its complete elements."""
     decoder = json.JSONDecoder()
     buffer = stream.read(CHUNK).lstrip()
     at = 1 if buffer.startswith("[") else 0
@@ -140,46 +142,46 @@ def _json_values(stream: TextIO, path: Path, tally: PartTally) -> Iterator[Any]:
         end = None
         with contextlib.suppress(ValueError, RecursionError):
             value, end = decoder.raw_decode(buffer, at)
-        # A value that reaches the end of the buffer may go on in the file.
+        # A value that reaches the end of the buffer may continue in the file.
         if end is not None and (ended or end < len(buffer)):
             yield value
             count += 1
             at = end
             continue
-        if ended or len(buffer) - at > RECORD_CHARACTERS or buffer.startswith("]", at):
+        if ended or len(buffer) - at > MAX_RECORD_CHARACTERS or buffer.startswith("]", at):
             break
-        # Twice as much each time: a record of any size is tried few times.
+        # Doubles the buffer, so that a long record is parsed only a few times.
         more = stream.read(max(CHUNK, len(buffer) - at))
         ended = not more
         buffer, at = buffer[at:] + more, 0
-    _say_how_it_ended(buffer[at:], count, path, tally)
+    _report_end(buffer[at:], count, path, tally)
 
 
-def _say_how_it_ended(rest: str, count: int, path: Path, tally: PartTally) -> None:
+def _report_end(rest: str, count: int, path: Path, tally: PartTally) -> None:
     if not rest or rest.startswith("]"):
         return
     if not count:
         raise CorpusError(f"{path} is not JSON: its first value cannot be read. Check the file.")
-    tally.say(f"{path.name} breaks off after {count:,} records; those are used.")
+    tally.notify_once(f"{path.name} is truncated after {count:,} records; those are used.")
 
 
-def _parquet(path: Path, choose: Callable[[list[str]], str]) -> Iterator[Any]:
+def _parquet_records(path: Path, choose_column: Callable[[list[str]], str]) -> Iterator[Any]:
     import tempfile
 
     import pyarrow
     import pyarrow.parquet
 
-    with tempfile.TemporaryFile() as unpacked:
-        # Parquet is read from its end; a packed one has to be unpacked first.
+    with tempfile.TemporaryFile() as decompressed:
+        # Parquet needs random access, so a compressed file is decompressed first.
         file: Path | IO[bytes] = path
-        if path.suffix in PACKED:
-            with _opened(path) as packed:
-                while block := packed.read(CHUNK):
-                    unpacked.write(block)
-            file = unpacked
+        if path.suffix in COMPRESSED:
+            with _open(path) as raw:
+                while chunk := raw.read(CHUNK):
+                    decompressed.write(chunk)
+            file = decompressed
         try:
             table = pyarrow.parquet.ParquetFile(file)
-            column = choose(list(table.schema_arrow.names))
+            column = choose_column(list(table.schema_arrow.names))
             for batch in table.iter_batches(batch_size=256, columns=[column]):
                 yield from batch.to_pylist()
         except pyarrow.ArrowException as error:

@@ -1,10 +1,10 @@
-"""Tally: what became of everything one part of the mix had to offer."""
+"""Counts the documents and dropped records of one part of the mix."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-Notice = Callable[[str], None]
-"""Takes one sentence for the person who runs this."""
+Notify = Callable[[str], None]
+"""Shows one message to the user."""
 
 
 @dataclass
@@ -12,34 +12,34 @@ class PartTally:
     """Counts of one part; all but `characters` and `rows` are documents or records."""
 
     name: str
-    notice: Notice
+    notify: Notify
     documents: int = 0
-    """Handed out."""
+    """Documents yielded."""
     characters: int = 0
-    """In the canonical texts handed out."""
+    """In the canonical texts of the documents yielded."""
     rows: float = 0.0
-    """Rows these documents are expected to give."""
+    """Estimated rows of the documents yielded."""
     unreadable: int = 0
     """Damaged, without text, or with turns of unknown roles."""
     empty: int = 0
-    """Nothing, or next to nothing, left after cleaning."""
+    """Empty or too short after cleaning."""
     other_language: int = 0
     duplicates: int = 0
-    mended: int = 0
-    """Documents in which U+FFFD stands for bytes that were no text."""
-    shortened: int = 0
-    """Cut because no harvest would read on."""
+    repaired: int = 0
+    """Documents with bytes that were not valid text and became U+FFFD."""
+    truncated: int = 0
+    """Cut, because a harvest would not read further."""
     exhausted: bool = False
-    _said: set[str] = field(default_factory=set, repr=False)
+    _notified: set[str] = field(default_factory=set, repr=False)
 
-    def say(self, sentence: str) -> None:
-        """Tell the person once."""
-        if sentence not in self._said:
-            self._said.add(sentence)
-            self.notice(sentence)
+    def notify_once(self, sentence: str) -> None:
+        """Show a message, unless it was shown before."""
+        if sentence not in self._notified:
+            self._notified.add(sentence)
+            self.notify(sentence)
 
     def summary(self) -> str:
-        """One line for the log: what came out, what was left out and why."""
+        """One line for the log: documents yielded, and records dropped by reason."""
         left_out = {
             "unreadable": self.unreadable,
             "empty": self.empty,
@@ -49,4 +49,4 @@ class PartTally:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count)
         text = f"{self.name}: {self.documents:,} documents, {self.characters:,} characters"
         text += f"; left out: {reasons}" if reasons else ""
-        return text + (f"; {self.mended:,} held bytes that are no text" if self.mended else "")
+        return text + (f"; {self.repaired:,} held bytes that are not text" if self.repaired else "")

@@ -1,1 +1,1 @@
-"""The crosscoder itself: groups of features, normalisation, which features stay active, encode and decode."""
+"""The crosscoder: feature groups, normalisation, TopK selection, encoding and decoding."""

@@ -1,11 +1,12 @@
-"""Crosscoder: one sparse dictionary over several sources, each with its own width.
+"""A sparse dictionary over several sources: encoding, decoding and its files.
 
-Groups of features read some sources and write some (see `trainer.crosscoder.groups`). Axes: R rows, F features of a
-group, W width of a source. In memory both weights are [F, W], because every sparse product walks over features.
+Each group of features reads some sources and writes some (see `trainer.crosscoder.groups`). Axes: R rows, F features of
+a group, W width of a source. Encoder and decoder weights are [F, W] in memory, because sparse products address them by
+feature.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,12 +19,12 @@ from torch import Tensor
 from trainer.crosscoder.groups import Group
 from trainer.crosscoder.normalisation import Normaliser
 from trainer.crosscoder.selection import ranking_norm, row_topk
-from trainer.device import placed
+from trainer.device import to_device
 from trainer.errors import CrosscoderError
 from trainer.kernels import int8_search
-from trainer.kernels.int8_search import Screen
+from trainer.kernels.int8_search import Int8Search
 from trainer.kernels.sparse import SparsePattern, dense_above, sum_by_row
-from trainer.run.folder import published, write_json
+from trainer.run.folder import atomic_write, write_json
 
 FORMAT, VERSION = "crossdiff.crosscoder", 1
 Rows = dict[str, Tensor]
@@ -35,31 +36,32 @@ class Codes(NamedTuple):
     row: Tensor
     """Row of each firing int64 [N], not decreasing."""
     feature: Tensor
-    """Feature of each firing int64 [N], counted over the whole dictionary."""
+    """Feature of each firing int64 [N], as an index into the whole dictionary."""
     value: Tensor
-    """Activation of each firing fp32 [N], unscaled."""
+    """Activation of each firing fp32 [N], not multiplied with the decoder norm."""
     rows: int
+    """Number of rows, those without firings included."""
 
 
 @dataclass
 class Crosscoder:
-    """Weights, groups and normalisers; knows nothing of how it was trained."""
+    """Weights, groups, normalisers and thresholds; independent of the training."""
 
     widths: dict[str, int]
     """Width of each source by name, in order."""
     groups: tuple[Group, ...]
     weights: dict[str, Tensor]
     """`encoder.<source>.<group>` and `decoder.<source>.<group>` [F, W], `encoder_bias.<group>` [F],
-    `decoder_bias.<source>` [W]; only blocks that a group may use are there."""
+    `decoder_bias.<source>` [W]. There are no blocks for sources that a group neither reads nor writes."""
     normaliser: dict[str, Normaliser]
     threshold: dict[str, Tensor]
-    """Score above which a feature is active at inference, per group: one for all its features [] or one each [F]."""
+    """Score above which a feature is active at inference, per group: a scalar [] or one per feature [F]."""
     rank_by: str = "largest_norm"
     aggregation: str = "sum"
     row_k: dict[str, int] = field(default_factory=dict)
-    """Per group, how many features are kept in every row (TopK); empty for all other kinds."""
+    """Per group, the number of features kept in every row (TopK); empty for other kinds of sparsity."""
     differences: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Sources made from others: name to (minuend, subtrahend)."""
+    """Sources that are differences of two others: name to (minuend, subtrahend)."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -68,7 +70,7 @@ class Crosscoder:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Sources that are reconstructed: those some group writes, in order."""
+        """Sources that are reconstructed: those that some group writes, in order."""
         written = {source for group in self.groups for source in group.writes}
         return tuple(source for source in self.widths if source in written)
 
@@ -79,41 +81,41 @@ class Crosscoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.weights[f"encoder_bias.{self.groups[0].name}"].device
 
     def normalise(self, rows: Rows) -> Rows:
-        """Raw activations to normalised ones, fp32; differences are taken before."""
-        raw = self.derived(rows)
-        return {source: self.normaliser[source](placed(raw[source], self.device)) for source in self.sources}
+        """Normalise raw activations, fp32; differences are taken of the raw ones."""
+        raw = self.with_differences(rows)
+        return {source: self.normaliser[source](to_device(raw[source], self.device)) for source in self.sources}
 
-    def derived(self, rows: Rows) -> Rows:
-        """Raw activations of the crosscoder's own sources, from those of a store."""
-        made = {name: rows[one].float() - rows[other].float() for name, (one, other) in self.differences.items()}
-        return rows | made
+    def with_differences(self, rows: Rows) -> Rows:
+        """Raw activations of a store's sources, with the crosscoder's differences added."""
+        subtracted = {name: rows[one].float() - rows[other].float() for name, (one, other) in self.differences.items()}
+        return rows | subtracted
 
     def read_factor(self, group: Group) -> float:
-        """What a group's inputs are multiplied with: 1, or one over its reads for a mean."""
+        """Factor of a group's inputs: 1 for a sum over the sources it reads, one over their number for a mean."""
         return 1.0 / len(group.reads) if self.aggregation == "mean" else 1.0
 
-    def scale_of(self, group: Group) -> Tensor:
-        """Score of an activation of one, per feature of the group [F]."""
+    def score_scale(self, group: Group) -> Tensor:
+        """Score per unit of activation, for each feature of the group [F]: a norm over its decoders."""
         norms = [torch.linalg.vector_norm(self.weights[f"decoder.{s}.{group.name}"], dim=1) for s in group.writes]
         return ranking_norm(norms, self.rank_by)
 
-    def encoders_of(self, group: Group) -> list[Tensor]:
-        """Encoders of a group [F, W], by what it reads."""
+    def group_encoders(self, group: Group) -> list[Tensor]:
+        """Encoders of a group [F, W], one for each source it reads."""
         return [self.weights[f"encoder.{source}.{group.name}"] for source in group.reads]
 
-    def screenable(self, group: Group, rows: Rows) -> bool:
-        """Whether `screen` can do it here, and is worth it."""
-        return int8_search.usable([rows[source] for source in group.reads], self.encoders_of(group))
+    def int8_usable(self, group: Group, rows: Rows) -> bool:
+        """Whether int8 search finds a group's pre-activations for these rows, and faster than the dense product."""
+        return int8_search.usable([rows[source] for source in group.reads], self.group_encoders(group))
 
-    def screen(self, group: Group, rows: Rows, instead_of: Screen | None = None) -> Screen:
-        """What finds a group's pre-activations for normalised rows above a bound; see `trainer.kernels.int8_search`."""
+    def prepare_int8_search(self, group: Group, rows: Rows, reuse: Int8Search | None = None) -> Int8Search:
+        """Int8 search for a group's pre-activations above a bound; normalised rows, overwriting `reuse`."""
         parts, bias = [rows[source] for source in group.reads], self.weights[f"encoder_bias.{group.name}"]
         factor = self.read_factor(group)
-        return Screen(parts, self.encoders_of(group), bias, factor=factor, instead_of=instead_of)
+        return Int8Search(parts, self.group_encoders(group), bias, factor=factor, reuse=reuse)
 
     def pre_activations(self, group: Group, rows: Rows) -> Tensor:
         """Pre-activations of a group for normalised rows [R, F]."""
@@ -123,10 +125,10 @@ class Crosscoder:
 
     @torch.no_grad()
     def encode(self, rows: Rows, *, compute: torch.dtype | None = None) -> Codes:
-        """Active features of raw activations [R, W] per source, by the inference threshold.
+        """Active features of raw activations [R, W] per source, by the inference thresholds.
 
-        The dense product runs in `compute`; float32 is the definition. Without it, the product is screened where
-        that is possible, which gives the same to rounding, or runs in bfloat16.
+        The dense product runs in `compute`; float32 is the definition. Without it, int8 search replaces the
+        product where it is usable, which gives the same to rounding; elsewhere the product runs in bfloat16.
         """
         return self.encode_normalised(self.normalise(rows), compute=compute)
 
@@ -136,53 +138,53 @@ class Crosscoder:
         count = len(next(iter(rows.values())))
         parts = []
         for group in self.groups:
-            at, value = self._active(group, {source: rows[source] for source in group.reads}, compute)
-            parts.append((at // group.features, at % group.features + group.first, value))
+            flat, value = self._active_entries(group, {source: rows[source] for source in group.reads}, compute)
+            parts.append((flat // group.features, flat % group.features + group.first, value))
         row, feature, value = (torch.cat(column) for column in zip(*parts, strict=True))
         order = torch.argsort(row, stable=True)
         return Codes(row[order], feature[order], value[order], count)
 
-    def _active(self, group: Group, rows: Rows, compute: torch.dtype | None) -> tuple[Tensor, Tensor]:
-        """Flat indices, in order, of a group's active entries [R, F] for what it reads, and their activations."""
-        scale = self.scale_of(group).clamp_min(1e-12)
+    def _active_entries(self, group: Group, rows: Rows, compute: torch.dtype | None) -> tuple[Tensor, Tensor]:
+        """Flat indices, in order, and activations of a group's active entries [R, F]; rows of the sources it reads."""
+        scale = self.score_scale(group).clamp_min(1e-12)
         bound = (self.threshold[group.name].to(self.device) / scale).clamp_min(0)
-        if compute is None and group.name not in self.row_k and self.screenable(group, rows) and bool(bound.any()):
-            return self.screen(group, rows).above(bound)
+        if compute is None and group.name not in self.row_k and self.int8_usable(group, rows) and bool(bound.any()):
+            return self.prepare_int8_search(group, rows).above(bound)
         compute = compute or torch.bfloat16
         low = {source: x.to(compute) for source, x in rows.items()}
         if group.name in self.row_k:
             selected = row_topk([self.pre_activations(group, low)], [scale], self.row_k[group.name])
             return selected.kept[0], selected.value[0]
         inputs = torch.cat(list(low.values()), dim=1) * self.read_factor(group)
-        weight = torch.cat([part.to(compute) for part in self.encoders_of(group)], dim=1)
+        weight = torch.cat([part.to(compute) for part in self.group_encoders(group)], dim=1)
         bias = self.weights[f"encoder_bias.{group.name}"].to(compute)
         return dense_above(inputs, weight, bias, bound)
 
     @torch.no_grad()
     def decode(self, codes: Codes, *, raw: bool = True) -> Rows:
-        """Reconstruction of every target [R, W], fp32; in raw space unless `raw` is false."""
+        """Reconstruction of every target [R, W], fp32; raw activations, or normalised ones with `raw=False`."""
         total = {
             source: self.weights[f"decoder_bias.{source}"].float().expand(codes.rows, -1).clone()
             for source in self.targets
         }
         for group in self.groups:
-            mine = (codes.feature >= group.first) & (codes.feature < group.stop)
-            row, feature = codes.row[mine], codes.feature[mine] - group.first
+            in_group = (codes.feature >= group.first) & (codes.feature < group.stop)
+            row, feature = codes.row[in_group], codes.feature[in_group] - group.first
             pattern = SparsePattern(row, feature, rows=codes.rows, features=group.features)
             for source in group.writes:
                 weight = self.weights[f"decoder.{source}.{group.name}"].float()
-                total[source] += sum_by_row(pattern, codes.value[mine], weight)
-        return {source: self.normaliser[source].back(x) if raw else x for source, x in total.items()}
+                total[source] += sum_by_row(pattern, codes.value[in_group], weight)
+        return {source: self.normaliser[source].denormalise(x) if raw else x for source, x in total.items()}
 
     def decoder(self, source: str) -> Tensor:
         """Decoder directions of all features in a source [features, W]; zero where a feature does not write."""
-        return self._all("decoder", source, lambda group: source in group.writes)
+        return self._concatenated("decoder", source, lambda group: source in group.writes)
 
     def encoder(self, source: str) -> Tensor:
         """Encoder directions of all features from a source [features, W]; zero where a feature does not read."""
-        return self._all("encoder", source, lambda group: source in group.reads)
+        return self._concatenated("encoder", source, lambda group: source in group.reads)
 
-    def _all(self, kind: str, source: str, present: Any) -> Tensor:
+    def _concatenated(self, kind: str, source: str, present: Callable[[Group], bool]) -> Tensor:
         width = self.widths[source]
         parts = [
             self.weights[f"{kind}.{source}.{group.name}"].detach().float()
@@ -193,14 +195,14 @@ class Crosscoder:
         return torch.cat(parts)
 
     def blocks(self) -> Iterator[tuple[str, str, Group]]:
-        """Kind, source and group of every weight block there is."""
+        """Kind (`encoder` or `decoder`), source and group of every weight block."""
         for group in self.groups:
             yield from (("encoder", source, group) for source in group.reads)
             yield from (("decoder", source, group) for source in group.writes)
 
     def save(self, folder: Path) -> None:
-        """Write crosscoder.safetensors and crosscoder.json; the description comes last."""
-        with published(folder / "crosscoder.safetensors") as draft:
+        """Write crosscoder.safetensors, then crosscoder.json, the description."""
+        with atomic_write(folder / "crosscoder.safetensors") as draft:
             save_file(to_file_layout(self.weights, self.threshold), draft)
         sources = [
             {"name": s, "width": w, "scale": self.normaliser[s].scale, "mean": self.normaliser[s].mean.tolist()}
@@ -234,7 +236,7 @@ class Crosscoder:
             for group in description["groups"]
         )
         weights, threshold = from_file_layout(tensors)
-        whole = cls(
+        crosscoder = cls(
             widths=widths,
             groups=groups,
             weights=weights,
@@ -245,16 +247,16 @@ class Crosscoder:
             row_k=description["sparsity"].get("row_k", {}),
             differences={name: (one, other) for name, (one, other) in description.get("differences", {}).items()},
         )
-        check_shapes(whole, folder)
-        return whole
+        check_shapes(crosscoder, folder)
+        return crosscoder
 
 
-def initial(
+def initial_weights(
     widths: dict[str, int], groups: tuple[Group, ...], *, decoder_norm: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Random decoder directions of one norm per source; encoders start as their decoders, biases as zero.
+    """Weights before training: random decoder directions of norm `decoder_norm`, encoders equal to them, biases zero.
 
-    A tied group's decoders are one and the same tensor.
+    The decoders of a tied group are one tensor under several names.
     """
     weights: dict[str, Tensor] = {}
     for group in groups:
@@ -266,17 +268,17 @@ def initial(
             direction *= decoder_norm / torch.linalg.vector_norm(direction, dim=1, keepdim=True)
             weights[f"decoder.{source}.{group.name}"] = direction
         for source in group.reads:
-            like = weights.get(f"decoder.{source}.{group.name}")
-            if like is None:
-                like = torch.randn(group.features, widths[source], generator=generator) / widths[source] ** 0.5
-            weights[f"encoder.{source}.{group.name}"] = like.clone()
+            encoder = weights.get(f"decoder.{source}.{group.name}")
+            if encoder is None:
+                encoder = torch.randn(group.features, widths[source], generator=generator) / widths[source] ** 0.5
+            weights[f"encoder.{source}.{group.name}"] = encoder.clone()
         weights[f"encoder_bias.{group.name}"] = torch.zeros(group.features)
     written = {source for group in groups for source in group.writes}
     return weights | {f"decoder_bias.{s}": torch.zeros(width) for s, width in widths.items() if s in written}
 
 
 def to_file_layout(weights: dict[str, Tensor], threshold: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as files hold them: encoders [W, F], a tied decoder once for each source."""
+    """Weights as saved to files: encoders transposed to [W, F], a tied decoder copied for each source."""
     tensors = {
         name: (tensor.detach().T if name.startswith("encoder.") else tensor.detach()).cpu().clone().contiguous()
         for name, tensor in weights.items()
@@ -296,7 +298,7 @@ def from_file_layout(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dic
 
 
 def check_shapes(crosscoder: Crosscoder, origin: Path) -> None:
-    """Every block that a group may use is there with its shape, and no other. Raises CrosscoderError."""
+    """Check that exactly the expected tensors are there, each with its shape. Raises CrosscoderError."""
     expected: dict[str, tuple[int, ...]] = {
         f"{k}.{s}.{g.name}": (g.features, crosscoder.widths[s]) for k, s, g in crosscoder.blocks()
     }
@@ -311,13 +313,15 @@ def check_shapes(crosscoder: Crosscoder, origin: Path) -> None:
             )
     missing = {group.name for group in crosscoder.groups} - crosscoder.threshold.keys()
     if missing:
-        raise CrosscoderError(f"{origin}: no threshold for {', '.join(sorted(missing))}. Calibrate and save again.")
+        raise CrosscoderError(
+            f"{origin}: no threshold for {', '.join(sorted(missing))}. Set the thresholds and save it again."
+        )
 
 
 def check_sources(crosscoder: Crosscoder, widths: Mapping[str, int], store: Path) -> None:
-    """A store with sources of these widths has every one the crosscoder reads or subtracts. Raises CrosscoderError."""
+    """Check that a store with these widths holds every source the crosscoder needs. Raises CrosscoderError."""
     parts = {name: crosscoder.differences.get(name, (name,)) for name in crosscoder.sources}
-    needed = {part: crosscoder.widths[name] for name, those in parts.items() for part in those}
+    needed = {part: crosscoder.widths[name] for name, pair in parts.items() for part in pair}
     if not needed.items() <= widths.items():
         raise CrosscoderError(
             f"The crosscoder needs {_sources(needed)}, but the activation store {store} holds {_sources(widths)}. "

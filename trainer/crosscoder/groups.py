@@ -1,7 +1,7 @@
-"""Groups: contiguous ranges of features with the same reads and writes.
+"""Lays out a variant's features in groups that read and write the same sources.
 
-Every crosscoder variant is a list of groups. A block that a group may neither read nor write does
-not exist as a parameter, so it needs no mask and can receive no gradient.
+Every crosscoder variant is a list of groups. For a source that a group does not read or write there is no encoder or
+decoder parameter, so that no masks are needed and no gradient can reach one.
 """
 
 from collections.abc import Mapping
@@ -24,11 +24,11 @@ class Group:
     reads: Names
     writes: Names
     tied: bool = False
-    """One decoder for all sources it writes."""
+    """Whether all sources it writes share one decoder."""
     k_factor: float = 1.0
-    """What its own budget is multiplied with."""
+    """Factor of its budget of active features."""
     penalty: float = 1.0
-    """What its sparsity penalty is multiplied with."""
+    """Factor of its sparsity penalty."""
 
     @property
     def stop(self) -> int:
@@ -38,7 +38,7 @@ class Group:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A group before it has its place in the dictionary; `share` is of the features that are left."""
+    """A group without its position in the dictionary."""
 
     name: str
     features: int
@@ -49,24 +49,25 @@ class _Plan:
     penalty: float = 1.0
 
 
-def preset(recipe: CrosscoderRecipe, widths: Mapping[str, int]) -> tuple[Group, ...]:
-    """The groups of a recipe's variant over sources of these widths, in order.
+def build_groups(recipe: CrosscoderRecipe, widths: Mapping[str, int]) -> tuple[Group, ...]:
+    """Groups of a recipe's variant over sources of these widths, in order.
 
     `standard` is the acausal crosscoder of Lindsey et al. 2024, `dfc` the Dedicated Feature Crosscoder of
-    arXiv 2602.11729 for any number of sources, `designated_shared` that of the 2025 diffing update; layered variants
-    take sources as layers in order. Raises RecipeError when the recipe and the sources do not fit together.
+    arXiv 2602.11729 for any number of sources, `designated_shared` the crosscoder of the 2025 model diffing update;
+    layered variants take the sources as layers in order. Raises RecipeError when the recipe and the sources do not fit
+    together.
     """
     inputs, targets = recipe.inputs or tuple(widths), recipe.targets or tuple(widths)
     for name in {*inputs, *targets, *(name for subset in recipe.subsets for name in subset)} - widths.keys():
         raise RecipeError(f"crosscoder: no source is named {name!r}. The sources are {', '.join(widths)}.")
     plans = _PLANS[recipe.variant](recipe, inputs, targets, widths)
-    return _laid_out(plans, recipe, widths)
+    return _place_groups(plans, recipe, widths)
 
 
-def differences(recipe: CrosscoderRecipe, widths: Mapping[str, int]) -> dict[str, tuple[str, str]]:
-    """Sources made by subtracting one source from another: name to (minuend, subtrahend).
+def difference_sources(recipe: CrosscoderRecipe, widths: Mapping[str, int]) -> dict[str, tuple[str, str]]:
+    """Sources that are the difference of two others: name to (minuend, subtrahend).
 
-    Only `diff_sae` has one. Raises RecipeError unless there are two sources of one width.
+    Only `diff_sae` has such a source. Raises RecipeError unless there are two sources of one width.
     """
     if recipe.variant != "diff_sae":
         return {}
@@ -77,19 +78,19 @@ def differences(recipe: CrosscoderRecipe, widths: Mapping[str, int]) -> dict[str
     return {f"{after}-minus-{before}": (after, before)}
 
 
-def _whole(recipe: CrosscoderRecipe, inputs: Names, targets: Names, _: Mapping[str, int]) -> list[_Plan]:
-    _need_several(recipe, inputs, targets)
+def _standard(recipe: CrosscoderRecipe, inputs: Names, targets: Names, _: Mapping[str, int]) -> list[_Plan]:
+    _require_two_sources(recipe, inputs, targets)
     return [_Plan("shared", recipe.features, inputs, targets)]
 
 
-def _single(recipe: CrosscoderRecipe, inputs: Names, targets: Names, _: Mapping[str, int]) -> list[_Plan]:
+def _sae(recipe: CrosscoderRecipe, inputs: Names, targets: Names, _: Mapping[str, int]) -> list[_Plan]:
     if len(inputs) != 1 or inputs != targets:
         raise RecipeError(f"crosscoder: {recipe.variant} has one source, and there are {', '.join(inputs)}. Use dfc.")
     return [_Plan(inputs[0], recipe.features, inputs, targets)]
 
 
-def _dedicated(recipe: CrosscoderRecipe, inputs: Names, targets: Names, _: Mapping[str, int]) -> list[_Plan]:
-    _need_several(recipe, inputs, targets)
+def _dfc(recipe: CrosscoderRecipe, inputs: Names, targets: Names, _: Mapping[str, int]) -> list[_Plan]:
+    _require_two_sources(recipe, inputs, targets)
     sets = [(source,) for source in inputs] + [tuple(subset) for subset in recipe.subsets]
     dedicated = round(recipe.features * recipe.exclusive_share)
     shared = recipe.features - dedicated * len(sets)
@@ -101,8 +102,10 @@ def _dedicated(recipe: CrosscoderRecipe, inputs: Names, targets: Names, _: Mappi
     return [_Plan("shared", shared, inputs, targets)] + [_Plan("+".join(s), dedicated, s, s) for s in sets]
 
 
-def _designated(recipe: CrosscoderRecipe, inputs: Names, targets: Names, widths: Mapping[str, int]) -> list[_Plan]:
-    _need_several(recipe, inputs, targets)
+def _designated_shared(
+    recipe: CrosscoderRecipe, inputs: Names, targets: Names, widths: Mapping[str, int]
+) -> list[_Plan]:
+    _require_two_sources(recipe, inputs, targets)
     shared = max(1, round(recipe.features * recipe.shared_share))
     tied = len({widths[name] for name in targets}) == 1
     discount = {"k_factor": recipe.shared_k_factor, "penalty": recipe.shared_penalty}
@@ -113,23 +116,23 @@ def _designated(recipe: CrosscoderRecipe, inputs: Names, targets: Names, widths:
 
 
 def _weakly_causal(recipe: CrosscoderRecipe, inputs: Names, targets: Names, _: Mapping[str, int]) -> list[_Plan]:
-    return _by_layer(recipe, [((name,), targets[layer:]) for layer, name in enumerate(inputs)], inputs)
+    return _layer_groups(recipe, [((name,), targets[layer:]) for layer, name in enumerate(inputs)], inputs)
 
 
 def _strictly_causal(recipe: CrosscoderRecipe, inputs: Names, targets: Names, _: Mapping[str, int]) -> list[_Plan]:
-    # What a layer's MLP adds comes after what it read; a residual stream comes after itself one layer later.
-    later = int(inputs == targets)
-    spans = [((name,), targets[layer + later :]) for layer, name in enumerate(inputs)]
-    return _by_layer(recipe, [span for span in spans if span[1]], inputs)
+    # A layer's MLP output depends on the same layer's input; a residual stream only on earlier layers.
+    offset = int(inputs == targets)
+    spans = [((name,), targets[layer + offset :]) for layer, name in enumerate(inputs)]
+    return _layer_groups(recipe, [span for span in spans if span[1]], inputs)
 
 
 def _transcoder(recipe: CrosscoderRecipe, inputs: Names, targets: Names, _: Mapping[str, int]) -> list[_Plan]:
-    _need_targets(recipe, inputs, targets)
-    return _by_layer(recipe, [((one,), (other,)) for one, other in zip(inputs, targets, strict=True)], inputs)
+    _require_paired_targets(recipe, inputs, targets)
+    return _layer_groups(recipe, [((one,), (other,)) for one, other in zip(inputs, targets, strict=True)], inputs)
 
 
-def _cross_layer(recipe: CrosscoderRecipe, inputs: Names, targets: Names, _: Mapping[str, int]) -> list[_Plan]:
-    _need_targets(recipe, inputs, targets)
+def _clt(recipe: CrosscoderRecipe, inputs: Names, targets: Names, _: Mapping[str, int]) -> list[_Plan]:
+    _require_paired_targets(recipe, inputs, targets)
     return _strictly_causal(recipe, inputs, targets, {})
 
 
@@ -138,11 +141,11 @@ def _local_window(recipe: CrosscoderRecipe, inputs: Names, targets: Names, _: Ma
     for layer in range(len(inputs)):
         near = slice(max(0, layer - recipe.window), layer + recipe.window + 1)
         spans.append((inputs[near], targets[near]))
-    return _by_layer(recipe, spans, inputs)
+    return _layer_groups(recipe, spans, inputs)
 
 
-def _difference(recipe: CrosscoderRecipe, _: Names, __: Names, widths: Mapping[str, int]) -> list[_Plan]:
-    (name,) = differences(recipe, widths)
+def _diff_sae(recipe: CrosscoderRecipe, _: Names, __: Names, widths: Mapping[str, int]) -> list[_Plan]:
+    (name,) = difference_sources(recipe, widths)
     return [_Plan(name, recipe.features, (name,), (name,))]
 
 
@@ -152,16 +155,16 @@ def _custom(recipe: CrosscoderRecipe, _: Names, __: Names, ___: Mapping[str, int
     return [_Plan(**group.model_dump()) for group in recipe.groups]
 
 
-def _by_layer(recipe: CrosscoderRecipe, spans: list[tuple[Names, Names]], inputs: Names) -> list[_Plan]:
-    """Equal groups, one for each layer, named after the source that gives the layer."""
-    each, rest = divmod(recipe.features, len(spans))
+def _layer_groups(recipe: CrosscoderRecipe, spans: list[tuple[Names, Names]], inputs: Names) -> list[_Plan]:
+    """Groups of equal size, one per layer, named after the layer's source."""
+    size, rest = divmod(recipe.features, len(spans))
     return [
-        _Plan(f"at-{inputs[index]}", each + (index < rest), reads, writes)
+        _Plan(f"at-{inputs[index]}", size + (index < rest), reads, writes)
         for index, (reads, writes) in enumerate(spans)
     ]
 
 
-def _need_several(recipe: CrosscoderRecipe, inputs: Names, targets: Names) -> None:
+def _require_two_sources(recipe: CrosscoderRecipe, inputs: Names, targets: Names) -> None:
     names = {*inputs, *targets}
     if len(names) < 2:
         raise RecipeError(
@@ -170,7 +173,7 @@ def _need_several(recipe: CrosscoderRecipe, inputs: Names, targets: Names) -> No
         )
 
 
-def _need_targets(recipe: CrosscoderRecipe, inputs: Names, targets: Names) -> None:
+def _require_paired_targets(recipe: CrosscoderRecipe, inputs: Names, targets: Names) -> None:
     if inputs == targets or len(inputs) != len(targets):
         raise RecipeError(
             f"crosscoder: {recipe.variant} needs `inputs` and as many `targets` in layer order, for example "
@@ -179,23 +182,23 @@ def _need_targets(recipe: CrosscoderRecipe, inputs: Names, targets: Names) -> No
 
 
 _PLANS = {
-    "sae": _single,
-    "standard": _whole,
-    "dfc": _dedicated,
-    "designated_shared": _designated,
+    "sae": _sae,
+    "standard": _standard,
+    "dfc": _dfc,
+    "designated_shared": _designated_shared,
     "weakly_causal": _weakly_causal,
     "strictly_causal": _strictly_causal,
-    "clt": _cross_layer,
+    "clt": _clt,
     "transcoder": _transcoder,
     "local_window": _local_window,
-    "diff_sae": _difference,
+    "diff_sae": _diff_sae,
     "custom": _custom,
 }
 
 
-def _laid_out(plans: list[_Plan], recipe: CrosscoderRecipe, widths: Mapping[str, int]) -> tuple[Group, ...]:
-    """Groups one after another. Raises RecipeError for one that has no features, unknown sources or cannot be tied."""
-    known = {**widths, **{name: widths[pair[0]] for name, pair in differences(recipe, widths).items()}}
+def _place_groups(plans: list[_Plan], recipe: CrosscoderRecipe, widths: Mapping[str, int]) -> tuple[Group, ...]:
+    """Place groups one after another. Raises RecipeError for one that is empty, untieable or has unknown sources."""
+    known = {**widths, **{name: widths[pair[0]] for name, pair in difference_sources(recipe, widths).items()}}
     groups, first = [], 0
     for plan in plans:
         if plan.features < 1:

@@ -1,7 +1,7 @@
-"""Normalisation: what is subtracted from and multiplied with a source's activations before the crosscoder.
+"""Centres and scales each source's activations, and damps dominant directions.
 
-Residual streams of different models differ by a factor of thirty in size, and some are nearly all mean (94 % of
-the energy of Gemma 3 270M's). Without centring, the source with the larger mean gets almost no weight in the loss.
+Norms of residual streams differ between models by a factor of thirty, and in some the mean holds most of the energy
+(94 % in Gemma 3 270M). Without centring, the source with the larger mean gets almost no weight in the loss.
 """
 
 from collections.abc import Iterable
@@ -13,61 +13,61 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Damping:
-    """Some directions of one source scaled down; everything orthogonal to them stays."""
+    """Linear map that scales some directions of one source down and leaves the orthogonal complement unchanged."""
 
     directions: Tensor
-    """Orthonormal [directions, width], fp32."""
+    """Orthonormal directions [directions, width], fp32."""
     factors: Tensor
-    """What each is multiplied with, above 0 and below 1 [directions]."""
+    """Factor of each direction, between 0 and 1 [directions]."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Scale the directions of x [..., width] down."""
         return self._scaled(x, self.factors)
 
     def to(self, device: torch.device) -> "Damping":
-        """The same on a device."""
+        """The same map with its tensors on a device."""
         return Damping(self.directions.to(device), self.factors.to(device))
 
-    def undone(self, x: Tensor) -> Tensor:
-        """Scale the directions of x [..., width] up again."""
+    def inverse(self, x: Tensor) -> Tensor:
+        """Apply the inverse map to x [..., width]."""
         return self._scaled(x, 1 / self.factors)
 
     def _scaled(self, x: Tensor, factors: Tensor) -> Tensor:
-        along = x @ self.directions.to(x.device).T
-        return x + (along * (factors.to(x.device) - 1)) @ self.directions.to(x.device)
+        coordinates = x @ self.directions.to(x.device).T
+        return x + (coordinates * (factors.to(x.device) - 1)) @ self.directions.to(x.device)
 
 
 @dataclass(frozen=True)
 class Normaliser:
-    """normalised = (x - mean) * scale, for one source, and during training dominant directions scaled down."""
+    """normalised = (x - mean) * scale, for one source; during training dominant directions are damped too."""
 
     mean: Tensor
-    """What is subtracted [width], fp32."""
+    """Mean that is subtracted [width], fp32."""
     scale: float
-    """What the rest is multiplied with."""
+    """Factor applied after the mean is subtracted."""
     damping: Damping | None = None
-    """Never in a file: `trainer.crosscoder.fold_damping` folds it into the weights first."""
+    """Never saved: `trainer.crosscoder.fold_damping` folds it into the weights first."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Normalise activations [..., width]; gives fp32."""
+        """Normalise activations [..., width]; returns fp32."""
         normal = (x.float() - self.mean.to(x.device)) * self.scale
         return normal if self.damping is None else self.damping(normal)
 
     def to(self, device: torch.device) -> "Normaliser":
-        """The same on a device, so that normalising there need not move it."""
+        """The same normaliser with its tensors on a device, which saves copying them in every call."""
         damping = None if self.damping is None else self.damping.to(device)
         return Normaliser(self.mean.to(device), self.scale, damping)
 
-    def back(self, x: Tensor) -> Tensor:
-        """Undo it: normalised [..., width] to raw."""
-        normal = x.float() if self.damping is None else self.damping.undone(x.float())
+    def denormalise(self, x: Tensor) -> Tensor:
+        """Map normalised activations [..., width] back to raw ones."""
+        normal = x.float() if self.damping is None else self.damping.inverse(x.float())
         return normal / self.scale + self.mean.to(x.device)
 
 
 def centred_rms(blocks: Iterable[Tensor]) -> Normaliser:
-    """Subtract the mean and scale so that the squared norm is the width on average.
+    """Normaliser that subtracts the mean and scales the mean squared norm to the width.
 
-    Blocks [rows, width] are read once; sums are kept in fp64.
+    Blocks [rows, width] are read once; sums are in fp64.
     """
     rows, total, squares = 0, torch.zeros(0, dtype=torch.float64), 0.0
     for block in blocks:
@@ -83,7 +83,7 @@ def centred_rms(blocks: Iterable[Tensor]) -> Normaliser:
 
 
 def median_norm(blocks: Iterable[Tensor], mean_width: float) -> Normaliser:
-    """Keep the mean; scale so that the median norm is the square root of the mean width (arXiv 2602.11729)."""
+    """Normaliser that keeps the mean and scales the median norm to the root of the mean width (arXiv 2602.11729)."""
     norms, width = [], 0
     for block in blocks:
         norms.append(torch.linalg.vector_norm(block.float(), dim=1))
@@ -91,10 +91,10 @@ def median_norm(blocks: Iterable[Tensor], mean_width: float) -> Normaliser:
     return Normaliser(torch.zeros(width), mean_width**0.5 / max(float(torch.cat(norms).median()), 1e-12))
 
 
-def damped(normaliser: Normaliser, blocks: Iterable[Tensor], above: float) -> Normaliser:
-    """Scale down the principal directions that alone hold more than a share `above` of the variance, to that share.
+def damp_dominant_directions(normaliser: Normaliser, blocks: Iterable[Tensor], above: float) -> Normaliser:
+    """Add damping of the principal directions that each hold more than a share `above` of the variance, to that share.
 
-    The scale rises by as much as keeps the variance of the whole. Blocks [rows, width] are read once; products are
+    The scale grows so that the total variance stays the same. Blocks [rows, width] are read once; second moments are
     summed in fp64.
     """
     rows, width = 0, len(normaliser.mean)
@@ -111,9 +111,9 @@ def damped(normaliser: Normaliser, blocks: Iterable[Tensor], above: float) -> No
     if not bool(dominant.any()):
         return normaliser
     factors = (allowed / variances[dominant]).sqrt()
-    left = variances.sum() - variances[dominant].sum() + allowed * int(dominant.sum())
+    remaining = variances.sum() - variances[dominant].sum() + allowed * int(dominant.sum())
     return replace(
         normaliser,
-        scale=normaliser.scale * float(variances.sum() / left) ** 0.5,
+        scale=normaliser.scale * float(variances.sum() / remaining) ** 0.5,
         damping=Damping(directions[:, dominant].T.contiguous().float(), factors.float()),
     )

@@ -1,8 +1,8 @@
-"""Sparsity: which features stay active. BatchTopK keeps the k strongest per row on average over a batch.
+"""Selects active features: BatchTopK, which keeps k per row on average over a batch, and TopK.
 
-Scores are activation times decoder norm, so that scaling a feature's encoder up and its decoder down changes nothing.
-Selection is exact, without sorting rows x features: candidates above a running threshold are few, and the k-th
-largest is found among them.
+Scores are activation times decoder norm, which is invariant to scaling a feature's encoder up and its decoder down.
+Selection is exact without sorting rows x features: few candidates exceed a bound a little below the last threshold, and
+the k-th largest is found among them.
 """
 
 import math
@@ -17,102 +17,106 @@ from torch import Tensor
 from trainer.kernels.readback import ScalarReadback
 from trainer.recipe.fitting import SparsityRecipe
 
-ROUNDED_DOWN = 1 - 2**-8
-"""Searched is for a little less than the bound, so that its rounding to bf16 leaves out nothing above it."""
+BF16_SLACK = 1 - 2**-8
+"""Searches slightly below the bound, so that rounding it to bf16 drops nothing."""
 
 
-def spare(keep: int) -> float:
-    """By how much the search for a threshold begins below the last one, as a share of it.
+def guess_margin(keep: int) -> float:
+    """Distance between the last threshold and the first bound searched, as a share of the threshold.
 
-    The threshold of few varies more between batches. Too few candidates, and the search begins anew, lower.
+    The fewer entries are kept, the more the threshold varies between batches. With too few candidates, the search runs
+    again with a lower bound.
     """
     return min(0.5, max(0.02, 3.5 / math.sqrt(max(keep, 1))))
 
 
-class Selected(NamedTuple):
-    """What is kept of several groups' scores."""
+class Selection(NamedTuple):
+    """Entries kept in several groups."""
 
     kept: list[Tensor]
-    """Per group, flat indices of kept entries in increasing order, int64."""
+    """Per group, flat indices of the kept entries in increasing order, int64."""
     value: list[Tensor]
     """Per group, their pre-activations, fp32."""
     threshold: float
-    """The smallest score kept; 0 when nothing was."""
+    """Smallest score kept; 0 if nothing was."""
 
 
 Search = Callable[[Sequence[Tensor]], Sequence[tuple[Tensor, Tensor]]]
-"""From a bound per group [features] to what exceeds it: flat indices in order, int64 [n], and pre-activations [n]."""
+"""Maps a bound per group [features] to the entries above it: flat indices in order, int64 [n], pre-activations [n]."""
 
 
-def batch_topk(search: Search, scale: Sequence[Tensor], keep: int, guess: float = 0.0) -> Selected:
+def batch_topk(search: Search, scale: Sequence[Tensor], keep: int, guess: float = 0.0) -> Selection:
     """Keep the `keep` largest positive scores over all groups together.
 
-    Scores are pre-activations times the group's scale [features]. `guess` is about the threshold expected; a bad one
-    costs another search, never exactness.
+    Scores are pre-activations times the group's scale [features]. `guess` is the expected threshold; a bad guess costs
+    another search, never exactness.
     """
-    bound, lower = max(guess, 0.0) * (1 - spare(keep)), 0.9
+    bound, lower = max(guess, 0.0) * (1 - guess_margin(keep)), 0.9
     while True:
-        found = search([bound * ROUNDED_DOWN / s for s in scale])
-        scores = torch.cat([value * s[at % len(s)] for (at, value), s in zip(found, scale, strict=True)])
+        found = search([bound * BF16_SLACK / s for s in scale])
+        scores = torch.cat([value * s[flat % len(s)] for (flat, value), s in zip(found, scale, strict=True)])
         if bound == 0.0 or len(scores) >= keep:
-            selected, above = _largest(found, scores, keep, bound)
-            # Only above the bound itself is nothing missing: rounding moves every column's bound by another share.
+            selection, above = _keep_largest(found, scores, keep, bound)
+            # The search is complete only above the bound itself: rounding moves the bounds of columns differently.
             if bound == 0.0 or above >= keep:
-                return selected
-        # A guess so small that it cannot be lowered any more must not keep the search going.
+                return selection
+        # Falls to zero below a floor: a tiny guess could not be lowered any further and would never end the loop.
         bound, lower = bound * lower if bound > max(guess * 0.2, 1e-12) else 0.0, 0.7
 
 
-def _largest(found: Sequence[tuple[Tensor, Tensor]], scores: Tensor, keep: int, bound: float) -> tuple[Selected, float]:
-    """The `keep` largest of all scores [n], and how many exceed the bound. The device is waited for once."""
+def _keep_largest(
+    found: Sequence[tuple[Tensor, Tensor]], scores: Tensor, keep: int, bound: float
+) -> tuple[Selection, float]:
+    """The `keep` largest of all scores [n], and how many exceed the bound; synchronises with the device once."""
     if not len(scores):
-        return Selected([at for at, _ in found], [value for _, value in found], 0.0), 0
-    chosen, least = _strongest(scores, keep)
-    parts = chosen.split([len(at) for at, _ in found])
-    counts, smallest = ScalarReadback(torch.stack([x.sum() for x in (scores > bound, *parts)])), ScalarReadback(least)
-    above, *sizes = counts.numbers()
-    kept = [true_places(part, int(size)) for part, size in zip(parts, sizes, strict=True)]
-    picked = [(at[index], value[index]) for (at, value), index in zip(found, kept, strict=True)]
-    return Selected([at for at, _ in picked], [value for _, value in picked], smallest.number()), above
+        return Selection([flat for flat, _ in found], [value for _, value in found], 0.0), 0
+    mask, lowest_kept = _top_mask(scores, keep)
+    parts = mask.split([len(flat) for flat, _ in found])
+    counts = ScalarReadback(torch.stack([x.sum() for x in (scores > bound, *parts)]))
+    smallest = ScalarReadback(lowest_kept)
+    above, *sizes = counts.tolist()
+    kept = [nonzero_indices(part, int(size)) for part, size in zip(parts, sizes, strict=True)]
+    entries = [(flat[index], value[index]) for (flat, value), index in zip(found, kept, strict=True)]
+    return Selection([flat for flat, _ in entries], [value for _, value in entries], smallest.item()), above
 
 
-def _strongest(scores: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """Which scores [n] are the `keep` largest, and the smallest of them; of equal ones the first."""
+def _top_mask(scores: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """Mask of the `keep` largest scores [n], and the smallest of them; on a CPU the first of equal ones."""
     if len(scores) <= keep:
         return torch.ones_like(scores, dtype=torch.bool), scores.min()
     if scores.device.type != "cpu":
         value, index = torch.topk(scores, keep, sorted=False)
         return torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, index, True), value.min()
-    # torch would sort the half that is kept.
-    least = torch.as_tensor(np.partition(scores.numpy(force=True), len(scores) - keep)[len(scores) - keep])
-    chosen = scores > least
-    equal = torch.nonzero(scores == least).squeeze(1)
-    chosen[equal[: keep - int(chosen.sum())]] = True
-    return chosen, least
+    # torch.topk on a CPU sorts what it keeps; a partition is enough.
+    lowest_kept = torch.as_tensor(np.partition(scores.numpy(force=True), len(scores) - keep)[len(scores) - keep])
+    mask = scores > lowest_kept
+    equal = torch.nonzero(scores == lowest_kept).squeeze(1)
+    mask[equal[: keep - int(mask.sum())]] = True
+    return mask, lowest_kept
 
 
-def true_places(mask: Tensor, count: int) -> Tensor:
-    """Places of a flat mask that are true, in order, int64 [count]; their number spares waiting for a GPU."""
+def nonzero_indices(mask: Tensor, count: int) -> Tensor:
+    """Indices of the true entries of a flat mask, int64 [count]; knowing `count` avoids synchronising with a GPU."""
     if mask.is_cuda:
         return torch.nonzero_static(mask, size=count).squeeze(1)
     return torch.nonzero(mask).squeeze(1)
 
 
-def row_topk(pre: Sequence[Tensor], scale: Sequence[Tensor], k: int) -> Selected:
+def row_topk(pre: Sequence[Tensor], scale: Sequence[Tensor], k: int) -> Selection:
     """Keep the k largest positive scores of every row, over all groups together; arguments as for `batch_topk`."""
     scores = torch.cat([p.float() * s for p, s in zip(pre, scale, strict=True)], dim=1)
     best = torch.topk(scores, min(k, scores.shape[1]), dim=1)
     mask = torch.zeros_like(scores, dtype=torch.bool).scatter(1, best.indices, best.values > 0)
     parts = mask.split([p.shape[1] for p in pre], dim=1)
-    sizes = ScalarReadback(torch.stack([part.sum() for part in parts])).numbers()
-    kept = [true_places(part.reshape(-1), int(size)) for part, size in zip(parts, sizes, strict=True)]
-    return Selected(kept, [p.reshape(-1)[at].float() for p, at in zip(pre, kept, strict=True)], 0.0)
+    sizes = ScalarReadback(torch.stack([part.sum() for part in parts])).tolist()
+    kept = [nonzero_indices(part.reshape(-1), int(size)) for part, size in zip(parts, sizes, strict=True)]
+    return Selection(kept, [p.reshape(-1)[flat].float() for p, flat in zip(pre, kept, strict=True)], 0.0)
 
 
 def ranking_norm(norms: Sequence[Tensor], rank_by: str) -> Tensor:
-    """What an activation is multiplied with to compete for the budget [features].
+    """Factor by which an activation is multiplied to give its score [features].
 
-    `norms` are a group's decoder norms in each source it writes. With the sum, as in the literature, a
+    `norms` are a group's decoder norms [features] in each source it writes. With the sum, as in the literature, a
     feature that writes one source competes at half weight against one that writes two.
     """
     stacked = torch.stack(list(norms))
@@ -128,7 +132,7 @@ def ranking_norm(norms: Sequence[Tensor], rank_by: str) -> Tensor:
 
 
 def annealed_k(recipe: SparsityRecipe, step: int, steps: int) -> int:
-    """The k of a step: from `k_start` linearly down to `k` over the first share of the steps."""
+    """The k of a step: falls linearly from `k_start` to `k` over the first `anneal_share` of the steps."""
     start = recipe.k_start or 4 * recipe.k
     over = recipe.anneal_share * steps
     if step >= over:
@@ -136,20 +140,20 @@ def annealed_k(recipe: SparsityRecipe, step: int, steps: int) -> int:
     return round(start + (recipe.k - start) * step / over)
 
 
-RECENT = 10
-"""A running threshold looks back over one step in this many, at most: earlier scores are of other weights."""
+WINDOW_DIVISOR = 10
+"""A running threshold averages over at most the last tenth of the steps, because earlier scores had other weights."""
 
 
 @dataclass
 class RunningThreshold:
-    """Moving average of the smallest score kept: the threshold at inference of a store without held-out rows."""
+    """Moving average of the smallest score kept: the inference threshold for a store without held-out rows."""
 
     decay: float
     value: float = 0.0
     steps: int = 0
 
     def update(self, smallest: float) -> None:
-        """Count one batch in; the first sets it, and the first ones soon weigh nothing."""
-        new = max(1 - self.decay, RECENT / (RECENT + self.steps))
-        self.value += new * (smallest - self.value)
+        """Include one batch; the first sets the value, and early ones soon have little weight."""
+        weight = max(1 - self.decay, WINDOW_DIVISOR / (WINDOW_DIVISOR + self.steps))
+        self.value += weight * (smallest - self.value)
         self.steps += 1

@@ -1,1 +1,1 @@
-"""What a crosscoder is worth on rows that training never saw: the run's `evaluate` stage."""
+"""Evaluates a crosscoder on held-out rows: the `evaluate` stage of a run."""

@@ -1,9 +1,9 @@
-"""Fidelity: what a language model loses when its activations are replaced by their reconstruction.
+"""Measures a model's loss with its activations replaced by reconstructions, zeros or means.
 
-While a model reads a held-out sequence, its activation at every position that has a row is replaced: by what the
-crosscoder makes of the row, by zero, or by the source's mean. All other positions keep their own activation: special
-and template tokens, places where the tokenizers disagree, outlying norms. Codes are joint, so all sources read a
-sequence before any is replaced; then one source at a time is. Scored are predictions made at replaced positions.
+While a model reads a held-out sequence, its activation at every position that has a row is replaced: by the
+crosscoder's reconstruction, by zero, or by the source's mean. Positions without a row keep their activation: special
+and template tokens, tokens that do not end at an anchor, outlying norms. Codes are joint, so all sources read a
+sequence first; then activations are replaced in one source at a time. The predictions at replaced positions are scored.
 """
 
 import inspect
@@ -23,32 +23,32 @@ from trainer.run.progress import Progress
 from trainer.store.store import ActivationStore, Rows
 
 CONDITIONS = ("reconstruction", "zero", "mean")
-"""What an activation is replaced with."""
+"""Replacements of an activation."""
 SCORED = 128
-"""Predictions scored in one sequence at most, spread evenly: logits of large vocabularies are dear."""
+"""Most predictions scored per sequence, spread evenly: logits of large vocabularies need much memory."""
 CHUNK = 32
-"""Predictions whose logits are held in fp32 at a time; 32 MiB for each condition with 262,144 tokens."""
+"""Predictions whose logits are in memory in fp32 at a time: 32 MiB per condition with 262,144 tokens."""
 
-Rebuild = Callable[[Rows], Rows]
-"""Raw activations [rows, width] of all sources to the reconstruction of some of them, also raw."""
-Run = Callable[[Edit], Tensor]
-"""Runs a model on one sequence with an edit at its hookpoint; gives the scored logits [predictions, vocabulary]."""
+Reconstruct = Callable[[Rows], Rows]
+"""Maps raw activations [rows, width] of all sources to reconstructions of some of them, also raw."""
+RunWithEdit = Callable[[Edit], Tensor]
+"""Runs a model on one sequence with an edit at its hookpoint; returns the scored logits [predictions, vocabulary]."""
 
 
 @dataclass(frozen=True)
-class Passage:
-    """A held-out sequence as every source reads it."""
+class HeldOutSequence:
+    """A held-out sequence with the tokens and rows of every source."""
 
     ids: dict[str, Tensor]
-    """Token ids by source int64 [tokens]."""
-    at: dict[str, Tensor]
-    """Positions by source that have a row int64 [rows]; the same rows in all sources."""
+    """Token ids by source, int64 [tokens]."""
+    positions: dict[str, Tensor]
+    """Positions by source that have a row, int64 [rows]; the same rows in all sources."""
 
     def scored(self, source: str) -> Tensor:
-        """Positions of the source whose predictions are scored: they have a row and a next token [predictions]."""
-        at = self.at[source]
-        at = at[at < len(self.ids[source]) - 1]
-        return at[_spread(len(at), SCORED)]
+        """Positions of the scored predictions, which have a row and a next token [predictions]."""
+        positions = self.positions[source]
+        positions = positions[positions < len(self.ids[source]) - 1]
+        return positions[_evenly_spaced(len(positions), SCORED)]
 
 
 @dataclass
@@ -56,40 +56,40 @@ class Losses:
     """Sums over the scored predictions of one source, in nats, and counts."""
 
     cross_entropy: Tensor = field(default_factory=lambda: torch.zeros(1 + len(CONDITIONS), dtype=torch.float64))
-    """Of the next token: with the model's own activations, then under each condition."""
+    """Of the next token: with the clean activations, then under each condition."""
     divergence: Tensor = field(default_factory=lambda: torch.zeros(len(CONDITIONS), dtype=torch.float64))
-    """KL divergence of the prediction under each condition from the model's own."""
+    """KL(clean prediction || prediction under each condition)."""
     predictions: int = 0
     replaced: int = 0
     """Positions whose activation was replaced."""
     tokens: int = 0
 
     def add(self, clean: Tensor, others: Sequence[Tensor], following: Tensor) -> None:
-        """Count scored logits in: clean and per condition [predictions, vocabulary], and the tokens that came next."""
+        """Adds scored logits, clean and per condition [predictions, vocabulary]; `following` are the next tokens."""
         self.predictions += len(following)
         for part in zip(*(x.split(CHUNK) for x in (clean, following, *others)), strict=True):
-            own, wanted, changed = part[0].float(), part[1][:, None], part[2:]
-            own = own.log_softmax(dim=1)
-            chance = own.exp()
-            self.cross_entropy[0] -= float(own.gather(1, wanted).double().sum())
+            clean_part, targets, changed = part[0].float(), part[1][:, None], part[2:]
+            log_p = clean_part.log_softmax(dim=1)
+            probability = log_p.exp()
+            self.cross_entropy[0] -= float(log_p.gather(1, targets).double().sum())
             for number, logits in enumerate(changed):
-                other = logits.float().log_softmax(dim=1)
-                self.cross_entropy[1 + number] -= float(other.gather(1, wanted).double().sum())
-                self.divergence[number] += float(torch.linalg.vecdot(chance, own - other).double().sum())
+                log_q = logits.float().log_softmax(dim=1)
+                self.cross_entropy[1 + number] -= float(log_q.gather(1, targets).double().sum())
+                self.divergence[number] += float(torch.linalg.vecdot(probability, log_p - log_q).double().sum())
 
     def measures(self, source: str) -> list[dict[str, Any]]:
-        """Rows of the results' evaluation table; no loss recovered from an ablation that did no harm."""
-        own, *changed = (self.cross_entropy / self.predictions).tolist()
-        found = {"cross_entropy": own}
-        found |= {f"cross_entropy_{name}": value for name, value in zip(CONDITIONS, changed, strict=True)}
-        rebuilt, *ablated = changed
+        """Rows of the results' evaluation table; without loss recovered for ablations that do not raise the loss."""
+        clean, *changed = (self.cross_entropy / self.predictions).tolist()
+        values = {"cross_entropy": clean}
+        values |= {f"cross_entropy_{name}": value for name, value in zip(CONDITIONS, changed, strict=True)}
+        reconstructed, *ablated = changed
         for name, value in zip(CONDITIONS[1:], ablated, strict=True):
-            if value > own:
-                found[f"loss_recovered_{name}"] = 1 - (rebuilt - own) / (value - own)
+            if value > clean:
+                values[f"loss_recovered_{name}"] = 1 - (reconstructed - clean) / (value - clean)
         divergences = (self.divergence / self.predictions).tolist()
-        found |= {f"kl_{name}": value for name, value in zip(CONDITIONS, divergences, strict=True)}
-        found["positions_replaced"] = self.replaced / self.tokens
-        return [{"source": source, "measure": measure, "value": value} for measure, value in found.items()]
+        values |= {f"kl_{name}": value for name, value in zip(CONDITIONS, divergences, strict=True)}
+        values["positions_replaced"] = self.replaced / self.tokens
+        return [{"source": source, "measure": measure, "value": value} for measure, value in values.items()]
 
 
 def obstacle(store: ActivationStore, crosscoder: Crosscoder, models: Collection[str], sequences: int) -> str | None:
@@ -110,93 +110,99 @@ def obstacle(store: ActivationStore, crosscoder: Crosscoder, models: Collection[
 def fidelity(
     store: ActivationStore, crosscoder: Crosscoder, sources: Sequence[Source], *, sequences: int, progress: Progress
 ) -> list[dict[str, Any]]:
-    """Measures on some held-out sequences, spread over the split, for every source that is reconstructed.
+    """Rows of the results' evaluation table for every reconstructed source, on evenly spread held-out sequences.
 
     `sources` are whole models of all sources of the store, and there is no `obstacle`.
     """
-    passages, means = held_out_passages(store, sources, sequences)
+    chosen, means = held_out_sequences(store, sources, sequences)
 
-    def rebuild(rows: Rows) -> Rows:
+    def reconstruct(rows: Rows) -> Rows:
         return crosscoder.decode(crosscoder.encode(rows))
 
     losses = {source.name: Losses() for source in sources if source.name in crosscoder.targets}
-    with progress.task("evaluate: loss of the models", total=len(passages), unit="sequences") as task:
-        for passage in passages:
-            measure(passage, sources, rebuild, means, losses)
+    with progress.task("evaluate: loss of the models", total=len(chosen), unit="sequences") as task:
+        for sequence in chosen:
+            add_sequence(sequence, sources, reconstruct, means, losses)
             task.advance(1)
     return [row for name, sums in losses.items() if sums.predictions for row in sums.measures(name)]
 
 
 @torch.inference_mode()
-def measure(
-    passage: Passage, sources: Sequence[Source], rebuild: Rebuild, means: Rows, losses: dict[str, Losses]
+def add_sequence(
+    sequence: HeldOutSequence,
+    sources: Sequence[Source],
+    reconstruct: Reconstruct,
+    means: Rows,
+    losses: dict[str, Losses],
 ) -> None:
-    """Count one sequence in, for the sources that `losses` names; `means` are their mean activations [width]."""
+    """Adds one sequence to the losses, whose keys are the sources to measure; `means` are their means [width]."""
     rows: Rows = {}
     clean: Rows = {}
-    runs: dict[str, Run] = {}
+    runs: dict[str, RunWithEdit] = {}
     for source in sources:
         hookpoint = locate(source, source.recipe.hookpoint, source.recipe.layer)
-        ids, at = passage.ids[source.name].to(source.device), passage.at[source.name].to(source.device)
+        ids, positions = sequence.ids[source.name].to(source.device), sequence.positions[source.name].to(source.device)
         if source.name not in losses:
-            rows[source.name] = read(source, hookpoint, ids[None])[0, at].cpu()
+            rows[source.name] = read(source, hookpoint, ids[None])[0, positions].cpu()
             continue
-        runs[source.name] = _runner(source, hookpoint, ids, passage.scored(source.name).to(source.device))
-        rows[source.name], clean[source.name] = _own(runs[source.name], at)
-    rebuilt = rebuild(rows)
+        runs[source.name] = _runner(source, hookpoint, ids, sequence.scored(source.name).to(source.device))
+        rows[source.name], clean[source.name] = _run_clean(runs[source.name], positions)
+    reconstructed = reconstruct(rows)
     for name, sums in losses.items():
-        values = (rebuilt[name], torch.zeros_like(means[name]), means[name])
-        others = [runs[name](_replacing(passage.at[name], value)) for value in values]
-        sums.add(clean[name], others, passage.ids[name][passage.scored(name) + 1].to(clean[name].device))
-        sums.replaced += len(passage.at[name])
-        sums.tokens += len(passage.ids[name])
+        values = (reconstructed[name], torch.zeros_like(means[name]), means[name])
+        others = [runs[name](_replacing(sequence.positions[name], value)) for value in values]
+        sums.add(clean[name], others, sequence.ids[name][sequence.scored(name) + 1].to(clean[name].device))
+        sums.replaced += len(sequence.positions[name])
+        sums.tokens += len(sequence.ids[name])
 
 
-def held_out_passages(store: ActivationStore, sources: Sequence[Source], sequences: int) -> tuple[list[Passage], Rows]:
-    """At most so many held-out sequences, spread evenly, and every source's mean over all held-out rows [width]."""
-    places, sums = [], {source.name: torch.zeros(source.width, dtype=torch.float64) for source in sources}
+def held_out_sequences(
+    store: ActivationStore, sources: Sequence[Source], sequences: int
+) -> tuple[list[HeldOutSequence], Rows]:
+    """At most `sequences` held-out sequences, evenly spread, and every source's mean over all held-out rows [width]."""
+    row_order, sums = [], {source.name: torch.zeros(source.width, dtype=torch.float64) for source in sources}
     for block in store.blocks("held_out"):
-        assert block.sequence is not None, "rows of a store with texts have places"
-        assert block.byte_end is not None, "and their ends"
-        places.append(torch.stack([block.sequence, block.byte_end]).long())
+        assert block.sequence is not None, "rows of a store with texts have a sequence"
+        assert block.byte_end is not None, "rows of a store with texts have a byte end"
+        row_order.append(torch.stack([block.sequence, block.byte_end]).long())
         for name in sums:
             sums[name] += block.rows[name].sum(dim=0, dtype=torch.float64)
-    sequence, byte_end = torch.cat(places, dim=1)
-    every = sequence.unique()
-    chosen = every[_spread(len(every), sequences)]
+    sequence, byte_end = torch.cat(row_order, dim=1)
+    every_sequence = sequence.unique()
+    chosen = every_sequence[_evenly_spaced(len(every_sequence), sequences)]
     table = store.sequences(only=chosen.tolist())
-    assert table is not None, "there is no obstacle"
+    assert table is not None, "`obstacle` requires a store with texts"
     order = [source.name for source in store.sources]
     special = {source.name: torch.tensor(source.tokenizer.all_special_ids, dtype=torch.long) for source in sources}
-    passages = []
+    aligned = []
     for line in table.select(["sequence", "tokens", "token_ids"]).to_pylist():
         ids = {name: torch.tensor(line["token_ids"][order.index(name)]) for name in special}
         ends = {name: [token["byte_end"] for token in line["tokens"][order.index(name)]] for name in special}
         anchors = byte_end[sequence == line["sequence"]].sort().values.numpy()
         at = {name: torch.from_numpy(positions(np.asarray(ends[name]), anchors)) for name in special}
         keep = torch.stack([~torch.isin(ids[n][at[n]], special[n]) for n in special]).all(dim=0)
-        passages.append(Passage(ids, {name: where[keep] for name, where in at.items()}))
-    return passages, {name: (total / len(sequence)).float() for name, total in sums.items()}
+        aligned.append(HeldOutSequence(ids, {name: source_positions[keep] for name, source_positions in at.items()}))
+    return aligned, {name: (total / len(sequence)).float() for name, total in sums.items()}
 
 
-def _spread(count: int, wanted: int) -> Tensor:
-    """Indices of at most `wanted` of so many things, spread evenly int64 [n]."""
+def _evenly_spaced(count: int, wanted: int) -> Tensor:
+    """Indices of at most `wanted` of `count` items, evenly spaced, int64 [n]."""
     wanted = min(wanted, count)
     return torch.arange(wanted) * count // max(wanted, 1)
 
 
 def logits_at(source: Source, ids: Tensor, at: Tensor) -> Tensor:
-    """What a source predicts after some positions [n] of a sequence [tokens]: logits [n, vocabulary], in its dtype."""
+    """Logits of a source at positions [n] of a sequence of ids [tokens]: [n, vocabulary], in its dtype."""
     if "logits_to_keep" in inspect.signature(source.model.forward).parameters:
-        found = source.model(input_ids=ids[None], use_cache=False, logits_to_keep=at).logits[0]
+        kept = source.model(input_ids=ids[None], use_cache=False, logits_to_keep=at).logits[0]
     else:
-        found = source.model(input_ids=ids[None], use_cache=False).logits[0, at]
-    logits: Tensor = found
+        kept = source.model(input_ids=ids[None], use_cache=False).logits[0, at]
+    logits: Tensor = kept
     return logits
 
 
-def _runner(source: Source, hookpoint: Hookpoint, ids: Tensor, scored: Tensor) -> Run:
-    """How to run a source on a sequence [tokens]; only the scored positions go through the head."""
+def _runner(source: Source, hookpoint: Hookpoint, ids: Tensor, scored: Tensor) -> RunWithEdit:
+    """Binds a source to a sequence of ids [tokens]; only the scored positions go through the unembedding."""
 
     def run(edit: Edit) -> Tensor:
         with editing(source, hookpoint, edit):
@@ -205,20 +211,20 @@ def _runner(source: Source, hookpoint: Hookpoint, ids: Tensor, scored: Tensor) -
     return run
 
 
-def _own(run: Run, at: Tensor) -> tuple[Tensor, Tensor]:
-    """The source's own activations at some positions [rows, width], and the scored logits they lead to."""
-    seen: list[Tensor] = []
+def _run_clean(run: RunWithEdit, at: Tensor) -> tuple[Tensor, Tensor]:
+    """The clean activations at positions `at` [rows, width], and the scored logits."""
+    clean: list[Tensor] = []
 
-    def look(activation: Tensor) -> Tensor:
-        seen.append(activation[0, at].cpu())
+    def record(activation: Tensor) -> Tensor:
+        clean.append(activation[0, at].cpu())
         return activation
 
-    logits = run(look)
-    return seen[0], logits
+    logits = run(record)
+    return clean[0], logits
 
 
 def _replacing(at: Tensor, value: Tensor) -> Edit:
-    """Put `value` ([rows, width], or [width] for all rows) at some positions and leave the others."""
+    """An edit that writes `value` ([rows, width], or [width] for all rows) at positions `at`."""
 
     def edit(activation: Tensor) -> Tensor:
         changed = activation.clone()

@@ -1,1 +1,1 @@
-"""Other tools' checkpoints, read and written exactly or refused; one module per format."""
+"""Reads and writes other tools' checkpoints, exactly or not at all; one module per format."""

@@ -1,7 +1,8 @@
-"""crosscode: the acausal crosscoder over models and hookpoints, with ReLU, JumpReLU, TopK or BatchTopK.
+"""Checkpoints of crosscode's acausal crosscoder over models and hookpoints.
 
-`model.pt` with `model_cfg.yaml`. A source is one model at one hookpoint, models outermost. Scaling factors are folded
-into saved weights and stand beside them; they are taken out again, so that decoder norms of sources compare.
+Activation functions are ReLU, JumpReLU, TopK and BatchTopK. The files are `model.pt` and `model_cfg.yaml`. A source is
+one model at one hookpoint, models outermost. The saved weights include the scaling factors, which are stored beside
+them; reading divides them out, so that decoder norms of sources are comparable.
 """
 
 from collections.abc import Sequence
@@ -18,27 +19,27 @@ from trainer.crosscoder.normalisation import Normaliser
 from trainer.errors import CrosscoderError
 from trainer.interchange.folding import (
     fires_when_positive,
-    rescaled,
     scores_per_activation,
-    stretched,
-    summed,
     thresholds,
+    with_rescaled_activations,
+    with_rescaled_sources,
     with_scores_as_activations,
+    with_summed_inputs,
     without_mean,
 )
 from trainer.interchange.layout import (
     Partition,
     Weights,
-    assembled,
+    assemble_crosscoder,
     common_width,
-    disassembled,
-    kept_per_row,
-    need_one_group,
+    k_per_row,
     refuse_differences,
+    require_one_group,
     source_names,
+    stack_weights,
 )
 from trainer.interchange.tensor_files import TensorFile, read_settings, read_tensors, write_tensors
-from trainer.run.folder import published
+from trainer.run.folder import atomic_write
 
 TOOL = "crosscode"
 READ_LOSSES = (
@@ -54,7 +55,7 @@ JUMPRELU = ("AnthropicSTEJumpReLUActivation", "JumpReLUActivationFunction")
 
 
 def find(path: Path) -> Path | None:
-    """The weights of this format in a folder, or the file itself; None when there are none."""
+    """The weights file of this format at a path to a folder or file, or None."""
     file = path if path.is_file() else path / "model.pt"
     return file if file.is_file() and file.name == "model.pt" and file.with_name("model_cfg.yaml").is_file() else None
 
@@ -62,17 +63,17 @@ def find(path: Path) -> Path | None:
 def read(path: Path, *, sources: Sequence[str] = (), threshold: float | None = None) -> Crosscoder:
     """Read a checkpoint: its folder or its weights file.
 
-    `threshold` is on the activation, for checkpoints that keep k features and save none. Raises CrosscoderError for a
-    damaged or unsafe file, or one that Crossdiff cannot hold.
+    `threshold` applies to the activation, for checkpoints that keep k features and store no threshold. Raises
+    CrosscoderError for a damaged or unsafe file, or one that Crossdiff cannot hold.
     """
     file = read_tensors(find(path) or path)
     settings = read_settings(file.path.with_name("model_cfg.yaml"))
-    file.only(ENTRIES)
+    file.require_known(ENTRIES)
     models, hookpoints, width, features = file.raw("_W_enc_XiDiL", ("models", "hookpoints", "width", "features")).shape
     count = models * hookpoints
     names = source_names(sources, settings, count, file.path)
     stacked, biases = (features, models, hookpoints, width), (models, hookpoints, width)
-    own = Weights(
+    weights = Weights(
         [e.T.contiguous() for e in file.tensor("_W_enc_XiDiL", (*biases, features)).reshape(count, width, features)],
         list(file.tensor("_W_dec_LXoDo", stacked).reshape(features, count, width).unbind(1)),
         file.tensor("b_enc_L", (features,)) if "b_enc_L" in file else torch.zeros(features),
@@ -81,8 +82,8 @@ def read(path: Path, *, sources: Sequence[str] = (), threshold: float | None = N
         ),
     )
     kind, options = _activation(settings, file.path)
-    crosscoder = assembled(
-        own,
+    crosscoder = assemble_crosscoder(
+        weights,
         Partition(0, 0, features).groups(names),
         {name: Normaliser(torch.zeros(width), 1.0) for name in names},
         threshold=_threshold(file, kind, features, threshold),
@@ -93,73 +94,73 @@ def read(path: Path, *, sources: Sequence[str] = (), threshold: float | None = N
         crosscoder = replace(crosscoder, row_k={"shared": int(options["k"])})
     scales = dict(zip(names, _factors(file, models, hookpoints).reshape(-1).tolist(), strict=True))
     normaliser = {name: Normaliser(torch.zeros(width), scale) for name, scale in scales.items()}
-    unfolded = stretched(crosscoder, {name: 1 / scale for name, scale in scales.items()})
+    unfolded = with_rescaled_sources(crosscoder, {name: 1 / scale for name, scale in scales.items()})
     return replace(unfolded, normaliser=normaliser)
 
 
 def write(crosscoder: Crosscoder, folder: Path, *, hookpoints: int = 1) -> None:
     """Write model.pt and model_cfg.yaml for raw activations.
 
-    `hookpoints` is how many consecutive sources belong to one model. Raises CrosscoderError when widths differ or
+    `hookpoints` is the number of consecutive sources of one model. Raises CrosscoderError when widths differ or
     features are exclusive.
     """
     refuse_differences(crosscoder, TOOL)
-    need_one_group(crosscoder, TOOL)
+    require_one_group(crosscoder, TOOL)
     width, count = common_width(crosscoder, TOOL), len(crosscoder.sources)
     if hookpoints < 1 or count % hookpoints:
         raise CrosscoderError(
             f"{count} sources are no whole number of models with {hookpoints} hookpoints each. Give 1."
         )
-    kept = kept_per_row(crosscoder)
-    plain = without_mean(summed(crosscoder))
+    row_k = k_per_row(crosscoder)
+    folded = without_mean(with_summed_inputs(crosscoder))
     entries: dict[str, Tensor] = {}
-    if kept is not None:
-        plain = with_scores_as_activations(plain)
-        activation = {"classname": TOPK, "cfg": {"k": kept}}
-    elif fires_when_positive(plain):
+    if row_k is not None:
+        folded = with_scores_as_activations(folded)
+        activation = {"classname": TOPK, "cfg": {"k": row_k}}
+    elif fires_when_positive(folded):
         activation = {"classname": RELU, "cfg": {}}
     else:
-        plain, entries[THRESHOLDS] = _with_thresholds(plain)
-        activation = {"classname": JUMPRELU[0], "cfg": {"size": plain.features, "bandwidth": 1.0}}
-    scales = {source: plain.normaliser[source].scale for source in plain.sources}
-    own, place = disassembled(stretched(plain, scales)), (count // hookpoints, hookpoints)
+        folded, entries[THRESHOLDS] = _with_thresholds(folded)
+        activation = {"classname": JUMPRELU[0], "cfg": {"size": folded.features, "bandwidth": 1.0}}
+    scales = {source: folded.normaliser[source].scale for source in folded.sources}
+    weights, shape = stack_weights(with_rescaled_sources(folded, scales)), (count // hookpoints, hookpoints)
     entries |= {
-        "_W_enc_XiDiL": torch.stack([block.T for block in own.encoder]).reshape(*place, width, plain.features),
-        "_W_dec_LXoDo": torch.stack(own.decoder, dim=1).reshape(plain.features, *place, width),
-        "b_enc_L": own.encoder_bias,
-        "_b_dec_XoDo": torch.stack(own.decoder_bias).reshape(*place, width),
+        "_W_enc_XiDiL": torch.stack([block.T for block in weights.encoder]).reshape(*shape, width, folded.features),
+        "_W_dec_LXoDo": torch.stack(weights.decoder, dim=1).reshape(folded.features, *shape, width),
+        "b_enc_L": weights.encoder_bias,
+        "_b_dec_XoDo": torch.stack(weights.decoder_bias).reshape(*shape, width),
         "is_folded": torch.tensor(True),
-        FACTORS_IN: torch.tensor(list(scales.values()), dtype=torch.float64).reshape(place),
-        FACTORS_OUT: torch.tensor(list(scales.values()), dtype=torch.float64).reshape(place),
+        FACTORS_IN: torch.tensor(list(scales.values()), dtype=torch.float64).reshape(shape),
+        FACTORS_OUT: torch.tensor(list(scales.values()), dtype=torch.float64).reshape(shape),
     }
     settings = {
-        "n_models": place[0],
-        "n_hookpoints": place[1],
+        "n_models": shape[0],
+        "n_hookpoints": shape[1],
         "d_model": width,
-        "n_latents": plain.features,
+        "n_latents": folded.features,
         "activation_fn": activation,
         "use_encoder_bias": True,
         "use_decoder_bias": True,
         "dtype": "float32",
-        "crossdiff": {"sources": list(plain.sources)},
+        "crossdiff": {"sources": list(folded.sources)},
     }
     write_tensors(folder / "model.pt", entries)
-    with published(folder / "model_cfg.yaml") as draft:
+    with atomic_write(folder / "model_cfg.yaml") as draft:
         draft.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
 def _activation(settings: dict[str, Any], origin: Path) -> tuple[str, dict[str, Any]]:
-    """Name and settings of the activation function. Raises CrosscoderError when there is none that fits."""
-    described = settings.get("activation_fn")
-    kind = described.get("classname") if isinstance(described, dict) else None
-    if kind not in (RELU, TOPK, BATCH_TOPK, *JUMPRELU) or not isinstance(described, dict):
+    """Class name and settings of the activation function. Raises CrosscoderError for one that is not supported."""
+    activation = settings.get("activation_fn")
+    kind = activation.get("classname") if isinstance(activation, dict) else None
+    if kind not in (RELU, TOPK, BATCH_TOPK, *JUMPRELU) or not isinstance(activation, dict):
         raise CrosscoderError(
             f"{origin}: model_cfg.yaml beside it gives the activation function as {kind}; Crossdiff reads {RELU}, "
             f"{TOPK}, {BATCH_TOPK} and {JUMPRELU[0]}. Copy the settings of an acausal crosscoder."
         )
-    options = described.get("cfg") or {}
+    options = activation.get("cfg") or {}
     if kind == TOPK and not isinstance(options.get("k"), int):
-        raise CrosscoderError(f"{origin}: model_cfg.yaml beside it does not say k. Copy it again.")
+        raise CrosscoderError(f"{origin}: the model_cfg.yaml beside it has no k. Copy it again.")
     return kind, options
 
 
@@ -176,7 +177,7 @@ def _threshold(file: TensorFile, kind: str, features: int, given: float | None) 
 
 
 def _factors(file: TensorFile, models: int, hookpoints: int) -> Tensor:
-    """Scaling factors in the weights [models, hookpoints] fp64; 1 when none were folded in."""
+    """Scaling factors folded into the weights, fp64 [models, hookpoints]; ones when there are none."""
     if "is_folded" not in file or not bool(file.raw("is_folded", ())):
         return torch.ones(models, hookpoints, dtype=torch.float64)
     inwards, outwards = (file.raw(name, (models, hookpoints)).double() for name in (FACTORS_IN, FACTORS_OUT))
@@ -189,11 +190,11 @@ def _factors(file: TensorFile, models: int, hookpoints: int) -> Tensor:
 
 
 def _with_thresholds(crosscoder: Crosscoder) -> tuple[Crosscoder, Tensor]:
-    """The crosscoder and the logarithm of the activation above which each feature is active [F].
+    """The crosscoder, and the logarithm of each feature's threshold on the activation [F].
 
-    A feature whose score is always 0 never exceeds its threshold, so its encoder can go.
+    A feature whose score is always 0 never exceeds its threshold, so its encoder is set to zero.
     """
-    norms, every = scores_per_activation(crosscoder), thresholds(crosscoder)
-    bound = every / torch.where(norms > 0, norms, 1.0)
-    fires = (norms > 0) | (every == 0)
-    return rescaled(crosscoder, fires.float()), bound.log()
+    norms, score_thresholds = scores_per_activation(crosscoder), thresholds(crosscoder)
+    activation_thresholds = score_thresholds / torch.where(norms > 0, norms, 1.0)
+    fires = (norms > 0) | (score_thresholds == 0)
+    return with_rescaled_activations(crosscoder, fires.float()), activation_thresholds.log()

@@ -1,10 +1,10 @@
-"""Folding: other weights for the same crosscoder, so that a format without normalisation or ranking can hold it.
+"""Folds normalisation and ranking into the weights, for formats that have neither.
 
-Every function gives a crosscoder with the same firings and reconstructions up to rounding. What can be changed freely:
-a feature's encoder and bias times c with its decoder divided by c; what is taken from or multiplied with a source's
-activations, against the weights. The score that decides on firing, activation times decoder norm, does not change
-under the first and does under the second, unless all sources are scaled alike; then features are rescaled so that
-their activation is their score.
+Every function returns a crosscoder with the same firings and reconstructions up to rounding. There are two symmetries:
+a feature's encoder and bias times c with its decoder divided by c, and a source's mean or scale moved between the
+normaliser and the weights. The score that decides on firing, activation times decoder norm, is invariant under the
+first. Under the second it is only when all sources have the same scale; otherwise features are rescaled so that the
+activation equals the score.
 """
 
 from collections.abc import Mapping
@@ -16,26 +16,26 @@ from torch import Tensor
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.crosscoder.normalisation import Normaliser
 from trainer.errors import CrosscoderError
-from trainer.interchange.layout import kept_per_row
+from trainer.interchange.layout import k_per_row
 
 
 def thresholds(crosscoder: Crosscoder) -> Tensor:
-    """Score above which each feature is active [F]."""
+    """Threshold of each feature on its score [F]."""
     return torch.cat([crosscoder.threshold[group.name].float().expand(group.features) for group in crosscoder.groups])
 
 
 def scores_per_activation(crosscoder: Crosscoder) -> Tensor:
-    """What each feature's activation is multiplied with to give its score [F]."""
-    return torch.cat([crosscoder.scale_of(group).detach().float() for group in crosscoder.groups])
+    """Ratio of each feature's score to its activation [F]."""
+    return torch.cat([crosscoder.score_scale(group).detach().float() for group in crosscoder.groups])
 
 
 def fires_when_positive(crosscoder: Crosscoder) -> bool:
-    """Whether every feature is active whenever its pre-activation is above zero (ReLU)."""
+    """Whether every feature is active exactly when its pre-activation is positive (ReLU)."""
     return not crosscoder.row_k and not bool(thresholds(crosscoder).any())
 
 
-def summed(crosscoder: Crosscoder) -> Crosscoder:
-    """Inputs are added up: a mean over reads is moved into the encoders."""
+def with_summed_inputs(crosscoder: Crosscoder) -> Crosscoder:
+    """The crosscoder with aggregation `sum`: a mean over the sources read is moved into the encoders."""
     if crosscoder.aggregation == "sum":
         return crosscoder
     weights = dict(crosscoder.weights)
@@ -46,10 +46,10 @@ def summed(crosscoder: Crosscoder) -> Crosscoder:
     return replace(crosscoder, weights=weights, aggregation="sum")
 
 
-def rescaled(crosscoder: Crosscoder, factor: Tensor) -> Crosscoder:
-    """Activations are multiplied with a factor per feature [F], and decoders divided by it.
+def with_rescaled_activations(crosscoder: Crosscoder, factor: Tensor) -> Crosscoder:
+    """Multiplies encoders and biases by a factor per feature [F], and divides decoders by it.
 
-    A feature with factor 0 never fires again; its decoder stays. Thresholds and ranking are left to the caller.
+    A feature with factor 0 never fires; its decoder stays. The caller adapts thresholds and ranking.
     """
     weights = dict(crosscoder.weights)
     for group in crosscoder.groups:
@@ -63,22 +63,22 @@ def rescaled(crosscoder: Crosscoder, factor: Tensor) -> Crosscoder:
 
 
 def with_scores_as_activations(crosscoder: Crosscoder, norms: Tensor | None = None) -> Crosscoder:
-    """Every feature's activation becomes its score, so that no ranking by decoder norm is needed.
+    """Rescales features so that the activation equals the score, which makes ranking by decoder norm unnecessary.
 
-    `norms` [F] are what activations are multiplied with to give scores, where the crosscoder cannot say it itself.
+    `norms` [F], scores per activation, override those of the crosscoder's `rank_by`.
     """
     if norms is None:
         if crosscoder.rank_by == "activation":
             return crosscoder
         norms = scores_per_activation(crosscoder)
-    return replace(rescaled(crosscoder, norms), rank_by="activation")
+    return replace(with_rescaled_activations(crosscoder, norms), rank_by="activation")
 
 
 def with_one_threshold(crosscoder: Crosscoder, tool: str) -> tuple[Crosscoder, float]:
     """The crosscoder with one threshold for all features, and that threshold.
 
-    Where they differ, activations become scores in units of their thresholds. Raises CrosscoderError when only some
-    thresholds are zero, because then there are no such units.
+    Where thresholds differ, activations become scores divided by their thresholds. Raises CrosscoderError when only
+    some thresholds are zero, because that division is then undefined.
     """
     every = thresholds(crosscoder)
     if bool((every == every[0]).all()):
@@ -89,12 +89,12 @@ def with_one_threshold(crosscoder: Crosscoder, tool: str) -> tuple[Crosscoder, f
             f"{tool} has one threshold for all features, and this crosscoder has {groups}, some of them zero. "
             "Export it as crosscode or saelens, which have one for each feature, or keep Crossdiff's own files."
         )
-    plain = rescaled(with_scores_as_activations(crosscoder), 1 / every)
-    return replace(plain, threshold={group.name: torch.ones(()) for group in crosscoder.groups}), 1.0
+    folded = with_rescaled_activations(with_scores_as_activations(crosscoder), 1 / every)
+    return replace(folded, threshold={group.name: torch.ones(()) for group in crosscoder.groups}), 1.0
 
 
 def without_mean(crosscoder: Crosscoder) -> Crosscoder:
-    """Nothing is subtracted from activations: means are moved into the biases. Firings and norms stay."""
+    """Moves the means of the normalisers into the biases; firings and decoder norms stay."""
     if not any(bool(normaliser.mean.any()) for normaliser in crosscoder.normaliser.values()):
         return crosscoder
     weights = dict(crosscoder.weights)
@@ -111,47 +111,47 @@ def without_mean(crosscoder: Crosscoder) -> Crosscoder:
 
 
 def without_normalisation(crosscoder: Crosscoder) -> Crosscoder:
-    """The crosscoder for raw activations. Where sources are scaled differently, activations become scores."""
+    """Moves the normalisers into the weights; where scales differ between sources, activations become scores."""
     centred = without_mean(crosscoder)
     scales = {source: normaliser.scale for source, normaliser in centred.normaliser.items()}
     if all(scale == 1.0 for scale in scales.values()):
         return centred
     identity = {source: Normaliser(n.mean, 1.0) for source, n in centred.normaliser.items()}
     if len(set(scales.values())) > 1 and not fires_when_positive(centred):
-        return replace(stretched(with_scores_as_activations(centred), scales), normaliser=identity)
+        return replace(with_rescaled_sources(with_scores_as_activations(centred), scales), normaliser=identity)
     smallest = min(scales.values()) if centred.rank_by != "activation" else 1.0
     threshold = {name: value / smallest for name, value in centred.threshold.items()}
-    return replace(stretched(centred, scales), normaliser=identity, threshold=threshold)
+    return replace(with_rescaled_sources(centred, scales), normaliser=identity, threshold=threshold)
 
 
-def stretched(crosscoder: Crosscoder, by: Mapping[str, Tensor | float]) -> Crosscoder:
-    """Weights for activations that are yet to be multiplied with `by`, a number or [W] per source.
+def with_rescaled_sources(crosscoder: Crosscoder, factor: Mapping[str, Tensor | float]) -> Crosscoder:
+    """Multiplies encoders by a factor per source, a number or [W], and divides decoders and their biases by it.
 
-    The caller sees to normalisers and thresholds: decoder norms change.
+    Decoder norms change; the caller adapts normalisers and thresholds.
     """
     weights = dict(crosscoder.weights)
     for kind, source, group in crosscoder.blocks():
         name = f"{kind}.{source}.{group.name}"
-        weights[name] = weights[name] * by[source] if kind == "encoder" else weights[name] / by[source]
+        weights[name] = weights[name] * factor[source] if kind == "encoder" else weights[name] / factor[source]
     for source in crosscoder.targets:
-        weights[f"decoder_bias.{source}"] = weights[f"decoder_bias.{source}"] / by[source]
+        weights[f"decoder_bias.{source}"] = weights[f"decoder_bias.{source}"] / factor[source]
     return replace(crosscoder, weights=weights)
 
 
-def ranked_by_activation(crosscoder: Crosscoder, k: int | None, tool: str) -> tuple[Crosscoder, int]:
-    """The crosscoder for raw activations, for a tool that keeps the k strongest features of a row, and that k.
+def for_top_k(crosscoder: Crosscoder, k: int | None, tool: str) -> tuple[Crosscoder, int]:
+    """The crosscoder for raw activations, for a tool with TopK per row, and its k.
 
-    With ReLU and no k, all features are kept, which is the same. Raises CrosscoderError when there is no k to take.
+    For ReLU without k, k is the number of features. Raises CrosscoderError for thresholds without k.
     """
-    kept = k or kept_per_row(crosscoder)
-    if kept is None and not fires_when_positive(crosscoder):
+    row_k = k or k_per_row(crosscoder)
+    if row_k is None and not fires_when_positive(crosscoder):
         raise CrosscoderError(
             f"{tool} keeps the k strongest features of each row, and this crosscoder those above a threshold. "
             "Say how many to keep instead (k), or export it as crosscode, which has thresholds."
         )
-    plain = summed(crosscoder)
-    if kept is None:
-        return without_normalisation(plain), crosscoder.features
-    if kept > crosscoder.features:
-        raise CrosscoderError(f"{tool} cannot keep {kept} of {crosscoder.features} features. Give a smaller k.")
-    return without_normalisation(with_scores_as_activations(plain)), kept
+    folded = with_summed_inputs(crosscoder)
+    if row_k is None:
+        return without_normalisation(folded), crosscoder.features
+    if row_k > crosscoder.features:
+        raise CrosscoderError(f"{tool} cannot keep {row_k} of {crosscoder.features} features. Give a smaller k.")
+    return without_normalisation(with_scores_as_activations(folded)), row_k

@@ -1,4 +1,4 @@
-"""Formats: which checkpoints of other tools can be read and written, and how one is recognised in a folder."""
+"""Registry of the checkpoint formats, and detection of the format of a folder."""
 
 import inspect
 from collections.abc import Callable
@@ -14,28 +14,28 @@ from trainer.interchange import antebe, ckkissane, crosscode, dictionary_learnin
 
 @dataclass(frozen=True)
 class Format:
-    """One tool's way to store a crosscoder."""
+    """The checkpoint format of one tool."""
 
     name: str
     find: Callable[[Path], Path | None] | None
-    """The weights file of this format at a path, or None; None for a format that is only written."""
+    """Returns the weights file of this format at a path, or None. None for a format that is only written."""
     read: Callable[..., Crosscoder] | None
     write: Callable[..., None]
     read_losses: str = ""
     write_losses: str = ""
 
 
-def _own(path: Path) -> Path | None:
+def _find_crossdiff(path: Path) -> Path | None:
     folder = path if path.is_dir() else path.parent
     return folder / "crosscoder.safetensors" if (folder / "crosscoder.json").is_file() else None
 
 
-def _read_own(path: Path) -> Crosscoder:
+def _read_crossdiff(path: Path) -> Crosscoder:
     return Crosscoder.load(path if path.is_dir() else path.parent)
 
 
-def _of(module: ModuleType) -> Format:
-    """The format that a module of this package reads and writes."""
+def _module_format(module: ModuleType) -> Format:
+    """The format implemented by a module of this package."""
     losses = (getattr(module, name, "") for name in ("READ_LOSSES", "WRITE_LOSSES"))
     return Format(module.TOOL, getattr(module, "find", None), getattr(module, "read", None), module.write, *losses)
 
@@ -43,13 +43,13 @@ def _of(module: ModuleType) -> Format:
 FORMATS = {
     each.name: each
     for each in (
-        Format("crossdiff", _own, _read_own, Crosscoder.save),
-        _of(dictionary_learning),
-        _of(ckkissane),
-        _of(antebe),
-        _of(crosscode),
-        _of(saelens),
-        _of(sparsify),
+        Format("crossdiff", _find_crossdiff, _read_crossdiff, Crosscoder.save),
+        _module_format(dictionary_learning),
+        _module_format(ckkissane),
+        _module_format(antebe),
+        _module_format(crosscode),
+        _module_format(saelens),
+        _module_format(sparsify),
     )
 }
 READABLE = tuple(name for name, each in FORMATS.items() if each.read)
@@ -88,14 +88,14 @@ def write(crosscoder: Crosscoder, path: Path, format: str, **options: Any) -> No
 
 
 def detect(path: Path) -> Format:
-    """The format of what lies in a folder, or of a weights file. Raises CrosscoderError unless it is exactly one."""
+    """The format of a folder or a weights file. Raises CrosscoderError unless exactly one format matches."""
     if not path.exists():
         raise CrosscoderError(f"{path} does not exist. Give a checkpoint's folder or its weights file.")
-    found = [each for each in FORMATS.values() if each.find and each.find(path) is not None]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise CrosscoderError(f"{path} may be {' or '.join(each.name for each in found)}. Name the format.")
+    matching = [each for each in FORMATS.values() if each.find and each.find(path) is not None]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        raise CrosscoderError(f"{path} may be {' or '.join(each.name for each in matching)}. Name the format.")
     for file, name in (("sae_weights.safetensors", "saelens"), ("sae.safetensors", "sparsify")):
         if path.is_dir() and next(path.rglob(file), None):
             raise CrosscoderError(
@@ -125,7 +125,7 @@ def _check_options(chosen: Format, function: Callable[..., Any], options: dict[s
 
 
 def _contents(path: Path) -> str:
-    """What lies in a folder, in words."""
+    """Names of the entries of a folder, for messages."""
     if path.is_file():
         return "is a file"
     names = sorted(entry.name for entry in path.iterdir())

@@ -1,10 +1,9 @@
-"""Imported: the recipe of a run whose crosscoder another program trained, and that crosscoder read again.
+"""Makes the recipe of a run around a crosscoder that another program trained.
 
-The recipe says what the files say: sources, groups, what decides on firing. What they do not say, above all how the
-crosscoder was trained, stands there as defaults and means nothing; `imported` in the recipe marks such a run.
+The recipe has what the checkpoint defines: sources, groups and the rule for firing. Everything else, above all the
+training, holds meaningless defaults; `imported` in the recipe marks such a run.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ from trainer.errors import CrosscoderError
 from trainer.interchange.formats import FORMATS, detect, read
 from trainer.recipe.fitting import ImportedRecipe
 from trainer.recipe.recipe import Recipe, parse_recipe
+from trainer.run.checksum import sha256_of
 
 GROUP_SETTINGS = ("name", "features", "reads", "writes", "tied", "k_factor", "penalty")
-"""What a recipe says of a group; its place in the dictionary follows."""
+"""Fields of a group in a recipe; its first feature follows from their order."""
 
 
 def recipe_of(
@@ -26,31 +26,31 @@ def recipe_of(
     options: dict[str, Any],
     overrides: tuple[str, ...] = (),
 ) -> Recipe:
-    """The recipe of a run around the checkpoint at a path; the format is recognised when not given.
+    """Make the recipe of a run around the checkpoint at a path; the format is detected when not given.
 
     Raises CrosscoderError for a checkpoint that cannot be read exactly, RecipeError for a bad name or override.
     """
     crosscoder = read(path, format, **options)
     known = format or detect(path).name
-    imported = {"path": str(path.absolute()), "format": known, "sha256": _sum(path, known), "options": options}
-    data = {"name": name, "crosscoder": described(crosscoder), "imported": imported}
+    imported = {"path": str(path.absolute()), "format": known, "sha256": _sha256(path, known), "options": options}
+    data = {"name": name, "crosscoder": recipe_section(crosscoder), "imported": imported}
     return parse_recipe(data, origin=f"import of {path}", overrides=overrides)
 
 
 def crosscoder_of(imported: ImportedRecipe) -> Crosscoder:
-    """Read a checkpoint as it was read when its run was made.
+    """Read the checkpoint of an imported run with the options of its import.
 
-    Raises CrosscoderError when it cannot be read, or is another one by now.
+    Raises CrosscoderError when it cannot be read or has changed since.
     """
     path = Path(imported.path)
     crosscoder = read(path, imported.format, **imported.options)
-    if _sum(path, imported.format) != imported.sha256:
+    if _sha256(path, imported.format) != imported.sha256:
         raise CrosscoderError(f"{path} is not the file this run was made from. Import it as a run of its own.")
     return crosscoder
 
 
-def described(crosscoder: Crosscoder) -> dict[str, Any]:
-    """The recipe's section on a crosscoder, as far as the crosscoder itself tells."""
+def recipe_section(crosscoder: Crosscoder) -> dict[str, Any]:
+    """The recipe's section `crosscoder`, as far as the crosscoder defines it."""
     everyone = crosscoder.sources
     whole = len(crosscoder.groups) == 1 and crosscoder.groups[0].reads == crosscoder.groups[0].writes == everyone
     groups = [{key: getattr(group, key) for key in GROUP_SETTINGS} for group in crosscoder.groups]
@@ -68,8 +68,7 @@ def described(crosscoder: Crosscoder) -> dict[str, Any]:
     }
 
 
-def _sum(path: Path, format: str) -> str:  # noqa: A002
+def _sha256(path: Path, format: str) -> str:  # noqa: A002
     """SHA-256 of the weights file, in hex."""
     find = FORMATS[format].find
-    with ((find(path) if find else None) or path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of((find(path) if find else None) or path)

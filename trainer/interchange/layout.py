@@ -1,7 +1,7 @@
-"""Layout: how other tools arrange a crosscoder's weights, and how they are cut into groups and stacked again.
+"""Converts between other tools' weights over all features and Crossdiff's weights per group.
 
-They hold one encoder and one decoder per source over all features, mostly stacked, so all widths are equal. What a
-feature may not read or write is stored as zeros there; here it is not stored. Axes: S sources, F features, W width.
+Other tools have one encoder and one decoder per source over all features, mostly stacked, so that all widths are equal.
+Blocks that a feature may not read or write are zeros there and absent here. Axes: S sources, F features, W width.
 """
 
 import re
@@ -18,12 +18,12 @@ from trainer.crosscoder.groups import Group
 from trainer.crosscoder.normalisation import Normaliser
 from trainer.errors import CrosscoderError
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A crosscoder's weights over all features, one of each per source."""
+    """A crosscoder's weights over all features, per source."""
 
     encoder: list[Tensor]
     """[F, W] per source."""
@@ -37,9 +37,9 @@ class Weights:
 
 @dataclass(frozen=True)
 class Partition:
-    """Features of two sources in the order of the DFC tools: first source's own, second source's own, shared.
+    """Numbers of features in the order of the DFC tools: exclusive to the first source, to the second, shared.
 
-    With nothing exclusive, it fits any number of sources.
+    Without exclusive features it fits any number of sources.
     """
 
     first: int
@@ -59,19 +59,19 @@ class Partition:
 
 
 def source_names(given: Sequence[str], settings: dict[str, Any], count: int, origin: Path) -> tuple[str, ...]:
-    """Names of a checkpoint's sources: those given, else those Crossdiff wrote, else numbered ones.
+    """Names of a checkpoint's sources: those given, else those that Crossdiff wrote, else numbered ones.
 
-    Raises CrosscoderError for a wrong number of names, one twice, or one that pages and files cannot use.
+    Raises CrosscoderError for a wrong number of names, a duplicate, or a name that URLs and files cannot hold.
     """
     ours = settings.get("crossdiff")
     written = ours.get("sources", []) if isinstance(ours, dict) else []
-    names = tuple(given) or tuple(map(str, written)) or tuple(f"source-{place}" for place in range(count))
+    names = tuple(given) or tuple(map(str, written)) or tuple(f"source-{index}" for index in range(count))
     if len(names) != count or len(set(names)) < count:
         raise CrosscoderError(
             f"{origin} has {count} sources, not {', '.join(names)}. Name each of them once, in order."
         )
     for name in names:
-        need_file_name(name)
+        require_file_name(name)
         if name == "shared":
             raise CrosscoderError(
                 f"{origin}: 'shared' is what the group of all sources is called. Name the source otherwise."
@@ -79,16 +79,16 @@ def source_names(given: Sequence[str], settings: dict[str, Any], count: int, ori
     return names
 
 
-def need_file_name(source: str) -> None:
-    """Refuse a source's name that cannot stand in a file's name or a URL. Raises CrosscoderError."""
-    if not NAME.fullmatch(source):
+def require_file_name(source: str) -> None:
+    """Raise CrosscoderError for a source's name that cannot be part of a file name or URL."""
+    if not NAME_PATTERN.fullmatch(source):
         raise CrosscoderError(
             f"{source!r} cannot name a source. Use small letters and digits, and after the first also dots, dashes and "
             "underscores."
         )
 
 
-def assembled(
+def assemble_crosscoder(
     weights: Weights,
     groups: Sequence[Group],
     normaliser: dict[str, Normaliser],
@@ -97,34 +97,33 @@ def assembled(
     rank_by: str,
     origin: Path,
 ) -> Crosscoder:
-    """A crosscoder from another tool's weights, without the blocks that its groups may not use.
+    """Make a crosscoder from weights over all features, without the blocks that its groups may not use.
 
-    `threshold` is one score for all features or, of a single group, one for each [F].
-
-    Raises CrosscoderError when such a block is not exactly zero.
+    `threshold` is one score for all features or, for a single group, one per feature [F]. Raises CrosscoderError when a
+    block to leave out is not exactly zero.
     """
     sources = tuple(normaliser)
-    own: dict[str, Tensor] = {}
+    parts: dict[str, Tensor] = {}
     for group in groups:
-        part = slice(group.first, group.stop)
-        own[f"encoder_bias.{group.name}"] = weights.encoder_bias[part].contiguous()
+        span = slice(group.first, group.stop)
+        parts[f"encoder_bias.{group.name}"] = weights.encoder_bias[span].contiguous()
         for kind, members, stack in (
             ("encoder", group.reads, weights.encoder),
             ("decoder", group.writes, weights.decoder),
         ):
             for source, block in zip(sources, stack, strict=True):
                 if source in members:
-                    own[f"{kind}.{source}.{group.name}"] = block[part].contiguous()
+                    parts[f"{kind}.{source}.{group.name}"] = block[span].contiguous()
                 else:
-                    _refuse_unless_zero(block[part], f"{kind} of {source!r} for the features of {group.name!r}", origin)
-    own |= {f"decoder_bias.{s}": bias.contiguous() for s, bias in zip(sources, weights.decoder_bias, strict=True)}
+                    _refuse_unless_zero(block[span], f"{kind} of {source!r} for the features of {group.name!r}", origin)
+    parts |= {f"decoder_bias.{s}": bias.contiguous() for s, bias in zip(sources, weights.decoder_bias, strict=True)}
     widths = {source: block.shape[1] for source, block in zip(sources, weights.encoder, strict=True)}
     thresholds = {group.name: torch.as_tensor(threshold, dtype=torch.float32) for group in groups}
-    return Crosscoder(widths, tuple(groups), own, normaliser, thresholds, rank_by)
+    return Crosscoder(widths, tuple(groups), parts, normaliser, thresholds, rank_by)
 
 
-def disassembled(crosscoder: Crosscoder) -> Weights:
-    """A crosscoder's weights over all features, with zeros for what a feature or a source does not have."""
+def stack_weights(crosscoder: Crosscoder) -> Weights:
+    """A crosscoder's weights over all features, with zeros for absent blocks."""
     biases = {source: torch.zeros(width) for source, width in crosscoder.widths.items()}
     biases |= {source: crosscoder.weights[f"decoder_bias.{source}"].detach().float() for source in crosscoder.targets}
     return Weights(
@@ -136,15 +135,15 @@ def disassembled(crosscoder: Crosscoder) -> Weights:
 
 
 def refuse_differences(crosscoder: Crosscoder, tool: str) -> None:
-    """Refuse a crosscoder of differences between sources. Raises CrosscoderError."""
+    """Raise CrosscoderError for a crosscoder of differences between sources."""
     for name, (one, other) in crosscoder.differences.items():
         raise CrosscoderError(
-            f"{tool} cannot say that {name!r} is {one!r} minus {other!r}. Keep Crossdiff's own files, which do."
+            f"{tool} cannot store that {name!r} is {one!r} minus {other!r}. Keep Crossdiff's own files, which do."
         )
 
 
 def common_width(crosscoder: Crosscoder, tool: str) -> int:
-    """The width all sources have. Raises CrosscoderError when they differ."""
+    """The width of all sources. Raises CrosscoderError when they differ."""
     if len(set(crosscoder.widths.values())) > 1:
         found = ", ".join(f"{source} {width}" for source, width in crosscoder.widths.items())
         raise CrosscoderError(
@@ -154,9 +153,9 @@ def common_width(crosscoder: Crosscoder, tool: str) -> int:
     return next(iter(crosscoder.widths.values()))
 
 
-def need_one_group(crosscoder: Crosscoder, tool: str) -> None:
-    """Refuse unless every feature reads and writes every source, in one group. Raises CrosscoderError."""
-    partition, _ = partitioned(crosscoder, tool)
+def require_one_group(crosscoder: Crosscoder, tool: str) -> None:
+    """Raise CrosscoderError unless there is one group that reads and writes every source."""
+    partition, _ = dfc_partition(crosscoder, tool)
     if partition.first or partition.second:
         raise CrosscoderError(
             f"{tool} has no exclusive features, and this crosscoder has {partition.first} and {partition.second}. "
@@ -164,24 +163,24 @@ def need_one_group(crosscoder: Crosscoder, tool: str) -> None:
         )
 
 
-def partitioned(crosscoder: Crosscoder, tool: str) -> tuple[Partition, Tensor]:
+def dfc_partition(crosscoder: Crosscoder, tool: str) -> tuple[Partition, Tensor]:
     """The partition of a crosscoder with at most one shared group and one exclusive to each of two sources.
 
-    Gives the feature of every place in the partition's order too, int64 [F]. Raises CrosscoderError for other groups.
+    Also returns the crosscoder's features in the partition's order, int64 [F]. Raises CrosscoderError for other groups.
     """
     everyone = set(crosscoder.sources)
     allowed: list[set[str]] = [everyone] if len(everyone) != 2 else [{s} for s in crosscoder.sources] + [everyone]
     sizes, order = [0] * len(allowed), [torch.zeros(0, dtype=torch.int64)] * len(allowed)
     for group in crosscoder.groups:
         fits = set(group.reads) == set(group.writes) and set(group.reads) in allowed
-        place = allowed.index(set(group.reads)) if fits else -1
-        if place < 0 or sizes[place]:
+        index = allowed.index(set(group.reads)) if fits else -1
+        if index < 0 or sizes[index]:
             raise CrosscoderError(
                 f"{tool} has no place for group {group.name!r} (reads {', '.join(group.reads)}, writes "
                 f"{', '.join(group.writes)}): only one shared group and, with two sources, one exclusive to each. "
                 "Export it as saelens or sparsify, or keep Crossdiff's own files."
             )
-        sizes[place], order[place] = group.features, torch.arange(group.first, group.stop)
+        sizes[index], order[index] = group.features, torch.arange(group.first, group.stop)
     return Partition(*([0, 0][: 3 - len(sizes)] + sizes)), torch.cat(order)
 
 
@@ -194,14 +193,14 @@ def _refuse_unless_zero(block: Tensor, what: str, origin: Path) -> None:
         )
 
 
-def kept_per_row(crosscoder: Crosscoder) -> int | None:
-    """How many features are kept in every row (TopK), None for other kinds.
+def k_per_row(crosscoder: Crosscoder) -> int | None:
+    """Number of features kept per row (TopK), None for other kinds.
 
-    Raises CrosscoderError when every group keeps its own number.
+    Raises CrosscoderError when groups have separate numbers.
     """
     if len(crosscoder.row_k) > 1:
         found = ", ".join(f"{group} {k}" for group, k in crosscoder.row_k.items())
         raise CrosscoderError(
-            f"No other tool keeps a number of features per group and row ({found}). Keep our own files."
+            f"No other tool keeps a number of features per group and row ({found}). Keep Crossdiff's own files."
         )
     return next(iter(crosscoder.row_k.values()), None)

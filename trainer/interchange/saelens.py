@@ -1,8 +1,8 @@
-"""saelens: one sparse autoencoder per source, to be opened by SAELens; written only.
+"""Exports one sparse autoencoder per source for SAELens; write-only.
 
-SAELens has no crosscoder. A shared feature's activation is a sum over all the sources it reads, and a file of one
-source can only hold that source's part: what it encodes is exact when all other sources stand at their mean, and for
-features that read no other source. Decoders are exact always.
+SAELens has no crosscoder. A shared feature's activation is a sum over all the sources it reads, and the file of one
+source holds only that source's term: encodings are exact for features that read no other source, and for the others
+when all other sources are at their mean. Decoders are always exact.
 """
 
 from pathlib import Path
@@ -16,20 +16,20 @@ from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.interchange.folding import (
     fires_when_positive,
     scores_per_activation,
-    summed,
     thresholds,
     with_scores_as_activations,
+    with_summed_inputs,
 )
-from trainer.interchange.layout import disassembled, kept_per_row, need_file_name, refuse_differences
-from trainer.run.folder import published, write_json
+from trainer.interchange.layout import k_per_row, refuse_differences, require_file_name, stack_weights
+from trainer.run.folder import atomic_write, write_json
 
 TOOL = "saelens"
 WRITE_LOSSES = (
     "One autoencoder per source: codes are joint in the crosscoder and cannot be here. Each is exact where the other "
-    "sources stand at their mean. Normalisation is folded into the weights."
+    "sources are at their mean. Normalisation is folded into the weights."
 )
 LAYOUT = "6.0.0"
-"""Version whose settings these are; without it, SAELens takes them for older ones and drops the metadata."""
+"""Version of the settings' schema; without it, SAELens assumes an older one and drops the metadata."""
 NOTE = (
     "From a crosscoder over {sources}: a feature's activation there is a sum over all of them. This file holds the "
     "part of {source} and takes the others to stand at their mean. Features have the crosscoder's numbers."
@@ -37,40 +37,42 @@ NOTE = (
 
 
 def write(crosscoder: Crosscoder, folder: Path, *, origins: dict[str, dict[str, Any]] | None = None) -> None:
-    """Write a folder for every source with cfg.json and sae_weights.safetensors.
+    """Write a folder per source with cfg.json and sae_weights.safetensors.
 
-    `origins` are entries of each source's metadata, such as model_name and hook_name. Raises CrosscoderError for
+    `origins` are additional metadata by source, such as model_name and hook_name. Raises CrosscoderError for
     sources that are differences of others, or several numbers of features kept per row.
     """
     refuse_differences(crosscoder, TOOL)
     for source in crosscoder.sources:
-        need_file_name(source)
-    kept = kept_per_row(crosscoder)
-    plain = summed(crosscoder) if kept is None else with_scores_as_activations(summed(crosscoder))
-    own = disassembled(plain)
-    norms = scores_per_activation(plain)
-    fires = (norms > 0) | (thresholds(plain) == 0)
-    bound = thresholds(plain) / torch.where(norms > 0, norms, 1.0)
-    for place, source in enumerate(plain.sources):
-        normaliser, encoder = plain.normaliser[source], own.encoder[place] * fires[:, None]
-        reads = _readers(plain, source) & fires
+        require_file_name(source)
+    row_k = k_per_row(crosscoder)
+    folded = (
+        with_summed_inputs(crosscoder) if row_k is None else with_scores_as_activations(with_summed_inputs(crosscoder))
+    )
+    weights = stack_weights(folded)
+    norms = scores_per_activation(folded)
+    fires = (norms > 0) | (thresholds(folded) == 0)
+    activation_thresholds = thresholds(folded) / torch.where(norms > 0, norms, 1.0)
+    for index, source in enumerate(folded.sources):
+        normaliser, encoder = folded.normaliser[source], weights.encoder[index] * fires[:, None]
+        reads = _readers(folded, source) & fires
         tensors = {
             "W_enc": (encoder * normaliser.scale).T,
-            "W_dec": own.decoder[place] / normaliser.scale,
-            "b_enc": (own.encoder_bias - encoder @ (normaliser.mean * normaliser.scale)) * reads,
-            "b_dec": own.decoder_bias[place] / normaliser.scale + normaliser.mean,
+            "W_dec": weights.decoder[index] / normaliser.scale,
+            "b_enc": (weights.encoder_bias - encoder @ (normaliser.mean * normaliser.scale)) * reads,
+            "b_dec": weights.decoder_bias[index] / normaliser.scale + normaliser.mean,
         }
         settings: dict[str, Any] = {"architecture": "standard"}
-        if kept is not None:
-            settings = {"architecture": "topk", "k": kept, "rescale_acts_by_decoder_norm": False}
-        elif not fires_when_positive(plain):
-            settings, tensors["threshold"] = {"architecture": "jumprelu"}, bound
-        with published(folder / source / "sae_weights.safetensors") as draft:
+        if row_k is not None:
+            settings = {"architecture": "topk", "k": row_k, "rescale_acts_by_decoder_norm": False}
+        elif not fires_when_positive(folded):
+            settings, tensors["threshold"] = {"architecture": "jumprelu"}, activation_thresholds
+        with atomic_write(folder / source / "sae_weights.safetensors") as draft:
             save_file({name: tensor.float().contiguous() for name, tensor in tensors.items()}, draft)
-        note = NOTE.format(sources=", ".join(plain.sources), source=source)
+        note = NOTE.format(sources=", ".join(folded.sources), source=source)
         settings |= {
-            "d_in": plain.widths[source],
-            "d_sae": plain.features,
+            "d_in": folded.widths[source],
+            "d_sae": folded.features,
             "dtype": "float32",
             "device": "cpu",
             "apply_b_dec_to_input": False,
@@ -82,5 +84,5 @@ def write(crosscoder: Crosscoder, folder: Path, *, origins: dict[str, dict[str, 
 
 
 def _readers(crosscoder: Crosscoder, source: str) -> Tensor:
-    """Which features read a source, bool [F]."""
+    """Features that read a source, bool [F]."""
     return torch.cat([torch.full((group.features,), source in group.reads) for group in crosscoder.groups])

@@ -1,6 +1,6 @@
-"""Tensor files: what other tools saved with torch or safetensors, read without running code from the file.
+"""Reads and writes .pt and .safetensors files without executing code from them.
 
-A .pt file is a pickle, and unpickling can run anything. Only tensors and plain values are let through; a file that
+A .pt file is a pickle, and unpickling can run arbitrary code. Only tensors and plain values are accepted; a file that
 needs more is refused.
 """
 
@@ -19,18 +19,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trainer.errors import CrosscoderError
-from trainer.run.folder import published
+from trainer.run.folder import atomic_write
 
 COMPILED = "_orig_mod."
-"""What torch.compile puts before the names of a module's weights."""
+"""Prefix of torch.compile on the names of a module's weights."""
 
 Axes = tuple[int | str, ...]
-"""A shape; a word stands for any size."""
+"""An expected shape; a name stands for any size."""
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """Entries of one file by name: tensors, and sometimes plain values."""
+    """Entries of one file by name: tensors, in some formats also plain values."""
 
     path: Path
     entries: dict[str, Any]
@@ -52,24 +52,24 @@ class TensorFile:
 
     def raw(self, name: str, axes: Axes) -> Tensor:
         """A tensor of this shape as it is stored. Raises CrosscoderError when it is missing or has another shape."""
-        found = self.entries.get(name)
-        if not isinstance(found, Tensor):
-            what = "lacks tensor" if found is None else f"holds a {type(found).__name__} in place of tensor"
+        entry = self.entries.get(name)
+        if not isinstance(entry, Tensor):
+            what = "lacks tensor" if entry is None else f"holds a {type(entry).__name__} in place of tensor"
             raise CrosscoderError(
-                f"{self.path} {what} {name!r} of shape {_words(axes)}. Copy the whole checkpoint again."
+                f"{self.path} {what} {name!r} of shape {_shape_text(axes)}. Copy the whole checkpoint again."
             )
-        fits = found.ndim == len(axes) and all(
-            isinstance(axis, str) or size == axis for size, axis in zip(found.shape, axes, strict=True)
+        fits = entry.ndim == len(axes) and all(
+            isinstance(axis, str) or size == axis for size, axis in zip(entry.shape, axes, strict=True)
         )
         if not fits:
             raise CrosscoderError(
-                f"{self.path}: tensor {name!r} has shape {_words(tuple(found.shape))}, expected {_words(axes)}. "
-                "The file is damaged or of another format; name the format it has."
+                f"{self.path}: tensor {name!r} has shape {_shape_text(tuple(entry.shape))}, "
+                f"expected {_shape_text(axes)}. The file is damaged or of another format; name the format it has."
             )
-        return found
+        return entry
 
-    def only(self, known: Collection[str]) -> None:
-        """Refuse a file with entries nobody would use. Raises CrosscoderError."""
+    def require_known(self, known: Collection[str]) -> None:
+        """Raise CrosscoderError for entries that are not in `known`."""
         unknown = sorted(self.entries.keys() - set(known))
         if unknown:
             raise CrosscoderError(
@@ -79,16 +79,16 @@ class TensorFile:
 
 
 def read_tensors(path: Path) -> TensorFile:
-    """Read a .pt or .safetensors file; names are given without the prefix of torch.compile.
+    """Read a .pt or .safetensors file; names lose the prefix of torch.compile.
 
-    Raises CrosscoderError when it is missing, damaged, unsafe to open or no dictionary.
+    Raises CrosscoderError when the file is missing, damaged, unsafe to open or no dictionary.
     """
     try:
         if path.suffix == ".safetensors":
             entries = load_file(path)
         else:
             with warnings.catch_warnings():
-                # torch wonders about pickles it did not write; whether they can be read is said below.
+                # torch warns about pickles of other writers; those that cannot be read are refused below.
                 warnings.simplefilter("ignore", UserWarning)
                 entries = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -107,8 +107,8 @@ def read_tensors(path: Path) -> TensorFile:
 
 
 def write_tensors(path: Path, entries: dict[str, Any]) -> None:
-    """Write a .pt file whole or not at all."""
-    with published(path) as draft, draft.open("wb") as file:
+    """Write a .pt file atomically."""
+    with atomic_write(path) as draft, draft.open("wb") as file:
         torch.save(entries, file)
 
 
@@ -129,5 +129,5 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _words(axes: Axes) -> str:
+def _shape_text(axes: Axes) -> str:
     return f"[{', '.join(map(str, axes))}]"

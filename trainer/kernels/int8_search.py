@@ -1,53 +1,61 @@
-"""Screening: entries of a dense product above a bound, found with a product in eight bits and then computed exactly.
+"""Finds the entries of a dense product above a bound: candidates in int8, their values in fp32.
 
-Few entries matter, so the dense product only has to say which ones may. Both factors are rounded up or down by
-chance, without bias and independently in every coordinate. The error of an entry is then a sum of independent terms,
-each within one step of its factor, and exceeds `MARGIN` times the root of the sum of their squares with a chance of
-at most `MISSED` (Hoeffding 1963, theorem 2). What may be above the bound with such an error is computed in fp32, and
-what really is above it is kept.
+Few entries exceed the bound, so the dense product only has to name candidates. Rows and weights are quantised to int8
+with stochastic rounding, which is unbiased and independent in every coordinate, and off by less than one step. The
+error of an entry, in units of both vectors' steps, is then a sum of independent terms and exceeds `MARGIN` times the
+root of the sum of both vectors' squared levels with probability at most `MISS_PROBABILITY` (Hoeffding 1963, theorem 2).
+An entry that exceeds the bound less this margin is a candidate; candidates are computed in fp32, and those above the
+bound are kept.
 
 Axes: R rows, F features, W width of a source.
 """
 
+import logging
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from math import log, sqrt
-from typing import Any, NamedTuple
+from textwrap import shorten
+from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trainer.kernels import cpu
-from trainer.kernels.cpu import as_array, loop_named, order_by, share_out
+from trainer.kernels.cpu import Loop, as_array, loop_named, run_in_threads, stable_order
 from trainer.kernels.sparse import dense_above
 
-MISSED = 1e-12
-"""Chance that an entry just above the bound is left out; the farther above it is, the smaller it gets."""
-MARGIN = 1.02 * sqrt(log(1 / MISSED) / 2)
-"""Two parts in a hundred are for the rounding of the comparison itself, which is in fp32."""
-WORTH = 2**20
-"""Weights from which screening takes less time than the product in bfloat16."""
-MOST = 1 / 48
-"""Share of entries to be kept up to which it does; about twice as many are hits."""
-TOO_MANY = 16
-"""Where one entry in so many is a hit, computing them one by one takes longer than all at once."""
-SAMPLE = 256
-"""Vectors by which coordinates are balanced."""
-SHIFTS = 8191
-"""Vectors begin at so many places of one row of random numbers."""
-DEEPEST = 2**31 // (127 * 255) - 4
-"""Coordinates of which the largest possible products fit a sum in 32 bits."""
-CACHED = 2**19
-"""Bytes of rows that stay in a core's cache while the features pass by."""
-UNSIGNED = -0x7F7F7F80
-"""0x80 in every byte of a word: turns signed bytes into unsigned ones that are 128 larger."""
-HUGE = float(np.finfo(np.float32).max)
+MISS_PROBABILITY = 1e-12
+"""Probability of missing an entry just above the bound; it falls with the entry's distance from the bound."""
+MARGIN = 1.02 * sqrt(log(1 / MISS_PROBABILITY) / 2)
+"""Two per cent of it cover the rounding of the comparison itself, which is in fp32."""
+MIN_WEIGHTS = 2**20
+"""Weights from which int8 search takes less time than the product in bfloat16."""
+MAX_KEPT_SHARE = 1 / 48
+"""Share of entries above the bound up to which it does; about twice as many are candidates."""
+MIN_ENTRIES_PER_CANDIDATE = 16
+"""With more than one candidate in this many entries, the whole fp32 product takes less time than the candidates'."""
+BALANCE_SAMPLE = 256
+"""Vectors from which the balance of coordinates is estimated."""
+DITHER_OFFSETS = 8191
+"""Vectors take their random numbers from one shared array, beginning at one of this many offsets."""
+MAX_WIDTH = 2**31 // (127 * 255) - 4
+"""Coordinates of which the largest possible products fit a 32-bit sum."""
+CACHE_BYTES = 2**19
+"""Bytes of rows that stay in a core's cache while all panels of features are read."""
+SIGN_FLIP = -0x7F7F7F80
+"""0x80 in every byte of a word: XOR with it adds 128 to signed bytes, which makes them unsigned."""
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+_compile_lock = Lock()
+_log = logging.getLogger(__name__)
 
 
-class Shape(NamedTuple):
-    """What a processor multiplies at a time."""
+class TileShape(NamedTuple):
+    """Size of the part of the product that the kernel computes at a time."""
 
     lanes: int
     """32-bit numbers in a register."""
@@ -60,58 +68,123 @@ class Shape(NamedTuple):
         return 2 * self.lanes
 
 
+def tile_shape() -> TileShape | None:
+    """Tile that int8 search uses in this process, its kernel compiled and checked; None where torch is used instead."""
+    tile = preferred_tile()
+    return tile if tile is not None and search_kernel(tile) is not None else None
+
+
 @cache
-def shape() -> Shape | None:
-    """How this processor's products are screened; None where they are not, or bfloat16 is as fast as bytes (AMX)."""
-    return None if "amx-bf16" in _abilities() else possible()
+def preferred_tile() -> TileShape | None:
+    """Tile for this processor if int8 is its fastest product; None without VNNI, or with AMX, where bf16 is as fast."""
+    return None if "amx-bf16" in _processor_features() else processor_tile()
 
 
-def possible() -> Shape | None:
-    """How this processor multiplies bytes; None where it does not."""
-    has = _abilities()
-    if {"avx512vnni", "avx512vl"} <= has:
-        return Shape(16, 12)
-    return Shape(8, 6) if {"avxvnni", "fma"} <= has else None
+def processor_tile() -> TileShape | None:
+    """Tile for the widest registers in which this processor multiplies bytes (VNNI); None where it has no VNNI."""
+    features = _processor_features()
+    if {"avx512vnni", "avx512vl"} <= features:
+        return TileShape(16, 12)
+    return TileShape(8, 6) if {"avxvnni", "fma"} <= features else None
 
 
-def _abilities() -> set[str]:
-    """What the processor has that numba compiles for, in LLVM's words."""
+def _processor_features() -> set[str]:
+    """LLVM's names of the instruction sets that numba compiles for; empty where numba does not work."""
     if not cpu.AVAILABLE:
         return set()
-    numba = import_module("numba").config
-    if numba.CPU_NAME or numba.CPU_FEATURES:  # somebody wants code for another processor
-        return set()
     try:
+        config = import_module("numba").config
+        if config.CPU_NAME or config.CPU_FEATURES:  # set by the user: code for another processor
+            return set()
         features = import_module("llvmlite.binding").get_host_cpu_features()
-    except RuntimeError:  # LLVM does not know this kind of processor
+    except (ImportError, OSError, RuntimeError):  # a broken installation; a processor that LLVM does not know
         return set()
-    return {name for name, there in features.items() if there}
+    return {name for name, present in features.items() if present}
+
+
+def search_kernel(tile: TileShape) -> Loop | None:
+    """Compiled and checked kernel for a tile (see `vnni`); None, after one warning, where it does not work.
+
+    Decided once for every process: a kernel that does not work is not tried again.
+    """
+    with _compile_lock:  # `cache` alone lets several threads compile, and warn
+        return _checked_kernel(tile)
+
+
+@cache
+def _checked_kernel(tile: TileShape) -> Loop | None:
+    try:
+        kernel: Loop = import_module("trainer.kernels.vnni").search_kernel(tile.lanes, tile.rows)
+        if not _passes_self_check(kernel, tile):
+            raise ArithmeticError("wrong sums in the self-check")
+    except Exception as error:  # noqa: BLE001 - whatever numba, llvmlite or LLVM may raise; torch does the same
+        _log.warning(
+            "Int8 search is off: its kernel does not work with %s and %s (%s: %s). Torch computes the encoder product "
+            "instead, which is slower.",
+            _installed("numba"),
+            _installed("llvmlite"),
+            type(error).__name__,
+            shorten(str(error), 200),
+        )
+        return None
+    return kernel
+
+
+def _installed(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return f"no {package}"
+
+
+def _passes_self_check(kernel: Loop, tile: TileShape) -> bool:
+    """Whether the kernel computes every sum of one tile of random bytes exactly.
+
+    The columns are repeated in two panels for every row of the tile. Bounds are that row's sums in one panel and one
+    less in the other: if the row exceeds none of the former and all of the latter, its sums are exact.
+    """
+    depth, rng = 3, np.random.default_rng(0)
+    left = rng.integers(-128, 128, (depth, tile.rows, 4)).astype(np.int8)
+    right = rng.integers(0, 256, (depth, tile.columns, 4)).astype(np.uint8)
+    sums = np.einsum("krb,kcb->rc", left.astype(np.int64), right.astype(np.int64))
+    bounds = np.concatenate([sums, sums - 1])
+    rows, columns = _aligned((1, *left.shape[:2])), _aligned((len(bounds), *right.shape[:2]))
+    as_array(rows)[:] = left.view(np.int32)[..., 0]
+    as_array(columns)[:] = right.view(np.int32)[..., 0]
+    # 3 + (bound + 2) / 2 * 2 - 5 is the bound again, and every term of it is used.
+    row_terms = np.repeat(np.array([3, 2], np.float32), tile.rows).reshape(1, 2, tile.rows)
+    column_terms = np.stack([(bounds + 2) / 2, np.full(bounds.shape, 5.0)], axis=1).astype(np.float32)
+    candidates = np.zeros((len(bounds), tile.rows), np.int32)
+    kernel(0, len(bounds), as_array(rows), as_array(columns), row_terms, column_terms, candidates, 1)
+    above = candidates[..., None] >> np.arange(tile.columns) & 1
+    return np.array_equal(above == 1, sums > bounds[:, None])
 
 
 def usable(rows: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
-    """Whether a product of these parts can be screened, and is worth it: fp32 on a CPU that multiplies bytes fast.
+    """Whether int8 search can compute this product faster than torch: large, fp32, on a CPU with VNNI.
 
-    It does not depend on how many rows there are, so that they are encoded alike in small blocks and in large ones.
+    The number of rows is not considered, so that small and large blocks of rows are encoded in the same way.
     """
     width, size = sum(part.shape[1] for part in weights), sum(part.numel() for part in weights)
-    return width <= DEEPEST and size >= WORTH and shape() is not None and cpu.usable(*rows, *weights)
+    suitable = width <= MAX_WIDTH and size >= MIN_WEIGHTS and cpu.usable(*rows, *weights)
+    return suitable and tile_shape() is not None
 
 
-class Factor(NamedTuple):
-    """Vectors in eight bits."""
+class QuantisedVectors(NamedTuple):
+    """Vectors in int8; a level is a quantised coordinate."""
 
     packed: Tensor
-    """int32 [blocks, depth, block]: four coordinates at a time of every vector of a block."""
+    """int32 [blocks, depth, block]: words of four consecutive levels, those of a block's vectors side by side."""
     step: Tensor
-    """What one level stands for [vectors]."""
-    squares: Tensor
-    """Sum of squared levels, all of them rounded away from zero [vectors]."""
-    total: Tensor
+    """Value of one level [vectors]."""
+    square_sum: Tensor
+    """Sum of squared levels, each rounded away from zero [vectors]."""
+    level_sum: Tensor
     """Sum of levels [vectors]."""
 
 
-class Screen:
-    """Rows and weights ready to be searched for entries above one bound after another."""
+class Int8Search:
+    """Rows and weights quantised once, to be searched for the entries above one bound after another."""
 
     def __init__(
         self,
@@ -120,127 +193,133 @@ class Screen:
         bias: Tensor,
         *,
         factor: float = 1.0,
-        instead_of: "Screen | None" = None,
+        reuse: "Int8Search | None" = None,
+        tile: TileShape | None = None,
     ) -> None:
         """Parts [R, W] and [F, W], bias [F]; an entry is the sum of factor * rows . weights over the parts, plus bias.
 
-        The memory of an earlier screen is written again: fresh memory takes as long as the packing.
+        Overwrites the packed weights of `reuse`, an earlier search: allocating memory takes as long as packing. The
+        tile is `tile_shape()` unless given. Raises RuntimeError where the kernel does not work; see `usable`.
         """
-        found = shape()
-        assert found is not None, "ask `usable` first"
-        self._shape, self._exact, self._bias, self._factor = found, (rows, weights), bias, factor
-        balance, old = _balance(rows, weights), None if instead_of is None else instead_of.weights.packed
-        self.rows: Factor = _packed(rows, balance, found.rows)
-        self.weights: Factor = _packed(weights, 1 / balance, found.columns, flip=UNSIGNED, old=old)
+        tile = tile or tile_shape()
+        kernel = None if tile is None else search_kernel(tile)
+        if tile is None or kernel is None:
+            raise RuntimeError("int8 search does not work on this machine; ask `usable` first")
+        self._tile, self._kernel = tile, kernel
+        self._exact, self._bias, self._factor = (rows, weights), bias, factor
+        balance, old = _balance(rows, weights), None if reuse is None else reuse.weights.packed
+        self.rows: QuantisedVectors = _quantised(rows, balance, tile.rows)
+        self.weights: QuantisedVectors = _quantised(weights, 1 / balance, tile.columns, flip=SIGN_FLIP, old=old)
 
     def above(self, bound: Tensor) -> tuple[Tensor, Tensor]:
         """Entries above a bound [F] >= 0: flat indices, row * F + feature, in order, int64 [N], and values fp32 [N]."""
-        found = self._computed(self._hits(bound), bound) if bool(bound.any()) else None
+        found = self._verified(self._candidates(bound), bound) if bool(bound.any()) else None
         if found is None:
             inputs, weight = (torch.cat(list(parts), dim=1) for parts in self._exact)
             return dense_above(inputs * self._factor, weight, self._bias, bound)
         flat, value = found
-        order, _ = order_by(torch.div(flat, len(bound), rounding_mode="floor"), len(self.rows.step))
+        order, _ = stable_order(torch.div(flat, len(bound), rounding_mode="floor"), len(self.rows.step))
         return flat[order], value[order]
 
-    def _hits(self, bound: Tensor) -> Tensor:
-        """Bits of the columns of every panel that may be above their bound, int32 [panels, R]."""
+    def _candidates(self, bound: Tensor) -> Tensor:
+        """Candidates int32 [panels, R]: for every row, one bit for each of the panel's columns."""
         left, right = self.rows.packed, self.weights.packed
-        terms = self._terms(bound)
-        hits = torch.empty(len(right), len(left) * self._shape.rows, dtype=torch.int32)
-        search, together = _search(self._shape), max(1, CACHED // (4 * left[0].numel()))
-        arrays = [as_array(x) for x in (left, right, *terms, hits)]
-        share_out(lambda first, stop: search(first, stop, *arrays, together), len(hits), hits.numel() * left.shape[1])
-        return hits[:, : len(self.rows.step)]
+        terms = self._bound_terms(bound)
+        candidates = torch.empty(len(right), len(left) * self._tile.rows, dtype=torch.int32)
+        together = max(1, CACHE_BYTES // (4 * left[0].numel()))
+        arrays = [as_array(x) for x in (left, right, *terms, candidates)]
 
-    def _terms(self, bound: Tensor) -> tuple[Tensor, Tensor]:
-        """What sums of levels must exceed, by row [blocks, 2, block] and column [panels, 2, panel] (see `vnni`).
+        def search(first: int, stop: int) -> None:
+            self._kernel(first, stop, *arrays, together)
 
-        The margin is the root of what a row and a column add to it; sqrt(a + b) <= (a + b) / 2m + m / 2 for every m
-        takes the two apart, here with the root in the middle.
+        run_in_threads(search, len(candidates), candidates.numel() * left.shape[1])
+        return candidates[:, : len(self.rows.step)]
+
+    def _bound_terms(self, bound: Tensor) -> tuple[Tensor, Tensor]:
+        """Terms of the bound on sums of levels, by row [blocks, 2, block] and by column [panels, 2, panel].
+
+        `vnni.search_kernel` says how they make the bound. The margin is the root of a term of the row plus one of the
+        column; sqrt(a + b) <= (a + b) / 2m + m / 2 for every m separates the two, here with the root of the mean as m.
         """
         left, right = self.rows, self.weights
-        middle = float((left.squares.mean() + right.squares.mean()).sqrt())
-        start = 128 * left.total - MARGIN * (left.squares / (2 * middle) + middle / 2)
-        least = ((bound - self._bias) / (self._factor * right.step)).clamp(-HUGE, HUGE)
-        less = MARGIN * right.squares / (2 * middle)
+        middle = float((left.square_sum.mean() + right.square_sum.mean()).sqrt())
+        start = 128 * left.level_sum - MARGIN * (left.square_sum / (2 * middle) + middle / 2)
+        scaled = ((bound - self._bias) / (self._factor * right.step)).clamp(-FLOAT32_MAX, FLOAT32_MAX)
+        margin = MARGIN * right.square_sum / (2 * middle)
         return (
-            _side_by_side(self._shape.rows, (start, HUGE), (1 / left.step, 0.0)),
-            _side_by_side(self._shape.columns, (least, HUGE), (less, 0.0)),
+            _blocked(self._tile.rows, (start, FLOAT32_MAX), (1 / left.step, 0.0)),
+            _blocked(self._tile.columns, (scaled, FLOAT32_MAX), (margin, 0.0)),
         )
 
-    def _computed(self, hits: Tensor, bound: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The hits that are above the bound, in order of features; None where hits are too many."""
-        columns, words = self._shape.columns, as_array(hits).view(np.uint32)
+    def _verified(self, candidates: Tensor, bound: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Candidates that are above the bound in fp32, in feature order; None where there are too many candidates."""
+        columns, words = self._tile.columns, as_array(candidates).view(np.uint32)
         parts = [(as_array(rows), as_array(weights)) for rows, weights in zip(*self._exact, strict=True)]
         found: dict[int, tuple[Tensor, Tensor]] = {}
-        crowded: list[int] = []
+        overfull: list[int] = []
 
-        def part(first: int, stop: int) -> None:
-            mine = slice(first * columns, min(stop * columns, len(bound)))
+        def verify(first: int, stop: int) -> None:
+            features = slice(first * columns, min(stop * columns, len(bound)))
             begin = np.zeros((stop - first) * columns + 1, np.int64)
-            row = np.empty((stop - first) * columns * hits.shape[1] // TOO_MANY + columns, np.int64)
-            count = loop_named("list_hits")(first, stop, words, columns, begin, row)
+            capacity = (stop - first) * columns * candidates.shape[1] // MIN_ENTRIES_PER_CANDIDATE + columns
+            row = np.empty(capacity, np.int64)
+            count = loop_named("list_candidates")(first, stop, words, columns, begin, row)
             if count > len(row):
-                crowded.append(first)
+                overfull.append(first)
                 return
             value, flat = torch.zeros(count), torch.empty(count, dtype=torch.int64)
             for x, w in parts:  # source by source: the rows of one stay in the cache
-                products = (begin, row, x, w[mine], np.float32(self._factor), as_array(value))
-                loop_named("inner_products")(0, len(w[mine]), *products)
-            terms = as_array(self._bias[mine]), as_array(bound[mine]), len(bound), as_array(flat)
+                products = (begin, row, x, w[features], np.float32(self._factor), as_array(value))
+                loop_named("inner_products")(0, len(w[features]), *products)
+            terms = as_array(self._bias[features]), as_array(bound[features]), len(bound), as_array(flat)
             kept = loop_named("keep_above")(begin, row, as_array(value), *terms)
-            found[first] = flat[:kept] + mine.start, value[:kept]
+            found[first] = flat[:kept] + features.start, value[:kept]
 
-        share_out(part, len(hits), hits.numel() * columns)
-        if crowded:
+        run_in_threads(verify, len(candidates), candidates.numel() * columns)
+        if overfull:
             return None
         flats, values = zip(*(found[first] for first in sorted(found)), strict=True)
         return torch.cat(flats), torch.cat(values)
 
 
 def _balance(rows: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """What coordinates of rows are multiplied with and those of weights divided by, to make both alike [sum of W]."""
+    """Factors for coordinates of rows, and divisors for those of weights, that give both the same mean square [ΣW]."""
 
     def squares(parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat([part[:: max(1, len(part) // SAMPLE)].square().mean(dim=0) for part in parts])
+        return torch.cat([part[:: max(1, len(part) // BALANCE_SAMPLE)].square().mean(dim=0) for part in parts])
 
     return ((squares(weights) + 1e-12) / (squares(rows) + 1e-12)).pow(0.25)
 
 
-def _packed(
+def _quantised(
     parts: Sequence[Tensor], balance: Tensor, block: int, *, flip: int = 0, old: Tensor | None = None
-) -> Factor:
+) -> QuantisedVectors:
+    """Vectors, in parts [vectors, W], times balance, in int8; `old` is memory to be overwritten if its shape fits."""
     vectors, width = len(parts[0]), len(balance)
     size = (-(-vectors // block), -(-width // 4), block)
     packed = old if old is not None and old.shape == size else _aligned(size)
     terms = torch.empty(3, vectors)
     dither, loop = _dither(flip, width), loop_named("pack")
     arrays = tuple(map(as_array, parts)), as_array(balance), dither, np.int32(flip), as_array(packed), as_array(terms)
-    share_out(lambda first, stop: loop(first, stop, *arrays), size[0], vectors * width)
-    return Factor(packed, *terms)
+    run_in_threads(lambda first, stop: loop(first, stop, *arrays), size[0], vectors * width)
+    return QuantisedVectors(packed, *terms)
 
 
 def _aligned(size: tuple[int, int, int]) -> Tensor:
-    """Zeros that begin where a register may be loaded from."""
+    """Zeros int32 at an address that is a multiple of 64, as loads of whole registers need it."""
     count = size[0] * size[1] * size[2]
-    room = torch.zeros(count + 16, dtype=torch.int32)
-    return room[-room.data_ptr() % 64 // 4 :][:count].view(size)
+    memory = torch.zeros(count + 16, dtype=torch.int32)
+    return memory[-memory.data_ptr() % 64 // 4 :][:count].view(size)
 
 
 @cache
 def _dither(flip: int, width: int) -> np.ndarray:
-    """Numbers from 0 to 1 [width + SHIFTS], for weights others than for rows."""
-    return np.random.default_rng([abs(flip), width]).random(width + SHIFTS, dtype=np.float32)
+    """Random numbers from 0 to 1 [width + DITHER_OFFSETS] for stochastic rounding; weights have others than rows."""
+    return np.random.default_rng([abs(flip), width]).random(width + DITHER_OFFSETS, dtype=np.float32)
 
 
-@cache
-def _search(shape: Shape) -> Any:
-    return import_module("trainer.kernels.vnni").searching(shape.lanes, shape.rows)
-
-
-def _side_by_side(block: int, *terms: tuple[Tensor, float]) -> Tensor:
-    """Terms [n], each with what follows where there are no more of it, as [blocks, terms, block]."""
+def _blocked(block: int, *terms: tuple[Tensor, float]) -> Tensor:
+    """Terms [n], each with the value that fills its last block, as [blocks, terms, block]."""
     missing = -len(terms[0][0]) % block
-    rows = [torch.cat([values, values.new_full((missing,), beyond)]).view(-1, block) for values, beyond in terms]
+    rows = [torch.cat([values, values.new_full((missing,), fill)]).view(-1, block) for values, fill in terms]
     return torch.stack(rows, dim=1)

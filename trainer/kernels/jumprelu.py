@@ -1,7 +1,8 @@
-"""JumpReLU: x where it is above a learned threshold, else 0, with straight-through gradients to the threshold.
+"""ReLU with a learned threshold and straight-through gradients for it.
 
-Rajamanoharan et al. 2024 (arXiv 2407.14435). The threshold receives gradient from inputs within half a bandwidth of
-it. Thresholds and their gradients are fp32 whatever the products run in: in bf16 they stop learning unnoticed.
+Rajamanoharan et al. 2024 (arXiv 2407.14435): x where it is above the threshold, else 0. The threshold receives gradient
+from inputs within half a bandwidth of it. Thresholds and their gradients stay in fp32 whatever the precision of the
+products: in bf16 they silently stop learning.
 """
 
 from typing import Any
@@ -29,5 +30,5 @@ class _JumpReLU(torch.autograd.Function):
 
 
 def jumprelu(x: Tensor, log_threshold: Tensor, bandwidth: float) -> Tensor:
-    """Pre-activations [R, F] above exp(log_threshold) [F], zero elsewhere; both fp32."""
+    """Pre-activations [R, F] where above exp(log_threshold) [F], else zero; both fp32."""
     return _JumpReLU.apply(x, log_threshold, bandwidth)  # type: ignore[no-any-return, no-untyped-call]

@@ -1,36 +1,37 @@
-"""Loops over active entries that numba compiles for the CPU.
+"""Numba loops over active entries, for the CPU.
 
-Each works on the indices from `first` up to `stop` and writes no result outside them, so that threads can share the
-work. Sums run in a fixed order: results do not depend on the number of threads.
+Each loop handles the indices from `first` up to `stop` and writes no other results, so that threads can split the
+range. Sums run in a fixed order, so that results do not depend on the number of threads.
 """
 
 import numpy as np
 from numba import njit
 
 OPTIONS = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}}
-"""Sums may be reordered as vector instructions do it; NaN and infinity keep their meaning."""
+"""LLVM may reorder sums to vectorise them; NaN and infinity keep their meaning."""
 
 
 def compiled(loop):
-    """A loop that is compiled when it is first called, and kept for the next process where there is a place for it."""
+    """Decorator: compiles a loop at its first call and caches it on disk where a cache folder is writable."""
     try:
         return njit(cache=True, **OPTIONS)(loop)
-    except RuntimeError:  # neither this folder nor the user's cache can be written
+    except RuntimeError:  # neither this folder nor the user's cache folder is writable
         return njit(**OPTIONS)(loop)
 
 
-LARGEST = np.float32(126.5)
-"""Largest level before rounding: neither rounding up nor a sum's error makes 128 of it, for which there is no room."""
-TINY = np.float32(1e-30)
+MAX_LEVEL = np.float32(126.5)
+"""Largest level before rounding; stochastic rounding and its error stay below 128, which does not fit int8."""
+MIN_MAGNITUDE = np.float32(1e-30)
+"""Avoids a division by zero for a vector of zeros."""
 STRIDE = 32
-"""Entries looked at together when few of them are wanted."""
+"""Entries compared at a time; a block in which none is above its bound is skipped."""
 
 
 @compiled
-def spread_sums(first, stop, offsets, row, value, vectors, factor, out):
-    """out[row[i]] += factor * value[i] * vectors[f] for i from offsets[f] up to offsets[f + 1] and rows of the range.
+def add_to_rows(first, stop, offsets, row, value, vectors, factor, out):
+    """out[row[i]] += factor * value[i] * vectors[f] for i from offsets[f] up to offsets[f + 1]; only rows of the range.
 
-    Vectors are read once each and in order; sorted by row, each of them would come from memory for every row it is in.
+    Feature order reads each vector from memory once; row order would read it again for every row that uses it.
     """
     width = vectors.shape[1]
     for f in range(len(offsets) - 1):
@@ -49,7 +50,7 @@ def weighted_sums(first, stop, offsets, row, value, vectors, factor, out):
     for f in range(first, stop):
         total, i, end = out[f], offsets[f], offsets[f + 1]
         total[:] = 0
-        while i + 4 <= end:  # four at a time: the running total is read and written a quarter as often
+        while i + 4 <= end:  # four at a time: reads and writes `total` a quarter as often
             w0, w1, w2, w3 = factor * value[i], factor * value[i + 1], factor * value[i + 2], factor * value[i + 3]
             v0, v1, v2, v3 = vectors[row[i]], vectors[row[i + 1]], vectors[row[i + 2]], vectors[row[i + 3]]
             for c in range(width):
@@ -68,7 +69,7 @@ def inner_products(first, stop, offsets, row, left, right, factor, out):
     width = right.shape[1]
     for f in range(first, stop):
         vector, i, end = right[f], offsets[f], offsets[f + 1]
-        while i + 4 <= end:  # four at a time: the processor need not wait for one sum to be ready before it goes on
+        while i + 4 <= end:  # four at a time: independent sums hide the latency of an addition
             v0, v1, v2, v3 = left[row[i]], left[row[i + 1]], left[row[i + 2]], left[row[i + 3]]
             s0 = s1 = s2 = s3 = np.float32(0)
             for c in range(width):
@@ -91,7 +92,7 @@ def inner_products(first, stop, offsets, row, left, right, factor, out):
 
 @compiled
 def sparse_products(first, stop, left, right, out):
-    """Add to out, by row, the product of two sparse matrices, each given as offsets of its rows, columns and values."""
+    """Add the product of two CSR matrices, each (row offsets, columns, values), to the dense out."""
     left_offsets, left_column, left_value = left
     offsets, column, value = right
     for f in range(first, stop):
@@ -113,27 +114,27 @@ def sums(first, stop, offsets, value, out):
 
 
 @compiled
-def find_above(first, stop, values, bound, place, bits):
-    """Flat indices, in order, of entries above the bound of their column, and their values as fp32 bits.
+def find_above(first, stop, values, bound, index, bits):
+    """Flat indices, in order, of entries above their column's bound, and their values as fp32 bits.
 
-    Values are bf16 bits. Returns how many there are; no more are written than there is room for.
+    Values and bounds are bf16 bits. Returns the number of entries; those that do not fit `index` are counted only.
     """
     width, found = values.shape[1], 0
     for r in range(first, stop):
         row = values[r]
         for begin in range(0, width, STRIDE):
-            part, least = row[begin : begin + STRIDE], bound[begin : begin + STRIDE]
+            part, limit = row[begin : begin + STRIDE], bound[begin : begin + STRIDE]
             count = 0
             for c in range(len(part)):
-                count += part[c] > least[c]
+                count += part[c] > limit[c]
             if count == 0:
                 continue
-            if found + count > len(place):
+            if found + count > len(index):
                 found += count
                 continue
             for c in range(len(part)):
-                if part[c] > least[c]:
-                    place[found] = r * width + begin + c
+                if part[c] > limit[c]:
+                    index[found] = r * width + begin + c
                     bits[found] = np.int32(part[c]) << 16
                     found += 1
     return found
@@ -141,24 +142,24 @@ def find_above(first, stop, values, bound, place, bits):
 
 @compiled
 def counting_sort(keys, order, offsets):
-    """Stable order of the keys, and where each key's run begins in it."""
+    """Stable argsort of the keys, and the offsets at which each key begins in it."""
     for key in keys:
         offsets[key + 1] += 1
     for key in range(1, len(offsets)):
         offsets[key] += offsets[key - 1]
-    place = offsets[:-1].copy()
+    slot = offsets[:-1].copy()
     for i in range(len(keys)):
-        order[place[keys[i]]] = i
-        place[keys[i]] += 1
+        order[slot[keys[i]]] = i
+        slot[keys[i]] += 1
 
 
 @compiled
 def pack(first, stop, parts, balance, dither, flip, packed, terms):
-    """Blocks of vectors, each in several parts side by side, in bytes, four to a word: packed [blocks, depth, block].
+    """Quantise vectors to int8 with stochastic rounding, four levels to a word: packed [blocks, depth, block].
 
-    A vector times `balance` is divided by its step, so that the largest becomes LARGEST, and rounded up or down by
-    chance, as often up as it is near: on average nothing is added. Bits of `flip` change in every word. terms
-    [3, vectors]: the step; the sum of squares, each rounded away from zero; and the sum of what comes out.
+    A vector is the concatenation of its `parts`. Times `balance`, it is divided by its step, so that its largest
+    coordinate becomes MAX_LEVEL, and rounded by floor(x + dither), which is unbiased. Every word is XORed with `flip`.
+    terms [3, vectors]: the step; the sum of squared levels, each rounded away from zero; and the sum of levels.
     """
     depth, block = packed.shape[1:]
     scaled, levels = np.zeros(4 * depth, np.float32), np.zeros((block, 4 * depth), np.int8)
@@ -170,47 +171,47 @@ def pack(first, stop, parts, balance, dither, flip, packed, terms):
             for part in parts:
                 vector = part[v]
                 weight = balance[begin : begin + len(vector)]
-                room = scaled[begin : begin + len(vector)]
+                target = scaled[begin : begin + len(vector)]
                 for c in range(len(vector)):
-                    room[c] = vector[c] * weight[c]
+                    target[c] = vector[c] * weight[c]
                 begin += len(vector)
-            for c in range(begin):  # numbers without their sign compare as their bits do
+            for c in range(begin):  # bits of non-negative numbers compare like the numbers
                 largest = max(largest, bits[c] & np.int32(0x7FFFFFFF))
-            levels_per_one = LARGEST / max(np.int32(largest).view(np.float32), TINY)
-            chance, level = dither[v % (len(dither) - begin) :], levels[i]
+            levels_per_one = MAX_LEVEL / max(np.int32(largest).view(np.float32), MIN_MAGNITUDE)
+            offsets, level = dither[v % (len(dither) - begin) :], levels[i]
             squares, total = np.float32(0), np.int32(0)
             for c in range(begin):
                 exact = scaled[c] * levels_per_one
-                rounded = np.int32(np.floor(exact + chance[c]))
+                rounded = np.int32(np.floor(exact + offsets[c]))
                 outward = np.ceil(abs(exact))
                 squares += outward * outward
                 total += rounded
                 level[c] = rounded
             terms[0, v], terms[1, v], terms[2, v] = np.float32(1) / levels_per_one, squares, total
         for k in range(depth):
-            beside = packed[b, k]
+            target_words = packed[b, k]
             for i in range(count):
-                beside[i] = words[i, k] ^ flip
+                target_words[i] = words[i, k] ^ flip
 
 
 @compiled
-def list_hits(first, stop, hits, columns, begin, row):
-    """Rows that each column of some panels hits, in order, from begin[column] on, where it ends the one before.
+def list_candidates(first, stop, candidates, columns, begin, row):
+    """Rows with a candidate in each column of panels first to stop, ascending, at begin[column] to begin[column + 1].
 
-    hits [panels, rows] has a bit for each of a panel's `columns`. Returns how many hits there are; no more panels are
-    listed than there is room for.
+    candidates [panels, rows] has a bit for each of a panel's `columns`. Returns the number of candidates; panels that
+    do not fit `row` any more are counted, but not listed.
     """
-    place, listed = np.zeros(columns, np.int64), 0
+    slot, listed = np.zeros(columns, np.int64), 0
     for p in range(first, stop):
-        words, at = hits[p], (p - first) * columns
-        place[:] = 0
+        words, at = candidates[p], (p - first) * columns
+        slot[:] = 0
         for word in words:
             if word:
                 for c in range(columns):
-                    place[c] += (word >> np.uint32(c)) & np.uint32(1)
+                    slot[c] += (word >> np.uint32(c)) & np.uint32(1)
         for c in range(columns):
-            begin[at + c + 1] = begin[at + c] + place[c]
-            place[c] = begin[at + c]
+            begin[at + c + 1] = begin[at + c] + slot[c]
+            slot[c] = begin[at + c]
         listed = begin[at + columns]
         if listed > len(row):
             continue
@@ -218,8 +219,8 @@ def list_hits(first, stop, hits, columns, begin, row):
             word, c = words[r], 0
             while word:
                 if word & np.uint32(1):
-                    row[place[c]] = r
-                    place[c] += 1
+                    row[slot[c]] = r
+                    slot[c] += 1
                 word >>= np.uint32(1)
                 c += 1
     return listed
@@ -227,10 +228,10 @@ def list_hits(first, stop, hits, columns, begin, row):
 
 @compiled
 def keep_above(begin, row, value, bias, bound, width, flat):
-    """Leave of the entries, from begin[column] on for every column, those above its bound once its bias is added.
+    """Filter entries, those of a column from begin[column] up to begin[column + 1], by value + bias > bound.
 
-    Values are moved to the front; flat gets their indices in a matrix of `width` columns, bias and bound [columns].
-    Returns how many are left.
+    Compacts `value` in place, bias added, and writes flat indices into a matrix of `width` columns to `flat`. Bias and
+    bound are by column. Returns the number of entries kept.
     """
     kept = 0
     for c in range(len(bound)):

@@ -1,30 +1,30 @@
-"""Reply: numbers that a device was asked for, on their way to Python, so that only who needs them waits for it."""
+"""Asynchronous device-to-host copies of scalars; reading one synchronises."""
 
 import torch
 from torch import Tensor
 
 
 class ScalarReadback:
-    """A copy of a few numbers that begins now and is read later."""
+    """A copy of a few numbers to the host, started now and read later."""
 
     def __init__(self, numbers: Tensor) -> None:
-        """Numbers [n] of any kind, or one []."""
-        self._numbers, self._arrival = numbers, None
+        """Numbers [n] of any dtype, or a single one []."""
+        self._numbers, self._copied = numbers, None
         if numbers.device.type == "cuda":
             self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
             self._numbers.copy_(numbers, non_blocking=True)
-            self._arrival = torch.cuda.current_stream(numbers.device).record_event()
+            self._copied = torch.cuda.current_stream(numbers.device).record_event()
 
-    def numbers(self) -> list[float]:
-        """The numbers, waited for if they are not there yet."""
-        found: list[float] = self._arrived().tolist()
-        return found
+    def tolist(self) -> list[float]:
+        """The numbers; waits for the copy if it is not complete."""
+        numbers: list[float] = self._synchronised().tolist()
+        return numbers
 
-    def number(self) -> float:
-        """The only number, waited for if it is not there yet."""
-        return self._arrived().item()
+    def item(self) -> float:
+        """The only number; waits for the copy if it is not complete."""
+        return self._synchronised().item()
 
-    def _arrived(self) -> Tensor:
-        if self._arrival is not None:
-            self._arrival.synchronize()
+    def _synchronised(self) -> Tensor:
+        if self._copied is not None:
+            self._copied.synchronize()
         return self._numbers

@@ -1,8 +1,8 @@
-"""Kernels that Triton compiles for a GPU: sums and products over active entries, and the search for them.
+"""GPU kernels in Triton: sums and products over active entries, and the search for them.
 
-Every program writes places of its own, and sums in an order that depends on the numbers' places alone: the same inputs
-give the same bits again. Matrices are contiguous; sums are in fp32 whatever goes in. The compiler is told nothing of
-numbers that change from call to call, or some of them would set it to work again.
+Results are deterministic: no two programs write the same element, and the order of a sum depends on positions alone.
+Matrices are contiguous; sums are in fp32 whatever the inputs. Integers that change from call to call are marked
+do_not_specialize: for some of their values Triton would compile the kernel again.
 """
 
 import triton
@@ -10,18 +10,18 @@ import triton.language as tl
 
 
 @triton.jit
-def _put(numbers, target, wanted, ADD: tl.constexpr):
-    """Write numbers where they are wanted, or add them to what is there."""
+def _store(numbers, target, mask, ADD: tl.constexpr):
+    """Write numbers where the mask is true, or add them to what is there."""
     if ADD:
-        numbers += tl.load(target, mask=wanted, other=0.0).to(tl.float32)
-    tl.store(target, numbers.to(target.dtype.element_ty), mask=wanted)
+        numbers += tl.load(target, mask=mask, other=0.0).to(tl.float32)
+    tl.store(target, numbers.to(target.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def weighted_sums(
     begin,
     end,
-    into,
+    out_row,
     index,
     weight,
     vectors,
@@ -32,37 +32,37 @@ def weighted_sums(
     PAIRS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """out[into[p]] = factor * sum of weight[i] * vectors[index[i]] for i from begin[p] up to end[p], or adds it to out.
+    """out[out_row[p]] = factor * sum of weight[i] * vectors[index[i]] for i from begin[p] up to end[p], or += with ADD.
 
-    One program for every p and COLUMNS columns; p is left out where into[p] is negative.
+    One program for every p and COLUMNS columns; p is skipped where out_row[p] is negative.
     """
-    part = tl.program_id(0)
-    place = tl.load(into + part)
+    program = tl.program_id(0)
+    target_row = tl.load(out_row + program)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    if place >= 0:
-        first, stop = tl.load(begin + part), tl.load(end + part)
+    if target_row >= 0:
+        first, stop = tl.load(begin + program), tl.load(end + program)
         total = tl.zeros([COLUMNS], tl.float32)
         for start in range(first, stop, PAIRS):
             i = start + tl.arange(0, PAIRS)
-            source = tl.load(index + i, mask=i < stop, other=0)
-            share = tl.load(weight + i, mask=i < stop, other=0.0).to(tl.float32)
-            wanted = (i < stop)[:, None] & (column < width)[None, :]
-            vector = tl.load(vectors + source[:, None] * width + column[None, :], mask=wanted, other=0.0)
-            total += tl.sum(share[:, None] * vector.to(tl.float32), axis=0)
-        _put(total * factor, out + place * width + column, column < width, ADD)
+            vector_row = tl.load(index + i, mask=i < stop, other=0)
+            scale = tl.load(weight + i, mask=i < stop, other=0.0).to(tl.float32)
+            mask = (i < stop)[:, None] & (column < width)[None, :]
+            vector = tl.load(vectors + vector_row[:, None] * width + column[None, :], mask=mask, other=0.0)
+            total += tl.sum(scale[:, None] * vector.to(tl.float32), axis=0)
+        _store(total * factor, out + target_row * width + column, column < width, ADD)
 
 
 @triton.jit
-def pull_and_sums(
+def decoder_gradients(
     begin,
     end,
-    into,
-    run,
+    out_row,
+    segment,
     row,
     value,
-    beside,
+    vectors,
     weight,
-    pull,
+    pre_gradient,
     out,
     factor,
     width,
@@ -70,29 +70,31 @@ def pull_and_sums(
     PAIRS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Both things that are made of a decoder's errors, which are read once.
+    """Gradients of pre-activations and of a decoder in one pass over the errors `vectors`.
 
-    pull[i] += factor * beside[row[i]] . weight[run[p]] for i from begin[p] up to end[p], and
-    out[into[p]] = factor * sum of value[i] * beside[row[i]], or adds it to out. One program for every p, of at least
-    as many columns as there are; p is left out where into[p] is negative.
+    pre_gradient[i] += factor * vectors[row[i]] . weight[segment[p]] for i from begin[p] up to end[p], and
+    out[out_row[p]] = factor * sum of value[i] * vectors[row[i]], or += with ADD. One program for every p, with COLUMNS
+    no fewer than the width; p is skipped where out_row[p] is negative.
     """
-    part = tl.program_id(0)
-    place = tl.load(into + part)
+    program = tl.program_id(0)
+    target_row = tl.load(out_row + program)
     column = tl.arange(0, COLUMNS)
-    if place >= 0:
-        first, stop = tl.load(begin + part), tl.load(end + part)
-        vector = tl.load(weight + tl.load(run + part) * width + column, mask=column < width, other=0.0).to(tl.float32)
+    if target_row >= 0:
+        first, stop = tl.load(begin + program), tl.load(end + program)
+        weights = weight + tl.load(segment + program) * width + column
+        vector = tl.load(weights, mask=column < width, other=0.0).to(tl.float32)
         total = tl.zeros([COLUMNS], tl.float32)
         for start in range(first, stop, PAIRS):
             i = start + tl.arange(0, PAIRS)
-            source = tl.load(row + i, mask=i < stop, other=0)
-            share = tl.load(value + i, mask=i < stop, other=0.0)
-            wanted = (i < stop)[:, None] & (column < width)[None, :]
-            error = tl.load(beside + source[:, None] * width + column[None, :], mask=wanted, other=0.0).to(tl.float32)
-            before = tl.load(pull + i, mask=i < stop, other=0.0)
-            tl.store(pull + i, before + factor * tl.sum(error * vector[None, :], axis=1), mask=i < stop)
-            total += tl.sum(share[:, None] * error, axis=0)
-        _put(total * factor, out + place * width + column, column < width, ADD)
+            vector_row = tl.load(row + i, mask=i < stop, other=0)
+            scale = tl.load(value + i, mask=i < stop, other=0.0)
+            mask = (i < stop)[:, None] & (column < width)[None, :]
+            errors = vectors + vector_row[:, None] * width + column[None, :]
+            error = tl.load(errors, mask=mask, other=0.0).to(tl.float32)
+            before = tl.load(pre_gradient + i, mask=i < stop, other=0.0)
+            tl.store(pre_gradient + i, before + factor * tl.sum(error * vector[None, :], axis=1), mask=i < stop)
+            total += tl.sum(scale[:, None] * error, axis=0)
+        _store(total * factor, out + target_row * width + column, column < width, ADD)
 
 
 @triton.jit(do_not_specialize=["pairs"])
@@ -109,48 +111,48 @@ def inner_products(
     PAIRS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """out[i] = factor * left[row[i]] . right[feature[i]] for every pair i, or adds it to out; PAIRS to a program."""
+    """out[i] = factor * left[row[i]] . right[feature[i]] for every pair i, or += with ADD; PAIRS pairs per program."""
     i = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
-    one = tl.load(row + i, mask=i < pairs, other=0)
-    other = tl.load(feature + i, mask=i < pairs, other=0)
+    left_row = tl.load(row + i, mask=i < pairs, other=0)
+    right_row = tl.load(feature + i, mask=i < pairs, other=0)
     total = tl.zeros([PAIRS, COLUMNS], tl.float32)
     for start in range(0, width, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
-        wanted = (i < pairs)[:, None] & (column < width)[None, :]
-        x = tl.load(left + one[:, None] * width + column[None, :], mask=wanted, other=0.0)
-        y = tl.load(right + other[:, None] * width + column[None, :], mask=wanted, other=0.0)
+        mask = (i < pairs)[:, None] & (column < width)[None, :]
+        x = tl.load(left + left_row[:, None] * width + column[None, :], mask=mask, other=0.0)
+        y = tl.load(right + right_row[:, None] * width + column[None, :], mask=mask, other=0.0)
         total += x.to(tl.float32) * y.to(tl.float32)
-    _put(factor * tl.sum(total, axis=1), out + i, i < pairs, ADD)
+    _store(factor * tl.sum(total, axis=1), out + i, i < pairs, ADD)
 
 
 @triton.jit
-def _looked_at(dense, bound, columns, BLOCK: tl.constexpr):
-    """Where this program's part of the matrix lies in it, its values as fp32, and which are above their bound."""
+def _load_and_compare(dense, bound, columns, BLOCK: tl.constexpr):
+    """Flat indices of this program's BLOCK entries, their values in fp32, and which are above their column's bound."""
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    place = tl.program_id(0).to(tl.int64) * columns + column
-    value = tl.load(dense + place, mask=column < columns, other=0.0).to(tl.float32)
-    least = tl.load(bound + column, mask=column < columns, other=float("inf")).to(tl.float32)
-    return place, value, value > least
+    index = tl.program_id(0).to(tl.int64) * columns + column
+    value = tl.load(dense + index, mask=column < columns, other=0.0).to(tl.float32)
+    limit = tl.load(bound + column, mask=column < columns, other=float("inf")).to(tl.float32)
+    return index, value, value > limit
 
 
 @triton.jit
 def count_above(dense, bound, counts, columns, BLOCK: tl.constexpr):
-    """How many entries of every part of the matrix, BLOCK columns of one row, are above the bound of their column."""
-    _, _, above = _looked_at(dense, bound, columns, BLOCK)
-    part = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-    tl.store(counts + part, tl.sum(above.to(tl.int32), axis=0))
+    """Number of entries above their column's bound in every part of the matrix, BLOCK columns of one row."""
+    _, _, above = _load_and_compare(dense, bound, columns, BLOCK)
+    program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+    tl.store(counts + program, tl.sum(above.to(tl.int32), axis=0))
 
 
-@triton.jit(do_not_specialize=["before", "room"])
-def write_above(dense, bound, ends, places, values, before, room, columns, BLOCK: tl.constexpr):
-    """Flat indices plus `before`, and values, of the entries that were counted; `ends` is where each part's end.
+@triton.jit(do_not_specialize=["offset", "capacity"])
+def write_above(dense, bound, ends, indices, values, offset, capacity, columns, BLOCK: tl.constexpr):
+    """Flat indices plus `offset`, and values, of the entries that `count_above` counted.
 
-    What lies beyond the room is dropped.
+    `ends` is where each part's entries end in the result. Entries beyond its capacity are dropped.
     """
-    place, value, above = _looked_at(dense, bound, columns, BLOCK)
-    part = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-    found = above.to(tl.int32)
-    at = tl.load(ends + part) - tl.sum(found, axis=0) + tl.cumsum(found, axis=0) - 1
-    fits = above & (at < room)
-    tl.store(places + at, place + before, mask=fits)
-    tl.store(values + at, value, mask=fits)
+    index, value, above = _load_and_compare(dense, bound, columns, BLOCK)
+    program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+    is_above = above.to(tl.int32)
+    slot = tl.load(ends + program) - tl.sum(is_above, axis=0) + tl.cumsum(is_above, axis=0) - 1
+    fits = above & (slot < capacity)
+    tl.store(indices + slot, index + offset, mask=fits)
+    tl.store(values + slot, value, mask=fits)

@@ -1,1 +1,1 @@
-"""Language models: finding their files, loading them, and reading or editing activations at a hookpoint."""
+"""Language models: finding and loading them, and reading or editing activations at a hookpoint."""

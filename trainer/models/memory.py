@@ -1,4 +1,4 @@
-"""Model memory: what a model will need, told from its files before anything is loaded."""
+"""Checks from a model's files, before loading, whether its weights fit into memory."""
 
 import json
 from math import prod
@@ -9,15 +9,15 @@ import torch
 
 from trainer.errors import SourceError
 
-SLACK = 1.15
-"""Memory used per byte of weights: activations and buffers come on top."""
-BITS = {"8bit": 8, "4bit": 4}
+OVERHEAD = 1.15
+"""Bytes of memory per byte of weights, with activations and buffers."""
+QUANTIZED_BITS = {"8bit": 8, "4bit": 4}
 
 
-def check_room(name: str, folder: Path, device: torch.device, dtype: torch.dtype, quantization: str | None) -> None:
-    """Raise SourceError when a model's weights cannot fit into the memory that is free now."""
-    bits = BITS[quantization] if quantization else dtype.itemsize * 8
-    needed = parameters(folder) * bits / 8 * SLACK
+def check_memory(name: str, folder: Path, device: torch.device, dtype: torch.dtype, quantization: str | None) -> None:
+    """Raise SourceError if a model's weights do not fit into the free memory of the device."""
+    bits = QUANTIZED_BITS[quantization] if quantization else dtype.itemsize * 8
+    needed = parameter_count(folder) * bits / 8 * OVERHEAD
     free = free_bytes(device)
     if needed > free:
         where = "memory" if device.type == "cpu" else f"memory of {device}"
@@ -28,15 +28,15 @@ def check_room(name: str, folder: Path, device: torch.device, dtype: torch.dtype
         )
 
 
-def parameters(folder: Path) -> int:
-    """Number of weights in a model folder, from the headers of its files; 0 if it holds none."""
+def parameter_count(folder: Path) -> int:
+    """Number of parameters in a model folder, from the headers of its files; 0 if it has no weights."""
     counted = sum(prod(shape) for path in folder.glob("*.safetensors") for shape in tensor_shapes(path).values())
-    # Older files do not say what they hold; most of them are 16 bits a weight.
+    # .bin files have no readable header; most hold 16 bits per parameter.
     return counted or sum(path.stat().st_size // 2 for path in folder.glob("*.bin"))
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes free on a device; on a machine with one memory for all, what is free there."""
+    """Free bytes of a device's memory; of system memory for devices without their own."""
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
@@ -50,5 +50,5 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
         try:
             header = json.loads(stream.read(length))
         except (ValueError, MemoryError, OverflowError):
-            raise SourceError(f"{path} is damaged: its header cannot be read. Get the model again.") from None
+            raise SourceError(f"{path} is damaged: its header cannot be read. Download the model again.") from None
     return {key: entry["shape"] for key, entry in header.items() if key != "__metadata__"}

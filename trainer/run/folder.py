@@ -1,4 +1,4 @@
-"""Run folder: where every artefact of a run lies; the only place that spells file names."""
+"""Paths of all files of a run, and atomic writing of files."""
 
 import errno
 import json
@@ -14,7 +14,7 @@ from trainer.recipe.recipe import Recipe
 
 
 def home() -> Path:
-    """Where runtime data lives: CROSSDIFF_HOME, else ./data."""
+    """Folder of runtime data: CROSSDIFF_HOME, else ./data."""
     return Path(os.environ.get("CROSSDIFF_HOME", "data")).absolute()
 
 
@@ -25,19 +25,19 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "RunFolder":
-        """The folder of a recipe, whether it exists or not."""
+    def for_recipe(cls, recipe: Recipe) -> "RunFolder":
+        """The folder of a recipe's run; it need not exist."""
         return cls(home() / "runs" / f"{recipe.name}-{recipe.fingerprint()}")
 
     @classmethod
-    def around(cls, recipe: Path) -> "RunFolder | None":
-        """The folder of the run whose own recipe a file is, or None for a file elsewhere."""
+    def containing(cls, recipe: Path) -> "RunFolder | None":
+        """The folder of the run that a recipe file is stored in, or None for a file elsewhere."""
         folder = recipe.absolute().parent
-        mine = folder.parent == home() / "runs" and recipe.name == cls(folder).recipe.name
-        return cls(folder) if mine else None
+        is_own_recipe = folder.parent == home() / "runs" and recipe.name == cls(folder).recipe.name
+        return cls(folder) if is_own_recipe else None
 
     @property
-    def run(self) -> str:
+    def run_id(self) -> str:
         """The run's id: its folder's name."""
         return self.path.name
 
@@ -58,7 +58,7 @@ class RunFolder:
 
     @property
     def crosscoder(self) -> Path:
-        """Description of the trained crosscoder; the weights lie beside it."""
+        """Description of the trained crosscoder, without its weights."""
         return self.path / "crosscoder.json"
 
     @property
@@ -78,22 +78,22 @@ class RunFolder:
 
     @property
     def baselines(self) -> Path:
-        """What comparing the models says without a crosscoder, as rows of the results' tables."""
+        """Comparison of the models without a crosscoder, as rows of the results' tables."""
         return self.path / "baselines.json"
 
     @property
     def calibration(self) -> Path:
-        """What null run and spike-ins said."""
+        """Outcome of the null run and the spike-ins."""
         return self.path / "calibration.json"
 
     @property
     def calibration_work(self) -> Path:
-        """Folder of the crosscoders that were trained to calibrate."""
+        """Folder of the crosscoders trained for calibration."""
         return self.path / "calibration"
 
     @property
     def progress(self) -> Path:
-        """What the run is doing now; the home page shows it live."""
+        """Current state of the run; the home page shows it live."""
         return self.path / "progress.json"
 
     @property
@@ -112,7 +112,7 @@ class RunFolder:
         return self.path / "log.txt"
 
     def finished_stages(self) -> dict[str, str]:
-        """Fingerprint of the inputs of every finished stage; empty when nothing is known."""
+        """Fingerprint of the inputs of every finished stage; empty if the file is missing or damaged."""
         try:
             found: dict[str, str] = json.loads(self.stages.read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
@@ -120,17 +120,17 @@ class RunFolder:
         return found
 
     def results(self) -> Path | None:
-        """The published results file, or None while there is none."""
+        """The published results file, or None if there is none yet."""
         if not self.current.is_file():
             return None
         return self.path / str(json.loads(self.current.read_text())["file"])
 
 
 @contextmanager
-def published(path: Path) -> Iterator[Path]:
-    """Yield a draft to write; rename it to `path` if the body succeeds, else discard it.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Context with a draft path to write to; renamed to `path` if the body succeeds, else removed.
 
-    Raises DiskFull when the disk runs out of room; whatever was at `path` before is still there.
+    Raises DiskFull if the disk is full; a previous file at `path` is then kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft")
@@ -143,19 +143,19 @@ def published(path: Path) -> Iterator[Path]:
             raise
         raise DiskFull(
             f"The disk is full while writing {path.name} in {path.parent}. "
-            "Free some room and run the same command again; it goes on from the last complete piece."
+            "Free some room and run the same command again; it resumes from the last complete file."
         ) from error
     finally:
         discard(draft)
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says that no room is left; safetensors and DuckDB say so in their own exceptions' text."""
+    """Whether an error means a full disk; safetensors and DuckDB only say so in their exceptions' text."""
     return getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
 
 
 def discard(path: Path) -> None:
-    """Remove a file or folder if it is there."""
+    """Remove a file or folder if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -163,6 +163,6 @@ def discard(path: Path) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON whole or not at all."""
-    with published(path) as draft:
+    """Write JSON atomically."""
+    with atomic_write(path) as draft:
         draft.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Memory: the most a stage held at once, as the operating system counts it."""
+"""Measures the peak resident memory of the process, as counted by the operating system."""
 
 import contextlib
 import ctypes
@@ -10,15 +10,15 @@ from pathlib import Path
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def forget_peak() -> None:
-    """Begin counting anew, where the system allows it (Linux), with as little as possible left from before."""
-    release()
+def reset_peak() -> None:
+    """Release unused memory and reset the peak, which is possible on Linux only."""
+    release_memory()
     with contextlib.suppress(OSError):
         _CLEAR.write_text("5")
 
 
-def release() -> None:
-    """Give back what is no longer used: Python's cycles, and what the C library keeps for later (glibc)."""
+def release_memory() -> None:
+    """Collect Python's reference cycles, and return memory that glibc caches to the system."""
     gc.collect()
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
@@ -26,7 +26,7 @@ def release() -> None:
 
 
 def peak_gigabytes() -> float:
-    """Largest resident memory since the last `forget_peak`, or of the process where that cannot be had, in GB."""
+    """Peak resident memory in GB since the last `reset_peak`; of the whole process where it cannot be reset."""
     if _STATUS.is_file():
         line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024 / 1e9

@@ -1,4 +1,4 @@
-"""Progress: what a run is doing now, on the terminal and in `progress.json` for the home page."""
+"""Reports what a run is doing on the terminal and in `progress.json` for the home page."""
 
 import contextlib
 import datetime
@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from trainer.errors import CrossdiffError
 from trainer.run.folder import RunFolder, write_json
-from trainer.run.peak_memory import forget_peak, peak_gigabytes
+from trainer.run.peak_memory import peak_gigabytes, reset_peak
 from trainer.run.stages import STAGES
 
-LINE_EVERY = 10.0
+LINE_INTERVAL = 10.0
 """Seconds between plain lines when standard error is not a terminal."""
-FILE_EVERY = 0.5
+FILE_INTERVAL = 0.5
 """Seconds between writes of progress.json."""
 
 
@@ -35,7 +35,7 @@ class Progress:
     def __init__(self, folder: RunFolder, name: str) -> None:
         self._folder = folder
         self._state: dict[str, Any] = {
-            "run": folder.run,
+            "run": folder.run_id,
             "name": name,
             "status": "running",
             "stage": None,
@@ -52,12 +52,12 @@ class Progress:
             "host": platform.node(),
         }
         self._bar: tqdm[Any] | None = None
-        self._before = 0
-        self._task_began = self._written = self._printed = time.monotonic()
+        self._initial = 0
+        self._task_started = self._written = self._printed = time.monotonic()
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Progress"]:
-        """Around a whole run: leaves `finished`, `failed` or `stopped` behind."""
+        """Context of a whole run; sets the final status to `finished`, `failed` or `stopped`."""
         self._write()
         try:
             yield self
@@ -74,33 +74,33 @@ class Progress:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator["Progress"]:
-        """Around one stage of a run."""
+        """Context of one stage of a run; logs its duration and its peak memory."""
         entry = self._entry(name)
         entry["state"], self._state["stage"] = "running", name
-        began = time.monotonic()
-        forget_peak()
+        started = time.monotonic()
+        reset_peak()
         self.log(f"{name} began")
         yield self
-        entry["state"], entry["seconds"] = "done", round(time.monotonic() - began, 1)
-        self.say(f"{name}: {entry['seconds']:,.0f} s, peak memory {peak_gigabytes():.1f} GB")
+        entry["state"], entry["seconds"] = "done", round(time.monotonic() - started, 1)
+        self.notify(f"{name}: {entry['seconds']:,.0f} s, peak memory {peak_gigabytes():.1f} GB")
         self._write()
 
     def skip(self, name: str) -> None:
-        """Say that a stage is up to date."""
+        """Mark a stage as skipped because it is up to date."""
         self._entry(name)["state"] = "skipped"
         self._write()
 
     @contextlib.contextmanager
-    def task(self, message: str, *, total: int | None, unit: str = "rows", before: int = 0) -> Iterator["Progress"]:
-        """Around something counted; call `advance` inside. What was done `before` counts, but is not timed."""
+    def task(self, message: str, *, total: int | None, unit: str = "rows", initial: int = 0) -> Iterator["Progress"]:
+        """Context of a counted task; call `advance` inside. `initial` units done earlier do not enter the rate."""
         self._state.update(
-            message=message, done=before, total=total, unit=unit, rate=None, seconds_left=None, measures={}
+            message=message, done=initial, total=total, unit=unit, rate=None, seconds_left=None, measures={}
         )
-        self._task_began = self._printed = time.monotonic()
-        self._before = before
+        self._task_started = self._printed = time.monotonic()
+        self._initial = initial
         self._write()
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total, initial=before, unit=f" {unit}", desc=message, delay=1.0, dynamic_ncols=True)
+            self._bar = tqdm(total=total, initial=initial, unit=f" {unit}", desc=message, delay=1.0, dynamic_ncols=True)
         try:
             yield self
         finally:
@@ -110,31 +110,31 @@ class Progress:
             self._write()
 
     def advance(self, done: int, **measures: float) -> None:
-        """Count `done` more; measures are the latest values of what is watched."""
+        """Add `done` units; `measures` are the latest values to show."""
         state = self._state
         state["done"] += done
         state["measures"].update({name: float(value) for name, value in measures.items()})
         now = time.monotonic()
-        rate = (state["done"] - self._before) / max(now - self._task_began, 1e-6)
-        # Before anything is done nobody knows how long the rest will take.
+        rate = (state["done"] - self._initial) / max(now - self._task_started, 1e-6)
+        # Without progress there is no rate to estimate the remaining time from.
         if rate > 0:
             state["rate"] = rate
             state["seconds_left"] = max(state["total"] - state["done"], 0) / rate if state["total"] else None
         if self._bar is not None:
             self._bar.set_postfix({name: f"{value:.4g}" for name, value in measures.items()}, refresh=False)
             self._bar.update(done)
-        elif now - self._printed > LINE_EVERY:
+        elif now - self._printed > LINE_INTERVAL:
             self._print_line()
-        if now - self._written > FILE_EVERY:
+        if now - self._written > FILE_INTERVAL:
             self._write()
 
-    def say(self, line: str) -> None:
-        """Print a line for the person at the terminal and keep it in the log."""
+    def notify(self, line: str) -> None:
+        """Print a line on the terminal and append it to the run's log."""
         tqdm.write(line, file=sys.stderr)
         self.log(line)
 
     def log(self, line: str) -> None:
-        """Append a line with the time to the run's log."""
+        """Append a line with a timestamp to the run's log."""
         self._folder.path.mkdir(parents=True, exist_ok=True)
         with self._folder.log.open("a", encoding="utf-8") as log:
             log.write(f"{_now()} {line}\n")
@@ -167,7 +167,7 @@ class Progress:
 
 
 def read_progress(folder: RunFolder) -> dict[str, Any] | None:
-    """The state last written, or None if the run never began."""
+    """The last state written, or None if the run never started."""
     try:
         state: dict[str, Any] = json.loads(folder.progress.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):

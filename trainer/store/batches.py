@@ -1,8 +1,8 @@
-"""Batches: shuffled rows of an activation store, the same for the same seed, from any step on.
+"""Shuffled batches of an activation store, reproducible by seed and resumable at any step.
 
-Shards are taken in a random order, a window of several at a time, and rows are permuted inside the window; so rows
-of one document land far apart while reading stays in large blocks. Windows are mapped, not read, and the mapping goes
-with the window: memory does not grow with the store.
+Shards are read in random order, several per window, and rows are permuted inside the window. Rows of one document end
+up far apart, while reads stay large. Windows are memory-mapped and unmapped one after the other, so that memory does
+not grow with the store.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,15 +16,15 @@ from trainer.store.store import ActivationStore, Rows, Shard
 
 WINDOW_ROWS = 2**19
 WINDOW_BYTES = 2**30
-"""A window of the demo's size; wide sources have fewer rows in theirs."""
+"""Size limits of a window; wide sources reach the limit in bytes first."""
 
 
 def window_rows(bytes_per_row: int) -> int:
-    """Rows shuffled together at most, for rows of so many bytes."""
+    """Maximum number of rows that are shuffled together."""
     return max(1, min(WINDOW_ROWS, WINDOW_BYTES // bytes_per_row))
 
 
-class Piece(NamedTuple):
+class ShardSlice(NamedTuple):
     """Consecutive rows of one shard."""
 
     shard: Shard
@@ -34,14 +34,14 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Batches:
-    """The training rows of a store, in batches of one size; what does not fill a batch is left out."""
+    """The training rows of a store in batches of equal size; an incomplete last batch is dropped."""
 
     store: ActivationStore
     batch: int
     """Rows per batch."""
     seed: int
     window: int | None = None
-    """Rows shuffled together at most; `window_rows` by default. A larger shard comes in several pieces."""
+    """Maximum number of rows shuffled together; `window_rows` by default. Larger shards are split."""
 
     @property
     def per_epoch(self) -> int:
@@ -49,69 +49,71 @@ class Batches:
         return self.store.count("train") // self.batch
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Rows]:
-        """Batches of one pass, beginning with batch `first`."""
+        """Batches of one pass, from batch `first` on."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         skip, left = first * self.batch, self.per_epoch - first
         carried: Rows = {}
-        for pieces in self._windows(generator):
-            count = sum(piece.rows for piece in pieces)
+        for slices in self._windows(generator):
+            count = sum(one.rows for one in slices)
             order = torch.randperm(count, generator=generator)
             if skip >= count:
                 skip -= count
                 continue
-            window = _mapped(self.store, pieces)
+            window = _map_rows(self.store, slices)
             order, skip = order[skip:], 0
             while len(order):
-                wanted = self.batch - _length(carried)
-                rows = window.take(order[:wanted])
-                order = order[wanted:]
+                missing = self.batch - _row_count(carried)
+                rows = window.take(order[:missing])
+                order = order[missing:]
                 carried = {name: torch.cat([carried[name], rows[name]]) for name in rows} if carried else rows
-                if _length(carried) == self.batch and left:
+                if _row_count(carried) == self.batch and left:
                     yield carried
                     carried, left = {}, left - 1
 
-    def _windows(self, generator: torch.Generator) -> Iterator[list[Piece]]:
-        most = self.window or window_rows(self.store.bytes_per_row)
-        pieces = [piece for shard in self.store.shards("train") for piece in _cut(shard, most)]
-        window: list[Piece] = []
-        for index in torch.randperm(len(pieces), generator=generator).tolist():
-            if window and sum(piece.rows for piece in window) + pieces[index].rows > most:
+    def _windows(self, generator: torch.Generator) -> Iterator[list[ShardSlice]]:
+        max_rows = self.window or window_rows(self.store.bytes_per_row)
+        slices = [one for shard in self.store.shards("train") for one in _split(shard, max_rows)]
+        window: list[ShardSlice] = []
+        for index in torch.randperm(len(slices), generator=generator).tolist():
+            if window and sum(one.rows for one in window) + slices[index].rows > max_rows:
                 yield window
                 window = []
-            window.append(pieces[index])
+            window.append(slices[index])
         if window:
             yield window
 
 
-class Parts:
-    """Several blocks of rows, addressed as one."""
+class ConcatenatedRows:
+    """Several row blocks, indexed as one."""
 
     def __init__(self, parts: Sequence[Rows]) -> None:
         self._parts = parts
-        self._begins = torch.tensor([0, *map(_length, parts)]).cumsum(0)
+        self._starts = torch.tensor([0, *map(_row_count, parts)]).cumsum(0)
 
     def take(self, index: Tensor) -> Rows:
-        """Copies of rows by index int64 [n]."""
-        part = torch.searchsorted(self._begins, index, right=True) - 1
+        """Copies of the rows at an int64 index [n], per source [n, width]."""
+        part = torch.searchsorted(self._starts, index, right=True) - 1
         names = self._parts[0].keys()
         out = {name: self._parts[0][name].new_empty(len(index), self._parts[0][name].shape[1]) for name in names}
         for number, rows in enumerate(self._parts):
-            mine = torch.nonzero(part == number).squeeze(1)
-            local = index[mine] - self._begins[number]
+            selected = torch.nonzero(part == number).squeeze(1)
+            local = index[selected] - self._starts[number]
             for name in names:
-                out[name].index_copy_(0, mine, rows[name].index_select(0, local))
+                out[name].index_copy_(0, selected, rows[name].index_select(0, local))
         return out
 
 
-def _mapped(store: ActivationStore, pieces: list[Piece]) -> Parts:
-    whole = {shard: store.read(shard).rows for shard in {piece.shard for piece in pieces}}
-    return Parts([{name: x[p.first : p.first + p.rows] for name, x in whole[p.shard].items()} for p in pieces])
+def _map_rows(store: ActivationStore, slices: list[ShardSlice]) -> ConcatenatedRows:
+    whole = {shard: store.read(shard).rows for shard in {one.shard for one in slices}}
+    return ConcatenatedRows(
+        [{name: x[p.first : p.first + p.rows] for name, x in whole[p.shard].items()} for p in slices]
+    )
 
 
-def _cut(shard: Shard, most: int) -> list[Piece]:
-    """A shard in pieces of at most so many rows."""
-    return [Piece(shard, first, min(most, shard.rows - first)) for first in range(0, shard.rows, most)]
+def _split(shard: Shard, max_rows: int) -> list[ShardSlice]:
+    """Split a shard into slices of at most `max_rows` rows."""
+    return [ShardSlice(shard, first, min(max_rows, shard.rows - first)) for first in range(0, shard.rows, max_rows)]
 
 
-def _length(rows: Rows) -> int:
+def _row_count(rows: Rows) -> int:
     return len(next(iter(rows.values()))) if rows else 0

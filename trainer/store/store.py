@@ -1,10 +1,9 @@
-"""Activation store: aligned activations of all sources on disk, in shards.
+"""Reads and writes aligned activations of all sources on disk, in shards.
 
-The format is public, so that other programs can write one: `manifest.json`, safetensors shards with one
-tensor per source, and optionally `sequences.parquet` with the text. It is checked on opening.
+The format is documented, so that other programs can write a store: `manifest.json`, safetensors shards with one
+tensor per source, and optionally `sequences.parquet` with the texts. A store is validated when it is opened.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -19,13 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.errors import StoreError
-from trainer.run.folder import published, write_json
+from trainer.run.checksum import sha256_of
+from trainer.run.folder import atomic_write, write_json
 
 FORMAT, VERSION = "crossdiff.activations", 2
-PLACES = ("sequence", "position", "byte_end")
-"""Tensors that say where in the text a row lies; absent in stores without texts."""
+LOCATION_TENSORS = ("sequence", "position", "byte_end")
+"""Tensors with the location of each row in the text; absent in stores without texts."""
 MAPPED_BYTES = 2**28
-"""Of a large shard so much is read before it is mapped anew: pages of a mapping count as memory until it goes."""
+"""Bytes read of a shard before it is mapped again: the pages of a mapping count as memory until it is closed."""
 DTYPES = ("bfloat16", "float16", "float32")
 
 Rows = dict[str, Tensor]
@@ -35,7 +35,7 @@ Split = Literal["train", "held_out"]
 
 @dataclass(frozen=True)
 class StoredSource:
-    """A source as the manifest describes it."""
+    """A source as described in the manifest."""
 
     name: str
     width: int
@@ -57,14 +57,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the store holds."""
+    """Contents of the store."""
 
     sources: tuple[StoredSource, ...]
     shards: tuple[Shard, ...]
     sequences: str | None = None
-    """File of the sequences' texts and tokens, if there is one."""
+    """Name of the file with the sequences' texts and tokens, if any."""
     statistics: dict[str, Any] = field(default_factory=dict)
-    """Counts of the harvest: coverage per corpus part and source, rows dropped and why."""
+    """Counts of the harvest: coverage per corpus part and source, and dropped rows by reason."""
 
     @property
     def rows(self) -> int:
@@ -72,8 +72,8 @@ class Manifest:
         return sum(shard.rows for shard in self.shards)
 
 
-class Block(NamedTuple):
-    """Consecutive rows as they are stored."""
+class RowBlock(NamedTuple):
+    """Consecutive rows in stored order, with their locations if the store has texts."""
 
     rows: Rows
     sequence: Tensor | None
@@ -82,16 +82,16 @@ class Block(NamedTuple):
 
 
 class ActivationStore:
-    """An opened store, read only."""
+    """An open store, read-only."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest
 
     @classmethod
     def open(cls, path: Path) -> "ActivationStore":
-        """Read the manifest and check that every shard is there and has the shapes it says.
+        """Read the manifest and check that every shard exists and has the shapes given there.
 
-        Raises StoreError naming what is missing or wrong. Checksums and values are checked by `verify`.
+        Raises StoreError with what is missing or wrong. `verify` checks checksums and values.
         """
         store = cls(path, _read_manifest(path / "manifest.json"))
         for shard in store.manifest.shards:
@@ -117,80 +117,80 @@ class ActivationStore:
         return sum(source.width * getattr(torch, source.dtype).itemsize for source in self.sources)
 
     def count(self, split: Split) -> int:
-        """Rows of a split."""
+        """Number of rows in a split."""
         return sum(shard.rows for shard in self.shards(split))
 
     def shards(self, split: Split | None) -> tuple[Shard, ...]:
         """Shards of a split, or all."""
         return tuple(shard for shard in self.manifest.shards if split in (None, shard.split))
 
-    def read(self, shard: Shard) -> Block:
-        """One shard, mapped into memory."""
+    def read(self, shard: Shard) -> RowBlock:
+        """One shard, memory-mapped."""
         with safe_open(self.path / shard.file, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
         rows = {source.name: tensors[source.name] for source in self.sources}
         if "sequence" not in tensors and "document" in tensors:  # version 1
             tensors["sequence"] = tensors["document"]
-        return Block(rows, *(tensors.get(name) for name in PLACES))
+        return RowBlock(rows, *(tensors.get(name) for name in LOCATION_TENSORS))
 
-    def blocks(self, split: Split | None = None, *, rows: int = 8192) -> Iterator[Block]:
-        """All rows of a split in stored order, at most `rows` at a time and never across shards."""
+    def blocks(self, split: Split | None = None, *, rows: int = 8192) -> Iterator[RowBlock]:
+        """Yield all rows of a split in stored order, in blocks of at most `rows` that do not cross shards."""
         for shard in self.shards(split):
-            yield from self._blocks_of(shard, rows)
+            yield from self._shard_blocks(shard, rows)
 
     def rows_from(self, split: Split, first: int, count: int) -> Rows:
-        """At most `count` rows of a split, in stored order from row `first` on, and never across shards."""
+        """Copies of up to `count` rows of a split from row `first` on, fewer at the end of a shard."""
         for shard in self.shards(split):
             if first < shard.rows:
                 return {name: x[first : first + count].clone() for name, x in self.read(shard).rows.items()}
             first -= shard.rows
         raise IndexError(f"{self.path} has no such row")
 
-    def _blocks_of(self, shard: Shard, rows: int) -> Iterator[Block]:
-        mapped = max(MAPPED_BYTES // self.bytes_per_row // rows, 1) * rows
+    def _shard_blocks(self, shard: Shard, rows: int) -> Iterator[RowBlock]:
+        rows_per_mapping = max(MAPPED_BYTES // self.bytes_per_row // rows, 1) * rows
         for first in range(0, shard.rows, rows):
-            if first % mapped == 0:  # what was read leaves memory with the mapping it came from
+            if first % rows_per_mapping == 0:  # closes the previous mapping, which frees its pages
                 whole = self.read(shard)
             part = slice(first, min(first + rows, shard.rows))
-            places = (None if place is None else place[part] for place in whole[1:])
-            yield Block({name: tensor[part] for name, tensor in whole.rows.items()}, *places)
+            locations = (None if location is None else location[part] for location in whole[1:])
+            yield RowBlock({name: tensor[part] for name, tensor in whole.rows.items()}, *locations)
 
     def sequences(self, only: list[int] | None = None, *, columns: list[str] | None = None) -> pa.Table | None:
-        """The sequences' texts and tokens, or None; all of them, or `only` those of these numbers and `columns`."""
+        """Table of the sequences, or None in a store without texts; `only` selects by number, `columns` by name."""
         if self.manifest.sequences is None:
             return None
-        old = self._old_names()
-        wanted = None if only is None else [(old.get("sequence", "sequence"), "in", only)]
-        asked = None if columns is None else [old.get(name, name) for name in columns]
-        table = pq.read_table(self.path / self.manifest.sequences, columns=asked, filters=wanted)
-        new = {before: name for name, before in old.items()}
-        return table.rename_columns([new.get(name, name) for name in table.column_names])
+        old_names = self._old_names()
+        wanted = None if only is None else [(old_names.get("sequence", "sequence"), "in", only)]
+        old_columns = None if columns is None else [old_names.get(name, name) for name in columns]
+        table = pq.read_table(self.path / self.manifest.sequences, columns=old_columns, filters=wanted)
+        new_names = {old: name for name, old in old_names.items()}
+        return table.rename_columns([new_names.get(name, name) for name in table.column_names])
 
     def sequence_columns(self) -> set[str]:
-        """What is known of the sequences; empty when the store has no texts."""
+        """Columns of the table of sequences; empty in a store without texts."""
         if self.manifest.sequences is None:
             return set()
-        new = {before: name for name, before in self._old_names().items()}
-        return {new.get(name, name) for name in pq.read_schema(self.path / self.manifest.sequences).names}
+        new_names = {old: name for name, old in self._old_names().items()}
+        return {new_names.get(name, name) for name in pq.read_schema(self.path / self.manifest.sequences).names}
 
     def _old_names(self) -> dict[str, str]:
-        """What columns were called in version 1, by their name now; empty for a file of version 2."""
+        """Version 1 column names by their current name; empty for a file of version 2."""
         assert self.manifest.sequences is not None, "only for stores with texts"
         names = pq.read_schema(self.path / self.manifest.sequences).names
         return {} if "sequence" in names else {"sequence": "document", "document": "origin"}
 
     def verify(self) -> None:
-        """Read everything once: checksums match and no value is NaN or infinite. Raises StoreError."""
+        """Read everything once. Raises StoreError if a checksum differs or a value is NaN or infinite."""
         for shard in self.manifest.shards:
             if sha256_of(self.path / shard.file) != shard.sha256:
                 raise StoreError(f"{self.path / shard.file}: checksum differs from the manifest. Copy the file again.")
-            bad = dict.fromkeys(self.widths, 0)
-            for block in self._blocks_of(shard, 8192):
+            invalid = dict.fromkeys(self.widths, 0)
+            for block in self._shard_blocks(shard, 8192):
                 for name, tensor in block.rows.items():
-                    bad[name] += int((~torch.isfinite(tensor)).any(dim=1).sum())
-            for name in filter(bad.get, bad):
+                    invalid[name] += int((~torch.isfinite(tensor)).any(dim=1).sum())
+            for name in filter(invalid.get, invalid):
                 raise StoreError(
-                    f"{self.path / shard.file}: {bad[name]} of {shard.rows} rows of {name!r} are NaN or infinite. "
+                    f"{self.path / shard.file}: {invalid[name]} of {shard.rows} rows of {name!r} are NaN or infinite. "
                     "Harvest them again in bfloat16 or float32 (float16 overflows in some models)."
                 )
 
@@ -202,7 +202,9 @@ class ActivationStore:
             with safe_open(path, framework="pt") as file:
                 shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict
         except (SafetensorError, OSError) as error:
-            raise StoreError(f"{path} is no complete safetensors file ({error}). Copy or harvest it again.") from None
+            raise StoreError(
+                f"{path} is not a complete safetensors file ({error}). Copy or harvest it again."
+            ) from None
         for source in self.sources:
             wanted = (shard.rows, source.width)
             if source.name not in shapes:
@@ -212,45 +214,42 @@ class ActivationStore:
 
 
 class StoreWriter:
-    """Writes a store shard by shard; the manifest comes last, so a store without one is not finished."""
+    """Writes a store shard by shard. The manifest is written last, so a store without one is incomplete."""
 
     def __init__(self, path: Path, sources: tuple[StoredSource, ...], shards: tuple[Shard, ...] = ()) -> None:
-        """Begin a store, or go on after `shards` that an interrupted run has written."""
+        """Start a store, or continue after the `shards` that an interrupted run has written."""
         path.mkdir(parents=True, exist_ok=True)
         self._path, self._sources = path, sources
         self.shards = list(shards)
 
     def rows(self, split: Split) -> int:
-        """Rows written so far."""
+        """Number of rows written so far in a split."""
         return sum(shard.rows for shard in self.shards if shard.split == split)
 
-    def add(self, rows: Rows, places: dict[str, Tensor], split: Split) -> Shard | None:
-        """Write one shard: activations per source, and places (int32 [rows]) where there are texts."""
+    def add(self, rows: Rows, locations: dict[str, Tensor], split: Split) -> Shard | None:
+        """Write one shard: activations per source [rows, width], and locations (int32 [rows]) if there are texts.
+
+        Returns None and writes nothing if there are no rows.
+        """
         count = len(next(iter(rows.values())))
         if not count:
             return None
         file = f"shard-{len(self.shards):05d}.safetensors"
-        with published(self._path / file) as draft:
-            save_file({name: tensor.contiguous() for name, tensor in (rows | places).items()}, draft)
+        with atomic_write(self._path / file) as draft:
+            save_file({name: tensor.contiguous() for name, tensor in (rows | locations).items()}, draft)
         shard = Shard(file, count, sha256_of(self._path / file), split)
         self.shards.append(shard)
         return shard
 
     def finish(self, sequences: pa.Table | None, statistics: dict[str, Any]) -> Manifest:
-        """Write the sequences and the manifest."""
+        """Write the table of sequences, if any, and the manifest."""
         if sequences is not None:
-            with published(self._path / "sequences.parquet") as draft:
+            with atomic_write(self._path / "sequences.parquet") as draft:
                 pq.write_table(sequences, draft, compression="zstd")
         name = None if sequences is None else "sequences.parquet"
         manifest = Manifest(self._sources, tuple(self.shards), name, statistics)
         write_json(self._path / "manifest.json", _to_json(manifest))
         return manifest
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _to_json(manifest: Manifest) -> dict[str, Any]:
@@ -268,10 +267,10 @@ def _read_manifest(path: Path) -> Manifest:
         found = f"{data.get('format')!r} version {data.get('version')!r}"
         raise StoreError(f"{path} is {found}; this Crossdiff reads {FORMAT!r} versions 1 and {VERSION}.")
     try:
-        sources = tuple(StoredSource(**_known(StoredSource, source)) for source in data["sources"])
-        shards = tuple(Shard(**_known(Shard, shard)) for shard in data["shards"])
+        sources = tuple(StoredSource(**_known_fields(StoredSource, source)) for source in data["sources"])
+        shards = tuple(Shard(**_known_fields(Shard, shard)) for shard in data["shards"])
     except (KeyError, TypeError) as error:
-        raise StoreError(f"{path} lacks something: {error}. The format is described in docs/formats.md.") from None
+        raise StoreError(f"{path} lacks {error}. The format is described in docs/formats.md.") from None
     for source in sources:
         if source.dtype not in DTYPES:
             raise StoreError(f"{path}: {source.name!r} has dtype {source.dtype!r}; known are {', '.join(DTYPES)}.")
@@ -284,6 +283,6 @@ def _read_manifest(path: Path) -> Manifest:
     )
 
 
-def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:
-    """The entries a dataclass knows, so that other programs may add their own."""
+def _known_fields(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The entries that are fields of a dataclass; other programs may add keys of their own."""
     return {key: value for key, value in values.items() if key in cls.__dataclass_fields__}  # type: ignore[attr-defined]

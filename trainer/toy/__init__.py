@@ -1,1 +1,1 @@
-"""Toy worlds whose concepts are known, so that what a crosscoder finds can be checked against the truth."""
+"""Toy worlds with known concepts, to score crosscoders against a ground truth."""

@@ -1,20 +1,20 @@
-"""Layers: a world whose sources are the layers of one model; a concept begins at some layer and persists.
+"""A toy world whose sources are the layers of one model; a concept begins at some layer and persists.
 
-At layer t the residual stream holds what it held before, and what the MLP of the layer before wrote. A concept begins
-in the residual stream of its own layer; from there on every MLP adds a direction of its own for it.
+The residual stream at layer t is that of layer t - 1 plus the output of its MLP. A concept begins in the residual
+stream of its layer; from there on the MLP of every layer adds a direction specific to the concept and the layer.
 """
 
 import torch
 
-from trainer.toy.firing import Firing
+from trainer.toy.firing import FiringModel
 from trainer.toy.world import World
 
 CONTRIBUTION = 0.4
-"""Length of what an MLP writes for a concept, against the unit length with which the concept begins."""
+"""Norm of an MLP's output for a concept, relative to the unit norm with which the concept begins."""
 
 
 def layered_world(*, concepts: int, width: int, layers: int, seed: int) -> World:
-    """Sources `resid-0`, `resid-1`, … and `mlp-0`, `mlp-1`, …; as many concepts begin at each layer, or one fewer."""
+    """A world of sources `resid-0`, `resid-1`, … and `mlp-0`, `mlp-1`, …; concepts begin evenly over the layers."""
     generator = torch.Generator().manual_seed(seed)
     begins = torch.randperm(concepts, generator=generator) % layers
     residual = torch.zeros(concepts, width)
@@ -26,4 +26,4 @@ def layered_world(*, concepts: int, width: int, layers: int, seed: int) -> World
         streams[f"resid-{layer}"] = residual
         writes[f"mlp-{layer}"] = CONTRIBUTION * added * (begins <= layer)[:, None]
         residual = residual + writes[f"mlp-{layer}"]
-    return World(streams | writes, Firing.random(concepts, generator), seed)
+    return World(streams | writes, FiringModel.random(concepts, generator), seed)

@@ -1,4 +1,4 @@
-"""Presets: worlds by name, each with the variants and dictionary sizes that say most about it."""
+"""Named toy worlds, each with the crosscoder variants and dictionary sizes to compare on it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,24 +16,24 @@ MLPS = [f"mlp-{layer}" for layer in range(LAYERS)]
 
 @dataclass(frozen=True)
 class Preset:
-    """A world, and what to fit to it."""
+    """A world, and the crosscoders to train on it."""
 
     about: str
-    """One sentence for the table."""
+    """Description for the table's title."""
     concepts: int
     make: Callable[[int], World]
-    """The world of a seed."""
+    """Makes the world of a seed."""
     sizes: tuple[int, ...]
     """Dictionary sizes."""
     variants: tuple[str, ...] = ("standard", "dfc", "designated_shared")
     crosscoder: dict[str, Any] = field(default_factory=dict)
-    """Settings of the recipe's crosscoder that the world calls for."""
+    """Settings of the recipe's crosscoder that the world requires."""
     per_variant: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """The same for one variant alone."""
+    """Settings of the recipe's crosscoder by variant."""
 
 
 def preset(name: str, exclusive_share: float | None = None) -> Preset:
-    """The preset of a name; `exclusive_share` replaces the share of concepts that one source alone holds.
+    """Look up a preset; `exclusive_share` replaces the share of concepts that one source alone holds.
 
     Raises UsageError for an unknown name, and for a share that the world cannot have.
     """
@@ -81,7 +81,7 @@ PLANS: dict[str, tuple[WorldPlan, tuple[int, ...], str]] = {
         "500 shared concepts and 100 in each source only, in a small dictionary (2025 diffing update)",
     ),
 }
-"""Plan, dictionary sizes and one sentence of every world but `layers`."""
+"""Plan, dictionary sizes and description of every world but `layers`."""
 
 
 def _layers() -> Preset:

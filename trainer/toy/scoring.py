@@ -1,10 +1,10 @@
-"""Scoring: which of a world's concepts a dictionary found, and what it says about who holds them.
+"""Scores a dictionary against a toy world: recall of concepts and correctness of owners.
 
 A feature *matches* a concept in a source when the cosine of their directions there is above 0.83. A concept is
-*recovered* when one feature matches it in every source that holds it. A feature's *call* is the set of sources it is
-said to belong to: by the norm rule those where its decoder is at least a quarter as long as where it is longest (for
-two sources a share of the norms above 0.8, as in arXiv 2602.11729), by declaration those that its group writes. Axes:
-F features, C concepts, S sources, W width of a source.
+*recovered* when one feature matches it in every source that holds it. A feature's *call* is the set of sources to which
+a rule assigns it: the norm rule those where its decoder norm is at least a quarter of its largest (for two sources a
+share of the norms above 0.8, as in arXiv 2602.11729), the group rule those that its group writes. Axes: F live
+features, C concepts, S sources, W width of a source.
 """
 
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ THIRDS = ("rare", "middle", "frequent")
 
 
 @dataclass(frozen=True)
-class Truth:
-    """What a world really holds."""
+class GroundTruth:
+    """The concepts of a world."""
 
     vectors: Mapping[str, Tensor]
     """By source, the direction of every concept [C, W]; zero where the source does not hold it."""
@@ -51,17 +51,17 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Calls:
-    """What the features that are called narrower than all sources turn out to be."""
+class CallCounts:
+    """Counts of *narrow* calls, those for fewer than all sources, by whether they are right."""
 
     right: int
     """Match a concept that exactly the called sources hold."""
     too_narrow: int
-    """Match a concept that further sources hold: false claims of exclusivity."""
+    """Match a concept that further sources hold as well: false claims of exclusivity."""
     nothing: int
     """Match no concept that all called sources hold."""
     shared: int
-    """Features of any call that match a concept held by several sources."""
+    """Features with any call that match a concept held by several sources."""
 
     @property
     def precision(self) -> float | None:
@@ -75,12 +75,12 @@ class Calls:
         return self.too_narrow / self.shared if self.shared else 0.0
 
 
-class Found:
-    """A dictionary's features held against the truth; those that never fire are left out."""
+class DictionaryMatches:
+    """Matches between a dictionary's live features and the concepts of a world."""
 
-    def __init__(self, truth: Truth, decoders: Mapping[str, Tensor], alive: Tensor | None = None) -> None:
-        """Decoders [F, W] of the truth's sources, zero where a feature does not write; `alive` is bool [F]."""
-        assert decoders.keys() == truth.vectors.keys(), "decoders and truth are about the same sources"
+    def __init__(self, truth: GroundTruth, decoders: Mapping[str, Tensor], alive: Tensor | None = None) -> None:
+        """`decoders` are [features, W] per source, zero where a feature does not write; `alive` is bool [features]."""
+        assert decoders.keys() == truth.vectors.keys(), "decoders and ground truth are about the same sources"
         self.truth, self.alive = truth, alive
         kept = slice(None) if alive is None else alive
         self._decoders = {source: decoders[source][kept].float() for source in truth.vectors}
@@ -95,33 +95,33 @@ class Found:
 
     @property
     def recovered_split(self) -> Tensor:
-        """Concepts that some feature matches in each source that holds them, not always the same one, bool [C]."""
+        """Concepts matched in each source that holds them, possibly by different features, bool [C]."""
         return (self._matches.any(dim=0) | ~self.truth.holds).all(dim=1)
 
-    def recovered_as_called(self, call: Tensor) -> Tensor:
-        """Concepts recovered by a feature called, bool [F, S], for exactly the sources that hold them, bool [C]."""
-        return (self._recovers() & self._same(call)).any(dim=0)
+    def recovered_as_called(self, calls: Tensor) -> Tensor:
+        """Concepts, bool [C], recovered by a feature whose call, bool [F, S], is exactly the sources that hold them."""
+        return (self._recovers() & self._calls_exactly(calls)).any(dim=0)
 
-    def norm_call(self) -> Tensor:
-        """The call of every living feature by the norm rule, bool [F, S]."""
+    def calls_by_norm(self) -> Tensor:
+        """Calls by the norm rule, bool [F, S]."""
         norms = torch.stack([torch.linalg.vector_norm(x, dim=1) for x in self._decoders.values()], dim=1)
         return norms >= norms.amax(dim=1, keepdim=True).clamp_min(1e-12) * NORM_RATIO
 
-    def declared_call(self) -> Tensor:
-        """The call of every living feature by its group: the sources where it has a decoder at all, bool [F, S]."""
+    def calls_by_group(self) -> Tensor:
+        """Calls by the group rule: the sources where a feature has a nonzero decoder, bool [F, S]."""
         return torch.stack([x.any(dim=1) for x in self._decoders.values()], dim=1)
 
-    def calls(self, call: Tensor, among: Tensor | None = None) -> Calls:
-        """How calls bool [F, S] of the living features hold against the truth, or some of its concepts bool [C]."""
-        narrow, same = ~call.all(dim=1), self._same(call)
-        # What a feature looks like where it is said not to be does not count.
-        matched = (self._matches & call[:, None]).any(dim=2)
+    def count_calls(self, calls: Tensor, among: Tensor | None = None) -> CallCounts:
+        """Counts calls, bool [F, S], by correctness, over all concepts or those `among` selects, bool [C]."""
+        narrow, exact = ~calls.all(dim=1), self._calls_exactly(calls)
+        # Matches in sources outside the call do not count.
+        matched = (self._matches & calls[:, None]).any(dim=2)
         if among is not None:
             matched &= among
-        within = (self.truth.holds[None] | ~call[:, None]).all(dim=2)
-        right = (matched & same).any(dim=1)
-        too_narrow = (matched & within & ~same).any(dim=1) & ~right
-        return Calls(
+        within = (self.truth.holds[None] | ~calls[:, None]).all(dim=2)
+        right = (matched & exact).any(dim=1)
+        too_narrow = (matched & within & ~exact).any(dim=1) & ~right
+        return CallCounts(
             right=int((narrow & right).sum()),
             too_narrow=int((narrow & too_narrow).sum()),
             nothing=int((narrow & ~right & ~too_narrow).sum()),
@@ -132,16 +132,16 @@ class Found:
         """Whether each feature matches each concept in every source that holds it, bool [F, C]."""
         return (self._matches | ~self.truth.holds).all(dim=2)
 
-    def _same(self, call: Tensor) -> Tensor:
-        """Whether each feature is called for exactly the sources that hold each concept, bool [F, C]."""
-        return (call[:, None] == self.truth.holds[None]).all(dim=2)
+    def _calls_exactly(self, calls: Tensor) -> Tensor:
+        """Whether each feature's call is exactly the sources that hold each concept, bool [F, C]."""
+        return (calls[:, None] == self.truth.holds[None]).all(dim=2)
 
 
 def cosines(features: Tensor, concepts: Tensor) -> Tensor:
-    """Cosine of every feature [F, W] with every concept [C, W]; zero where either is zero, [F, C]."""
+    """Cosine of every feature [F, W] with every concept [C, W], [F, C]; zero where either vector is zero."""
     return torch.nn.functional.normalize(features, dim=1) @ torch.nn.functional.normalize(concepts.float(), dim=1).T
 
 
 def recall(recovered: Tensor, among: Tensor) -> float | None:
-    """Share of some concepts, bool [C], that are recovered, bool [C]; None of none."""
+    """Recovered share of the concepts that `among` selects, both bool [C]; None when it selects none."""
     return float(recovered[among].float().mean()) if bool(among.any()) else None

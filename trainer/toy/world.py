@@ -1,4 +1,4 @@
-"""World: concepts with a known direction in every source that holds them, and rows of activations made of them."""
+"""Toy worlds: concepts with known directions per source, and activations sampled from them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,31 +9,31 @@ import torch
 from torch import Tensor
 
 from trainer.store.store import ActivationStore, Rows, Split, StoredSource, StoreWriter
-from trainer.toy.firing import Firing
+from trainer.toy.firing import FiringModel
 
 NOISE = 0.01
 """Standard deviation of the noise on every coordinate."""
 MAP_DEVIATION = 0.5
 """Standard deviation of the entries of the map from the first source's directions to another's."""
 OFFSET_DEVIATION = 0.1
-"""Standard deviation of what that map adds to all of them alike."""
+"""Standard deviation of the map's offset, which all directions share."""
 BLOCK = 2**14
-"""Rows drawn at a time; fixed, because the random numbers depend on it."""
+"""Rows sampled at a time; fixed, because the random numbers depend on it."""
 SHARD_BLOCKS = 8
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
 class WorldPlan:
-    """What a random world is made of."""
+    """Parameters of a random world."""
 
     concepts: int = 512
     widths: tuple[int, ...] = (128, 128)
     """Width of every source."""
     exclusive_share: float = 0.05
-    """Share of the concepts that one source alone holds, all sources together."""
+    """Share of the concepts that one source alone holds, summed over the sources."""
     pair_share: float = 0.0
-    """Share of the concepts that exactly two of three or more sources hold, all pairs together."""
+    """Share of the concepts that exactly two of three or more sources hold, summed over the pairs."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -43,11 +43,11 @@ class WorldPlan:
 
 @dataclass(frozen=True)
 class World:
-    """Concepts and how they fire. Axes: C concepts, S sources, W width of a source."""
+    """Concepts and the distribution of their firings. Axes: C concepts, S sources, W width of a source."""
 
     vectors: Rows
     """By source, the direction of every concept [C, W]; zero where the source does not hold it."""
-    firing: Firing
+    firing: FiringModel
     seed: int
 
     @property
@@ -56,7 +56,7 @@ class World:
         return tuple(self.vectors)
 
     def block(self, number: int) -> tuple[Rows, Tensor]:
-        """The block of rows of a number, always the same [BLOCK, W] per source, and how often concepts fire [C]."""
+        """Rows of a numbered block per source [BLOCK, W], always the same, and firings of each concept in it [C]."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         active = self.firing.draw(BLOCK, generator)
         offsets = torch.searchsorted(active.row, torch.arange(BLOCK))
@@ -76,9 +76,9 @@ class World:
         held_out: int,
         dtype: str = "float16",
     ) -> tuple[ActivationStore, Tensor]:
-        """Write rows for training and then held-out ones.
+        """Write training rows and then held-out rows.
 
-        Returns the store, and the share of the rows drawn on which each concept fires [C].
+        Returns the store, and the share of the sampled rows on which each concept fires [C].
         """
         sources = tuple(StoredSource(name, vectors.shape[1], dtype) for name, vectors in self.vectors.items())
         writer = StoreWriter(path, sources)
@@ -88,8 +88,8 @@ class World:
             for sizes in _shards(wanted):
                 shard: list[Rows] = []
                 for size in sizes:
-                    drawn, counts = self.block(number)
-                    shard.append({name: x[:size].to(DTYPES[dtype]) for name, x in drawn.items()})
+                    sampled, counts = self.block(number)
+                    shard.append({name: x[:size].to(DTYPES[dtype]) for name, x in sampled.items()})
                     fired += counts
                     number += 1
                 writer.add({name: torch.cat([part[name] for part in shard]) for name in self.sources}, {}, split)
@@ -98,13 +98,13 @@ class World:
 
 
 def random_world(plan: WorldPlan, seed: int) -> World:
-    """Random unit directions in the first source, and affine images in the others, equally long at the median."""
+    """Random unit directions in the first source, and affine images of them with the same median norm in the others."""
     generator = torch.Generator().manual_seed(seed)
     first = torch.nn.functional.normalize(torch.randn(plan.concepts, plan.widths[0], generator=generator), dim=1)
     images = [first] + [_image(first, width, generator) for width in plan.widths[1:]]
     holds = _holders(plan, generator)
     vectors = {name: image * holds[:, [at]] for at, (name, image) in enumerate(zip(plan.sources, images, strict=True))}
-    return World(vectors, Firing.random(plan.concepts, generator), seed)
+    return World(vectors, FiringModel.random(plan.concepts, generator), seed)
 
 
 def _image(first: Tensor, width: int, generator: torch.Generator) -> Tensor:
@@ -117,7 +117,7 @@ def _image(first: Tensor, width: int, generator: torch.Generator) -> Tensor:
 
 
 def _holders(plan: WorldPlan, generator: torch.Generator) -> Tensor:
-    """Which source holds which concept, bool [C, S]; drawn without regard to how often a concept fires."""
+    """Which source holds which concept, bool [C, S]; sampled independently of how often a concept fires."""
     count = len(plan.widths)
     pairs = list(combinations(range(count), 2)) if count > 2 else []
     subsets = [(source,) for source in range(count)] * (count > 1) + pairs
@@ -132,6 +132,6 @@ def _holders(plan: WorldPlan, generator: torch.Generator) -> Tensor:
 
 
 def _shards(rows: int) -> Iterator[list[int]]:
-    """Sizes of the blocks of every shard; the very last block may be cut short."""
+    """Sizes of the blocks of every shard; the last block may be shorter."""
     sizes = [min(BLOCK, rows - first) for first in range(0, rows, BLOCK)]
     yield from (sizes[first : first + SHARD_BLOCKS] for first in range(0, len(sizes), SHARD_BLOCKS))

@@ -1,1 +1,1 @@
-"""Fitting crosscoders to stored or streamed activations: the run's `train` stage."""
+"""Fits crosscoders to stored or streamed activations: a run's `train` stage."""

@@ -1,7 +1,7 @@
-"""Checkpoint: everything a training needs to go on as if it had never stopped.
+"""Saves and loads the full state of a training, so that it resumes exactly.
 
-One safetensors file holds weights, optimiser moments and counters; its metadata holds the step. A checkpoint is
-published whole or not at all, and the one before it is kept until then.
+One safetensors file holds weights, optimiser moments and counters; its metadata holds the step. Checkpoints are written
+atomically, and the previous one is kept until then.
 """
 
 import json
@@ -14,10 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainer.run.folder import published
+from trainer.run.folder import atomic_write
 
 KEEP = 2
-"""Checkpoints kept; more than one in case the newest cannot be read."""
+"""Checkpoints kept; more than one in case the newest is unreadable."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Checkpoint:
     step: int
     tensors: Mapping[str, Tensor]
     state: dict[str, Any]
-    """Numbers that are no tensors: thresholds, the fingerprint of the recipe and the store."""
+    """State that is not tensors: thresholds, and the fingerprint of recipe and store; saved as JSON."""
 
     def save(self, folder: Path) -> None:
-        """Write it whole, then remove what is older than the last two."""
+        """Write the checkpoint atomically, then remove all but the last `KEEP`."""
         metadata = {"step": str(self.step), "state": json.dumps(self.state)}
-        with published(folder / f"step-{self.step:08d}.safetensors") as draft:
+        with atomic_write(folder / f"step-{self.step:08d}.safetensors") as draft:
             save_file(
                 {name: tensor.detach().contiguous().cpu() for name, tensor in self.tensors.items()}, draft, metadata
             )
@@ -41,7 +41,7 @@ class Checkpoint:
 
 
 def latest(folder: Path, fingerprint: str) -> Checkpoint | None:
-    """The newest readable checkpoint of the same recipe and data, or None."""
+    """The newest readable checkpoint with this fingerprint of recipe and data, or None."""
     for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
         try:
             with safe_open(path, framework="pt") as file:
@@ -51,5 +51,5 @@ def latest(folder: Path, fingerprint: str) -> Checkpoint | None:
                     tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no dict
                     return Checkpoint(int(metadata["step"]), tensors, state)
         except (SafetensorError, OSError, KeyError, json.JSONDecodeError):
-            continue  # a damaged file; the one before it is still there
+            continue  # damaged: fall back to the one before
     return None

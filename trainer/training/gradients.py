@@ -1,4 +1,4 @@
-"""Gradients of the families that keep k features, written out: every term runs over active pairs alone.
+"""Explicit gradients for the sparse kinds; every term is a sum over active pairs alone.
 
 With error e_t = x_t - y_t of target t, loss = mean over targets of mean e_t^2, and an active pair (r, f):
 
@@ -18,79 +18,85 @@ from torch import Tensor
 from trainer.crosscoder.crosscoder import Crosscoder, Rows
 from trainer.crosscoder.groups import Group
 from trainer.kernels import cpu, gpu
-from trainer.kernels.sparse import products, sum_by_feature
-from trainer.training.encoding import Encoding, Sparse
+from trainer.kernels.sparse import inner_products, sum_by_feature
+from trainer.training.encoding import Encoding, SparseCodes
 
 
 @torch.no_grad()
-def write_gradients(crosscoder: Crosscoder, rows: Rows, done: Encoding, kind: str | None = None) -> None:
-    """Replace the gradient of every weight by that of the reconstruction loss of an encoded batch.
+def write_gradients(crosscoder: Crosscoder, rows: Rows, encoding: Encoding, kind: str | None = None) -> None:
+    """Overwrite the gradient of every weight with that of the reconstruction loss of an encoded batch.
 
-    Room for gradients is taken once and written again in every step: fresh memory costs as much as the sums.
+    `kind` is the recipe's loss, as in `reconstruction_loss`. Gradients reuse the same memory in every step: allocating
+    it would take as long as the sums.
     """
-    errors = {t: _of_unit_pull(error) for t, error in done.errors.items()} if kind == "norm" else done.errors
+    errors = {t: _scale_for_norm_loss(e) for t, e in encoding.errors.items()} if kind == "norm" else encoding.errors
     share = {t: -2.0 / (error.numel() * len(errors)) for t, error in errors.items()}
     for target, error in errors.items():
-        _room(crosscoder.weights[f"decoder_bias.{target}"]).copy_(error.sum(dim=0) * share[target])
+        _gradient_buffer(crosscoder.weights[f"decoder_bias.{target}"]).copy_(error.sum(dim=0) * share[target])
     for group in crosscoder.groups:
-        codes = done.codes[group.name]
-        assert isinstance(codes, Sparse), "the dense families leave this to autograd"
-        decoders, encoders = _blocks(crosscoder, group, rows, errors, share)
-        bias = _room(crosscoder.weights[f"encoder_bias.{group.name}"])
+        codes = encoding.codes[group.name]
+        assert isinstance(codes, SparseCodes), "the dense kinds use autograd"
+        decoders, encoders = _weight_blocks(crosscoder, group, rows, errors, share)
+        bias = _gradient_buffer(crosscoder.weights[f"encoder_bias.{group.name}"])
         pattern = codes.pattern
         tied = len({id(block.weight) for block in decoders}) < len(decoders)
-        read = (codes.value, *(x for block in (*decoders, *encoders) for x in (block.beside, block.weight)))
-        if gpu.usable(*read) and all(block.beside.shape[1] <= gpu.WIDEST for block in decoders):
-            gpu.write_gradients(pattern.feature_runs, codes.value[pattern.by_feature], decoders, encoders, bias)
+        read = (codes.value, *(x for block in (*decoders, *encoders) for x in (block.vectors, block.weight)))
+        if gpu.usable(*read) and all(block.vectors.shape[1] <= gpu.MAX_WIDTH for block in decoders):
+            gpu.write_gradients(pattern.feature_segments, codes.value[pattern.by_feature], decoders, encoders, bias)
         elif not tied and cpu.usable(*read):
             cpu.write_gradients(pattern.pairs(codes.value), decoders, encoders, bias)
         else:
-            _write(codes, decoders, encoders, bias)
+            _write_with_torch(codes, decoders, encoders, bias)
 
 
-def _blocks(
+def _weight_blocks(
     crosscoder: Crosscoder, group: Group, rows: Rows, errors: Rows, share: dict[str, float]
 ) -> tuple[list[cpu.WeightBlock], list[cpu.WeightBlock]]:
     """A group's decoders by target and encoders by source."""
     weights, factor = crosscoder.weights, crosscoder.read_factor(group)
     decoders = [(errors[target], share[target], weights[f"decoder.{target}.{group.name}"]) for target in group.writes]
     encoders = [(rows[source], factor, weights[f"encoder.{source}.{group.name}"]) for source in group.reads]
-    down, up = (
-        [cpu.WeightBlock(beside.contiguous(), scale, weight, _room(weight)) for beside, scale, weight in blocks]
+    decoder_blocks, encoder_blocks = (
+        [
+            cpu.WeightBlock(vectors.contiguous(), scale, weight, _gradient_buffer(weight))
+            for vectors, scale, weight in blocks
+        ]
         for blocks in (decoders, encoders)
     )
-    return down, up
+    return decoder_blocks, encoder_blocks
 
 
-def _write(codes: Sparse, decoders: list[cpu.WeightBlock], encoders: list[cpu.WeightBlock], bias: Tensor) -> None:
-    """The gradients of a group matrix by matrix."""
-    pattern, pull = codes.pattern, torch.zeros_like(codes.value)
+def _write_with_torch(
+    codes: SparseCodes, decoders: list[cpu.WeightBlock], encoders: list[cpu.WeightBlock], bias: Tensor
+) -> None:
+    """Gradients of a group's weights and bias by torch's own operations."""
+    pattern, pre_gradient = codes.pattern, torch.zeros_like(codes.value)
     for block in decoders:
-        pull += block.factor * products(pattern, block.beside, block.weight.detach())
+        pre_gradient += block.factor * inner_products(pattern, block.vectors, block.weight.detach())
         block.gradient.zero_()
-    for block in decoders:  # a tied decoder stands for several targets
-        block.gradient.add_(sum_by_feature(pattern, codes.value * block.factor, block.beside))
-    bias.zero_().index_add_(0, pattern.feature, pull)
+    for block in decoders:  # adds up: a tied decoder is in several blocks
+        block.gradient.add_(sum_by_feature(pattern, codes.value * block.factor, block.vectors))
+    bias.zero_().index_add_(0, pattern.feature, pre_gradient)
     for block in encoders:
-        block.gradient.copy_(sum_by_feature(pattern, pull * block.factor, block.beside))
+        block.gradient.copy_(sum_by_feature(pattern, pre_gradient * block.factor, block.vectors))
 
 
-def _of_unit_pull(error: Tensor) -> Tensor:
-    """Errors [R, W], every row as long as makes the gradient of its square that of its length per sqrt(W)."""
+def _scale_for_norm_loss(error: Tensor) -> Tensor:
+    """Scales rows [R, W] by √W/(2‖e‖), so that the squared loss's backward gives the norm loss's gradient."""
     length = torch.linalg.vector_norm(error, dim=1, keepdim=True).clamp_min(1e-12)
-    pulling: Tensor = error * (error.shape[1] ** 0.5 / (2 * length))
-    return pulling
+    scaled: Tensor = error * (error.shape[1] ** 0.5 / (2 * length))
+    return scaled
 
 
-def _room(weight: Tensor) -> Tensor:
-    """Where a weight's gradient goes."""
+def _gradient_buffer(weight: Tensor) -> Tensor:
+    """The weight's gradient tensor, allocated at first use."""
     if weight.grad is None:
         weight.grad = torch.empty_like(weight)
     return weight.grad
 
 
-class _Chosen(torch.autograd.Function):
-    """Some rows of a weight; their gradient is added to the weight's own in place, without a matrix of zeros."""
+class _SelectRows(torch.autograd.Function):
+    """Index-select rows of a weight; backward adds to `weight.grad` in place, without a dense gradient."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, weight: Tensor, index: Tensor) -> Tensor:
@@ -106,7 +112,7 @@ class _Chosen(torch.autograd.Function):
         return None, None
 
 
-def chosen_rows(weight: Tensor, index: Tensor) -> Tensor:
-    """Rows of a weight [n, ...] whose gradient reaches `weight.grad` when a loss of them is differentiated backward."""
-    rows: Tensor = _Chosen.apply(weight, index)  # type: ignore[no-untyped-call]
+def select_rows(weight: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` of a weight [n, ...]; backward adds their gradient to `weight.grad`."""
+    rows: Tensor = _SelectRows.apply(weight, index)  # type: ignore[no-untyped-call]
     return rows

@@ -105,15 +105,18 @@ def test_health_readiness_and_metrics(reader: TestClient):
     reader.get(f"/runs/{RUN}/features/3")
     reader.get(f"/runs/{RUN}/features/4")
     reader.get("/nowhere/at/all")
+    reader.request("BREW", "/healthz")
 
     lines = reader.get("/metrics").text.splitlines()
 
     counts = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
     pages = 'crossdiff_requests_total{method="GET",route="/runs/{run}/features/{feature}",status="200"}'
     assert counts[pages] >= 2
-    assert counts['crossdiff_request_seconds_bucket{route="/healthz",le="+Inf"}'] >= 1
+    assert counts['crossdiff_request_seconds_bucket{le="+Inf",route="/healthz"}'] >= 1
     assert counts['crossdiff_runs{status="finished"}'] == 1
     assert not any("nowhere" in line for line in lines), "addresses that do not exist make no series of their own"
+    assert counts['crossdiff_requests_total{method="OTHER",route="/healthz",status="405"}'] == 1
+    assert not any("BREW" in line for line in lines), "nor do methods that a client invents"
 
 
 def test_a_labels_database_that_cannot_be_read_keeps_no_results_from_being_read(tiny_home: Path, tmp_path: Path):

@@ -71,7 +71,7 @@ def test_the_description_of_the_interface_has_the_conflict_and_its_shape(program
 @pytest.mark.parametrize(
     ("body", "fact"),
     [
-        ({"author": "anonymous", "text": "x"}, "somebody who stands by it"),
+        ({"author": "anonymous", "text": "x"}, "needs an author"),
         ({"author": "Ada", "text": ""}, "empty"),
         ({"author": "Ada", "text": "a\u0000b"}, "U+0000"),
         ({"author": "Ada", "text": "x", "revision": -1}, "revision"),

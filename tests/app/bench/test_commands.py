@@ -27,7 +27,7 @@ def bench(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["bench", *arguments], prog_name="crossdiff")
 
 
-def test_the_last_line_is_one_json_object_when_asked_for():
+def test_with_json_the_last_line_is_one_json_object():
     outcome = bench(*TINY, "--json")
 
     assert outcome.exit_code == 0, outcome.output
@@ -37,11 +37,11 @@ def test_the_last_line_is_one_json_object_when_asked_for():
     assert any(line.startswith("variant") for line in table)
 
 
-def test_without_it_there_is_only_the_table():
+def test_without_json_only_the_table_is_printed():
     assert "{" not in bench(*TINY).stdout
 
 
-def test_widths_that_are_none_are_a_usage_error():
+def test_malformed_widths_are_a_usage_error():
     outcome = bench("train", "--variant", "dfc", "--widths", "wide")
 
     assert outcome.exit_code == 2
@@ -56,7 +56,7 @@ def test_without_the_demo_s_models_one_sentence_says_how_to_get_them():
     assert outcome.stderr.count("\n") == 1
 
 
-def test_the_analysis_is_measured_over_two_sources():
+def test_the_analysis_bench_needs_two_widths():
     outcome = bench("analyse", "--widths", "8,12,16")
 
     assert outcome.exit_code == 2

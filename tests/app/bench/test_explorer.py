@@ -1,4 +1,4 @@
-"""The bench of the explorer visits a real server and counts what its visitors see."""
+"""The explorer bench sends requests to a real server and reports their times."""
 
 import asyncio
 import os
@@ -6,21 +6,21 @@ import random
 
 import pytest
 
-from app.bench.explorer import Load, Measured, bench_explorer, report
-from app.bench.visitors import KINDS, NotAnswered, Paths, Visit, one_by_one
+from app.bench.explorer import Load, LoadResult, bench_explorer, report
+from app.bench.visitors import KINDS, NotAnswered, Paths, Visit, visit_one_by_one
 from tests.worlds.served import served
 from trainer.bench.machine import Machine
 
 KEYS = {"feature_page", "list", "search", "requests_per_s", "file_gb", "build_s"}
-"""As the design has them."""
+"""Public keys of the figures."""
 
 
 def visits(kind: str, *server_ms: float) -> list[Visit]:
     return [Visit(kind, one, one + 5) for one in server_ms]
 
 
-def test_figures_are_those_under_load_and_of_the_single_visitor_where_a_kind_was_not_asked_for():
-    measured = Measured(
+def test_figures_are_those_under_load_or_of_the_single_visitor_for_kinds_without_requests():
+    measured = LoadResult(
         first={kind: visits(kind, 900)[0] for kind in KINDS},
         alone={"feature_page": visits("feature_page", 7, 9), "list": visits("list", 8), "search": visits("search", 50)},
         cpu_ms=dict.fromkeys(KINDS, 6.0),
@@ -40,12 +40,12 @@ def test_figures_are_those_under_load_and_of_the_single_visitor_where_a_kind_was
         "file_gb": 0.5,
         "build_s": 3.0,
     }
-    assert "A feature page alone takes 7.0 ms, within the 30 ms" in found.text()
+    assert "A feature page alone takes 7.0 ms, within the limit of 30 ms" in found.text()
     assert found.rows[0][1:] == ("900", "6", "7", "9", "20", "40", "45", "4")
 
 
 @pytest.mark.slow
-def test_a_real_server_on_a_real_file_gives_the_figures_of_the_design(monkeypatch: pytest.MonkeyPatch):
+def test_a_real_server_on_a_real_file_gives_all_figures(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CROSSDIFF_DATABASE_URL", "sqlite:////nowhere/at/all.db")
 
     found = bench_explorer(features=64, load=Load(visitors=2, rate=20, seconds=0.5, alone=2))
@@ -57,18 +57,18 @@ def test_a_real_server_on_a_real_file_gives_the_figures_of_the_design(monkeypatc
     assert os.environ["CROSSDIFF_DATABASE_URL"] == "sqlite:////nowhere/at/all.db"
 
 
-def test_a_page_that_is_not_there_is_no_measurement(own_home):
+def test_a_missing_page_is_an_error(own_home):
     paths = Paths("no-such-run", 10, ["word"] * 400, random.Random(0))
 
     with served(own_home) as (address, _), pytest.raises(NotAnswered, match="was answered with 404"):
-        asyncio.run(one_by_one(address, paths, "list", 1))
+        asyncio.run(visit_one_by_one(address, paths, "list", 1))
 
 
-def test_paths_hold_what_their_kind_promises():
+def test_paths_have_the_parameters_of_their_kind():
     paths = Paths("run", 10, [f"word{number}" for number in range(400)], random.Random(0))
 
     assert paths.path("feature_page").startswith("/runs/run/features/")
     assert all(key in paths.path("list") for key in ("owner=", "life=", "activation_min=", "sort="))
     assert "q=word" in paths.path("search")
-    drawn = [paths.any()[0] for _ in range(500)]
+    drawn = [paths.random_path()[0] for _ in range(500)]
     assert drawn.count("feature_page") > drawn.count("list") > drawn.count("search") > 0

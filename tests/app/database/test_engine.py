@@ -13,10 +13,10 @@ from alembic import command
 from sqlalchemy import Engine
 
 from app.database.engine import LabelsUnusable, alembic_config, head, migrate, open_database, transaction
-from app.labels.store import Place, history, save_label
+from app.labels.store import LabelTarget, history, save_label
 from app.settings import REPOSITORY
 
-PLACE = Place("pair-0123abcd", 7, "f00d")
+TARGET = LabelTarget("pair-0123abcd", 7, "f00d")
 
 
 def at_revision(url: str, revision: str, *, down: bool = False) -> None:
@@ -51,8 +51,8 @@ def test_a_second_server_start_changes_nothing(url: str):
 
 def test_labels_survive_every_migration_down_to_the_first_and_up_again(labels: Engine, url: str):
     with transaction(labels, writing=True) as session:
-        save_label(session, PLACE, "Ada", text="German", note="mostly verbs", based_on=0)
-        before = history(session, PLACE.run, PLACE.feature)
+        save_label(session, TARGET, "Ada", text="German", note="mostly verbs", based_on=0)
+        before = history(session, TARGET.run, TARGET.feature)
     labels.dispose()
 
     at_revision(url, "0001", down=True)
@@ -60,7 +60,7 @@ def test_labels_survive_every_migration_down_to_the_first_and_up_again(labels: E
     migrate(url)
 
     with transaction(labels) as session:
-        assert history(session, PLACE.run, PLACE.feature) == before
+        assert history(session, TARGET.run, TARGET.feature) == before
 
 
 def test_down_to_nothing_leaves_no_table(labels: Engine, url: str):
@@ -114,8 +114,8 @@ def test_a_reader_that_then_writes_waits_for_its_turn(labels: Engine):
         try:
             begun.wait()
             with transaction(labels, writing=True) as session:
-                history(session, PLACE.run, PLACE.feature)
-                save_label(session, PLACE, author, text="mine", note="", based_on=0)
+                history(session, TARGET.run, TARGET.feature)
+                save_label(session, TARGET, author, text="mine", note="", based_on=0)
         except BaseException as failure:  # noqa: BLE001 - handed to the test
             failures.append(failure)
 
@@ -127,17 +127,17 @@ def test_a_reader_that_then_writes_waits_for_its_turn(labels: Engine):
 
     assert failures == []
     with transaction(labels) as session:
-        assert {row.author for row in history(session, PLACE.run, PLACE.feature)} == {"Ada", "Bo", "Cy", "Di"}
+        assert {row.author for row in history(session, TARGET.run, TARGET.feature)} == {"Ada", "Bo", "Cy", "Di"}
 
 
 def test_what_was_acknowledged_is_there_after_kill_9(labels: Engine, url: str):
     program = f"""
 from app.database.engine import open_database, transaction
-from app.labels.store import Place, save_label
+from app.labels.store import LabelTarget, save_label
 engine = open_database({url!r})
 for revision in range(100000):
     with transaction(engine, writing=True) as session:
-        save_label(session, Place("pair", 1, "f00d"), "Ada", text=f"text {{revision}}", note="", based_on=revision)
+        save_label(session, LabelTarget("pair", 1, "f00d"), "Ada", text=f"text {{revision}}", note="", based_on=revision)
     print(revision + 1, flush=True)
 """
     writer = subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)

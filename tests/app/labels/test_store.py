@@ -1,4 +1,4 @@
-"""Labels: append-only, one current label per author, nothing overwritten without being told."""
+"""Labels: append-only, one current label per author, nothing overwritten silently."""
 
 import threading
 
@@ -8,13 +8,13 @@ from sqlalchemy import Engine
 from app.database.engine import transaction
 from app.labels.store import (
     LabelConflict,
-    Place,
+    LabelTarget,
     current,
     current_labels,
     features_matching,
     histories,
     history,
-    labels_of,
+    latest_labels,
     own_label,
     restore_label,
     save_label,
@@ -22,36 +22,38 @@ from app.labels.store import (
 )
 from app.labels.wording import WordingRefused, author_name
 
-PLACE = Place("pair-0123abcd", 7, "f00d")
+TARGET = LabelTarget("pair-0123abcd", 7, "f00d")
 HOSTILE = (
     """<script>alert(1)</script> "'><img src=x onerror=alert(2)> {{ 7*7 }} \u202egnp.exe; drop table label;-- %_\\"""
 )
 
 
-def save(engine: Engine, author: str, text: str, *, based_on: int = 0, note: str = "", place: Place = PLACE) -> int:
+def save(
+    engine: Engine, author: str, text: str, *, based_on: int = 0, note: str = "", target: LabelTarget = TARGET
+) -> int:
     """Save in a transaction of its own and give the revision."""
     with transaction(engine, writing=True) as session:
-        return save_label(session, place, author, text=text, note=note, based_on=based_on).revision
+        return save_label(session, target, author, text=text, note=note, based_on=based_on).revision
 
 
 def test_a_label_is_current_until_its_author_replaces_it(labels: Engine):
     assert save(labels, "Ada", "German") == 1
     assert save(labels, "Ada", "German verbs", based_on=1, note="see context 3") == 2
     with transaction(labels) as session:
-        (current,) = current_labels(session, PLACE.run, PLACE.feature)
+        (current,) = current_labels(session, TARGET.run, TARGET.feature)
         assert (current.text, current.note, current.revision) == ("German verbs", "see context 3", 2)
-        assert [row.text for row in history(session, PLACE.run, PLACE.feature)] == ["German verbs", "German"]
+        assert [row.text for row in history(session, TARGET.run, TARGET.feature)] == ["German verbs", "German"]
 
 
 def test_every_author_has_a_label_of_their_own(labels: Engine):
     save(labels, "Ada", "German")
     save(labels, "Bo", "Dutch")
     with transaction(labels) as session:
-        assert [(row.author, row.text) for row in current_labels(session, PLACE.run, PLACE.feature)] == [
+        assert [(row.author, row.text) for row in current_labels(session, TARGET.run, TARGET.feature)] == [
             ("Ada", "German"),
             ("Bo", "Dutch"),
         ]
-        assert labels_of(session, PLACE.run, [6, 7, 8]) == {7: "Dutch"}
+        assert latest_labels(session, TARGET.run, [6, 7, 8]) == {7: "Dutch"}
 
 
 def test_saving_from_a_second_tab_shows_both_texts_and_overwrites_nothing(labels: Engine):
@@ -67,7 +69,7 @@ def test_saving_from_a_second_tab_shows_both_texts_and_overwrites_nothing(labels
     )
     assert save(labels, "Ada", "from tab two", based_on=2) == 3
     with transaction(labels) as session:
-        assert {row.text for row in history(session, PLACE.run, PLACE.feature)} == {
+        assert {row.text for row in history(session, TARGET.run, TARGET.feature)} == {
             "German",
             "from tab one",
             "from tab two",
@@ -83,7 +85,7 @@ def test_saving_what_stands_already_adds_nothing_even_from_an_old_form(labels: E
     save(labels, "Ada", "German")
     assert save(labels, "Ada", "  German ", based_on=0) == 1
     with transaction(labels) as session:
-        assert len(history(session, PLACE.run, PLACE.feature)) == 1
+        assert len(history(session, TARGET.run, TARGET.feature)) == 1
 
 
 def test_ten_tabs_at_once_one_wins_and_nine_are_told(labels: Engine):
@@ -109,12 +111,12 @@ def test_ten_tabs_at_once_one_wins_and_nine_are_told(labels: Engine):
 def test_a_withdrawn_label_is_gone_from_pages_and_stays_in_the_history(labels: Engine):
     save(labels, "Ada", "German")
     with transaction(labels, writing=True) as session:
-        withdraw_label(session, PLACE, "Ada", based_on=1)
+        withdraw_label(session, TARGET, "Ada", based_on=1)
     with transaction(labels) as session:
-        assert current_labels(session, PLACE.run, PLACE.feature) == []
-        assert features_matching(session, PLACE.run, "german") == set()
-        assert labels_of(session, PLACE.run, [7]) == {}
-        assert [row.withdrawn for row in history(session, PLACE.run, PLACE.feature)] == [True, False]
+        assert current_labels(session, TARGET.run, TARGET.feature) == []
+        assert features_matching(session, TARGET.run, "german") == set()
+        assert latest_labels(session, TARGET.run, [7]) == {}
+        assert [row.withdrawn for row in history(session, TARGET.run, TARGET.feature)] == [True, False]
     assert save(labels, "Ada", "German", based_on=2) == 3, "and may be given again"
 
 
@@ -122,17 +124,17 @@ def test_restoring_adds_a_revision_that_says_which_it_brings_back(labels: Engine
     save(labels, "Ada", "German", note="first")
     save(labels, "Ada", "Dutch", based_on=1)
     with transaction(labels, writing=True) as session:
-        restored = restore_label(session, PLACE, "Ada", revision=1, based_on=2)
+        restored = restore_label(session, TARGET, "Ada", revision=1, based_on=2)
     assert (restored.revision, restored.text, restored.note, restored.restores) == (3, "German", "first", 1)
     with transaction(labels, writing=True) as session, pytest.raises(LabelConflict):
-        restore_label(session, PLACE, "Ada", revision=1, based_on=2)
+        restore_label(session, TARGET, "Ada", revision=1, based_on=2)
 
 
 def test_search_ignores_case_in_every_alphabet_and_needs_every_word(labels: Engine):
-    save(labels, "Ada", "Straße in KÖLN", place=Place("run", 1, "a"))
-    save(labels, "Ada", "Köln", note="the cathedral", place=Place("run", 2, "b"))
-    save(labels, "Ada", "100% sure", place=Place("run", 3, "c"))
-    save(labels, "Ada", "Köln", place=Place("another", 4, "d"))
+    save(labels, "Ada", "Straße in KÖLN", target=LabelTarget("run", 1, "a"))
+    save(labels, "Ada", "Köln", note="the cathedral", target=LabelTarget("run", 2, "b"))
+    save(labels, "Ada", "100% sure", target=LabelTarget("run", 3, "c"))
+    save(labels, "Ada", "Köln", target=LabelTarget("another", 4, "d"))
     with transaction(labels) as session:
         assert features_matching(session, "run", "köln") == {1, 2}
         assert features_matching(session, "run", "STRASSE köln") == {1}
@@ -146,17 +148,17 @@ def test_search_finds_only_what_stands_now(labels: Engine):
     save(labels, "Ada", "German")
     save(labels, "Ada", "Dutch", based_on=1)
     with transaction(labels) as session:
-        assert features_matching(session, PLACE.run, "german") == set()
-        assert features_matching(session, PLACE.run, "dutch") == {7}
+        assert features_matching(session, TARGET.run, "german") == set()
+        assert features_matching(session, TARGET.run, "dutch") == {7}
 
 
 def test_hostile_text_comes_back_letter_for_letter(labels: Engine):
     save(labels, "<b>Ada</b>", HOSTILE, note=HOSTILE + "\n\nsecond line")
     with transaction(labels) as session:
-        mine = own_label(session, PLACE.run, PLACE.feature, "<b>Ada</b>")
+        mine = own_label(session, TARGET.run, TARGET.feature, "<b>Ada</b>")
         assert mine is not None
         assert (mine.text, mine.note) == (HOSTILE, HOSTILE + "\n\nsecond line")
-        assert features_matching(session, PLACE.run, "onerror=alert(2)>") == {7}
+        assert features_matching(session, TARGET.run, "onerror=alert(2)>") == {7}
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ def test_hostile_text_comes_back_letter_for_letter(labels: Engine):
     [
         ("", "a note alone", "text", "empty"),
         (" \n\t ", "", "text", "empty"),
-        ("x" * 301, "", "text", "301 characters; 300 are the limit"),
+        ("x" * 301, "", "text", "301 characters; the limit is 300"),
         ("fine", "x" * 4001, "note", "4,001 characters"),
         ("nul\x00byte", "", "text", r"U\+0000"),
         ("fine", "half a \ud83d pair", "note", r"U\+D83D"),
@@ -175,7 +177,7 @@ def test_text_that_cannot_be_stored_is_refused_with_its_field_and_reason(labels,
         save(labels, "Ada", text, note=note)
     assert refused.value.field == field
     with transaction(labels) as session:
-        assert history(session, PLACE.run, PLACE.feature) == []
+        assert history(session, TARGET.run, TARGET.feature) == []
 
 
 @pytest.mark.parametrize("name", ["", "  ", "Anonymous", "ANON", "x" * 61, "a\x07b"])
@@ -189,19 +191,19 @@ def test_a_name_is_kept_as_its_owner_writes_it():
 
 
 def test_the_labels_of_several_features_read_together_are_those_of_each_alone(labels: Engine):
-    other = Place(PLACE.run, 8, "beef")
+    other = LabelTarget(TARGET.run, 8, "beef")
     save(labels, "Ada", "German")
     save(labels, "Bo", "Dutch", note="and Frisian")
     save(labels, "Ada", "German verbs", based_on=1)
-    save(labels, "Cy", "Numbers", place=other)
+    save(labels, "Cy", "Numbers", target=other)
     with transaction(labels, writing=True) as session:
-        withdraw_label(session, PLACE, "Bo", based_on=1)
-    save(labels, "Ada", "elsewhere", place=Place("another-run", 7, "f00d"))
+        withdraw_label(session, TARGET, "Bo", based_on=1)
+    save(labels, "Ada", "elsewhere", target=LabelTarget("another-run", 7, "f00d"))
 
     with transaction(labels) as session:
-        found = histories(session, PLACE.run, {7, 8, 9})
+        found = histories(session, TARGET.run, {7, 8, 9})
 
-        assert found == {feature: history(session, PLACE.run, feature) for feature in (7, 8, 9)}
+        assert found == {feature: history(session, TARGET.run, feature) for feature in (7, 8, 9)}
         assert len(found[7]) == 4
         for feature in (7, 8, 9):
-            assert current(found[feature]) == current_labels(session, PLACE.run, feature)
+            assert current(found[feature]) == current_labels(session, TARGET.run, feature)

@@ -68,8 +68,8 @@ def test_without_scripts_saving_leads_back_to_the_feature(visitor: TestClient):
 @pytest.mark.parametrize(
     ("form", "fact"),
     [
-        ({"author": "anonymous", "text": "mine", "note": "n"}, "somebody who stands by it"),
-        ({"author": "", "text": "mine", "note": "n"}, "somebody who stands by it"),
+        ({"author": "anonymous", "text": "mine", "note": "n"}, "needs an author"),
+        ({"author": "", "text": "mine", "note": "n"}, "needs an author"),
         ({"text": "", "note": "only a note"}, "The label is empty"),
         ({"text": "x" * 301, "note": "n"}, "301 characters; 300 are the limit"),
         ({"text": "mine", "note": "y" * 4001}, "4,001 characters"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.inference.client import Client
-from app.inference.messages import Answer, GenerationRequest, LaneRequest, Parameters
+from app.inference.messages import Answer, GenerationRequest, Lane, Parameters
 from app.inference.supervisor import Supervisor
 from tests.worlds.steerable import SHARED, write_steerable_run
 from tests.worlds.tiny_results import RUN
@@ -57,18 +57,18 @@ def ask() -> Ask:
             feature=feature,
             max_activation=6.0,
             parameters=Parameters.model_validate({**chosen, **parameters}),
-            lanes=tuple(LaneRequest(source=source, strength=value) for source in sources for value in (0.0, strength)),
+            lanes=tuple(Lane(source=source, strength=value) for source in sources for value in (0.0, strength)),
         )
 
     return make
 
 
-async def heard(answers: AsyncIterator[Answer]) -> list[Answer]:
-    """Everything the worker says."""
+async def all_of(answers: AsyncIterator[Answer]) -> list[Answer]:
+    """All answers of the worker."""
     return [answer async for answer in answers]
 
 
 @pytest.fixture
 def listen(client: Client) -> Callable[[GenerationRequest], list[Answer]]:
-    """Asks, and waits for everything the worker says."""
-    return lambda request: asyncio.run(heard(client.generate(request)))
+    """Sends a request and returns all answers."""
+    return lambda request: asyncio.run(all_of(client.generate(request)))

@@ -1,4 +1,4 @@
-"""The shelf: each model is loaded once, when it is needed; memory that runs out and files that are missing are told."""
+"""Each model is loaded once, when it is needed; memory that runs out and missing files are reported."""
 
 import threading
 import time
@@ -35,17 +35,17 @@ def recipe(model: str, **more) -> SourceRecipe:
     return SourceRecipe.model_validate({"name": "one", "model": model, "layer": 1, **more})
 
 
-def use(shelf: ModelCache, wanted: SourceRecipe) -> object:
+def use(models: ModelCache, wanted: SourceRecipe) -> object:
     """Take a model and put it back."""
-    with shelf.using(wanted) as (source, _):
-        assert shelf.state(wanted).state == "ready"
+    with models.using(wanted) as (source, _):
+        assert models.state(wanted).state == "ready"
         return source
 
 
 def test_a_model_is_absent_until_it_is_used_and_then_stays():
-    shelf = ModelCache(load=(loader := Loader()))
-    assert shelf.state(recipe("a")).state == "absent"
-    assert use(shelf, recipe("a")) == use(shelf, recipe("a")) == "the model a"
+    models = ModelCache(load=(loader := Loader()))
+    assert models.state(recipe("a")).state == "absent"
+    assert use(models, recipe("a")) == use(models, recipe("a")) == "the model a"
     assert loader.asked == ["a"]
 
 
@@ -56,55 +56,55 @@ def test_sources_of_one_model_share_it_whatever_their_name_and_layer():
 
 
 def test_models_are_loaded_one_after_another_and_each_once():
-    shelf = ModelCache(load=(loader := Loader()))
+    models = ModelCache(load=(loader := Loader()))
     wanted = [recipe(name) for name in "abab" * 5]
     with ThreadPoolExecutor(20) as threads:
-        assert list(threads.map(lambda one: use(shelf, one), wanted)) == [f"the model {one.model}" for one in wanted]
+        assert list(threads.map(lambda one: use(models, one), wanted)) == [f"the model {one.model}" for one in wanted]
     assert sorted(loader.asked) == ["a", "b"]
     assert loader.most_at_once == 1
 
 
 def test_beyond_its_limit_the_model_unused_for_longest_goes():
-    shelf = ModelCache(held=2, load=Loader())
+    models = ModelCache(held=2, load=Loader())
     for model in ("a", "b", "a", "c"):
-        use(shelf, recipe(model))
-    assert [shelf.state(recipe(model)).state for model in "abc"] == ["ready", "absent", "ready"]
+        use(models, recipe(model))
+    assert [models.state(recipe(model)).state for model in "abc"] == ["ready", "absent", "ready"]
 
 
 def test_a_model_in_use_never_goes():
-    shelf = ModelCache(held=1, load=Loader())
-    with shelf.using(recipe("a")):
-        use(shelf, recipe("b"))
-        assert shelf.state(recipe("a")).state == "ready"
-    assert shelf.state(recipe("b")).state == "absent"
+    models = ModelCache(held=1, load=Loader())
+    with models.using(recipe("a")):
+        use(models, recipe("b"))
+        assert models.state(recipe("a")).state == "ready"
+    assert models.state(recipe("b")).state == "absent"
 
 
 def test_a_model_that_failed_says_why_and_is_tried_again():
-    shelf = ModelCache(load=Loader(SourceError("one: no such folder. Give another.")))
+    models = ModelCache(load=Loader(SourceError("one: no such folder. Give another.")))
     with pytest.raises(SourceError, match="no such folder"):
-        use(shelf, recipe("a"))
-    assert (shelf.state(recipe("a")).state, shelf.state(recipe("a")).reason) == (
+        use(models, recipe("a"))
+    assert (models.state(recipe("a")).state, models.state(recipe("a")).reason) == (
         "failed",
         "one: no such folder. Give another.",
     )
-    assert use(shelf, recipe("a")) == "the model a"
-    assert shelf.state(recipe("a")).reason == ""
+    assert use(models, recipe("a")) == "the model a"
+    assert models.state(recipe("a")).reason == ""
 
 
 def test_when_memory_runs_out_unused_models_make_room_first():
-    shelf = ModelCache(load=(loader := Loader()))
-    use(shelf, recipe("a"))
+    models = ModelCache(load=(loader := Loader()))
+    use(models, recipe("a"))
     loader._trouble.append(MemoryError())
-    assert use(shelf, recipe("b")) == "the model b"
-    assert shelf.state(recipe("a")).state == "absent"
+    assert use(models, recipe("b")) == "the model b"
+    assert models.state(recipe("a")).state == "absent"
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
 def test_memory_that_is_short_whatever_goes_is_told(error: BaseException):
-    shelf = ModelCache(load=Loader(error, error))
+    models = ModelCache(load=Loader(error, error))
     with pytest.raises(OutOfMemory, match="not enough memory for one"):
-        use(shelf, recipe("a"))
-    assert shelf.state(recipe("a")).state == "out_of_memory"
+        use(models, recipe("a"))
+    assert models.state(recipe("a")).state == "out_of_memory"
 
 
 def test_while_it_loads_the_state_says_since_when():
@@ -115,11 +115,11 @@ def test_while_it_loads_the_state_says_since_when():
         go_on.wait(10)
         return "loaded"
 
-    shelf = ModelCache(load=slow)
-    thread = threading.Thread(target=use, args=(shelf, recipe("a")))
+    models = ModelCache(load=slow)
+    thread = threading.Thread(target=use, args=(models, recipe("a")))
     thread.start()
     begun.wait(10)
-    state = shelf.state(recipe("a"))
+    state = models.state(recipe("a"))
     go_on.set()
     thread.join()
     assert state.state == "loading"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.worker.sampling import Sampling, change_of, end_tokens, generate, prompt_tokens
+from app.worker.sampling import Sampling, end_tokens, generate, prompt_tokens, steering_of
 from trainer.models.hookpoint import editing, locate
 from trainer.models.source import Source, load_source
 from trainer.recipe.fitting import SourceRecipe
@@ -46,7 +46,7 @@ def test_on_is_the_formula_in_the_models_own_precision(source: Source):
     prompt = prompt_tokens(source, PROMPT, chat=True)
     hook = locate(source, "resid_post", 9)
     direction = torch.randn(source.width, generator=torch.Generator().manual_seed(0))
-    change = change_of(direction, strength=2.0, max_activation=3.0, positions="all")
+    steering = steering_of(direction, strength=2.0, max_activation=3.0, positions="all")
     before: list[torch.Tensor] = []
     after: list[torch.Tensor] = []
     below = source.blocks[10].register_forward_pre_hook(
@@ -54,7 +54,7 @@ def test_on_is_the_formula_in_the_models_own_precision(source: Source):
         with_kwargs=True,
     )
     with editing(source, hook, lambda x: before.append(x.clone()) or x):
-        tokens = list(generate(source, hook, prompt, Sampling(3), change))
+        tokens = list(generate(source, hook, prompt, Sampling(3), steering))
     below.remove()
     assert len(before) == len(tokens) == 3
     for was, became in zip(before, after, strict=True):

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from app.worker.direction import read_direction
 from app.worker.sampling import (
-    Change,
     Sampling,
+    Steering,
     Transcript,
-    change_of,
     choose,
     end_tokens,
     generate,
     prompt_tokens,
+    steering_of,
 )
 from tests.worlds.steerable import (
     ONLY_GEMMA3,
@@ -67,7 +67,7 @@ def hook_of(source: Source) -> Hookpoint:
 
 
 def logits_while(
-    source: Source, prompt: list[int], change: Change | None, tokens: int
+    source: Source, prompt: list[int], steering: Steering | None, tokens: int
 ) -> tuple[list[int], list[Tensor]]:
     """Generated tokens, and the last logits of every forward pass."""
     seen: list[Tensor] = []
@@ -75,7 +75,7 @@ def logits_while(
         lambda _module, _args, output: seen.append(output.logits[0, -1].clone())
     )
     try:
-        return list(generate(source, hook_of(source), prompt, Sampling(tokens), change)), seen
+        return list(generate(source, hook_of(source), prompt, Sampling(tokens), steering)), seen
     finally:
         handle.remove()
 
@@ -104,9 +104,9 @@ def test_strength_zero_is_off_to_the_bit(sources: dict[str, Source], folder: Run
     source = sources[name]
     prompt = prompt_tokens(source, PROMPT, chat=True)
     direction = read_direction(folder, SHARED, source.name)
-    change = change_of(direction.vector, strength=strength, max_activation=5.0, positions="all")
-    assert change is None, "no hook at all"
-    assert logits_while(source, prompt, change, 10)[0] == logits_while(source, prompt, None, 10)[0]
+    steering = steering_of(direction.vector, strength=strength, max_activation=5.0, positions="all")
+    assert steering is None, "no hook at all"
+    assert logits_while(source, prompt, steering, 10)[0] == logits_while(source, prompt, None, 10)[0]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_feature_that_does_not_write_changes_nothing_to_the_bit(
     source = sources[name]
     feature = ONLY_GEMMA3 if source.name == "smollm2" else ONLY_SMOLLM2
     direction = read_direction(folder, feature, source.name)
-    assert change_of(direction.vector, strength=8.0, max_activation=40.0, positions="all") is None
+    assert steering_of(direction.vector, strength=8.0, max_activation=40.0, positions="all") is None
 
 
 @BOTH
@@ -150,12 +150,12 @@ def test_what_is_added_is_the_formula_at_exactly_the_positions_asked_for(
     prompt = prompt_tokens(source, PROMPT, chat=False)
     direction = read_direction(folder, SHARED, source.name).vector
     strength, unit = 2.5, 3.0
-    change = change_of(direction, strength=strength, max_activation=unit, positions=positions)
+    steering = steering_of(direction, strength=strength, max_activation=unit, positions=positions)
     before: list[Tensor] = []
     after: list[Tensor] = []
     # A hook set first sees what the model computed; one set last sees what the model goes on with.
     with editing(source, hook, lambda x: before.append(x.clone()) or x):
-        steps = generate(source, hook, prompt, Sampling(6), change)
+        steps = generate(source, hook, prompt, Sampling(6), steering)
         for _ in range(6):
             with Later(source, hook, after):
                 if next(steps, None) is None:
@@ -193,10 +193,10 @@ def test_with_a_cache_steering_gives_what_one_pass_over_all_tokens_gives(
     source = sources[name]
     prompt = prompt_tokens(source, PROMPT, chat=False)
     direction = read_direction(folder, SHARED, source.name).vector
-    change = change_of(direction, strength=1.0, max_activation=10.0, positions="all")
-    assert change is not None
-    tokens, logits = logits_while(source, prompt, change, 8)
-    with torch.inference_mode(), editing(source, hook_of(source), lambda x: x + change.delta):
+    steering = steering_of(direction, strength=1.0, max_activation=10.0, positions="all")
+    assert steering is not None
+    tokens, logits = logits_while(source, prompt, steering, 8)
+    with torch.inference_mode(), editing(source, hook_of(source), lambda x: x + steering.delta):
         whole = source.model(torch.tensor([prompt + tokens])).logits[0]
     for step, last in enumerate(logits):
         torch.testing.assert_close(whole[len(prompt) - 1 + step], last, rtol=1e-3, atol=1e-3)
@@ -208,13 +208,13 @@ def test_nothing_stays_hooked_between_two_tokens(sources: dict[str, Source], fol
     source = sources["smollm2 float32"]
     prompt = prompt_tokens(source, PROMPT, chat=False)
     direction = read_direction(folder, SHARED, "smollm2").vector
-    change = change_of(direction, strength=4.0, max_activation=9.0, positions="all")
-    steered = generate(source, hook_of(source), prompt, Sampling(20), change)
+    steering = steering_of(direction, strength=4.0, max_activation=9.0, positions="all")
+    steered = generate(source, hook_of(source), prompt, Sampling(20), steering)
     plain = generate(source, hook_of(source), prompt, Sampling(20), None)
     alternating = [(next(steered), next(plain)) for _ in range(5)]
     steered.close()
     assert [off for _, off in alternating] == logits_while(source, prompt, None, 5)[0]
-    assert [on for on, _ in alternating] == logits_while(source, prompt, change, 5)[0]
+    assert [on for on, _ in alternating] == logits_while(source, prompt, steering, 5)[0]
 
 
 def test_sampling_repeats_with_its_seed_and_differs_with_another(sources: dict[str, Source]):
@@ -241,9 +241,9 @@ def test_top_p_keeps_the_likeliest_until_they_reach_it():
 def test_numbers_that_overflow_are_said_to(sources: dict[str, Source], folder: RunFolder):
     source = sources["smollm2 float32"]
     prompt = prompt_tokens(source, PROMPT, chat=False)
-    change = Change(torch.full((16,), float("inf")), "all")
+    steering = Steering(torch.full((16,), float("inf")), "all")
     with pytest.raises(SourceError, match="nearer to zero"):
-        list(generate(source, hook_of(source), prompt, Sampling(3), change))
+        list(generate(source, hook_of(source), prompt, Sampling(3), steering))
 
 
 def test_a_prompt_without_room_for_an_answer_is_refused(sources: dict[str, Source]):

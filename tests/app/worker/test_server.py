@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from app.inference.client import Address, Client, RemoteWorker, WorkerBusy, WorkerRefused, WorkerUnreachable
-from app.inference.messages import Answer, Began, Ended, GenerationRequest, Said
+from app.inference.messages import Answer, Ended, GenerationRequest, Started, TextUpdate
 from app.inference.supervisor import SOCKET_PATH_LIMIT, Supervisor
 from app.settings import REPOSITORY
 from tests.worlds.steerable import ONLY_GEMMA3, SHARED, steerable_recipe
@@ -30,7 +30,7 @@ Listen = Callable[[GenerationRequest], list[Answer]]
 
 def texts(answers: list[Answer]) -> dict[int, str]:
     """The last text of each lane."""
-    return {answer.lane: answer.text for answer in answers if isinstance(answer, Said)}
+    return {answer.lane: answer.text for answer in answers if isinstance(answer, TextUpdate)}
 
 
 def endings(answers: list[Answer]) -> dict[int, tuple[str, str]]:
@@ -44,16 +44,16 @@ def test_every_lane_begins_grows_and_ends_and_the_end_comes_last(listen: Listen,
     assert kinds[-1] == "finished"
     for lane in range(4):
         mine = [answer for answer in answers if getattr(answer, "lane", None) == lane]
-        assert [answer.kind for answer in mine[:2]] == ["loading", "began"]
-        assert {answer.kind for answer in mine[2:-1]} == {"said"}
+        assert [answer.kind for answer in mine[:2]] == ["loading", "started"]
+        assert {answer.kind for answer in mine[2:-1]} == {"text"}
         assert mine[-1].kind == "ended"
-        said = [answer for answer in mine if isinstance(answer, Said)]
-        assert [answer.tokens for answer in said] == list(range(1, len(said) + 1))
-        assert all(later.text.startswith(earlier.text) for earlier, later in itertools.pairwise(said))
+        updates = [answer for answer in mine if isinstance(answer, TextUpdate)]
+        assert [answer.tokens for answer in updates] == list(range(1, len(updates) + 1))
+        assert all(later.text.startswith(earlier.text) for earlier, later in itertools.pairwise(updates))
 
 
 def test_the_text_that_is_off_is_that_of_plain_generation(listen: Listen, ask, steerable_home: Path):
-    said = texts(listen(ask()))
+    updates = texts(listen(ask()))
     for place, recipe in (
         (0, steerable_recipe(steerable_home).sources[0]),
         (2, steerable_recipe(steerable_home).sources[1]),
@@ -65,33 +65,33 @@ def test_the_text_that_is_off_is_that_of_plain_generation(listen: Listen, ask, s
         ).input_ids
         assert tensor[0].tolist() == ids
         whole = source.model.generate(tensor, max_new_tokens=12, do_sample=False)[0]
-        assert said[place].rstrip("\ufffd") == source.tokenizer.decode(whole)[
+        assert updates[place].rstrip("\ufffd") == source.tokenizer.decode(whole)[
             len(source.tokenizer.decode(ids)) :
         ].rstrip("\ufffd")
 
 
 def test_steering_changes_the_text(listen: Listen, ask):
-    said = texts(listen(ask(strength=8.0)))
-    assert said[0] != said[1]
-    assert said[2] != said[3]
+    updates = texts(listen(ask(strength=8.0)))
+    assert updates[0] != updates[1]
+    assert updates[2] != updates[3]
 
 
 def test_strength_zero_gives_both_lanes_the_same_text(listen: Listen, ask):
-    said = texts(listen(ask(strength=0.0)))
-    assert (said[0], said[2]) == (said[1], said[3])
+    updates = texts(listen(ask(strength=0.0)))
+    assert (updates[0], updates[2]) == (updates[1], updates[3])
 
 
 def test_a_source_that_the_feature_does_not_write_to_says_so_and_says_the_same(listen: Listen, ask):
     answers = listen(ask(ONLY_GEMMA3, strength=8.0))
-    said = texts(answers)
-    assert {answer.lane: answer.writes for answer in answers if isinstance(answer, Began)} == {
+    updates = texts(answers)
+    assert {answer.lane: answer.writes for answer in answers if isinstance(answer, Started)} == {
         0: False,
         1: False,
         2: True,
         3: True,
     }
-    assert said[0] == said[1]
-    assert said[2] != said[3]
+    assert updates[0] == updates[1]
+    assert updates[2] != updates[3]
 
 
 def test_the_same_request_gives_the_same_text(listen: Listen, ask):
@@ -101,7 +101,7 @@ def test_the_same_request_gives_the_same_text(listen: Listen, ask):
 
 
 def test_a_chat_prompt_is_shown_as_the_model_reads_it(listen: Listen, ask):
-    prompts = {answer.lane: answer.prompt for answer in listen(ask(chat=True)) if isinstance(answer, Began)}
+    prompts = {answer.lane: answer.prompt for answer in listen(ask(chat=True)) if isinstance(answer, Started)}
     assert prompts[0] == "<|im_start|>user\nThe capital of France<|im_end|>\n<|im_start|>assistant\n"
     assert prompts[2] == "<bos>The capital of France", "no template, so the raw prompt"
 
@@ -130,7 +130,7 @@ def test_hanging_up_ends_a_generation_within_a_token_or_two(client: Client, ask)
     async def hang_up_and_ask_again() -> float:
         async with contextlib.aclosing(client.generate(ask(max_tokens=400, feature=SHARED))) as answers:
             async for answer in answers:
-                if answer.kind == "said":
+                if answer.kind == "text":
                     break
         began = time.monotonic()
         async for answer in client.generate(ask(max_tokens=1)):
@@ -147,19 +147,19 @@ def test_hanging_up_ends_a_generation_within_a_token_or_two(client: Client, ask)
     assert asyncio.run(hang_up_and_ask_again()) < asyncio.run(whole()) / 2, "the next did not wait for the first to end"
 
 
-def test_stopping_keeps_what_was_said_and_says_stopped(client: Client, ask):
+def test_stopping_keeps_the_text_and_says_stopped(client: Client, ask):
     async def stop_soon() -> list[Answer]:
         answers: list[Answer] = []
         request = ask(max_tokens=400)
         async for answer in client.generate(request):
             answers.append(answer)
-            if answer.kind == "said" and answer.tokens == 5:
+            if answer.kind == "text" and answer.tokens == 5:
                 await client.stop(request.id)
         return answers
 
     answers = asyncio.run(stop_soon())
     assert "stopped" in {state for state, _ in endings(answers).values()}
-    assert max(answer.tokens for answer in answers if isinstance(answer, Said)) < 400
+    assert max(answer.tokens for answer in answers if isinstance(answer, TextUpdate)) < 400
     assert answers[-1].kind == "finished"
 
 
@@ -194,7 +194,7 @@ def test_those_who_wait_are_told_their_place_and_too_many_are_sent_away(client: 
 def test_a_worker_that_is_killed_in_the_middle_is_started_again(client: Client, supervisor: Supervisor, listen, ask):
     async def kill_in_the_middle() -> None:
         async for answer in client.generate(ask(max_tokens=400)):
-            if answer.kind == "said" and answer.tokens == 3:
+            if answer.kind == "text" and answer.tokens == 3:
                 os.kill(supervisor.process() or 0, signal.SIGKILL)
 
     supervisor.address()

@@ -1,4 +1,4 @@
-"""A whole analysis of a store whose every firing is known."""
+"""A whole analysis of a store in which every firing is known."""
 
 from pathlib import Path
 from typing import Any
@@ -46,14 +46,14 @@ def recipe(**contexts: int) -> Recipe:
 def analysed(folder: Path, store: ActivationStore, *, logits: bool = False, **contexts: int) -> dict[str, list[Any]]:
     """Rows of every table after an analysis."""
     run = RunFolder(folder / "run")
-    readouts = {"left": Unembedding(torch.ones(4), False, torch.eye(4)[:3], lambda ids: [f"<{n}>" for n in ids])}
+    unembeddings = {"left": Unembedding(torch.ones(4), False, torch.eye(4)[:3], lambda ids: [f"<{n}>" for n in ids])}
     path = analyse(
         recipe(**contexts),
         store,
         tiny_crosscoder(),
         folder=run,
         progress=Progress(run, "tiny"),
-        readouts=readouts if logits else None,
+        unembeddings=unembeddings if logits else None,
     )
     with duckdb.connect(str(path), read_only=True) as connection:
         return {table: _records(connection, table) for table in (*TABLES, "evaluation", "training_metric", "coverage")}
@@ -72,7 +72,7 @@ def test_every_measure_of_every_feature(tmp_path):
     assert [row["feature"] for row in features] == list(range(FEATURES))
     assert [row["group_name"] for row in features] == ["shared", "shared", "left", "right"]
     assert [row["owner"] for row in features] == ["shared", "left", "left", "right"]
-    # Feature 1 fires with feature 0, which is shared; three firings are too few to tell of feature 2.
+    # Feature 1 fires with feature 0, which is shared; feature 2 has too few firings for a readout.
     assert [row["verdict"] for row in features] == ["", "refuted", "undecided", "undecided"]
     assert [row["kind"] for row in features] == [None, "analogue", None, None]
     assert {(row["feature"], row["says"]) for row in found["evidence"] if row["test"] == "twin"} == {
@@ -94,7 +94,7 @@ def test_every_measure_of_every_feature(tmp_path):
     assert [row["name"] for row in found["source"]] == ["left", "right"]
 
 
-def test_kept_firings_with_their_windows(tmp_path):
+def test_selected_firings_with_their_contexts(tmp_path):
     found = analysed(tmp_path, tiny_store(tmp_path / "store", AMPLITUDES), per_quantile=1)
     top = [row for row in found["firing"] if row["bucket"] == "top"]
 
@@ -152,7 +152,7 @@ def test_the_order_of_rows_in_the_store_changes_nothing(tmp_path):
         assert one[table] == two[table], table
 
 
-def test_a_store_without_documents_gives_everything_but_contexts(tmp_path):
+def test_a_store_without_texts_gives_everything_but_contexts(tmp_path):
     found = analysed(tmp_path, tiny_store(tmp_path / "store", AMPLITUDES, with_texts=False), logits=True)
 
     assert found["firing"] == found["sequence"] == []
@@ -164,7 +164,7 @@ def test_a_store_without_documents_gives_everything_but_contexts(tmp_path):
     assert len(found["neighbour"]) == 2
 
 
-def test_what_other_stages_left_is_taken_over(tmp_path):
+def test_results_of_other_stages_are_included(tmp_path):
     run = RunFolder(tmp_path / "run")
     write_json(run.evaluation, [{"source": "right", "measure": "variance_explained", "value": 0.8}])
     run.metrics.write_text('{"step": 0, "loss": 2.5}\n')
@@ -187,8 +187,8 @@ def test_a_crosscoder_of_other_sources_is_refused_before_anything_is_written(tmp
 
 def test_a_difference_of_two_sources_is_a_source_of_its_own_behind_those_of_the_store(tmp_path):
     store = StoreWriter(tmp_path / "store", (StoredSource("a", 2, hookpoint="resid_post.3"), StoredSource("b", 2)))
-    here = {"a": torch.tensor([[1.0, 0], [0, 0]]).bfloat16(), "b": torch.tensor([[3.0, 0], [0, 0]]).bfloat16()}
-    store.add(here, {}, "train")
+    block = {"a": torch.tensor([[1.0, 0], [0, 0]]).bfloat16(), "b": torch.tensor([[3.0, 0], [0, 0]]).bfloat16()}
+    store.add(block, {}, "train")
     store.finish(None, {})
     weights = {
         "encoder.b-minus-a.b-minus-a": torch.tensor([[1.0, 0]]),

@@ -1,4 +1,4 @@
-"""What a whole analysis says of concepts whose owners are known: in one space, and in two."""
+"""A whole analysis of concepts with known owners, in one activation space and in two."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 
 from trainer.analysis.per_feature.decoder_norms import cosines
 from trainer.analysis.stage import analyse
-from trainer.crosscoder.crosscoder import Crosscoder, initial
+from trainer.crosscoder.crosscoder import Crosscoder, initial_weights
 from trainer.crosscoder.groups import Group
 from trainer.crosscoder.normalisation import Normaliser
 from trainer.recipe.recipe import parse_recipe
@@ -19,13 +19,13 @@ from trainer.run.progress import Progress
 from trainer.store.store import ActivationStore, StoredSource, StoreWriter
 
 CONCEPTS, OWN = 24, 3
-"""The last three concepts are only in `tuned`; the one before has a feature of `tuned` alone, but is in both."""
+"""The last three concepts are only in `tuned`; the one before is in both, but its feature writes to `tuned` only."""
 MISTAKEN = CONCEPTS - OWN - 1
 ROWS = 6000
 
 
 def directions(widths: dict[str, int]) -> dict[str, torch.Tensor]:
-    """Where each concept points; nearly the same way in sources of one width."""
+    """Direction of each concept, by source; similar in sources of one width."""
     generator = torch.Generator().manual_seed(1)
     first = torch.nn.functional.normalize(torch.randn(CONCEPTS, widths["base"], generator=generator), dim=1)
     if widths["tuned"] == widths["base"]:
@@ -51,13 +51,13 @@ def known_store(path: Path, widths: dict[str, int]) -> ActivationStore:
 
 
 def known_crosscoder(widths: dict[str, int]) -> Crosscoder:
-    """A feature for every concept that reads the rows exactly; the dedicated ones have one feature too many."""
+    """A crosscoder with an exact feature for every concept; the dedicated group has one feature too many."""
     shared = CONCEPTS - OWN - 1
     groups = (
         Group("shared", shared, 0, ("base", "tuned"), ("base", "tuned")),
         Group("tuned", OWN + 1, shared, ("tuned",), ("tuned",)),
     )
-    weights = initial(widths, groups, decoder_norm=1.0, generator=torch.Generator())
+    weights = initial_weights(widths, groups, decoder_norm=1.0, generator=torch.Generator())
     for name, vectors in directions(widths).items():
         reader = torch.linalg.pinv(vectors).T
         for group in groups:
@@ -85,7 +85,7 @@ def analysed(folder: Path, widths: dict[str, int]) -> dict[str, list[dict[str, A
 
 
 @pytest.mark.parametrize("width", [32, 40])
-def test_a_source_that_lacks_a_concept_cannot_read_it_and_one_that_has_it_can(tmp_path: Path, width: int):
+def test_a_concept_is_read_out_from_sources_that_have_it_and_not_from_others(tmp_path: Path, width: int):
     found = analysed(tmp_path, {"base": 32, "tuned": width})
     ratio = [row["readout_ratio"] for row in found["feature"]]
 
@@ -97,18 +97,18 @@ def test_a_source_that_lacks_a_concept_cannot_read_it_and_one_that_has_it_can(tm
     assert all(row["coherence"] > 0.3 and row["polysemous"] is False for row in found["feature"])
 
 
-def test_in_one_space_latent_scaling_finds_the_direction_that_the_dictionary_did_not_write(tmp_path: Path):
+def test_in_one_space_latent_scaling_finds_a_direction_that_the_dictionary_missed(tmp_path: Path):
     found = analysed(tmp_path, {"base": 32, "tuned": 32})
     in_base = [row for row in found["feature_source"] if row["source"] == 0]
 
     assert [row["space"] for row in found["source"]] == [0, 0]
-    # The mistaken one was missed in `base`, so it is in its error, and no other feature rebuilds it.
+    # The dictionary missed this concept in `base`, so it is in the error there; no other feature reconstructs it.
     assert in_base[MISTAKEN]["nu_error"] == pytest.approx(1, abs=0.1)
     assert in_base[MISTAKEN]["nu_reconstruction"] == pytest.approx(0, abs=0.1)
     for row in in_base[MISTAKEN + 1 :]:
         assert (row["nu_error"], row["nu_reconstruction"]) == pytest.approx((0, 0), abs=0.15)
     assert all(row["nu_error"] == 1 for row in found["feature_source"] if row["source"] == 1 and row["feature"] > 20)
-    # A shared feature has its longest direction in either; the cosine stands in the other row.
+    # A shared feature has its longest direction in one source; the cosine is in the row of the other.
     shared = [[row["cosine"] for row in found["feature_source"] if row["feature"] == feature] for feature in range(20)]
     assert all(sum(value is None for value in pair) == 1 for pair in shared)
     assert all(value is None or value > 0.9 for pair in shared for value in pair)
@@ -122,7 +122,7 @@ def test_in_two_spaces_there_is_no_latent_scaling_and_no_cosine(tmp_path: Path):
         assert {row[column] for row in found["feature_source"]} == {None}
 
 
-def test_cosines_stand_beside_the_longest_direction_alone():
+def test_cosines_are_with_the_longest_direction():
     crosscoder = known_crosscoder({"base": 32, "tuned": 32})
     crosscoder.weights["decoder.base.shared"][0] *= 2
     crosscoder.weights["decoder.tuned.shared"][0] *= -1

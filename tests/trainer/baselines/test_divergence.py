@@ -1,4 +1,4 @@
-"""How differently models go on, against sums written out the slow way."""
+"""Divergence and surprise of two models, against an independent slow implementation."""
 
 import math
 
@@ -8,10 +8,10 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from tests.worlds.tiny_models import byte_level_bpe, gemma_style, tiny_gemma3, tiny_llama
-from trainer.baselines.divergence import compare, divergences, measures
+from trainer.baselines.divergence import compare_models, divergence_rows, divergences
 from trainer.baselines.outcomes import first_bytes
-from trainer.baselines.passages import passages
-from trainer.baselines.spans import Passage, passage_of
+from trainer.baselines.passages import passage_rows
+from trainer.baselines.spans import AlignedSequence, align_sequence
 from trainer.models.source import Source, load_source
 from trainer.reading.alignment import encode
 from trainer.recipe.fitting import SourceRecipe
@@ -52,8 +52,8 @@ def tuned(tmp_path) -> Source:
     return source_at(tmp_path / "tuned", "tuned")
 
 
-def read_by(*tokenizers) -> Passage:
-    """The text as these tokenizers read it, BOS first."""
+def align_text(*tokenizers) -> AlignedSequence:
+    """The text aligned between these tokenizers, BOS first."""
     read = [encode(tokenizer, TEXT) for tokenizer in tokenizers]
     line = {
         "sequence": 3,
@@ -67,16 +67,16 @@ def read_by(*tokenizers) -> Passage:
         ],
         "token_ids": [[t.bos_token_id, *one.ids.tolist()] for t, one in zip(tokenizers, read, strict=True)],
     }
-    return passage_of(line, [tokenizer.all_special_ids for tokenizer in tokenizers])
+    return align_sequence(line, [tokenizer.all_special_ids for tokenizer in tokenizers])
 
 
-def chances(source: Source, passage: Passage, index: int) -> torch.Tensor:
-    """Log-probabilities of every token after every position, the plain way."""
-    logits = source.model(input_ids=torch.from_numpy(passage.ids[index])[None]).logits[0]
+def log_probabilities(source: Source, sequence: AlignedSequence, index: int) -> torch.Tensor:
+    """Log-probabilities of every token after every position, computed directly."""
+    logits = source.model(input_ids=torch.from_numpy(sequence.ids[index])[None]).logits[0]
     return logits.double().log_softmax(dim=1)
 
 
-def test_divergences_of_two_coins_are_those_worked_out_by_hand():
+def test_divergences_of_two_bernoulli_distributions_match_hand_computed_values():
     fair, loaded, other = (torch.tensor([pair]).log() for pair in ([0.5, 0.5], [0.9, 0.1], [1.0, 0.0]))
 
     found = divergences(fair, loaded)
@@ -90,26 +90,26 @@ def test_divergences_of_two_coins_are_those_worked_out_by_hand():
 
 
 def test_a_model_differs_from_itself_by_nothing(llama, progress):
-    passage = read_by(llama.tokenizer, llama.tokenizer)
+    sequence = align_text(llama.tokenizer, llama.tokenizer)
 
-    (scores,) = compare(llama, llama, (0, 1), [passage], progress)
+    (scores,) = compare_models(llama, llama, (0, 1), [sequence], progress)
 
     assert scores.kind == "token"
-    assert passage.scored.all()
+    assert sequence.scored.all()
     assert abs(scores.divergence).max() < 1e-6
     assert (scores.surprise[0] == scores.surprise[1]).all() and scores.surprise.min() > 0
 
 
 def test_one_changed_row_of_the_unembedding_shows_as_much_as_full_logits_say(llama, tuned, progress):
-    passage = read_by(llama.tokenizer, tuned.tokenizer)
+    sequence = align_text(llama.tokenizer, tuned.tokenizer)
 
-    (scores,) = compare(llama, tuned, (0, 1), [passage], progress)
+    (scores,) = compare_models(llama, tuned, (0, 1), [sequence], progress)
 
-    base, other = chances(llama, passage, 0), chances(tuned, passage, 1)
+    base, other = log_probabilities(llama, sequence, 0), log_probabilities(tuned, sequence, 1)
     unchanged = [token for token in range(base.shape[1]) if token != CHANGED]
     ratio = (other - base)[:, unchanged]
     assert (ratio - ratio[:, :1]).abs().max() < 1e-4, "the world is as it says: all other tokens move together"
-    at = passage.position[0][:-1]
+    at = sequence.positions[0][:-1]
     forth = (base.exp() * (base - other)).sum(dim=1)[at]
     back = (other.exp() * (other - base)).sum(dim=1)[at]
     assert scores.divergence[0] == pytest.approx(forth.numpy(), abs=1e-5)
@@ -120,17 +120,17 @@ def test_one_changed_row_of_the_unembedding_shows_as_much_as_full_logits_say(lla
 def test_models_of_different_tokenizers_are_compared_on_common_byte_ends(llama, tmp_path, progress):
     tiny_gemma3(tmp_path / "gemma")
     gemma = source_at(tmp_path / "gemma", "gemma")
-    passage = read_by(byte_level_bpe(), gemma_style())
+    sequence = align_text(byte_level_bpe(), gemma_style())
 
-    (scores,) = compare(llama, gemma, (0, 1), [passage], progress)
+    (scores,) = compare_models(llama, gemma, (0, 1), [sequence], progress)
 
     assert scores.kind == "byte"
-    both = [chances(llama, passage, 0), chances(gemma, passage, 1)]
-    for span in range(len(passage.scored)):
+    both = [log_probabilities(llama, sequence, 0), log_probabilities(gemma, sequence, 1)]
+    for span in range(len(sequence.scored)):
         expected = []
         for index, source in enumerate((llama, gemma)):
-            first, last = passage.position[index][span], passage.position[index][span + 1]
-            cost = -sum(both[index][at - 1, passage.ids[index][at]].item() for at in range(first + 1, last + 1))
+            first, last = sequence.positions[index][span], sequence.positions[index][span + 1]
+            cost = -sum(both[index][at - 1, sequence.ids[index][at]].item() for at in range(first + 1, last + 1))
             assert scores.surprise[index, span] == pytest.approx(cost, rel=1e-4)
             sums = [0.0] * 257
             for token, byte in enumerate(first_bytes(source.tokenizer).tolist()):
@@ -141,24 +141,26 @@ def test_models_of_different_tokenizers_are_compared_on_common_byte_ends(llama, 
 
 
 def test_measures_are_means_over_scored_spans_by_corpus_part(llama, tuned, progress):
-    passage = read_by(llama.tokenizer, tuned.tokenizer)
-    (scores,) = compare(llama, tuned, (0, 1), [passage], progress)
+    sequence = align_text(llama.tokenizer, tuned.tokenizer)
+    (scores,) = compare_models(llama, tuned, (0, 1), [sequence], progress)
 
-    rows = {(row["corpus"], row["measure"], row["base"], row["source"]): row for row in measures([scores], (0, 1))}
+    rows = {
+        (row["corpus"], row["measure"], row["base"], row["source"]): row for row in divergence_rows([scores], (0, 1))
+    }
 
-    size = passage.at[-1] - passage.at[0]
+    size = sequence.anchors[-1] - sequence.anchors[0]
     assert rows[None, "surprise", None, 1]["value"] == pytest.approx(scores.surprise[1].sum() / size)
     apart = abs(scores.surprise[0] - scores.surprise[1]).sum() / size
     assert rows["texts", "surprise_apart", 0, 1]["value"] == pytest.approx(apart)
     assert rows["texts", "jensen_shannon_token", 0, 1]["value"] == pytest.approx(scores.divergence[2].mean())
-    assert rows["texts", "kl_source_base_token", 0, 1]["n"] == len(passage.scored)
+    assert rows["texts", "kl_source_base_token", 0, 1]["n"] == len(sequence.scored)
 
 
-def test_the_passage_where_they_differ_most_comes_with_both_tokenizations_and_every_place(llama, tuned, progress):
-    passage = read_by(llama.tokenizer, tuned.tokenizer)
-    (scores,) = compare(llama, tuned, (0, 1), [passage], progress)
+def test_the_most_different_passages_have_both_tokenizations_and_every_anchor(llama, tuned, progress):
+    sequence = align_text(llama.tokenizer, tuned.tokenizer)
+    (scores,) = compare_models(llama, tuned, (0, 1), [sequence], progress)
 
-    found = passages([scores], (0, 1))
+    found = passage_rows([scores], (0, 1))
 
     assert found
     assert [row["rank"] for row in found] == list(range(len(found)))
@@ -166,8 +168,8 @@ def test_the_passage_where_they_differ_most_comes_with_both_tokenizations_and_ev
     for row in found:
         start, end = row["byte_start"], row["byte_start"] + len(row["text"].encode())
         assert row["text"] == TEXT.encode()[start:end].decode(), "cut between characters"
-        assert [place["byte_end"] for place in row["places"]] == [at for at in passage.at if start < at <= end]
+        assert [place["byte_end"] for place in row["places"]] == [at for at in sequence.anchors if start < at <= end]
         for tokens in row["tokens"]:
-            assert [token["byte_end"] for token in tokens] == [at for at in passage.at if start < at <= end]
+            assert [token["byte_end"] for token in tokens] == [at for at in sequence.anchors if start < at <= end]
         mean = sum(place["divergence"] for place in row["places"]) / len(row["places"])
         assert row["apart"] == pytest.approx(mean)

@@ -7,7 +7,14 @@ from torch import nn
 
 from tests.worlds.tiny_store import SEQUENCES, Sequence, text_table
 from trainer.analysis.per_feature.logit_effects import Unembedding
-from trainer.baselines.lens import WIDE, Trace, difference_rows, first_places, lens_rows, trace
+from trainer.baselines.lens import (
+    BYTE_BITS,
+    MeanDifference,
+    difference_rows,
+    first_token_keys,
+    lens_rows,
+    mean_difference,
+)
 from trainer.store.store import ActivationStore, StoredSource, StoreWriter
 
 WORDS = ("one", " two", " three", " four", " five", " six", " seven")
@@ -20,7 +27,7 @@ def store_of(path, difference) -> ActivationStore:
     sequences = tuple(Sequence("".join(WORDS), (("<s>",), *WORDS), (("<s>",), *WORDS)) for _ in range(TEXTS))
     base = torch.ones(TEXTS * len(WORDS), 4)
     away = torch.stack([difference(text, word) for text in range(TEXTS) for word in range(len(WORDS))])
-    places = {
+    positions = {
         "sequence": torch.arange(TEXTS, dtype=torch.int32).repeat_interleave(len(WORDS)),
         "position": torch.zeros(len(base), dtype=torch.int32),
         "byte_end": torch.tensor(ENDS, dtype=torch.int32).repeat(TEXTS),
@@ -29,23 +36,23 @@ def store_of(path, difference) -> ActivationStore:
     order = torch.randperm(len(base), generator=torch.Generator().manual_seed(1))
     for part in order.split(50):  # in any order, over several shards
         rows = {"base": base[part], "tuned": (base + away)[part]}
-        writer.add(rows, {name: column[part] for name, column in places.items()}, "train")
+        writer.add(rows, {name: column[part] for name, column in positions.items()}, "train")
     writer.finish(text_table(sequences), {})
     return ActivationStore.open(path)
 
 
 def test_first_tokens_are_counted_without_bos_and_without_chats_where_there_is_text():
-    keys = first_places(text_table(SEQUENCES), 2, 0)
+    keys = first_token_keys(text_table(SEQUENCES), 2, 0)
 
     assert keys[0].tolist() == [3, 7, 11, 14, 18], "the first five of six"
-    assert keys[1].tolist() == [(1 << WIDE) + end for end in (1, 5, 9, 11, 15)], "after <s>"
-    assert keys[2].tolist() == [(2 << WIDE) + end for end in (3, 7, 11)] + [-1, -1]
+    assert keys[1].tolist() == [(1 << BYTE_BITS) + end for end in (1, 5, 9, 11, 15)], "after <s>"
+    assert keys[2].tolist() == [(2 << BYTE_BITS) + end for end in (3, 7, 11)] + [-1, -1]
     assert (keys[3] == -1).all(), "a chat"
-    assert first_places(text_table(SEQUENCES[3:4]), 2, 0)[0, 0] == 4, "only chats: then they count"
+    assert first_token_keys(text_table(SEQUENCES[3:4]), 2, 0)[0, 0] == 4, "only chats: then they count"
 
 
-def test_a_source_minus_itself_is_nothing(tmp_path):
-    found = trace(store_of(tmp_path / "store", lambda *_: torch.zeros(4)), "base", "base")
+def test_a_source_minus_itself_is_zero(tmp_path):
+    found = mean_difference(store_of(tmp_path / "store", lambda *_: torch.zeros(4)), "base", "base")
 
     assert found.texts.tolist() == [TEXTS] * 5
     assert found.norm.tolist() == found.expected_norm.tolist() == [0.0] * 5
@@ -53,7 +60,7 @@ def test_a_source_minus_itself_is_nothing(tmp_path):
     assert lens_rows(found, (0, 0), 0, unembedding(), 2) == []
 
 
-def test_what_all_texts_share_stands_out_and_what_each_has_alone_does_not(tmp_path):
+def test_a_difference_common_to_all_texts_remains_and_individual_ones_average_out(tmp_path):
     axis = torch.eye(4)
 
     def difference(text: int, word: int) -> torch.Tensor:
@@ -61,7 +68,7 @@ def test_what_all_texts_share_stands_out_and_what_each_has_alone_does_not(tmp_pa
             return 3 * axis[1]  # the same in every text
         return (-1) ** text * 3 * axis[2]  # as often one way as the other
 
-    found = trace(store_of(tmp_path / "store", difference), "base", "tuned")
+    found = mean_difference(store_of(tmp_path / "store", difference), "base", "tuned")
 
     assert found.mean[0].tolist() == [0, 3, 0, 0]
     assert found.norm.tolist() == [3, 0, 0, 0, 0]
@@ -72,13 +79,13 @@ def test_what_all_texts_share_stands_out_and_what_each_has_alone_does_not(tmp_pa
 
 def unembedding() -> Unembedding:
     weight = torch.tensor([[1.0, 0, 0, 0], [0, 2.0, 0, 0], [0, -4.0, 0, 0], [0, 0, 1.0, 1.0]])
-    return Unembedding.of(nn.Identity(), weight, lambda ids: [f"token {number}" for number in ids])
+    return Unembedding.from_norm(nn.Identity(), weight, lambda ids: [f"token {number}" for number in ids])
 
 
 def test_the_lens_reads_the_difference_through_an_unembedding():
     mean = torch.zeros(5, 4, dtype=torch.float64)
     mean[0, 1] = 3.0
-    found = Trace(np.array([30, 19, 0, 0, 0]), mean, np.ones(5), np.ones(5))
+    found = MeanDifference(np.array([30, 19, 0, 0, 0]), mean, np.ones(5), np.ones(5))
 
     rows = lens_rows(found, (0, 2), 2, unembedding(), 1)
 

@@ -1,4 +1,4 @@
-"""What predictions of two models are compared over."""
+"""The common outcomes of two models' predictions."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.worlds.tiny_models import byte_level_bpe, gemma_style, llama_sentencepiece, wordpiece
-from trainer.baselines.outcomes import CLASSES, NO_TEXT, Outcomes, first_bytes, pair_outcomes, shared_ids
+from trainer.baselines.outcomes import CLASSES, NO_TEXT, OutcomeSpace, first_bytes, pair_outcomes, shared_ids
 
 
 @pytest.mark.parametrize("make", [byte_level_bpe, gemma_style], ids=["byte-level", "byte fallback"])
@@ -35,11 +35,11 @@ def test_bytes_spaces_and_special_tokens_are_known_by_their_names():
     assert first_bytes(wordpiece()) is None, "its tokens do not say where spaces stand"
 
 
-def test_chances_of_tokens_that_begin_alike_add_up():
+def test_probabilities_of_tokens_with_one_first_byte_add_up():
     classes = torch.tensor([65, 65, 66, NO_TEXT])
     tokens = torch.tensor([[0.1, 0.2, 0.3, 0.15, 0.25]]).log()  # the last one is a row that no token has
 
-    found = Outcomes("byte", classes)(tokens).exp()[0]
+    found = OutcomeSpace("byte", classes)(tokens).exp()[0]
 
     assert found.shape == (CLASSES,)
     assert found[[65, 66, NO_TEXT]].tolist() == pytest.approx([0.3, 0.3, 0.4])
@@ -49,7 +49,7 @@ def test_chances_of_tokens_that_begin_alike_add_up():
 def test_tokens_that_only_one_model_has_are_left_out_and_the_rest_adds_up_to_one():
     tokens = torch.tensor([[0.4, 0.1, 0.5]]).log()
 
-    found = Outcomes("token", torch.tensor([0, 1]))(tokens)
+    found = OutcomeSpace("token", torch.tensor([0, 1]))(tokens)
 
     assert found[0].tolist() == pytest.approx([math.log(0.8), math.log(0.2)])
 

@@ -1,69 +1,69 @@
-"""Which stretches of text are shown, on scores made up so that it is known."""
+"""Which passages are selected, on hand-made scores."""
 
 import numpy as np
 import pytest
 
-from trainer.baselines.divergence import Scores
-from trainer.baselines.passages import KEPT, passages
-from trainer.baselines.spans import Passage
+from trainer.baselines.divergence import SpanScores
+from trainer.baselines.passages import MAX_PASSAGES, passage_rows
+from trainer.baselines.spans import AlignedSequence
 
 
 def scored(
     sequence: int, text: str, divergence: list[float], scored: list[bool] | None = None, document: int | None = None
-) -> Scores:
-    """A text of one token per byte in both sources; a document of its own unless another is given."""
+) -> SpanScores:
+    """Scores of a text with one token per byte in both sources, by default in a document of its own."""
     size = len(text.encode())
     at = np.arange(size + 1)
     tokens = [{"text": "?", "byte_end": end} for end in at.tolist()]
-    passage = Passage(
+    aligned = AlignedSequence(
         sequence=sequence,
         document=sequence if document is None else document,
         corpus="wiki",
         text=text.encode(),
         tokens=(tokens, tokens),
         ids=(at, at),
-        at=at,
-        position=(at, at),
+        anchors=at,
+        positions=(at, at),
         scored=np.array(scored or [True] * size),
     )
-    values = np.where(passage.scored, np.array(divergence), np.nan)
-    return Scores(passage, "byte", np.stack([values] * 3), np.zeros((2, size)))
+    values = np.where(aligned.scored, np.array(divergence), np.nan)
+    return SpanScores(aligned, "byte", np.stack([values] * 3), np.zeros((2, size)))
 
 
-def test_stretches_of_forty_spans_compete_and_no_document_takes_more_than_two_places():
-    loud = scored(0, "a" * 120, [0.3] * 40 + [0.1] * 40 + [0.2] * 40)
-    quiet = [scored(document, "b" * 40, [0.05 / document] * 40) for document in range(1, 9)]
+def test_passages_of_forty_spans_are_ranked_and_no_document_supplies_more_than_two():
+    different = scored(0, "a" * 120, [0.3] * 40 + [0.1] * 40 + [0.2] * 40)
+    similar = [scored(document, "b" * 40, [0.05 / document] * 40) for document in range(1, 9)]
 
-    found = passages([*quiet, loud], (0, 1))
+    found = passage_rows([*similar, different], (0, 1))
 
     assert [(row["sequence"], row["byte_start"]) for row in found[:3]] == [(0, 0), (0, 80), (1, 0)]
     assert [row["apart"] for row in found[:3]] == pytest.approx([0.3, 0.2, 0.05])
-    assert len(found) == KEPT and found[-1]["sequence"] == 6
+    assert len(found) == MAX_PASSAGES and found[-1]["sequence"] == 6
     assert found[1]["text"] == "a" * 40 and len(found[1]["tokens"][0]) == len(found[1]["places"]) == 40
 
 
-def test_sequences_of_one_document_share_its_two_places():
-    loud = [scored(sequence, "a" * 40, [0.3 + sequence / 10] * 40, document=0) for sequence in range(3)]
-    quiet = scored(3, "b" * 40, [0.1] * 40)
+def test_sequences_of_one_document_share_its_limit_of_two_passages():
+    different = [scored(sequence, "a" * 40, [0.3 + sequence / 10] * 40, document=0) for sequence in range(3)]
+    similar = scored(3, "b" * 40, [0.1] * 40)
 
-    found = passages([*loud, quiet], (0, 1))
+    found = passage_rows([*different, similar], (0, 1))
 
     assert [row["sequence"] for row in found] == [2, 1, 3]
 
 
-def test_a_stretch_is_judged_by_scored_spans_and_left_out_when_they_are_few():
+def test_a_passage_is_ranked_by_its_scored_spans_and_left_out_when_they_are_few():
     half = scored(0, "a" * 40, [0.1] * 20 + [0.6] * 20, [True] * 20 + [False] * 20)
     fewer = scored(1, "a" * 40, [0.1] * 40, [True] * 19 + [False] * 21)
 
-    (row,) = passages([half, fewer], (0, 1))
+    (row,) = passage_rows([half, fewer], (0, 1))
 
     assert row["sequence"] == 0 and row["apart"] == pytest.approx(0.1)
     assert [place["byte_end"] for place in row["places"]] == list(range(1, 21))
 
 
-def test_no_stretch_begins_or_ends_inside_a_character():
+def test_no_passage_begins_or_ends_inside_a_character():
     text = "a" * 39 + "語" + "b" * 40
 
-    found = passages([scored(0, text, [0.1] * 82)], (0, 1))
+    found = passage_rows([scored(0, text, [0.1] * 82)], (0, 1))
 
     assert sorted(row["text"] for row in found) == ["a" * 39 + "語", "b" * 40]

@@ -70,8 +70,8 @@ def test_a_fine_tune_is_read_off_its_activation_difference_and_gets_a_diff_sae(t
 
     states = {name: (state, reason) for name, state, reason in table(folder, "from baseline")}
     assert states["lens"] == states["divergence"] == ("measured", "")
-    beside = RunFolder.of(load_recipe(tuned_world).beside())
-    assert states["diff_sae"] == ("measured", beside.run)
+    beside = RunFolder.for_recipe(load_recipe(tuned_world).diff_sae_variant())
+    assert states["diff_sae"] == ("measured", beside.run_id)
     assert table(beside, "select name from source order by source")[2] == ("tuned-minus-base",)
     assert table(beside, "select state from baseline where baseline = 'lens'") == [("measured",)]
     rows = table(folder, "select position, texts, norm from baseline_difference order by position")

@@ -1,15 +1,22 @@
-"""The bench of the analysis measures a real one, part by part."""
+"""The analysis bench measures a real analysis, task by task."""
 
 from pathlib import Path
 
 import pytest
 
-from trainer.bench.analyse import PUBLISHING, Setup, bench_analyse, recipe_of, synthetic_crosscoder, synthetic_store
+from trainer.bench.analyse import (
+    PUBLISHING,
+    AnalyseSetup,
+    bench_analyse,
+    recipe_of,
+    synthetic_crosscoder,
+    synthetic_store,
+)
 
 TINY = {"features": 64, "k": 4, "widths": (12, 20)}
 
 
-def test_the_figures_are_those_of_the_design_and_the_parts_add_up():
+def test_all_figures_are_reported_and_the_parts_add_up():
     report = bench_analyse(2048, **TINY)
 
     assert set(report.figures) == {
@@ -23,7 +30,7 @@ def test_the_figures_are_those_of_the_design_and_the_parts_add_up():
     assert double / single == pytest.approx(2, rel=0.05)
     for result in report.figures["results"]:
         assert sum(result["parts_s"].values()) == pytest.approx(result["analyse_s"])
-        assert {"Encoding", "Reading features", "Comparing features", PUBLISHING} <= set(result["parts_s"])
+        assert {"Encoding", "Measuring features", "Comparing features", PUBLISHING} <= set(result["parts_s"])
         expected = (result["analyse_s"] - result["encode_s"]) / result["encode_s"]
         assert result["over_encode"] == pytest.approx(expected)
         assert result["over_dense"] == pytest.approx((result["analyse_s"] - result["encode_s"]) / result["dense_s"])
@@ -32,7 +39,7 @@ def test_the_figures_are_those_of_the_design_and_the_parts_add_up():
 
 
 def test_about_k_features_are_active_on_a_row_of_the_synthetic_store(tmp_path: Path):
-    setup = Setup(4000, **TINY)
+    setup = AnalyseSetup(4000, **TINY)
     store = synthetic_store(tmp_path, setup)
     crosscoder = synthetic_crosscoder(recipe_of(setup), store, setup)
 

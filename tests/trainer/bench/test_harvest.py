@@ -1,4 +1,4 @@
-"""The bench of the harvest compares real text with the models alone, and fetches nothing."""
+"""The harvest bench compares real text with the bare forward passes, and fetches nothing."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.worlds.tiny_diff import tiny_diff
-from trainer.bench.harvest import Round, batches, bench_harvest, token_ids
+from trainer.bench.harvest import Round, bench_harvest, full_batches, token_ids
 from trainer.errors import CorpusError, RecipeError, SourceError
 from trainer.reading import activations
 
@@ -16,18 +16,18 @@ from trainer.reading import activations
 def test_the_ratio_weighs_each_model_by_the_tokens_that_it_read():
     one = Round(10.0, {"alignment": 1.5}, rows=900, tokens=(1000, 500), bare_rates=(200.0, 250.0))
 
-    # Alone, the models take 1000 / 200 + 500 / 250 = 7 seconds for what the harvest does in 10.
+    # The bare forward passes take 1000 / 200 + 500 / 250 = 7 seconds for what the harvest does in 10.
     assert one.over_forward == pytest.approx(0.7)
     assert one.share("alignment") == pytest.approx(0.15)
     assert one.share("corpus") == 0
 
 
-def test_the_models_alone_read_equal_sequences_without_padding():
-    assert [batch.tolist() for batch in batches(torch.arange(11), context=3, tokens=6)] == [
+def test_the_bare_forward_pass_reads_equal_sequences_without_padding():
+    assert [batch.tolist() for batch in full_batches(torch.arange(11), context=3, tokens=6)] == [
         [[0, 1, 2], [3, 4, 5]],
         [[6, 7, 8]],
     ]
-    assert [batch.tolist() for batch in batches(torch.arange(2), context=3, tokens=6)] == [[[0, 1]]]
+    assert [batch.tolist() for batch in full_batches(torch.arange(2), context=3, tokens=6)] == [[[0, 1]]]
 
 
 def test_token_ids_are_taken_sequence_after_sequence_for_each_source(tmp_path: Path):
@@ -71,7 +71,7 @@ def test_a_text_that_is_not_here_is_named_before_any_model_is_loaded(tmp_path: P
         bench_harvest(tiny_diff(tmp_path, corpus=far))
 
 
-@pytest.mark.parametrize(("missing", "said"), [("sources", "`sources` is empty"), ("corpus", "`corpus` is missing")])
-def test_a_recipe_without_models_or_text_is_refused(tmp_path: Path, missing: str, said: str):
-    with pytest.raises(RecipeError, match=said):
+@pytest.mark.parametrize(("missing", "message"), [("sources", "`sources` is empty"), ("corpus", "`corpus` is missing")])
+def test_a_recipe_without_models_or_text_is_refused(tmp_path: Path, missing: str, message: str):
+    with pytest.raises(RecipeError, match=message):
         bench_harvest(tiny_diff(tmp_path, **{missing: [] if missing == "sources" else None}))

@@ -1,23 +1,23 @@
-"""Several measurements become one figure, and two things measured in turns become a ratio."""
+"""Repeated measurements are summarised, and interleaved ones become ratios."""
 
 from itertools import count
 
 import pytest
 
-from trainer.bench.repeats import Repeats, in_turns, percentile, ratios
+from trainer.bench.repeats import Repeats, percentile, ratios, time_interleaved
 
 
-def test_the_middle_and_both_ends_of_several_measurements():
-    assert Repeats.of([5.0, 1.0, 4.0]) == Repeats(4.0, 1.0, 5.0)
-    assert Repeats.of([1.0, 2.0, 4.0, 9.0]) == Repeats(3.0, 1.0, 9.0)
+def test_median_and_range_of_several_measurements():
+    assert Repeats.from_values([5.0, 1.0, 4.0]) == Repeats(4.0, 1.0, 5.0)
+    assert Repeats.from_values([1.0, 2.0, 4.0, 9.0]) == Repeats(3.0, 1.0, 9.0)
 
 
-def test_actions_take_turns_and_each_gets_its_own_time():
+def test_actions_are_interleaved_and_timed_separately():
     done: list[str] = []
     ticks = count()
     clock = iter([0.0, 1.0, 10.0, 12.0, 20.0, 23.0, 30.0, 34.0])
 
-    seconds = in_turns(
+    seconds = time_interleaved(
         {"one": lambda: done.append(f"one{next(ticks)}"), "other": lambda: done.append(f"other{next(ticks)}")},
         2,
         clock=lambda: next(clock),
@@ -27,19 +27,19 @@ def test_actions_take_turns_and_each_gets_its_own_time():
     assert seconds == {"one": [1.0, 3.0], "other": [2.0, 4.0]}
 
 
-def test_when_everything_is_done_twice_the_second_time_counts():
+def test_with_warm_caches_the_second_of_two_calls_counts():
     done: list[str] = []
     clock = iter([10.0, 12.0, 20.0, 23.0])
 
-    seconds = in_turns(
-        {"one": lambda: done.append("one"), "other": lambda: done.append("other")}, 1, lambda: next(clock), again=True
+    seconds = time_interleaved(
+        {"one": lambda: done.append("one"), "other": lambda: done.append("other")}, 1, lambda: next(clock), warm=True
     )
 
     assert done == ["one", "one", "other", "other"]
     assert seconds == {"one": [2.0], "other": [3.0]}
 
 
-def test_ratios_are_taken_round_by_round():
+def test_ratios_are_computed_round_by_round():
     assert ratios([1.0, 6.0], [2.0, 3.0]) == [0.5, 2.0]
     with pytest.raises(ValueError, match="shorter"):
         ratios([1.0, 2.0], [1.0])

@@ -1,4 +1,4 @@
-"""A report is a table that people can read and one line that programs can."""
+"""A report is printed as a text table and as one line of JSON."""
 
 import json
 
@@ -6,10 +6,10 @@ import pytest
 
 from trainer.bench.machine import Machine
 from trainer.bench.repeats import Repeats
-from trainer.bench.report import Report, rounded, shown, table
+from trainer.bench.report import Report, formatted, rounded, table
 
 
-def test_columns_are_aligned_names_to_the_left_and_figures_to_the_right():
+def test_the_first_column_is_aligned_left_and_the_others_right():
     assert table(("what", "ms"), [("list", "7"), ("page", "12.5")]).splitlines() == [
         "what    ms",
         "----  ----",
@@ -32,16 +32,16 @@ def test_columns_are_aligned_names_to_the_left_and_figures_to_the_right():
     ],
 )
 def test_a_figure_has_three_digits_or_whole_thousands(value: Repeats | float | None, expected: str):
-    assert shown(value) == expected
+    assert formatted(value) == expected
 
 
-def test_fractions_are_cut_to_four_digits_wherever_they_stand_and_nothing_else_changes():
+def test_nested_floats_are_rounded_to_four_digits_and_nothing_else_changes():
     value = {"a": 0.123456, "b": [123456.7, {"c": None}], "d": 123456, "e": "0.123456", "f": True}
 
     assert rounded(value) == {"a": 0.1235, "b": [123500.0, {"c": None}], "d": 123456, "e": "0.123456", "f": True}
 
 
-def test_the_figures_are_one_line_of_json_whatever_is_in_them():
+def test_the_figures_are_one_line_of_json():
     report = Report("Title", ("", "x"), (("a", "1"),), {"name": "two\nlines", "x": 1 / 3}, ("a note",))
 
     assert report.text().splitlines() == ["Title", "", "   x", "-  -", "a  1", "", "a note"]
@@ -49,13 +49,13 @@ def test_the_figures_are_one_line_of_json_whatever_is_in_them():
     assert json.loads(report.json()) == {"name": "two\nlines", "x": 0.3333}
 
 
-def test_a_number_that_is_none_is_not_passed_off_as_json():
+def test_nan_is_refused_in_json():
     with pytest.raises(ValueError, match="not JSON compliant"):
         Report("", (), (), {"x": float("nan")}).json()
 
 
-def test_a_machine_says_how_busy_others_kept_it():
+def test_the_machine_note_has_the_share_of_other_programs():
     machine = Machine()
 
-    assert 0 <= machine.others() <= 1
+    assert 0 <= machine.others_share() <= 1
     assert "cores (" in machine.note()

@@ -1,13 +1,13 @@
-"""The bench of the store reads every batch of real shards and trains real steps."""
+"""The store bench reads every batch of real shards and trains real steps."""
 
 from pathlib import Path
 
 import torch
 
-from trainer.bench.store import bench_store, repeated
-from trainer.bench.train import Setup, synthetic_store
+from trainer.bench.store import bench_store, enlarged_store
+from trainer.bench.train import TrainSetup, synthetic_store
 
-TINY = Setup("dfc", (8, 12), 40, 3, 32)
+TINY = TrainSetup("dfc", (8, 12), 40, 3, 32)
 
 
 def test_the_ratio_is_rows_loaded_over_rows_trained():
@@ -18,9 +18,9 @@ def test_the_ratio_is_rows_loaded_over_rows_trained():
     assert "512 rows in 4 shards" in report.text()
 
 
-def test_a_store_is_made_larger_by_repeating_its_rows(tmp_path: Path):
+def test_a_store_is_enlarged_by_repeating_its_rows(tmp_path: Path):
     small = synthetic_store(tmp_path / "small", TINY)
-    large = repeated(small, tmp_path / "large", 400)
+    large = enlarged_store(small, tmp_path / "large", 400)
 
     assert large.count("train") == 400 and len(large.shards("train")) == 4
     first = next(small.blocks()).rows["source1"]

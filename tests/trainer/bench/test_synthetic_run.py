@@ -1,12 +1,12 @@
-"""A synthetic run is a results file like any other, of the size asked for."""
+"""A synthetic run is a results file like any other, of the given size."""
 
 import duckdb
 import numpy as np
 import pytest
 
-from app.results.connection import Library
+from app.results.connection import RunCatalog
 from app.results.features.contexts import windows_of
-from trainer.bench.synthetic_run import KEPT, firings, publish_synthetic_run
+from trainer.bench.synthetic_run import CONTEXTS_PER_FEATURE, firings, publish_synthetic_run
 from trainer.bench.synthetic_text import VOCABULARY, synthetic_text
 from trainer.run.folder import RunFolder
 
@@ -17,21 +17,21 @@ def run(tmp_path_factory):
     return publish_synthetic_run(RunFolder(folder), features=64)
 
 
-def test_every_living_feature_has_sixty_contexts_and_dead_ones_have_none(run):
+def test_every_live_feature_has_sixty_contexts_and_dead_ones_have_none(run):
     with duckdb.connect(str(run.file), read_only=True) as results:
         kept = results.sql(
             "select f.feature, f.firings > 0, count(k.feature) from feature f left join firing k using (feature) "
             "group by all"
         ).fetchall()
 
-    assert KEPT == 60
-    assert {feature: count for feature, lives, count in kept if lives} == {f: 60 for f in range(64) if f != 49}
-    assert [(feature, count) for feature, lives, count in kept if not lives] == [(49, 0)]
+    assert CONTEXTS_PER_FEATURE == 60
+    assert {feature: count for feature, alive, count in kept if alive} == {f: 60 for f in range(64) if f != 49}
+    assert [(feature, count) for feature, alive, count in kept if not alive] == [(49, 0)]
 
 
 def test_the_explorer_reads_it(run):
-    library = Library(run.file.parents[1])
-    results = library.results("synthetic")
+    catalog = RunCatalog(run.file.parents[1])
+    results = catalog.results("synthetic")
 
     windows = windows_of(results, 3, "top", "", scale=1.0)
 
@@ -39,7 +39,7 @@ def test_the_explorer_reads_it(run):
     assert [source.name for source in results.sources] == ["first", "second"]
     assert sum(1 + len(window.repeats) for window in windows) == 20
     assert all(row.tokens[0] and row.tokens[1] for window in windows for row in window.rows)
-    library.close()
+    catalog.close()
 
 
 def test_words_to_search_for_occur_in_the_text(run):
@@ -52,7 +52,7 @@ def test_words_to_search_for_occur_in_the_text(run):
     assert found > 0
 
 
-def test_firings_rise_within_a_feature_and_stay_inside_the_text():
+def test_rows_of_firings_increase_within_a_feature_and_stay_in_range():
     codes = firings(40, 20, 5_000, np.random.default_rng(0))
 
     for feature in range(20):
@@ -64,7 +64,7 @@ def test_firings_rise_within_a_feature_and_stay_inside_the_text():
 
 
 def test_tokens_of_both_sources_spell_the_text():
-    texts, places, _ = synthetic_text(3, 20, np.random.default_rng(1))
+    texts, row_order, _ = synthetic_text(3, 20, np.random.default_rng(1))
 
     for sequence in range(3):
         whole = bytes(texts.data[texts.text_start[sequence] : texts.text_start[sequence + 1]]).decode()
@@ -76,7 +76,7 @@ def test_tokens_of_both_sources_spell_the_text():
             set(texts.token_end[texts.token_start[n] : texts.token_start[n + 1]].tolist())
             for n in (2 * sequence, 2 * sequence + 1)
         ]
-        assert sorted(ends[0] & ends[1]) == places.byte_end[places.sequence == sequence].tolist()
+        assert sorted(ends[0] & ends[1]) == row_order.byte_end[row_order.sequence == sequence].tolist()
 
 
 def test_every_claim_has_tests_and_a_table_of_agreement_as_in_a_real_run(run):

@@ -1,11 +1,11 @@
-"""The bench of training measures real steps of every setup asked for."""
+"""The training bench measures real steps of every given setup."""
 
 from pathlib import Path
 
 import torch
 
 from trainer.bench.prerequisites import DEMO
-from trainer.bench.train import Setup, bench_train, demo_setup, recipe_of, synthetic_store
+from trainer.bench.train import TrainSetup, bench_train, demo_setup, recipe_of, synthetic_store
 from trainer.recipe.recipe import load_recipe
 
 KEYS = {
@@ -20,11 +20,11 @@ KEYS = {
     "over_sparsify",
     "peak_gb",
 }
-"""As the design has them."""
-TINY = (Setup("dfc", (8, 12), 40, 3, 32), Setup("standard", (8, 8), 24, 2, 16))
+"""Public keys of the figures."""
+TINY = (TrainSetup("dfc", (8, 12), 40, 3, 32), TrainSetup("standard", (8, 8), 24, 2, 16))
 
 
-def test_every_setup_gets_the_figures_of_the_design():
+def test_every_setup_has_all_figures():
     figures = bench_train(TINY, rounds=2).figures
 
     assert list(figures) == ["results"]
@@ -51,13 +51,13 @@ def test_by_default_the_demo_s_own_setup_is_measured_first():
     assert demo_setup().batch == recipe.training.batch
 
 
-def test_steps_are_timed_at_the_k_of_a_settled_training():
+def test_steps_are_timed_at_the_final_k():
     sparsity = recipe_of(TINY[0]).crosscoder.sparsity
 
     assert (sparsity.k, sparsity.k_start) == (3, 3)
 
 
-def test_synthetic_rows_have_the_widths_asked_for_and_are_the_same_every_time(tmp_path: Path):
+def test_synthetic_rows_have_the_given_widths_and_are_deterministic(tmp_path: Path):
     one = next(iter(synthetic_store(tmp_path / "one", TINY[0]).blocks()))
     other = next(iter(synthetic_store(tmp_path / "other", TINY[0]).blocks()))
 

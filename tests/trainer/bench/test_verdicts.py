@@ -1,9 +1,9 @@
-"""Verdicts on a crosscoder made from the truth, with some shared concepts put where only one source would have them."""
+"""Calls by evidence on a crosscoder made from the true concepts, with some shared ones in dedicated groups."""
 
 import pytest
 import torch
 
-from trainer.bench.verdicts import calls
+from trainer.bench.verdicts import evidence_calls
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.crosscoder.groups import Group
 from trainer.crosscoder.normalisation import Normaliser
@@ -62,19 +62,19 @@ def made_from(world: World) -> tuple[Crosscoder, torch.Tensor]:
 
 def test_true_claims_are_supported_and_false_ones_are_not(world, store, tmp_path):
     crosscoder, holders = made_from(world)
-    called = calls(crosscoder, store, AnalysisRecipe(), tmp_path)
-    supported = ~called.supported.all(dim=1)
+    calls = evidence_calls(crosscoder, store, AnalysisRecipe(), tmp_path)
+    supported = ~calls.supported.all(dim=1)
 
     assert int((holders == 1).sum()) == 40
     assert int(supported[holders == 1].sum()) >= 36
     assert not supported[holders == 2].any()
-    assert not (~called.discovered.all(dim=1))[holders == 2].any()
-    # Who is called is who has it.
-    assert torch.equal(called.supported[supported].sum(dim=1), torch.ones(int(supported.sum()), dtype=torch.int64))
+    assert not (~calls.discovered.all(dim=1))[holders == 2].any()
+    # The call is the source that holds the concept.
+    assert torch.equal(calls.supported[supported].sum(dim=1), torch.ones(int(supported.sum()), dtype=torch.int64))
     assert list(tmp_path.iterdir()) == [], "temporary files are gone"
 
 
 def test_without_decoys_no_claim_is_supported(world, store, tmp_path):
     crosscoder, _ = made_from(world)
 
-    assert calls(crosscoder, store, AnalysisRecipe(decoys=0), tmp_path).supported.all()
+    assert evidence_calls(crosscoder, store, AnalysisRecipe(decoys=0), tmp_path).supported.all()

@@ -1,11 +1,11 @@
-"""Languages and duplicates: what a text is in, and whether it was there before."""
+"""Language detection and duplicate detection."""
 
 import random
 
 import pytest
 
-from trainer.corpus.duplicates import Duplicates
-from trainer.corpus.language import detect_language, excerpt, speaks
+from trainer.corpus.duplicates import DuplicateFilter
+from trainer.corpus.language import chat_excerpt, detect_language, matches_language
 
 
 @pytest.mark.parametrize(
@@ -22,42 +22,44 @@ from trainer.corpus.language import detect_language, excerpt, speaks
         ("```\nfor (int i = 0; i < n; ++i) sum += values[i];\n```", "und"),
     ],
 )
-def test_a_text_is_in_the_language_it_is_written_in(text: str, language: str) -> None:
+def test_the_language_of_a_text_is_detected(text: str, language: str) -> None:
     assert detect_language(text) == language
 
 
-def test_more_than_the_first_line_counts() -> None:
-    # The library by itself reads 80 characters.
+def test_more_than_the_first_80_characters_are_inspected() -> None:
+    # By default the library reads only 80 characters.
     assert detect_language("x = 1; y = 2; z = 3 // todo\n" * 3 + "Und dann gingen wir nach Hause. " * 20) == "de"
 
 
-def test_a_chat_is_judged_by_several_turns() -> None:
+def test_the_language_of_a_chat_is_detected_from_several_turns() -> None:
     answers = ["Bitte schreibe einen Aufsatz.", *["The importance of education cannot be overstated. " * 30] * 3]
 
-    assert detect_language(excerpt(answers)) == "en"
+    assert detect_language(chat_excerpt(answers)) == "en"
 
 
-def test_a_text_in_no_clear_language_is_neither_english_nor_other() -> None:
-    assert [speaks(wanted, "und") for wanted in ("any", "english", "other")] == [True, False, False]
-    assert [speaks(wanted, "en") for wanted in ("any", "english", "other")] == [True, True, False]
-    assert [speaks(wanted, "fi") for wanted in ("any", "english", "other")] == [True, False, True]
+def test_an_undetermined_language_is_neither_english_nor_other() -> None:
+    assert [matches_language(wanted, "und") for wanted in ("any", "english", "other")] == [True, False, False]
+    assert [matches_language(wanted, "en") for wanted in ("any", "english", "other")] == [True, True, False]
+    assert [matches_language(wanted, "fi") for wanted in ("any", "english", "other")] == [True, False, True]
 
 
-def test_a_text_is_recognised_but_for_case_spacing_and_punctuation() -> None:
-    known = Duplicates()
+def test_duplicates_are_found_regardless_of_case_spacing_and_punctuation() -> None:
+    duplicates = DuplicateFilter()
 
-    assert [known.seen(text) for text in ("Hello, world!", "hello world", "Hello worlds", "!!", "!!", "??")] == [
+    assert [
+        duplicates.check_and_add(text) for text in ("Hello, world!", "hello world", "Hello worlds", "!!", "!!", "??")
+    ] == [
         *(False, True, False, False, True, False),
     ]
 
 
-def test_a_text_with_a_few_words_changed_is_recognised_and_half_a_text_is_not() -> None:
-    chance = random.Random(0)
-    words = [f"word{chance.randrange(1_000)}" for _ in range(400)]
+def test_a_text_with_one_word_changed_is_a_near_duplicate_and_one_with_half_changed_is_not() -> None:
+    rng = random.Random(0)
+    words = [f"word{rng.randrange(1_000)}" for _ in range(400)]
     changed = [*words[:200], "other", *words[201:]]
     half = [*words[:200], *(f"new{number}" for number in range(200))]
-    known = Duplicates()
+    duplicates = DuplicateFilter()
 
-    assert not known.seen(" ".join(words))
-    assert known.seen(" ".join(changed))
-    assert not known.seen(" ".join(half))
+    assert not duplicates.check_and_add(" ".join(words))
+    assert duplicates.check_and_add(" ".join(changed))
+    assert not duplicates.check_and_add(" ".join(half))

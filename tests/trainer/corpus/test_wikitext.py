@@ -1,11 +1,11 @@
-"""Wikitext: what is left of markup, and which pages of an export are articles."""
+"""Stripping of MediaWiki markup, and reading of the articles in an export."""
 
 import io
 
 import pytest
 
 from trainer.corpus import wikitext
-from trainer.corpus.dump import pages
+from trainer.corpus.dump import read_articles
 from trainer.corpus.wikitext import strip_wikitext
 
 
@@ -34,13 +34,13 @@ from trainer.corpus.wikitext import strip_wikitext
         (":''Main article: [[History of Rome]]''\nRome fell.", "Rome fell."),
     ],
 )
-def test_markup_leaves_what_a_reader_sees(markup: str, plain: str) -> None:
+def test_markup_is_stripped_to_the_visible_text(markup: str, plain: str) -> None:
     assert strip_wikitext(markup) == plain
 
 
 @pytest.mark.parametrize("opening", ["<b>", "{|\n", "{{a|", "[[a|"])
-def test_markup_that_never_closes_is_given_up_before_it_costs_minutes(opening: str) -> None:
-    assert strip_wikitext(opening * (wikitext.MOST_UNCLOSED + 1) + "text") == ""
+def test_markup_with_too_many_unclosed_tags_gives_no_text(opening: str) -> None:
+    assert strip_wikitext(opening * (wikitext.MAX_UNCLOSED + 1) + "text") == ""
 
 
 EXPORT = """<mediawiki>
@@ -73,7 +73,7 @@ last line</text></revision></page>
 """
 
 
-def test_an_export_gives_its_complete_articles_unescaped_once() -> None:
+def test_an_export_yields_its_complete_articles_unescaped_once() -> None:
     lines = EXPORT.replace("<page><title>", "<page>\n<title>").replace("</title><revision>", "</title>\n<revision>")
 
-    assert list(pages(io.StringIO(lines))) == ["First <b>line</b> &amp; more\n\nlast line", "A film."]
+    assert list(read_articles(io.StringIO(lines))) == ["First <b>line</b> &amp; more\n\nlast line", "A film."]

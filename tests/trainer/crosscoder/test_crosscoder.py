@@ -1,4 +1,4 @@
-"""Encoding and decoding by hand, and files that do not fit together."""
+"""Encoding and decoding against values computed by hand, and inconsistent files."""
 
 import json
 
@@ -17,35 +17,35 @@ from trainer.evaluation.reconstruction import Tally
 def crosscoder() -> Crosscoder:
     """Two sources of widths 2 and 3; feature 0 in both, feature 1 in `a` alone, feature 2 in `b` alone.
 
-    Raw `a` is its normalised value halved plus (1, 1); raw `b` is a tenth of it.
+    Raw `a` is half of normalised `a` plus (1, 1); raw `b` is a tenth of normalised `b`.
     """
     groups = (
         Group("shared", 1, 0, ("a", "b"), ("a", "b")),
         Group("a", 1, 1, ("a",), ("a",)),
         Group("b", 1, 2, ("b",), ("b",)),
     )
-    one = torch.tensor
+    tensor = torch.tensor
     weights = {
-        "encoder.a.shared": one([[1.0, 0.0]]),
-        "encoder.b.shared": one([[1.0, 0.0, 0.0]]),
-        "encoder_bias.shared": one([-1.0]),
-        "decoder.a.shared": one([[2.0, 0.0]]),
-        "decoder.b.shared": one([[0.0, 1.0, 0.0]]),
-        "encoder.a.a": one([[0.0, 1.0]]),
-        "encoder_bias.a": one([0.0]),
-        "decoder.a.a": one([[0.0, 3.0]]),
-        "encoder.b.b": one([[0.0, 0.0, 1.0]]),
-        "encoder_bias.b": one([0.5]),
-        "decoder.b.b": one([[0.0, 0.0, 0.5]]),
-        "decoder_bias.a": one([0.0, 0.0]),
-        "decoder_bias.b": one([0.0, 0.0, 7.0]),
+        "encoder.a.shared": tensor([[1.0, 0.0]]),
+        "encoder.b.shared": tensor([[1.0, 0.0, 0.0]]),
+        "encoder_bias.shared": tensor([-1.0]),
+        "decoder.a.shared": tensor([[2.0, 0.0]]),
+        "decoder.b.shared": tensor([[0.0, 1.0, 0.0]]),
+        "encoder.a.a": tensor([[0.0, 1.0]]),
+        "encoder_bias.a": tensor([0.0]),
+        "decoder.a.a": tensor([[0.0, 3.0]]),
+        "encoder.b.b": tensor([[0.0, 0.0, 1.0]]),
+        "encoder_bias.b": tensor([0.5]),
+        "decoder.b.b": tensor([[0.0, 0.0, 0.5]]),
+        "decoder_bias.a": tensor([0.0, 0.0]),
+        "decoder_bias.b": tensor([0.0, 0.0, 7.0]),
     }
     return Crosscoder(
         widths={"a": 2, "b": 3},
         groups=groups,
         weights=weights,
-        normaliser={"a": Normaliser(one([1.0, 1.0]), 2.0), "b": Normaliser(torch.zeros(3), 10.0)},
-        threshold={"shared": one(1.5), "a": one(6.0), "b": one(0.0)},
+        normaliser={"a": Normaliser(tensor([1.0, 1.0]), 2.0), "b": Normaliser(torch.zeros(3), 10.0)},
+        threshold={"shared": tensor(1.5), "a": tensor(6.0), "b": tensor(0.0)},
     )
 
 
@@ -64,7 +64,7 @@ def test_a_feature_is_active_where_its_activation_times_its_largest_norm_exceeds
     assert codes.rows == 2
 
 
-def test_decoding_adds_directions_and_bias_and_goes_back_to_raw_space(crosscoder):
+def test_decoding_adds_directions_and_bias_and_returns_to_raw_space(crosscoder):
     rebuilt = crosscoder.decode(crosscoder.encode(ROWS, compute=torch.float32))
 
     # Normalised a: (2*2, 3*3) = (4, 9), halved plus 1; b: (0, 2, 2.5*0.5 + 7), over ten.
@@ -77,7 +77,7 @@ def test_directions_of_a_source_are_zero_where_a_feature_does_not_write_or_read(
     assert crosscoder.encoder("b").tolist() == [[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
 
 
-def test_a_saved_crosscoder_comes_back_exactly_in_the_public_layout(crosscoder, tmp_path):
+def test_a_saved_crosscoder_is_loaded_exactly_from_the_public_layout(crosscoder, tmp_path):
     crosscoder.save(tmp_path)
     loaded = Crosscoder.load(tmp_path)
 
@@ -100,7 +100,7 @@ def test_a_saved_crosscoder_comes_back_exactly_in_the_public_layout(crosscoder, 
         (lambda tensors: tensors.pop("threshold.b"), "no threshold for b"),
     ],
 )
-def test_a_tensor_that_is_missing_or_misshapen_or_forbidden_is_named(crosscoder, tmp_path, change, message):
+def test_a_missing_misshapen_or_unexpected_tensor_is_named(crosscoder, tmp_path, change, message):
     crosscoder.save(tmp_path)
     tensors = load_file(tmp_path / "crosscoder.safetensors")
     change(tensors)
@@ -109,7 +109,7 @@ def test_a_tensor_that_is_missing_or_misshapen_or_forbidden_is_named(crosscoder,
         Crosscoder.load(tmp_path)
 
 
-def test_damaged_files_and_newer_versions_are_refused(crosscoder, tmp_path):
+def test_damaged_files_and_newer_versions_are_rejected(crosscoder, tmp_path):
     with pytest.raises(CrosscoderError, match="holds no trained crosscoder"):
         Crosscoder.load(tmp_path)
     crosscoder.save(tmp_path)
@@ -122,7 +122,7 @@ def test_damaged_files_and_newer_versions_are_refused(crosscoder, tmp_path):
         Crosscoder.load(tmp_path)
 
 
-def test_evaluation_counts_variance_about_the_mean_both_ways(crosscoder):
+def test_evaluation_computes_variance_explained_in_total_and_per_row(crosscoder):
     tally = Tally(crosscoder, {"a": torch.tensor([1.5, 2.0]), "b": torch.zeros(3)})
     tally.add(ROWS, crosscoder.encode(ROWS, compute=torch.float32))
     found = {(m["source"], m["measure"]): m["value"] for m in tally.measures()}

@@ -1,16 +1,16 @@
-"""Presets lay out groups without gaps, and only the allowed blocks exist."""
+"""Groups of a variant are contiguous, and only the allowed weight blocks exist."""
 
 import pytest
 import torch
 
-from trainer.crosscoder.crosscoder import initial
-from trainer.crosscoder.groups import differences, preset
+from trainer.crosscoder.crosscoder import initial_weights
+from trainer.crosscoder.groups import build_groups, difference_sources
 from trainer.errors import RecipeError
 from trainer.recipe.fitting import CrosscoderRecipe
 
 
 def test_dfc_has_a_shared_group_and_one_for_each_of_three_sources():
-    groups = preset(CrosscoderRecipe(variant="dfc", features=100, exclusive_share=0.05), {"a": 3, "b": 5, "c": 4})
+    groups = build_groups(CrosscoderRecipe(variant="dfc", features=100, exclusive_share=0.05), {"a": 3, "b": 5, "c": 4})
 
     assert [(g.name, g.first, g.stop) for g in groups] == [
         ("shared", 0, 85),
@@ -23,9 +23,9 @@ def test_dfc_has_a_shared_group_and_one_for_each_of_three_sources():
 
 
 def test_a_forbidden_block_is_not_a_parameter():
-    groups = preset(CrosscoderRecipe(variant="dfc", features=40, exclusive_share=0.1), {"a": 3, "b": 5})
+    groups = build_groups(CrosscoderRecipe(variant="dfc", features=40, exclusive_share=0.1), {"a": 3, "b": 5})
 
-    weights = initial({"a": 3, "b": 5}, groups, decoder_norm=0.4, generator=torch.Generator())
+    weights = initial_weights({"a": 3, "b": 5}, groups, decoder_norm=0.4, generator=torch.Generator())
 
     assert {name for name in weights if name.startswith("decoder.")} == {
         "decoder.a.shared",
@@ -37,9 +37,9 @@ def test_a_forbidden_block_is_not_a_parameter():
     torch.testing.assert_close(weights["decoder.b.shared"].norm(dim=1), torch.full((32,), 0.4))
 
 
-def test_a_dictionary_too_small_for_its_groups_is_refused_with_the_numbers():
+def test_a_dictionary_too_small_for_its_groups_is_rejected_with_the_sizes():
     with pytest.raises(RecipeError, match=r"8 features with an exclusive share of 0.01 leave 0"):
-        preset(CrosscoderRecipe(variant="dfc", features=8, exclusive_share=0.01), {"a": 3, "b": 5})
+        build_groups(CrosscoderRecipe(variant="dfc", features=8, exclusive_share=0.01), {"a": 3, "b": 5})
 
 
 LAYERS = {"r0": 4, "r1": 4, "r2": 4}
@@ -47,7 +47,7 @@ LAYERS = {"r0": 4, "r1": 4, "r2": 4}
 
 def spans(variant: str, **settings) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
     widths = LAYERS | {name.replace("r", "m"): width for name, width in LAYERS.items()} if settings else LAYERS
-    groups = preset(CrosscoderRecipe(variant=variant, features=10, **settings), widths)
+    groups = build_groups(CrosscoderRecipe(variant=variant, features=10, **settings), widths)
     assert [group.first for group in groups] == [0, *(group.stop for group in groups[:-1])]
     assert groups[-1].stop == 10
     return [(group.reads, group.writes) for group in groups]
@@ -68,13 +68,13 @@ def test_a_cross_layer_transcoder_writes_the_mlp_outputs_of_its_layer_and_later_
     assert spans("transcoder", **layers) == [(("r0",), ("m0",)), (("r1",), ("m1",)), (("r2",), ("m2",))]
 
 
-def test_a_local_window_reads_and_writes_neighbours_alone():
+def test_a_local_window_reads_and_writes_only_neighbours():
     assert spans("local_window") == [(("r0", "r1"),) * 2, (("r0", "r1", "r2"),) * 2, (("r1", "r2"),) * 2]
 
 
 def test_dfc_may_dedicate_a_group_to_a_subset():
     recipe = CrosscoderRecipe(variant="dfc", features=100, subsets=(("a", "c"),))
-    groups = preset(recipe, {"a": 3, "b": 5, "c": 4})
+    groups = build_groups(recipe, {"a": 3, "b": 5, "c": 4})
 
     assert [(group.name, group.features) for group in groups] == [
         ("shared", 80),
@@ -89,18 +89,20 @@ def test_dfc_may_dedicate_a_group_to_a_subset():
 def test_designated_shared_ties_decoders_only_where_widths_agree():
     recipe = CrosscoderRecipe(variant="designated_shared", features=100)
 
-    assert preset(recipe, {"a": 4, "b": 4})[0].tied
-    assert not preset(recipe, {"a": 4, "b": 5})[0].tied
-    weights = initial({"a": 4, "b": 4}, preset(recipe, {"a": 4, "b": 4}), decoder_norm=1, generator=torch.Generator())
+    assert build_groups(recipe, {"a": 4, "b": 4})[0].tied
+    assert not build_groups(recipe, {"a": 4, "b": 5})[0].tied
+    weights = initial_weights(
+        {"a": 4, "b": 4}, build_groups(recipe, {"a": 4, "b": 4}), decoder_norm=1, generator=torch.Generator()
+    )
     assert weights["decoder.a.shared"] is weights["decoder.b.shared"]
 
 
 def test_diff_sae_reads_the_difference_of_two_sources_of_one_width():
     recipe = CrosscoderRecipe(variant="diff_sae")
 
-    assert differences(recipe, {"base": 4, "chat": 4}) == {"chat-minus-base": ("chat", "base")}
+    assert difference_sources(recipe, {"base": 4, "chat": 4}) == {"chat-minus-base": ("chat", "base")}
     with pytest.raises(RecipeError, match="one width"):
-        differences(recipe, {"base": 4, "chat": 5})
+        difference_sources(recipe, {"base": 4, "chat": 5})
 
 
 GROUP = {"name": "g", "features": 2, "reads": ("a",)}
@@ -117,12 +119,12 @@ GROUP = {"name": "g", "features": 2, "reads": ("a",)}
         ({"variant": "custom", "groups": (GROUP | {"writes": ("a", "b"), "tied": True},)}, "cannot be tied"),
     ],
 )
-def test_a_variant_that_does_not_fit_the_sources_is_refused_with_the_reason(settings, message):
+def test_a_variant_that_does_not_fit_the_sources_is_rejected_with_the_reason(settings, message):
     with pytest.raises(RecipeError, match=message):
-        preset(CrosscoderRecipe(**settings), {"a": 3, "b": 5})
+        build_groups(CrosscoderRecipe(**settings), {"a": 3, "b": 5})
 
 
 @pytest.mark.parametrize("variant", ["standard", "dfc", "designated_shared"])
 def test_a_comparison_needs_a_second_source(variant):
     with pytest.raises(RecipeError, match=f"{variant} compares sources, and there is only a"):
-        preset(CrosscoderRecipe(variant=variant), {"a": 3})
+        build_groups(CrosscoderRecipe(variant=variant), {"a": 3})

@@ -1,4 +1,4 @@
-"""Normalisers against numbers worked out by hand."""
+"""Normalisers against values computed by hand."""
 
 import torch
 
@@ -22,8 +22,8 @@ def test_median_norm_keeps_the_mean_and_scales_to_the_root_of_the_mean_width():
     assert abs(normaliser.scale - 3 / 5) < 1e-6
 
 
-def test_back_undoes_the_normalisation():
+def test_denormalise_inverts_the_normalisation():
     x = torch.randn(20, 4) * 7 + 3
     normaliser = centred_rms([x])
 
-    torch.testing.assert_close(normaliser.back(normaliser(x)), x, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(normaliser.denormalise(normaliser(x)), x, atol=1e-5, rtol=1e-5)

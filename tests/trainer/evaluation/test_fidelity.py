@@ -1,4 +1,4 @@
-"""What a model loses with replaced activations, against hooks and losses written out the slow way."""
+"""Loss of models with replaced activations, against an independent implementation with hooks."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from tests.worlds.tiny_activations import tiny_activations
 from tests.worlds.tiny_diff import tiny_diff
 from tests.worlds.tiny_models import tiny_gemma3, tiny_llama
-from trainer.evaluation.fidelity import Losses, Passage, held_out_passages, measure
+from trainer.evaluation.fidelity import HeldOutSequence, Losses, add_sequence, held_out_sequences
 from trainer.models.source import Source, load_source
 from trainer.pipeline import run
 from trainer.recipe.fitting import SourceRecipe
@@ -30,7 +30,7 @@ def sources(tmp_path) -> list[Source]:
 
 
 @pytest.fixture
-def passage(sources) -> Passage:
+def sequence(sources) -> HeldOutSequence:
     """Text that each model likes best itself, so that any damage shows; some positions have rows."""
     ids = {}
     for source, length in zip(sources, (14, 12), strict=True):
@@ -39,7 +39,7 @@ def passage(sources) -> Passage:
             following = source.model(input_ids=written).logits[:, -1].argmax(dim=1, keepdim=True)
             written = torch.cat([written, following], dim=1)
         ids[source.name] = written[0]
-    return Passage(ids, {"left": torch.tensor([2, 5, 6, 13]), "right": torch.tensor([1, 4, 7, 10])})
+    return HeldOutSequence(ids, {"left": torch.tensor([2, 5, 6, 13]), "right": torch.tensor([1, 4, 7, 10])})
 
 
 @pytest.fixture
@@ -47,10 +47,10 @@ def means() -> dict[str, torch.Tensor]:
     return {"left": torch.linspace(-1, 1, 16), "right": torch.linspace(2, -1, 24)}
 
 
-def test_its_own_activations_put_back_cost_a_model_nothing(sources, passage, means):
+def test_its_own_activations_put_back_cost_a_model_nothing(sources, sequence, means):
     losses = {source.name: Losses() for source in sources}
 
-    measure(passage, sources, lambda rows: rows, means, losses)
+    add_sequence(sequence, sources, lambda rows: rows, means, losses)
 
     for name, sums in losses.items():
         found = {row["measure"]: row["value"] for row in sums.measures(name)}
@@ -60,12 +60,12 @@ def test_its_own_activations_put_back_cost_a_model_nothing(sources, passage, mea
         assert min(found["kl_zero"], found["kl_mean"]) > 0.01
 
 
-def test_ablations_cost_what_a_hook_and_full_logits_say(sources, passage, means):
+def test_ablations_cost_what_a_hook_and_full_logits_say(sources, sequence, means):
     losses = {"left": Losses(), "right": Losses()}
-    measure(passage, sources, lambda rows: {name: 0.5 * x for name, x in rows.items()}, means, losses)
+    add_sequence(sequence, sources, lambda rows: {name: 0.5 * x for name, x in rows.items()}, means, losses)
 
     for source, scored in zip(sources, ([2, 5, 6], [1, 4, 7, 10]), strict=True):  # left's last row has no next token
-        ids, at = passage.ids[source.name], passage.at[source.name]
+        ids, at = sequence.ids[source.name], sequence.positions[source.name]
 
         def logits(change, source=source, ids=ids, at=at):
             def replace(module, inputs, output):
@@ -97,16 +97,16 @@ def test_ablations_cost_what_a_hook_and_full_logits_say(sources, passage, means)
         assert found["positions_replaced"] == 4 / len(ids)
 
 
-def test_only_positions_with_a_row_change(sources, passage, means):
+def test_only_positions_with_a_row_change(sources, sequence, means):
     left = sources[0]
     seen = []
     handle = left.blocks[2].register_forward_pre_hook(lambda _, args: seen.append(args[0][0].clone()))
 
-    measure(passage, sources, lambda rows: {name: x + 1 for name, x in rows.items()}, means, {"left": Losses()})
+    add_sequence(sequence, sources, lambda rows: {name: x + 1 for name, x in rows.items()}, means, {"left": Losses()})
     handle.remove()
 
     clean, *changed = seen
-    at = passage.at["left"]
+    at = sequence.positions["left"]
     others = [position for position in range(14) if position not in at.tolist()]
     assert len(changed) == 3
     for state, wanted in zip(changed, (clean[at] + 1, torch.zeros(4, 16), means["left"].expand(4, -1)), strict=True):
@@ -149,23 +149,23 @@ def test_a_run_measures_both_models_at_its_held_out_rows_and_never_at_special_to
         assert 0 < found[name, "cross_entropy"] < 20 and found[name, "kl_reconstruction"] > 0
         assert 0.3 < found[name, "positions_replaced"] < 1
     loaded = [load_source(source) for source in load_recipe(path).sources]
-    passages, means = held_out_passages(store, loaded, 5)
+    chosen, means = held_out_sequences(store, loaded, 5)
     block = store.read(store.shards("held_out")[0])
-    assert len(passages) == 5
+    assert len(chosen) == 5
     first = block.sequence == block.sequence[0]
-    assert block.position[first].tolist() == passages[0].at["left"].tolist()
+    assert block.position[first].tolist() == chosen[0].positions["left"].tolist()
     stored = torch.cat([b.rows["right"] for b in store.blocks("held_out")]).double().mean(dim=0)
     assert torch.allclose(means["right"].double(), stored, atol=1e-6)
 
-    common = int(passages[0].ids["right"][passages[0].at["right"]].mode().values)
+    common = int(chosen[0].ids["right"][chosen[0].positions["right"]].mode().values)
     loaded[1].tokenizer.add_special_tokens(
         {"additional_special_tokens": [loaded[1].tokenizer.convert_ids_to_tokens(common)]}
     )
-    fewer, _ = held_out_passages(store, loaded, 5)
-    dropped = int((passages[0].ids["right"][passages[0].at["right"]] == common).sum())
+    fewer, _ = held_out_sequences(store, loaded, 5)
+    dropped = int((chosen[0].ids["right"][chosen[0].positions["right"]] == common).sum())
     assert dropped > 0
     for name in ("left", "right"):
-        assert len(fewer[0].at[name]) == len(passages[0].at[name]) - dropped
+        assert len(fewer[0].positions[name]) == len(chosen[0].positions[name]) - dropped
 
 
 def test_without_models_only_the_rows_are_evaluated_and_the_log_says_so(tmp_path):

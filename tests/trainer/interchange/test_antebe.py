@@ -1,4 +1,4 @@
-"""An antebe DFC means the same here as in its own code, and its forbidden weights are looked at, not believed."""
+"""An antebe DFC reconstructs as in its own code, and forbidden weights are checked."""
 
 import json
 
@@ -87,8 +87,8 @@ def strongest(codes, k):
 def assert_follows_formula(crosscoder, entries, k, codes):
     rows = raw_rows(crosscoder)
     expected = by_their_formula(entries, torch.stack(list(rows.values()), dim=1).double().tolist(), k)
-    for place, found in enumerate(crosscoder.decode(codes).values()):
-        torch.testing.assert_close(found, expected[:, place], rtol=1e-5, atol=1e-5)
+    for index, found in enumerate(crosscoder.decode(codes).values()):
+        torch.testing.assert_close(found, expected[:, index], rtol=1e-5, atol=1e-5)
 
 
 def test_a_dfc_with_all_positive_features_reconstructs_by_its_own_formula_once_k_are_kept(tmp_path):

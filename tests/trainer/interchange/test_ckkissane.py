@@ -1,4 +1,4 @@
-"""A checkpoint of the ckkissane family means the same here as in its own documentation, in both directions."""
+"""A ckkissane checkpoint reconstructs by its own formula when read and when written."""
 
 import json
 import math
@@ -68,9 +68,9 @@ def assert_follows_formula(crosscoder, entries, factors):
     stacked = torch.stack([rows[source] for source in crosscoder.sources], dim=1)
     expected = by_their_formula(entries, stacked.double().tolist(), factors)
     codes = crosscoder.encode(rows, compute=torch.float32)
-    for place, (source, found) in enumerate(crosscoder.decode(codes).items()):
-        assert source == crosscoder.sources[place]
-        torch.testing.assert_close(found, expected[:, place], rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    for index, (source, found) in enumerate(crosscoder.decode(codes).items()):
+        assert source == crosscoder.sources[index]
+        torch.testing.assert_close(found, expected[:, index], rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
     assert 0 < len(codes.row) < codes.rows * crosscoder.features
 
 

@@ -1,4 +1,4 @@
-"""A crosscode checkpoint means the same here as in its own documentation, in both directions."""
+"""A crosscode checkpoint reconstructs by its own formula when read and when written."""
 
 import math
 
@@ -53,13 +53,13 @@ def save(folder, entries, activation):
 def by_their_formula(entries, rows, kind):
     """Reconstruction of raw rows [row][model][hookpoint][neuron] by a crosscoder of theirs."""
     e = {name: value.double().tolist() for name, value in entries.items()}
-    places = [
+    indexes = [
         (m, p, i) for m in range(len(e["_W_enc_XiDiL"])) for p in range(len(e["_W_enc_XiDiL"][0])) for i in range(WIDTH)
     ]
     features = range(len(e["_W_dec_LXoDo"]))
     result = []
     for row in rows:
-        pre = [sum(row[m][p][i] * e["_W_enc_XiDiL"][m][p][i][f] for m, p, i in places) for f in features]
+        pre = [sum(row[m][p][i] * e["_W_enc_XiDiL"][m][p][i][f] for m, p, i in indexes) for f in features]
         pre = [value + (e["b_enc_L"][f] if "b_enc_L" in e else 0.0) for f, value in enumerate(pre)]
         if kind == "relu":
             codes = [max(value, 0.0) for value in pre]
@@ -70,12 +70,12 @@ def by_their_formula(entries, rows, kind):
             kept = sorted(features, key=lambda f: -pre[f])[:3]
             codes = [value if f in kept else 0.0 for f, value in enumerate(pre)]
         y = {
-            place: sum(codes[f] * e["_W_dec_LXoDo"][f][place[0]][place[1]][place[2]] for f in features)
-            for place in places
+            index: sum(codes[f] * e["_W_dec_LXoDo"][f][index[0]][index[1]][index[2]] for f in features)
+            for index in indexes
         }
         if "_b_dec_XoDo" in e:
             y = {(m, p, i): value + e["_b_dec_XoDo"][m][p][i] for (m, p, i), value in y.items()}
-        result.append([y[place] for place in places])
+        result.append([y[index] for index in indexes])
     return torch.tensor(result)
 
 

@@ -1,4 +1,4 @@
-"""A dictionary_learning checkpoint means the same here as in its own documentation, in both directions."""
+"""A dictionary_learning checkpoint reconstructs by its own formula when read and when written."""
 
 import json
 import math
@@ -104,9 +104,9 @@ def assert_follows_formula(crosscoder, entries, **options):
     expected = by_their_formula(entries, stacked.double().tolist(), **options)
     codes = crosscoder.encode(rows, compute=torch.float32)
     found = crosscoder.decode(codes)
-    for place, source in enumerate(crosscoder.sources):
-        size = float(expected[:, place].abs().max())
-        torch.testing.assert_close(found[source], expected[:, place], rtol=1e-5, atol=1e-5 * size)
+    for index, source in enumerate(crosscoder.sources):
+        size = float(expected[:, index].abs().max())
+        torch.testing.assert_close(found[source], expected[:, index], rtol=1e-5, atol=1e-5 * size)
     assert 0 < len(codes.row) < codes.rows * crosscoder.features
 
 
@@ -136,7 +136,7 @@ def test_a_threshold_that_was_never_set_lets_every_positive_activation_through(t
     assert crosscoder.threshold["shared"] == 0
 
 
-def test_what_is_added_to_a_minute_scale_is_counted_too(tmp_path):
+def test_the_epsilon_added_to_a_small_scale_is_accounted_for(tmp_path):
     entries = checkpoint(global_scale=[1e-5, 3e-4], threshold=1.7)
 
     crosscoder = dictionary_learning.read(save(tmp_path, entries))
@@ -144,7 +144,7 @@ def test_what_is_added_to_a_minute_scale_is_counted_too(tmp_path):
     assert_follows_formula(crosscoder, entries)
 
 
-def test_neurons_that_were_scaled_one_by_one_are_folded_into_the_weights(tmp_path):
+def test_scales_per_neuron_are_folded_into_the_weights(tmp_path):
     entries = checkpoint(threshold=1.7)
 
     crosscoder = dictionary_learning.read(save(tmp_path, entries, keep_relative_variance=False))
@@ -271,7 +271,7 @@ def test_what_is_written_follows_their_formula(tmp_path):
     ],
     ids=["largest norm", "a threshold for each group", "a mean over reads", "minute scales"],
 )
-def test_what_the_format_has_no_word_for_is_folded_into_the_weights(tmp_path, options):
+def test_what_the_format_cannot_express_is_folded_into_the_weights(tmp_path, options):
     crosscoder = random_crosscoder(SHARED_FIRST, **{"normalisation": UNEVEN, **options})
 
     dictionary_learning.write(crosscoder, tmp_path)

@@ -1,4 +1,4 @@
-"""docs/formats.md says what the code does."""
+"""docs/formats.md agrees with the code."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Folding changes the weights and not what the crosscoder does."""
+"""Folding changes the weights and not the function."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def test_a_crosscoder_for_raw_activations_does_the_same(normalisation, rank_by, 
     assert_same_function(folded, crosscoder)
 
 
-def test_the_ranking_survives_when_all_sources_are_scaled_alike():
+def test_the_ranking_is_kept_when_all_sources_have_one_scale():
     crosscoder = random_crosscoder(normalisation=EVEN, threshold=1.0)
 
     folded = without_normalisation(crosscoder)
@@ -54,7 +54,7 @@ def test_activations_become_the_scores_they_had():
     assert float(after.value.min()) > 1.0
 
 
-def test_a_feature_without_a_decoder_stays_silent():
+def test_a_feature_without_a_decoder_never_fires():
     crosscoder = random_crosscoder(threshold=0.5, normalisation=UNEVEN)
     for source in crosscoder.sources:
         crosscoder.weights[f"decoder.{source}.shared"][4] = 0

@@ -1,4 +1,4 @@
-"""A checkpoint is recognised by what lies in its folder, and nothing is overwritten by an export."""
+"""The format of a checkpoint is detected from its folder, and an export overwrites nothing."""
 
 import json
 
@@ -11,7 +11,7 @@ from trainer.interchange.formats import FORMATS, READABLE, detect, read, write
 
 
 @pytest.mark.parametrize("name", READABLE)
-def test_what_was_written_is_recognised_and_read(tmp_path, name):
+def test_what_was_written_is_detected_and_read(tmp_path, name):
     crosscoder = random_crosscoder(rank_by="activation" if name == "antebe" else "sum_of_norms")
 
     write(crosscoder, tmp_path / "out", name)
@@ -21,7 +21,7 @@ def test_what_was_written_is_recognised_and_read(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", READABLE)
-def test_the_weights_file_is_recognised_too(tmp_path, name):
+def test_the_weights_file_alone_is_detected(tmp_path, name):
     write(random_crosscoder(rank_by="activation"), tmp_path / "out", name)
 
     weights = next(path for path in (tmp_path / "out").iterdir() if path.suffix in (".pt", ".safetensors"))
@@ -31,7 +31,7 @@ def test_the_weights_file_is_recognised_too(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_our_own_dfc_goes_into_every_format_that_has_a_place_for_it(tmp_path, name):
+def test_a_crossdiff_dfc_is_written_in_every_format_with_exclusive_features(tmp_path, name):
     crosscoder = random_crosscoder(SHARED_FIRST, normalisation=UNEVEN, threshold=1.0, rank_by="largest_norm")
     options = {"k": 3} if name in ("antebe", "sparsify") else {}
 

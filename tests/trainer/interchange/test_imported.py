@@ -1,4 +1,4 @@
-"""What the recipe of an imported crosscoder says is what the files say."""
+"""The recipe of an imported crosscoder agrees with its checkpoint."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from trainer.interchange.imported import crosscoder_of, recipe_of
 from trainer.recipe.recipe import load_recipe, parse_recipe
 
 
-def test_groups_of_a_partition_stand_in_the_recipe_in_their_order(tmp_path):
+def test_the_recipe_has_the_groups_of_a_partition_in_their_order(tmp_path):
     crosscoder = random_crosscoder(OWN_FIRST, normalisation=UNEVEN, threshold=0.7)
     write(crosscoder, tmp_path / "theirs", "dictionary-learning")
 
@@ -32,7 +32,7 @@ def test_groups_of_a_partition_stand_in_the_recipe_in_their_order(tmp_path):
     ("fields", "kind", "k"),
     [({"threshold": 0.7}, "batch_topk", None), ({}, "l1", None), ({"row_k": {"shared": 4}}, "topk", 4)],
 )
-def test_what_decides_on_firing_is_told_from_the_crosscoder(tmp_path, fields, kind, k):
+def test_the_rule_for_firing_is_taken_from_the_crosscoder(tmp_path, fields, kind, k):
     random_crosscoder(STANDARD, **fields).save(tmp_path / "ours")
 
     sparsity = recipe_of(tmp_path / "ours", "ours", options={}).crosscoder.sparsity
@@ -56,7 +56,7 @@ def test_a_frozen_recipe_reads_the_same_crosscoder_with_the_same_options_again(t
     assert_identical(crosscoder_of(recipe.imported), again)
 
 
-def test_another_file_at_the_same_place_is_not_taken_for_the_one_imported(tmp_path):
+def test_a_changed_file_at_the_same_path_is_refused(tmp_path):
     random_crosscoder(STANDARD, seed=1).save(tmp_path / "ours")
     recipe = recipe_of(tmp_path / "ours", "ours", options={})
     random_crosscoder(STANDARD, seed=2).save(tmp_path / "ours")
@@ -65,7 +65,7 @@ def test_another_file_at_the_same_place_is_not_taken_for_the_one_imported(tmp_pa
         crosscoder_of(recipe.imported)
 
 
-def test_runs_that_trained_keep_the_names_they_had_before_anything_could_be_imported(tmp_path):
+def test_imports_do_not_change_the_fingerprints_of_trained_runs(tmp_path):
     random_crosscoder(STANDARD).save(tmp_path / "ours")
     trained = parse_recipe({"name": "mine"}, origin="the test")
     imported = recipe_of(tmp_path / "ours", "mine", options={})

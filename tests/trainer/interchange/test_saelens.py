@@ -1,4 +1,4 @@
-"""Every source becomes an autoencoder that says as much of the crosscoder as one source can."""
+"""Every source is exported as an autoencoder with that source's part of the crosscoder."""
 
 import json
 
@@ -110,7 +110,7 @@ def test_a_feature_without_a_decoder_never_fires(tmp_path):
     assert int(codes[:, 4].count_nonzero()) == 0
 
 
-def test_the_file_says_that_codes_are_joint_and_where_the_source_is_from(tmp_path):
+def test_the_metadata_has_the_origin_and_a_note_on_joint_codes(tmp_path):
     origins = {"left": {"model_name": "gemma-3-270m", "hook_name": "blocks.9.hook_resid_post"}}
 
     saelens.write(random_crosscoder(), tmp_path, origins=origins)

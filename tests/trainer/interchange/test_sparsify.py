@@ -1,4 +1,4 @@
-"""sparsify holds a crosscoder as one autoencoder over all sources side by side."""
+"""A crosscoder is exported to sparsify as one autoencoder over the concatenated sources."""
 
 import json
 

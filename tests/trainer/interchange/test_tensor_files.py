@@ -1,4 +1,4 @@
-"""Files of others are read without running their code, and what is wrong with them is said."""
+"""Files are read without executing code from them, and damaged ones are described."""
 
 import math
 import os
@@ -15,11 +15,11 @@ from trainer.interchange.tensor_files import read_settings, read_tensors
 class Hostile:
     """Unpickling this makes a folder."""
 
-    def __init__(self, place):
-        self.place = str(place)
+    def __init__(self, path):
+        self.path = str(path)
 
     def __reduce__(self):
-        return os.mkdir, (self.place,)
+        return os.mkdir, (self.path,)
 
 
 @pytest.mark.parametrize("new_format", [True, False])
@@ -112,14 +112,14 @@ def test_a_value_in_place_of_a_tensor_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_weights_that_are_no_numbers_are_refused(tmp_path, bad):
+def test_weights_that_are_not_finite_are_refused(tmp_path, bad):
     with pytest.raises(CrosscoderError, match="'W_enc' holds NaN or infinity"):
         saved(tmp_path, W_enc=torch.tensor([1.0, bad])).tensor("W_enc", (2,))
 
 
 def test_an_entry_that_the_format_does_not_have_is_named(tmp_path):
     with pytest.raises(CrosscoderError, match="holds 'W_gate', which this format does not have"):
-        saved(tmp_path, W_enc=torch.zeros(2), W_gate=torch.zeros(2)).only(("W_enc",))
+        saved(tmp_path, W_enc=torch.zeros(2), W_gate=torch.zeros(2)).require_known(("W_enc",))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_settings_that_cannot_be_read_are_named(tmp_path, name, text):
         read_settings(tmp_path / name)
 
 
-def test_settings_that_are_not_there_say_nothing(tmp_path):
+def test_missing_settings_are_empty(tmp_path):
     assert read_settings(tmp_path / "config.json") == {}
 
 

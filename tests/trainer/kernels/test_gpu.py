@@ -1,6 +1,6 @@
-"""The kernels for a GPU: interpreted on the CPU, compiled without being run, and run where there is a GPU.
+"""The GPU kernels: interpreted on the CPU, compiled without a launch, and run where there is a GPU.
 
-How Triton treats its kernels is decided when it is imported, so each way has a process of its own.
+Triton decides at import whether it interprets kernels, so each mode runs in its own process.
 """
 
 import importlib.util
@@ -21,19 +21,19 @@ with_triton = pytest.mark.skipif(
 
 @with_triton
 @pytest.mark.slow
-def test_interpreted_kernels_agree_with_their_slow_definitions():
-    assert "passed" in checked("checks_of_gpu.py", TRITON_INTERPRET="1")
+def test_interpreted_kernels_equal_their_dense_definitions():
+    assert "passed" in output_of_checks("checks_of_gpu.py", TRITON_INTERPRET="1")
 
 
 @with_triton
 def test_every_kernel_can_be_compiled_for_a_gpu():
-    assert "passed" in checked("checks_of_triton_kernels.py")
+    assert "passed" in output_of_checks("checks_of_triton_kernels.py")
 
 
 @with_triton
 @pytest.mark.gpu
-def test_kernels_on_a_gpu_agree_with_their_slow_definitions():
-    assert "passed" in checked("checks_of_gpu.py")
+def test_kernels_on_a_gpu_equal_their_dense_definitions():
+    assert "passed" in output_of_checks("checks_of_gpu.py")
 
 
 def test_without_triton_and_on_the_cpu_the_kernels_are_not_usable(monkeypatch):
@@ -45,7 +45,7 @@ def test_without_triton_and_on_the_cpu_the_kernels_are_not_usable(monkeypatch):
     assert not gpu.usable(torch.zeros(1))
 
 
-def test_a_machine_that_cannot_compile_is_told_so_and_goes_on_without(monkeypatch, caplog):
+def test_a_machine_without_a_compiler_gets_a_warning_and_uses_torch(monkeypatch, caplog):
     import torch
 
     def no_compiler(*_):
@@ -61,25 +61,25 @@ def test_a_machine_that_cannot_compile_is_told_so_and_goes_on_without(monkeypatc
     finally:
         gpu._works.cache_clear()
 
-    (told,) = caplog.messages
-    assert "Failed to find C compiler." in told
-    assert "gcc" in told
+    (warning,) = caplog.messages
+    assert "Failed to find C compiler." in warning
+    assert "gcc" in warning
 
 
 @pytest.mark.parametrize(
     ("width", "columns"), [(1, 16), (7, 16), (64, 64), (576, 128), (640, 128), (768, 256), (2304, 512), (4096, 512)]
 )
-def test_programs_take_as_many_columns_as_leave_few_beyond_the_width(width, columns):
+def test_programs_take_as_many_columns_as_possible_with_little_padding(width, columns):
     assert gpu._columns(width) == columns
 
 
-def checked(file: str, **environment: str) -> str:
-    """What pytest says of a file of checks, with these settings; fails with it when a check does."""
+def output_of_checks(file: str, **environment: str) -> str:
+    """Output of pytest on a file of checks, with these environment variables; fails with it when a check fails."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / file)]
-    settings = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | environment
-    done = subprocess.run(
-        command, cwd=HERE.parents[1], env=settings, capture_output=True, text=True, timeout=600, check=False
+    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | environment
+    finished = subprocess.run(
+        command, cwd=HERE.parents[1], env=variables, capture_output=True, text=True, timeout=600, check=False
     )
-    if done.returncode:
-        pytest.fail(done.stdout + done.stderr, pytrace=False)
-    return done.stdout
+    if finished.returncode:
+        pytest.fail(finished.stdout + finished.stderr, pytrace=False)
+    return finished.stdout

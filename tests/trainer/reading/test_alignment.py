@@ -1,4 +1,4 @@
-"""Every emitted pair of tokens ends at the same byte of the same text, for five kinds of tokenizer."""
+"""Aligned tokens end at the same byte of the same text, for five kinds of tokenizer."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from trainer.reading.alignment import NO_END, anchors, byte_offsets, encode, pos
 
 KINDS = ("byte_level_bpe", "llama_sentencepiece", "gemma_style", "wordpiece", "unigram")
 LOSSLESS = ("byte_level_bpe", "llama_sentencepiece", "gemma_style")
-"""Tokenizers without a normaliser that rewrites text, whose tokens' own bytes must spell it."""
+"""Tokenizers whose normaliser does not rewrite text, so that their tokens' bytes spell the text."""
 
 HARD = [
     "family: 👩‍👩‍👧‍👦 flag: 🇩🇪 skin: 👍🏽",
@@ -33,8 +33,8 @@ def tokenizers():
     return {kind: getattr(tiny_models, kind)() for kind in KINDS}
 
 
-def bytes_so_far(tokenizer, ids) -> bytes:
-    """Bytes that tokens spell, read from their strings by the rules of their kind: an independent way to an end."""
+def decoded_bytes(tokenizer, ids) -> bytes:
+    """Bytes that the tokens encode, decoded from their strings: an independent reference for byte ends."""
     table = {character: byte for byte, character in _gpt2_alphabet().items()}
     byte_level = "ByteLevel" in repr(tokenizer.backend_tokenizer.decoder)
     spelled = b""
@@ -56,19 +56,19 @@ def _gpt2_alphabet() -> dict[int, str]:
 
 @given(text=TEXTS)
 @settings(max_examples=150, deadline=None)
-def test_an_end_is_the_number_of_bytes_that_the_tokens_up_to_it_spell(tokenizers, text):
+def test_a_byte_end_is_the_number_of_bytes_that_the_tokens_up_to_it_encode(tokenizers, text):
     for kind in LOSSLESS:
         tokenizer = tokenizers[kind]
         ids, ends = encode(tokenizer, text)
         for position in np.flatnonzero(ends != NO_END):
-            spelled = bytes_so_far(tokenizer, ids[: position + 1])
-            # SentencePiece may put a space in front of the text that is not in it.
+            spelled = decoded_bytes(tokenizer, ids[: position + 1])
+            # SentencePiece may prepend a space that is not in the text.
             assert spelled.removeprefix(b" " * (len(spelled) - int(ends[position]))) == text.encode()[: ends[position]]
 
 
 @given(text=TEXTS)
 @settings(max_examples=150, deadline=None)
-def test_every_anchor_is_an_end_in_every_source_and_its_position_says_which(tokenizers, text):
+def test_every_anchor_is_a_byte_end_in_every_source_and_positions_find_its_token(tokenizers, text):
     encoded = [encode(tokenizers[kind], text) for kind in KINDS]
     common = anchors([e.ends for e in encoded])
 
@@ -81,7 +81,7 @@ def test_every_anchor_is_an_end_in_every_source_and_its_position_says_which(toke
 
 @given(text=TEXTS)
 @settings(max_examples=100, deadline=None)
-def test_ends_never_go_back_and_never_repeat(tokenizers, text):
+def test_byte_ends_strictly_increase(tokenizers, text):
     for kind in KINDS:
         real = [end for end in encode(tokenizers[kind], text).ends if end != NO_END]
         assert real == sorted(set(real))
@@ -91,13 +91,13 @@ def test_tokens_that_share_a_character_have_the_ends_of_their_own_bytes(tokenize
     text = "a👍b"
     ends = {kind: encode(tokenizers[kind], text).ends for kind in LOSSLESS}
 
-    # The thumb is four bytes, and no merge of these vocabularies joins any of them.
+    # The emoji is four bytes, and no merge in these vocabularies joins any of them.
     for kind in LOSSLESS:
         assert {1, 2, 3, 4, 5, 6} >= {int(end) for end in ends[kind] if end != NO_END} >= {5, 6}
     assert {2, 3, 4} <= {int(end) for end in ends["gemma_style"]}
 
 
-def test_alignment_finds_its_way_back_after_a_stretch_without_a_common_end(tokenizers):
+def test_alignment_resynchronises_after_a_stretch_without_a_common_end(tokenizers):
     text = "plain words 👩‍👩‍👧‍👦 and plain words again"
     common = anchors([encode(tokenizers[kind], text).ends for kind in KINDS])
 
@@ -106,7 +106,7 @@ def test_alignment_finds_its_way_back_after_a_stretch_without_a_common_end(token
     assert common[-1] == len(text.encode())
 
 
-def test_equal_tokenizers_align_everywhere(tokenizers):
+def test_equal_tokenizers_align_at_every_byte_end(tokenizers):
     ends = encode(tokenizers["gemma_style"], "the same text, twice 👍").ends
 
     assert len(anchors([ends, ends])) == possible_anchors([ends, ends]) == (ends != NO_END).sum()

@@ -1,4 +1,4 @@
-"""Streaming trains on the rows of a harvest without keeping them, and goes on to the bit where it was killed."""
+"""Streaming trains on harvested rows without storing them, and resumes bit-exactly after a kill."""
 
 import json
 import signal
@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.worlds.forked import fork
 from tests.worlds.tiny_diff import tiny_diff
-from trainer.corpus.mix import documents
+from trainer.corpus.mix import open_corpus
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.errors import RecipeError
 from trainer.evaluation.reconstruction import evaluate
@@ -21,7 +21,7 @@ from trainer.models.source import load_source
 from trainer.pipeline import run as run_recipe
 from trainer.reading import activations
 from trainer.reading.activations import ActivationReader
-from trainer.reading.stream import Stream
+from trainer.reading.stream import ActivationStream
 from trainer.recipe.recipe import Recipe, load_recipe
 from trainer.run.folder import RunFolder
 from trainer.run.progress import Progress
@@ -51,7 +51,7 @@ def small_pools(monkeypatch):
 
 def make_pools_small(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(activations, "POOL_ROWS", 200)
-    patch.setattr(activations, "DOCUMENTS", 4)
+    patch.setattr(activations, "DOCUMENTS_PER_READ", 4)
 
 
 def progress_in(path: Path) -> Progress:
@@ -62,28 +62,28 @@ def streamed(world, path: Path) -> Crosscoder:
     recipe, sources, store = world
     folder = RunFolder(path)
     path.mkdir(parents=True, exist_ok=True)
-    stream = Stream(recipe, store, lambda: sources, progress_in(path))
+    stream = ActivationStream(recipe, store, lambda: sources, progress_in(path))
     return train_streaming(recipe, store, folder, stream, progress_in(path))
 
 
-def test_every_row_of_the_text_is_given_out_once_in_mixed_order(world, tmp_path):
+def test_every_row_is_yielded_once_in_shuffled_order(world, tmp_path):
     recipe, sources, store = world
-    stream = Stream(recipe, store, lambda: sources, progress_in(tmp_path))
+    stream = ActivationStream(recipe, store, lambda: sources, progress_in(tmp_path))
     found, most = [], 0
     for batches in stream.rounds():
         for rows in batches:
-            most = max(most, stream._rows())
+            most = max(most, stream._buffered_rows())
             found.append(torch.cat([rows["left"], rows["right"]], dim=1))
 
     expected = [torch.cat([b.rows["left"], b.rows["right"]], dim=1) for b in store.blocks("train")]
     reader = ActivationReader(recipe, sources, medians=dict(store.manifest.statistics["medians"]), counts=Counter())
-    corpus = iter(documents(recipe.corpus))
+    corpus = iter(open_corpus(recipe.corpus))
     for _ in range(store.manifest.statistics["documents"]):
         next(corpus)
-    while texts := reader.draw(corpus):
-        sequences = reader.sequences([text for text in texts if not text.held_out])
+    while documents := reader.next_pool(corpus):
+        sequences = reader.sequences([document for document in documents if not document.held_out])
         rows = reader.activations(sequences)
-        keep = reader.kept(rows, sequences)
+        keep = reader.keep_mask(rows, sequences)
         expected.append(torch.cat([rows["left"], rows["right"]], dim=1)[keep])
     in_order = torch.cat(expected)[:2300]
     assert len(torch.cat(found)) == stream.steps * 64 == 35 * 64
@@ -92,7 +92,7 @@ def test_every_row_of_the_text_is_given_out_once_in_mixed_order(world, tmp_path)
     assert most < 400 + 2 * 300, "the buffer and one pool"
 
 
-def test_nothing_but_the_sample_and_its_held_out_rows_is_stored(world):
+def test_only_the_sample_and_its_held_out_rows_are_stored(world):
     _, _, store = world
 
     assert 500 <= store.count("train") < 800
@@ -116,7 +116,7 @@ def test_streaming_explains_about_as_much_as_training_on_stored_rows(world, tmp_
     assert min(explained(found)) > 0.3
 
 
-def test_a_streaming_training_that_was_killed_ends_with_the_same_weights_to_the_bit(world, tmp_path):
+def test_a_killed_streaming_training_resumes_to_identical_weights(world, tmp_path):
     streamed(world, tmp_path / "whole")
     expected = load_file(tmp_path / "whole" / "crosscoder.safetensors")
     for _ in range(2):
@@ -138,21 +138,21 @@ def test_a_streaming_training_that_was_killed_ends_with_the_same_weights_to_the_
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
-    assert not (tmp_path / "killed" / "checkpoints").exists(), "rows that waited are no longer needed"
+    assert not (tmp_path / "killed" / "checkpoints").exists(), "buffered rows are no longer needed"
 
 
-def test_a_text_that_ends_early_is_said_with_the_rows_it_had(world, tmp_path, capsys):
+def test_a_corpus_that_ends_early_is_reported_with_its_number_of_rows(world, tmp_path, capsys):
     recipe, sources, store = world
     longer = recipe.model_copy(update={"harvest": recipe.harvest.model_copy(update={"rows": 10**6})})
     (tmp_path / "run").mkdir()
-    stream = Stream(longer, store, lambda: sources, progress_in(tmp_path / "run"))
+    stream = ActivationStream(longer, store, lambda: sources, progress_in(tmp_path / "run"))
     train_streaming(longer, store, RunFolder(tmp_path / "run"), stream, progress_in(tmp_path / "run"))
 
     assert f"set harvest.rows to {stream.position.entered}" in capsys.readouterr().err
     assert 2300 < stream.position.entered < 10**6
 
 
-def test_a_run_that_streams_leaves_results_like_any_other(tmp_path):
+def test_a_streaming_run_publishes_results_like_any_other(tmp_path):
     folder = run_recipe(tiny_diff(tmp_path, harvest=HARVEST, training=TRAINING))
 
     assert folder.results() is not None
@@ -160,6 +160,6 @@ def test_a_run_that_streams_leaves_results_like_any_other(tmp_path):
     assert 500 <= store.count("train") < 2300
 
 
-def test_streaming_twice_over_the_text_is_refused(tmp_path):
+def test_streaming_for_two_epochs_is_rejected(tmp_path):
     with pytest.raises(RecipeError, match=r"training\.epochs to 1"):
         load_recipe(tiny_diff(tmp_path, harvest=HARVEST, training=TRAINING | {"epochs": 2}))

@@ -1,4 +1,4 @@
-"""A recipe is closed to what it does not know, and says what was probably meant."""
+"""Recipes reject unknown keys with a suggestion; overrides, sweeps, variants and fingerprints."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from trainer.errors import RecipeError, UsageError
 from trainer.recipe.recipe import load_recipe, parse_recipe
 
 
-def written(folder: Path, text: str) -> Path:
+def write_recipe(folder: Path, text: str) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
     return path
@@ -28,7 +28,7 @@ def written(folder: Path, text: str) -> Path:
             "name: x\ncorpus: {mix: [{path: a, colum: b}]}",
             r"corpus\.mix\.0\.colum: unknown key\. Did you mean 'column'\?",
         ),
-        ("name: x\ntraining: {zzz: 1}", r"training\.zzz: unknown key\. Known here: epochs, batch"),
+        ("name: x\ntraining: {zzz: 1}", r"training\.zzz: unknown key\. Known keys: epochs, batch"),
         ("name: x\ntraining: {batch: -1}", r"training\.batch: Input should be greater than 0"),
         ("name: x\ncorpus: {mix: [{share: 1}]}", "give either `dataset` or `path`"),
         ("name: x\nsources: [{name: a, model: b, layer: 1}, {name: a, model: c, layer: 1}]", "same name"),
@@ -37,18 +37,18 @@ def written(folder: Path, text: str) -> Path:
         ("name: [unclosed", "not readable YAML"),
     ],
 )
-def test_what_is_wrong_is_named_with_the_nearest_known_key(tmp_path, text, message):
+def test_an_invalid_recipe_is_rejected_with_the_cause_and_the_nearest_known_key(tmp_path, text, message):
     with pytest.raises(RecipeError, match=message):
-        load_recipe(written(tmp_path, text))
+        load_recipe(write_recipe(tmp_path, text))
 
 
-def test_a_missing_recipe_names_the_demo_as_an_example(tmp_path):
+def test_a_missing_recipe_is_reported_with_the_demo_as_an_example(tmp_path):
     with pytest.raises(RecipeError, match=r"No recipe at .*demo\.yaml"):
         load_recipe(tmp_path / "nothing.yaml")
 
 
-def test_overrides_reach_any_depth_and_lists_by_number(tmp_path):
-    path = written(tmp_path, "name: x\nsources: [{name: a, model: b, layer: 1}]")
+def test_overrides_address_nested_keys_and_list_entries(tmp_path):
+    path = write_recipe(tmp_path, "name: x\nsources: [{name: a, model: b, layer: 1}]")
 
     recipe = load_recipe(path, ("crosscoder.sparsity.k=7", "sources.0.layer=3", "training.learning_rate=1e-3"))
 
@@ -61,23 +61,23 @@ def test_overrides_reach_any_depth_and_lists_by_number(tmp_path):
     "override",
     ["crosscoder.features", "=3", "name.deeper=1", "sources.5.layer=1", "sources.x=1", "name=[unclosed"],
 )
-def test_an_override_that_cannot_be_applied_is_refused(tmp_path, override):
-    path = written(tmp_path, "name: x\nsources: [{name: a, model: b, layer: 1}]")
+def test_an_override_that_cannot_be_applied_is_rejected(tmp_path, override):
+    path = write_recipe(tmp_path, "name: x\nsources: [{name: a, model: b, layer: 1}]")
     with pytest.raises(RecipeError, match="--set"):
         load_recipe(path, (override,))
 
 
-def test_the_frozen_recipe_reads_back_to_the_same_fingerprint(tmp_path):
+def test_a_resolved_recipe_reads_back_with_the_same_fingerprint(tmp_path):
     recipe = parse_recipe({"name": "x", "sweep": {"training.seed": [0, 1]}}, origin="here")
 
-    again = load_recipe(written(tmp_path, recipe.to_yaml()))
+    again = load_recipe(write_recipe(tmp_path, recipe.to_yaml()))
 
     assert again == recipe
     assert again.fingerprint() == recipe.fingerprint()
     assert recipe.fingerprint() != parse_recipe({"name": "x", "training": {"seed": 1}}, origin="here").fingerprint()
 
 
-def test_a_sweep_gives_every_combination_complete_in_itself():
+def test_a_sweep_gives_a_complete_recipe_for_every_combination():
     recipe = parse_recipe(
         {"name": "x", "sweep": {"training.seed": [0, 1], "crosscoder.features": [64, 128]}}, origin="here"
     )
@@ -87,24 +87,30 @@ def test_a_sweep_gives_every_combination_complete_in_itself():
     assert found == [(0, 64, {}), (0, 128, {}), (1, 64, {}), (1, 128, {})]
 
 
-def test_a_diff_sae_beside_a_run_is_the_same_recipe_otherwise():
+def test_the_diff_sae_variant_differs_only_in_what_it_must():
     plain = {"name": "x", "analysis": {"same_space": [["a", "b"]]}, "crosscoder": {"features": 64, "targets": ["b"]}}
     recipe = parse_recipe(plain | {"baselines": {"diff_sae": True}}, origin="here")
 
-    first, beside = recipe.variants()
+    first, diff_sae = recipe.variants()
 
     assert first == recipe
-    assert (beside.crosscoder.variant, beside.crosscoder.features, beside.training) == ("diff_sae", 64, recipe.training)
-    assert beside.analysis.same_space == "auto" and beside.crosscoder.targets == ()
-    assert beside.variants() == (beside,) and beside.fingerprint() != recipe.fingerprint()
+    assert (diff_sae.crosscoder.variant, diff_sae.crosscoder.features, diff_sae.training) == (
+        "diff_sae",
+        64,
+        recipe.training,
+    )
+    assert diff_sae.analysis.same_space == "auto" and diff_sae.crosscoder.targets == ()
+    assert diff_sae.variants() == (diff_sae,) and diff_sae.fingerprint() != recipe.fingerprint()
     assert len(parse_recipe(plain, origin="here").variants()) == 1
 
 
-def test_recipes_from_before_there_were_baselines_keep_their_run():
-    said = parse_recipe({"name": "x", "baselines": {"lens": True}}, origin="here")
+def test_default_baselines_do_not_change_the_fingerprint():
+    explicit = parse_recipe({"name": "x", "baselines": {"lens": True}}, origin="here")
 
-    assert "baselines" not in said.identity()
-    assert parse_recipe({"name": "x", "baselines": {"lens": False}}, origin="here").fingerprint() != said.fingerprint()
+    assert "baselines" not in explicit.identity()
+    assert (
+        parse_recipe({"name": "x", "baselines": {"lens": False}}, origin="here").fingerprint() != explicit.fingerprint()
+    )
 
 
 def test_the_demo_recipe_is_valid():
@@ -115,7 +121,7 @@ def test_the_demo_recipe_is_valid():
     assert (recipe.crosscoder.features, recipe.crosscoder.sparsity.k, recipe.training.epochs) == (8192, 32, 2)
 
 
-def test_the_recipe_of_a_fine_tune_compares_one_layer_of_two_models_on_text_of_the_topic_too():
+def test_the_fine_tune_recipe_compares_one_layer_of_two_models():
     recipe = load_recipe(Path(__file__).parents[3] / "trainer" / "recipes" / "finetune.yaml")
 
     assert recipe.corpus is not None and recipe.calibration is not None
@@ -124,12 +130,12 @@ def test_the_recipe_of_a_fine_tune_compares_one_layer_of_two_models_on_text_of_t
     assert sum(part.share for part in recipe.corpus.mix) == pytest.approx(1)
 
 
-def test_a_device_that_is_not_there_is_refused_with_the_remedy():
+def test_an_unavailable_device_is_rejected_with_the_remedy():
     with pytest.raises(UsageError, match="Use `auto`"):
         pick_device("cuda:99")
 
 
-def test_keys_under_their_former_name_are_read_and_leave_the_run_the_same():
+def test_old_names_of_renamed_keys_are_accepted_and_keep_the_fingerprint():
     former = {"name": "x", "analysis": {"verdict": {"readout_ratio": 0.4, "readout_ratio_same_space": 0.8}}}
     present = {"name": "x", "analysis": {"verdict": {"readout_contrast": 0.4, "readout_contrast_same_space": 0.8}}}
 
@@ -137,11 +143,11 @@ def test_keys_under_their_former_name_are_read_and_leave_the_run_the_same():
 
     assert one == other
     assert one.identity()["analysis"]["verdict"]["readout_ratio"] == 0.4
-    # As it was before anything was renamed.
+    # The fingerprint from before the keys were renamed.
     assert load_recipe(Path(__file__).parents[3] / "trainer" / "recipes" / "demo.yaml").fingerprint() == "36dbf40b"
 
 
-def test_a_key_under_both_names_is_refused():
+def test_a_key_under_both_names_is_rejected():
     both = {"name": "x", "analysis": {"verdict": {"readout_ratio": 0.4, "readout_contrast": 0.4}}}
 
     with pytest.raises(RecipeError, match=r"readout_ratio: unknown key. Did you mean 'readout_contrast'"):

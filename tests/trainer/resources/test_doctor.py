@@ -1,4 +1,4 @@
-"""Doctor: what it says about a recipe before anything is run."""
+"""The doctor's findings on a recipe before anything is run."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from trainer.errors import DoesNotFit
 from trainer.pipeline import run
 from trainer.recipe.recipe import load_recipe
-from trainer.resources.doctor import Finding, State, recipe, require_room
+from trainer.resources.doctor import Finding, State, check_recipe, require_fit
 
 
 @pytest.fixture
@@ -22,10 +22,10 @@ def models(tmp_path: Path) -> tuple[str, str]:
     return str(tmp_path / "left"), str(tmp_path / "right")
 
 
-def test_every_stage_is_told_with_memory_disk_and_time(tmp_path: Path, models: tuple[str, str]):
-    found = look(tmp_path, models, rows=95_000_000, features=64)
+def test_every_stage_is_estimated_with_memory_disk_and_time(tmp_path: Path, models: tuple[str, str]):
+    found = findings_on(tmp_path, models, rows=95_000_000, features=64)
 
-    # 95 million training rows and 5 million held out, each 16 numbers of 2 bytes and twice 12 bytes for its place.
+    # 95 million training rows and 5 million held out, each 16 numbers of 2 bytes and twice 12 bytes for its position.
     assert "5.6 GB of disk" in found["stage harvest"].fact
     assert {name for name in found if name.startswith("stage")} == {
         "stage harvest",
@@ -36,31 +36,31 @@ def test_every_stage_is_told_with_memory_disk_and_time(tmp_path: Path, models: t
     assert found["stage train"].state is State.FINE
 
 
-def test_a_disk_that_is_too_small_is_said_with_what_would_fit(tmp_path: Path, models: tuple[str, str]):
-    found = look(tmp_path, models, rows=10**12, features=64)
+def test_a_disk_that_is_too_small_is_reported_with_settings_that_fit(tmp_path: Path, models: tuple[str, str]):
+    found = findings_on(tmp_path, models, rows=10**12, features=64)
 
     assert found["stage harvest"].state is State.BROKEN
     assert "harvest.rows=" in found["stage harvest"].remedy and "harvest.stream" in found["stage harvest"].remedy
 
 
 def test_a_run_is_refused_before_it_begins(tmp_path: Path, models: tuple[str, str]):
-    look(tmp_path, models, rows=10**12, features=64)
+    findings_on(tmp_path, models, rows=10**12, features=64)
 
     with pytest.raises(DoesNotFit, match=r"harvest needs about .* GB of disk and .* What would fit: harvest\.rows="):
         run(tmp_path / "recipe.yaml")
 
 
-def test_a_stage_that_is_not_asked_for_is_no_reason_to_refuse(tmp_path: Path, models: tuple[str, str]):
-    look(tmp_path, models, rows=10**12, features=64)
+def test_stages_that_will_not_run_are_no_reason_to_refuse(tmp_path: Path, models: tuple[str, str]):
+    findings_on(tmp_path, models, rows=10**12, features=64)
     loaded = load_recipe(tmp_path / "recipe.yaml")
 
-    require_room(loaded, ["evaluate"], None)
+    require_fit(loaded, ["evaluate"], None)
     with pytest.raises(DoesNotFit):
-        require_room(loaded, ["harvest"], None)
+        require_fit(loaded, ["harvest"], None)
 
 
-def test_needs_are_unknown_while_a_model_is_not_at_hand(tmp_path: Path, models: tuple[str, str]):
-    found = look(tmp_path, (models[0], "pypi:some-package==1.0/model.gguf"), rows=1000, features=64)
+def test_nothing_is_estimated_while_a_model_is_missing(tmp_path: Path, models: tuple[str, str]):
+    found = findings_on(tmp_path, (models[0], "pypi:some-package==1.0/model.gguf"), rows=1000, features=64)
 
     assert found["source left"].state is State.FINE
     assert found["source right"].state is State.NOTE
@@ -68,7 +68,7 @@ def test_needs_are_unknown_while_a_model_is_not_at_hand(tmp_path: Path, models: 
 
 
 def test_a_folder_without_a_model_is_broken(tmp_path: Path, models: tuple[str, str]):
-    found = look(tmp_path, (models[0], str(tmp_path / "nowhere")), rows=1000, features=64)
+    found = findings_on(tmp_path, (models[0], str(tmp_path / "nowhere")), rows=1000, features=64)
 
     assert found["source right"] == Finding(
         "source right",
@@ -79,14 +79,14 @@ def test_a_folder_without_a_model_is_broken(tmp_path: Path, models: tuple[str, s
 
 
 def test_a_recipe_that_cannot_be_read_is_the_only_finding(tmp_path: Path):
-    (finding,) = recipe(tmp_path / "none.yaml")
+    (finding,) = check_recipe(tmp_path / "none.yaml")
 
     assert finding.state is State.BROKEN
     assert "No recipe at" in finding.fact
 
 
-def look(folder: Path, models: tuple[str, str], *, rows: int, features: int) -> dict[str, Finding]:
-    """Findings on a recipe, by what was looked at."""
+def findings_on(folder: Path, models: tuple[str, str], *, rows: int, features: int) -> dict[str, Finding]:
+    """Findings on a recipe, by the thing checked."""
     content: dict[str, Any] = {
         "name": "mine",
         "sources": [
@@ -98,4 +98,4 @@ def look(folder: Path, models: tuple[str, str], *, rows: int, features: int) -> 
     }
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(content))
-    return {finding.what: finding for finding in recipe(path)}
+    return {finding.what: finding for finding in check_recipe(path)}

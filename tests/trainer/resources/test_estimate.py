@@ -1,4 +1,4 @@
-"""Foresight: needs of stages by hand-computed arithmetic, and what would fit where something does not."""
+"""Estimates of stages against hand-computed arithmetic, and settings that would fit."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,15 +10,15 @@ from trainer.kernels import int8_search
 from trainer.models.shapes import ModelShape
 from trainer.recipe.recipe import Recipe, parse_recipe
 from trainer.resources import estimate
-from trainer.resources.estimate import Speed, StageCost, measure_speed, needs
-from trainer.resources.fit import Available, lack, largest_fitting, shortages
+from trainer.resources.estimate import MachineSpeed, StageCost, measure_speed, stage_costs
+from trainer.resources.fit import Available, exceeded_resource, fit_problems, largest_fitting
 
 WIDTHS = {"left": 100, "right": 60}
 SHAPES = {
     "left": ModelShape(100, 1000, 900_000, 500_000, 400_000, 800_000, 4, 8),
     "right": ModelShape(60, 2000, 700_000, 300_000, 100_000, 600_000, 2, 6),
 }
-FREE = Available(memory=1e15, disk=1e15)
+AVAILABLE = Available(memory=1e15, disk=1e15)
 
 
 def recipe(**changes) -> Recipe:
@@ -36,63 +36,65 @@ def recipe(**changes) -> Recipe:
     return parse_recipe(data, origin="the test")
 
 
-def need(stage: str, one: Recipe, **options) -> StageCost:
-    return {need.stage: need for need in needs(one, SHAPES, WIDTHS, **options)}[stage]
+def cost_of_stage(stage: str, one: Recipe, **options) -> StageCost:
+    return {cost.stage: cost for cost in stage_costs(one, SHAPES, WIDTHS, **options)}[stage]
 
 
-def test_a_harvest_stores_two_bytes_an_activation_and_its_places():
-    # 80,000 training rows and 20,000 held out, each 160 activations of 2 bytes and twice 12 bytes for its place.
-    assert need("harvest", recipe()).disk == pytest.approx(100_000 * (320 + 24))
+def test_a_harvest_stores_two_bytes_per_activation_and_the_rows_positions():
+    # 80,000 training rows and 20,000 held out, each 160 activations of 2 bytes and twice 12 bytes for its position.
+    assert cost_of_stage("harvest", recipe()).disk == pytest.approx(100_000 * (320 + 24))
 
 
 def test_a_harvest_holds_the_cut_models_or_the_last_one_whole_while_it_is_loaded():
-    plain = estimate.PROCESS + estimate.TOKENIZER * 3000
-    reading = 2 * 800_000 + estimate.READING + estimate.POOL_ROWS * 320 * 3
-    assert need("harvest", recipe()).memory == pytest.approx(plain + reading)
+    plain = estimate.PROCESS_BYTES + estimate.TOKENIZER_BYTES * 3000
+    reading = 2 * 800_000 + estimate.CORPUS_BYTES + estimate.POOL_ROWS * 320 * 3
+    assert cost_of_stage("harvest", recipe()).memory == pytest.approx(plain + reading)
 
-    large = SHAPES | {"right": replace(SHAPES["right"], weights=10**9)}
-    found = needs(recipe(), large, WIDTHS)[0]
+    large = SHAPES | {"right": replace(SHAPES["right"], parameters=10**9)}
+    found = stage_costs(recipe(), large, WIDTHS)[0]
     assert found.memory == pytest.approx(plain + 2 * 500_000 + 2 * 10**9)
 
 
-def test_training_holds_sixteen_bytes_a_weight_twelve_more_in_a_checkpoint_and_the_rows_of_its_window():
-    found = need("train", recipe())
+def test_training_takes_sixteen_bytes_per_weight_twelve_more_in_a_checkpoint_and_a_window_of_rows():
+    found = cost_of_stage("train", recipe())
 
     # Encoder and decoder of 160 numbers and a bias for 1,000 features.
     weights, window = 1000 * 321, 80_000 * 320
     batch = 1000 * (12 * 160 + 24 * 10)
-    assert found.memory == pytest.approx(estimate.PROCESS + estimate.CODE + 28 * weights + 2 * 160_000 + batch + window)
+    assert found.memory == pytest.approx(
+        estimate.PROCESS_BYTES + estimate.KERNEL_CACHE_BYTES + 28 * weights + 2 * 160_000 + batch + window
+    )
     assert found.mapped == window
     assert found.disk == 3 * 12 * weights + 4 * weights
 
 
 def test_times_are_arithmetic_over_the_speed_of_a_bare_product():
-    speed = Speed(product=1e9, copy=1e9)
+    speed = MachineSpeed(product=1e9, copy=1e9)
 
     # Three times 80 batches of 1,000 rows, each with 160 x 1,000 multiplications and additions; 321 weights a feature.
-    seconds = 2 * 240_000 * 160_000 / 1e9 / estimate.PRODUCT_SHARE + 240 * estimate.TRAFFIC * 321_000 / 1e9
-    assert need("train", recipe(), speed=speed).seconds == pytest.approx(seconds)
+    seconds = 2 * 240_000 * 160_000 / 1e9 / estimate.DENSE_SHARE + 240 * estimate.STEP_TRAFFIC_BYTES * 321_000 / 1e9
+    assert cost_of_stage("train", recipe(), speed=speed).seconds == pytest.approx(seconds)
     # Attention costs layers x width x context beside the weights' products: 4 x 100 x 50 and 2 x 60 x 50.
     each = 400_000 + 20_000 + 100_000 + 6_000
-    reading = 2 * 110_000 * each / 1e9 / estimate.MODELS_SHARE + 2 * 1_600_000 / estimate.LOADING
-    assert need("harvest", recipe(), speed=speed).seconds == pytest.approx(reading)
-    assert need("train", recipe()).seconds is None
+    reading = 2 * 110_000 * each / 1e9 / estimate.HARVEST_SHARE + 2 * 1_600_000 / estimate.LOADING_BYTES_PER_S
+    assert cost_of_stage("harvest", recipe(), speed=speed).seconds == pytest.approx(reading)
+    assert cost_of_stage("train", recipe()).seconds is None
 
 
 @pytest.mark.parametrize(
     ("changes", "share"),
     [
-        ({}, estimate.SCREENED_SHARE),
-        ({"training": {"precision": "bfloat16"}}, estimate.PRODUCT_SHARE),
-        ({"crosscoder": {"features": 8_000, "sparsity": {"kind": "topk"}}}, estimate.PRODUCT_SHARE),
+        ({}, estimate.INT8_SHARE),
+        ({"training": {"precision": "bfloat16"}}, estimate.DENSE_SHARE),
+        ({"crosscoder": {"features": 8_000, "sparsity": {"kind": "topk"}}}, estimate.DENSE_SHARE),
     ],
 )
-def test_a_product_that_is_screened_takes_less_time(changes, share, monkeypatch):
-    monkeypatch.setattr(int8_search, "shape", lambda: int8_search.Shape(16, 12))
-    speed = Speed(product=1e9, copy=float("inf"))
+def test_int8_search_takes_less_time_than_the_dense_product(changes, share, monkeypatch):
+    monkeypatch.setattr(int8_search, "tile_shape", lambda: int8_search.TileShape(16, 12))
+    speed = MachineSpeed(product=1e9, copy=float("inf"))
     one = recipe(**{"crosscoder": {"features": 8_000}} | changes)
 
-    assert need("train", one, speed=speed).seconds == pytest.approx(2 * 240_000 * 160 * 8_000 / 1e9 / share)
+    assert cost_of_stage("train", one, speed=speed).seconds == pytest.approx(2 * 240_000 * 160 * 8_000 / 1e9 / share)
 
 
 def test_a_group_costs_only_the_sources_it_reads_and_writes():
@@ -100,82 +102,87 @@ def test_a_group_costs_only_the_sources_it_reads_and_writes():
 
     # 800 shared features of 160, 100 of 100 and 100 of 60, encoder and decoder, and a bias each.
     weights = 2 * (800 * 160 + 100 * 100 + 100 * 60) + 1000
-    assert need("train", dfc).disk == 40 * weights
+    assert cost_of_stage("train", dfc).disk == 40 * weights
 
 
 def test_a_stream_keeps_its_sample_and_holds_models_and_buffer_while_it_trains():
     stored = recipe(training={"epochs": 1})
     streamed = recipe(training={"epochs": 1}, harvest={"stream": {"sample": 8_000, "buffer": 10_000}})
 
-    assert need("harvest", streamed).disk == pytest.approx(need("harvest", stored).disk / 10)
-    plain, found = need("train", stored), need("train", streamed)
-    models = need("harvest", stored).memory - estimate.PROCESS
+    assert cost_of_stage("harvest", streamed).disk == pytest.approx(cost_of_stage("harvest", stored).disk / 10)
+    plain, found = cost_of_stage("train", stored), cost_of_stage("train", streamed)
+    models = cost_of_stage("harvest", stored).memory - estimate.PROCESS_BYTES
     assert found.memory == pytest.approx(plain.memory - plain.mapped + models + 1.5 * 10_000 * 320)
     assert found.disk == pytest.approx(plain.disk + 1.5 * 10_000 * 320)
-    speed = Speed(1e9, 1e9)
-    both = need("train", stored, speed=speed).seconds + need("harvest", stored, speed=speed).seconds * 0.72
-    assert need("train", streamed, speed=speed).seconds == pytest.approx(both, rel=0.01), "72,000 of 100,000 rows"
+    speed = MachineSpeed(1e9, 1e9)
+    both = (
+        cost_of_stage("train", stored, speed=speed).seconds
+        + cost_of_stage("harvest", stored, speed=speed).seconds * 0.72
+    )
+    assert cost_of_stage("train", streamed, speed=speed).seconds == pytest.approx(both, rel=0.01), (
+        "72,000 of 100,000 rows"
+    )
 
 
 def test_a_calibration_is_two_trainings_and_two_analyses_on_fewer_rows():
-    speed, one = Speed(1e9, 1e9), recipe(calibration={"rows": 8_000})
-    found = need("calibrate", one, speed=speed)
-    training = 2 * 24_000 * 160_000 / 1e9 / estimate.PRODUCT_SHARE + 24 * estimate.TRAFFIC * 321_000 / 1e9
-    judging = 2 * 8_000 * 160_000 * estimate.ENCODES / 1e9
+    speed, one = MachineSpeed(1e9, 1e9), recipe(calibration={"rows": 8_000})
+    found = cost_of_stage("calibrate", one, speed=speed)
+    training = 2 * 24_000 * 160_000 / 1e9 / estimate.DENSE_SHARE + 24 * estimate.STEP_TRAFFIC_BYTES * 321_000 / 1e9
+    judging = 2 * 8_000 * 160_000 * estimate.ANALYSIS_ENCODES / 1e9
 
     assert found.seconds == pytest.approx(2 * (training + judging))
-    assert found.memory < need("analyse", one).memory + need("train", one).memory
+    assert found.memory < cost_of_stage("analyse", one).memory + cost_of_stage("train", one).memory
 
 
-def test_what_has_room_lacks_nothing():
-    assert shortages(recipe(), SHAPES, WIDTHS, FREE) == {}
+def test_a_run_that_fits_has_no_problems():
+    assert fit_problems(recipe(), SHAPES, WIDTHS, AVAILABLE) == {}
 
 
 def test_a_disk_that_is_too_small_names_the_rows_that_fit_and_the_stream():
-    free = replace(FREE, disk=20e6)
-    told = shortages(recipe(), SHAPES, WIDTHS, free)
+    free = replace(AVAILABLE, disk=20e6)
+    problems = fit_problems(recipe(), SHAPES, WIDTHS, free)
 
     # 34.4 MB are needed for 80,000 rows; 40,000 take half of it.
-    assert told["harvest"].startswith("harvest needs about 0.0 GB of disk")
-    assert "harvest.rows=40000" in told["harvest"]
-    assert "harvest.stream" not in told["harvest"], "its sample of 100,000 rows is no smaller"
+    assert problems["harvest"].startswith("harvest needs about 0.0 GB of disk")
+    assert "harvest.rows=40000" in problems["harvest"]
+    assert "harvest.stream" not in problems["harvest"], "its sample of 100,000 rows is no smaller"
     larger = recipe(harvest={"rows": 8_000_000})
     assert (
         "harvest.stream={} with training.epochs=1"
-        in shortages(larger, SHAPES, WIDTHS, replace(FREE, disk=0.1e9))["harvest"]
+        in fit_problems(larger, SHAPES, WIDTHS, replace(AVAILABLE, disk=0.1e9))["harvest"]
     )
 
 
 def test_the_store_counts_against_the_disk_of_later_stages():
-    analysis, harvest = need("analyse", recipe()).disk, need("harvest", recipe()).disk
+    analysis, harvest = cost_of_stage("analyse", recipe()).disk, cost_of_stage("harvest", recipe()).disk
 
-    assert shortages(recipe(), SHAPES, WIDTHS, replace(FREE, disk=analysis + harvest)) == {}
-    both = shortages(recipe(), SHAPES, WIDTHS, replace(FREE, disk=analysis + harvest - 1e5))
+    assert fit_problems(recipe(), SHAPES, WIDTHS, replace(AVAILABLE, disk=analysis + harvest)) == {}
+    both = fit_problems(recipe(), SHAPES, WIDTHS, replace(AVAILABLE, disk=analysis + harvest - 1e5))
     assert list(both) == ["analyse"]
-    assert shortages(recipe(), SHAPES, WIDTHS, replace(FREE, disk=analysis), stages=["analyse"]) == {}
+    assert fit_problems(recipe(), SHAPES, WIDTHS, replace(AVAILABLE, disk=analysis), stages=["analyse"]) == {}
 
 
 def test_memory_that_is_too_small_names_the_dictionary_that_fits():
     large = recipe(crosscoder={"features": 2**20})
-    told = shortages(large, SHAPES, WIDTHS, replace(FREE, memory=4e9))
+    problems = fit_problems(large, SHAPES, WIDTHS, replace(AVAILABLE, memory=4e9))
 
     # 321 weights a feature: 2^18 take 2.4 GB at 28 bytes, beside 1.4 GB of the process itself.
-    assert "crosscoder.features=262144" in told["train"]
+    assert "crosscoder.features=262144" in problems["train"]
 
 
-def test_pages_of_files_are_no_reason_to_refuse():
+def test_mapped_files_are_no_reason_to_refuse():
     wide = recipe(harvest={"rows": 10**7})
-    found = need("train", wide)
+    found = cost_of_stage("train", wide)
 
     assert found.mapped == 2**30 // 320 * 320 or found.mapped == 2**19 * 320
-    assert "train" not in shortages(wide, SHAPES, WIDTHS, replace(FREE, memory=found.memory - found.mapped))
+    assert "train" not in fit_problems(wide, SHAPES, WIDTHS, replace(AVAILABLE, memory=found.memory - found.mapped))
 
 
-def test_a_gpu_that_is_too_small_is_said():
+def test_a_gpu_that_is_too_small_is_reported():
     short = StageCost("train", 1e9, 0, 0, None, device=2e9)
 
-    assert lack(short, Available(1e10, 1e10, device=1e9)) == "device"
-    assert lack(short, Available(1e10, 1e10, device=3e9)) is None
+    assert exceeded_resource(short, Available(1e10, 1e10, device=1e9)) == "device"
+    assert exceeded_resource(short, Available(1e10, 1e10, device=3e9)) is None
 
 
 def test_halving_stops_at_the_first_that_fits():

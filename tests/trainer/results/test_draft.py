@@ -1,4 +1,4 @@
-"""Results are published whole or not at all, and never change afterwards."""
+"""Results are published atomically and never change afterwards."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def recipe() -> Recipe:
 
 
 def add_features(draft: ResultsDraft, *, count: int = 2, **columns: object) -> None:
-    given = {
+    defaults = {
         "feature": np.arange(count),
         "group_name": ["shared"] * count,
         "content_hash": ["00"] * count,
@@ -53,7 +53,7 @@ def add_features(draft: ResultsDraft, *, count: int = 2, **columns: object) -> N
         "max_activation": np.zeros(count),
         "verdict": [""] * count,
     }
-    draft.add("feature", given | columns)
+    draft.add("feature", defaults | columns)
 
 
 def add_histogram(draft: ResultsDraft, *, feature: list[int]) -> None:
@@ -62,7 +62,7 @@ def add_histogram(draft: ResultsDraft, *, feature: list[int]) -> None:
 
 
 def add_firing(draft: ResultsDraft, **columns: object) -> None:
-    given = {
+    defaults = {
         "feature": np.array([0]),
         "rank": np.array([0]),
         "bucket": ["top"],
@@ -78,10 +78,10 @@ def add_firing(draft: ResultsDraft, **columns: object) -> None:
             pa.list_(pa.struct([("byte_end", pa.int32()), ("activation", pa.float32())])),
         ),
     }
-    draft.add("firing", given | columns)
+    draft.add("firing", defaults | columns)
 
 
-def add_context(draft: ResultsDraft, *, byte_end: int = 3) -> None:
+def add_sequence(draft: ResultsDraft, *, byte_end: int = 3) -> None:
     tokens = pa.array([[[{"text": "cat", "byte_end": byte_end}]]], TOKENS)
     draft.add(
         "sequence",
@@ -91,7 +91,7 @@ def add_context(draft: ResultsDraft, *, byte_end: int = 3) -> None:
 
 def publish(folder: RunFolder, name: str = "one", *fill: Callable[[ResultsDraft], None]) -> Path:
     with publishing(folder) as draft:
-        draft.add_run(recipe(), folder.run)
+        draft.add_run(recipe(), folder.run_id)
         draft.add_rows("source", [SourceRow(0, name, "org/m", None, "resid_post", 3, 4, 1.0)])
         for part in fill or (add_features,):
             part(draft)
@@ -114,7 +114,7 @@ def test_a_published_file_is_named_by_its_content_and_current_points_at_it(folde
     assert [part.name for part in folder.path.iterdir() if part.name.startswith(".")] == []
 
 
-def test_the_run_table_says_what_made_the_numbers(folder):
+def test_the_run_table_records_recipe_and_versions(folder):
     with duckdb.connect(str(publish(folder)), read_only=True) as connection:
         row = connection.execute("select run_id, name, recipe_json, versions_json, schema_version from run").fetchone()
 
@@ -125,7 +125,7 @@ def test_the_run_table_says_what_made_the_numbers(folder):
     assert row[4] == SCHEMA_VERSION, "the explorer reads what is written"
 
 
-def test_a_later_publication_leaves_the_earlier_file_as_it_was_and_the_one_before_goes(folder):
+def test_the_previously_published_file_is_kept_unchanged_and_older_ones_are_deleted(folder):
     first = publish(folder, "one")
     second = publish(folder, "two")
     bytes_of_second = second.read_bytes()
@@ -137,7 +137,7 @@ def test_a_later_publication_leaves_the_earlier_file_as_it_was_and_the_one_befor
     assert not third.stat().st_mode & 0o222, "a published file is read-only"
 
 
-def test_a_failure_while_writing_leaves_what_was_published_before(folder):
+def test_a_failure_while_writing_leaves_the_published_results_unchanged(folder):
     before = publish(folder)
     with pytest.raises(ZeroDivisionError):
         publish(folder, "two", add_features, lambda _: 1 / 0)
@@ -147,7 +147,7 @@ def test_a_failure_while_writing_leaves_what_was_published_before(folder):
     assert [part.name for part in folder.path.glob(".*")] == []
 
 
-def test_a_process_killed_between_the_file_and_its_pointer_leaves_the_old_pointer_which_still_works(folder):
+def test_a_process_killed_between_file_and_pointer_leaves_the_old_results_readable(folder):
     before = publish(folder, "one")
     script = f"""
 import os, signal
@@ -161,13 +161,13 @@ publish(RunFolder(Path({str(folder.path)!r})), "two")
     done = subprocess.run([sys.executable, "-c", script], check=False, cwd=Path(__file__).parents[3])
 
     assert done.returncode == -signal.SIGKILL
-    assert len(list(folder.path.glob("results-*.duckdb"))) == 2, "it was killed after the file was there"
+    assert len(list(folder.path.glob("results-*.duckdb"))) == 2, "it was killed after the file was renamed"
     assert folder.results() == before
     assert source_names(before) == ["one"]
     assert source_names(publish(folder, "three")) == ["three"]
 
 
-def test_a_draft_left_by_a_killed_process_is_in_nobodys_way(folder):
+def test_a_draft_left_by_a_killed_process_is_replaced(folder):
     folder.path.mkdir()
     for name in (".results.duckdb.draft", ".results.duckdb.draft.wal"):
         (folder.path / name).write_bytes(b"rubbish")
@@ -175,12 +175,12 @@ def test_a_draft_left_by_a_killed_process_is_in_nobodys_way(folder):
     assert source_names(publish(folder)) == ["one"]
 
 
-def test_a_full_disk_is_said_in_one_sentence(folder):
+def test_a_full_disk_raises_an_error_for_users(folder):
     with pytest.raises(DiskFull, match="disk is full"), publishing(folder):
         raise OSError(28, "No space left on device")
 
 
-def test_rows_of_a_feature_lie_together_in_the_order_they_came(folder):
+def test_rows_of_a_feature_are_contiguous_in_the_order_added(folder):
     parts = [partial(add_histogram, feature=feature) for feature in ([0, 0], [2])]
     path = publish(folder, "one", partial(add_features, count=3), *parts)
     with duckdb.connect(str(path), read_only=True) as connection:
@@ -209,7 +209,7 @@ def test_nan_becomes_null_and_is_refused_where_a_number_must_be(folder):
 
 
 @pytest.mark.parametrize(
-    ("change", "fact"),
+    ("change", "message"),
     [
         ({"sequence": np.array([6])}, "a firing's sequence is missing"),
         ({"feature": np.array([2])}, "a firing's feature is missing"),
@@ -217,9 +217,9 @@ def test_nan_becomes_null_and_is_refused_where_a_number_must_be(folder):
         ({"byte_start": np.array([3])}, "a firing peaks outside its window"),
     ],
 )
-def test_firings_that_do_not_fit_are_not_published(folder, change, fact):
-    with pytest.raises(AssertionError, match=fact):
-        publish(folder, "one", add_features, partial(add_firing, **change), add_context)
+def test_inconsistent_firings_are_not_published(folder, change, message):
+    with pytest.raises(AssertionError, match=message):
+        publish(folder, "one", add_features, partial(add_firing, **change), add_sequence)
 
     assert folder.results() is None
 
@@ -227,15 +227,15 @@ def test_firings_that_do_not_fit_are_not_published(folder, change, fact):
 @pytest.mark.parametrize("byte_end", [4, -2])
 def test_tokens_that_end_outside_their_text_are_not_published(folder, byte_end):
     with pytest.raises(AssertionError, match="a token ends outside its text"):
-        publish(folder, "one", add_features, partial(add_context, byte_end=byte_end))
+        publish(folder, "one", add_features, partial(add_sequence, byte_end=byte_end))
 
 
 @pytest.mark.parametrize("byte_end", [3, -1])
 def test_a_token_may_end_the_text_or_end_on_no_byte_of_it(folder, byte_end):
-    assert publish(folder, "one", add_features, add_firing, partial(add_context, byte_end=byte_end)).is_file()
+    assert publish(folder, "one", add_features, add_firing, partial(add_sequence, byte_end=byte_end)).is_file()
 
 
-def test_metrics_are_numbers_by_dotted_name_without_what_is_not_finite_or_cut_off(tmp_path):
+def test_metrics_are_finite_numbers_by_dotted_name_without_a_truncated_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 3, "loss": 0.5, "l0": {"shared": 32}, "bad": NaN, "note": "x"}\n{"step": 4, "lo')
 
@@ -243,7 +243,7 @@ def test_metrics_are_numbers_by_dotted_name_without_what_is_not_finite_or_cut_of
     assert read_metrics(tmp_path / "none.jsonl") == []
 
 
-def test_evaluation_names_sources_by_their_index(tmp_path):
+def test_evaluation_has_sources_by_their_index(tmp_path):
     path = tmp_path / "evaluation.json"
     path.write_text('[{"source": "b", "measure": "l0", "value": 3}, {"source": null, "measure": "rows", "value": 9}]')
 
@@ -251,7 +251,7 @@ def test_evaluation_names_sources_by_their_index(tmp_path):
     assert read_evaluation(tmp_path / "none.json", ("a", "b")) == []
 
 
-def test_coverage_counts_are_told_apart_by_part_source_and_measure():
+def test_coverage_counts_are_keyed_by_part_source_and_measure():
     statistics = {"counts": {"wiki/en//kept": 5, "chat/1/special": 2}, "medians": {"a": 1.0}}
 
     assert read_coverage(statistics) == [

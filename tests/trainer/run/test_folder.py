@@ -1,4 +1,4 @@
-"""Artefacts are written whole or not at all, and a full disk is said in one sentence."""
+"""Files are written atomically, and a full disk gives a clear error."""
 
 import subprocess
 
@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from tests.worlds.tiny_activations import tiny_activations, tiny_recipe
 from trainer.errors import DiskFull
-from trainer.run.folder import published, write_json
+from trainer.run.folder import atomic_write, write_json
 from trainer.training.checkpoint import latest
 from trainer.training.stage import fingerprint_of
 from trainer.training.trainer import Training
@@ -28,10 +28,10 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_body_that_fails_leaves_what_was_there_and_no_draft(tmp_path):
+def test_a_failed_write_keeps_the_previous_file_and_leaves_no_draft(tmp_path):
     (tmp_path / "file").write_text("before")
 
-    with pytest.raises(ZeroDivisionError), published(tmp_path / "file") as draft:
+    with pytest.raises(ZeroDivisionError), atomic_write(tmp_path / "file") as draft:
         draft.write_text("half")
         raise ZeroDivisionError
 
@@ -48,8 +48,8 @@ def test_a_leftover_draft_of_a_killed_process_is_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("library", ["plain", "safetensors"])
-def test_a_full_disk_is_said_whatever_library_meets_it(small_disk, library):
-    with pytest.raises(DiskFull, match="Free some room"), published(small_disk / "big") as draft:
+def test_a_full_disk_is_reported_whichever_library_writes(small_disk, library):
+    with pytest.raises(DiskFull, match="Free some room"), atomic_write(small_disk / "big") as draft:
         if library == "plain":
             draft.write_bytes(bytes(10**6))
         else:
@@ -58,11 +58,11 @@ def test_a_full_disk_is_said_whatever_library_meets_it(small_disk, library):
     assert not list(small_disk.iterdir())
 
 
-def test_a_full_disk_during_a_checkpoint_leaves_the_last_good_one(small_disk, tmp_path):
+def test_a_full_disk_during_a_checkpoint_keeps_the_previous_one(small_disk, tmp_path):
     recipe, store = tiny_recipe(), tiny_activations(tmp_path / "store")
     training = Training(recipe, store)
     fingerprint = fingerprint_of(recipe, store)
-    for rows in training.batches_left():
+    for rows in training.remaining_batches():
         training.run_step(rows)
         if training.step == 2:
             training.save(small_disk, fingerprint)

@@ -1,4 +1,4 @@
-"""Progress: what the home page and the terminal are told of the time that a task will take."""
+"""Rates and remaining times of tasks, in progress.json and on the terminal."""
 
 import pytest
 
@@ -15,28 +15,28 @@ def clock(monkeypatch):
     return now
 
 
-def told(folder):
+def reported(folder):
     state = read_progress(folder)
     return state["done"], state["rate"], state["seconds_left"]
 
 
-def test_before_anything_is_done_nothing_is_said_of_the_time_left(tmp_path, clock):
+def test_without_progress_no_remaining_time_is_estimated(tmp_path, clock):
     folder = RunFolder(tmp_path)
     with Progress(folder, "tiny").task("harvest", total=1000) as task:
-        assert told(folder) == (0, None, None)
+        assert reported(folder) == (0, None, None)
         clock[0] += 20
         task.advance(0)
-        assert told(folder) == (0, None, None)
+        assert reported(folder) == (0, None, None)
         clock[0] += 20
         task.advance(400)
-        assert told(folder) == (400, 10.0, 60.0)
+        assert reported(folder) == (400, 10.0, 60.0)
 
 
-def test_what_an_earlier_run_did_counts_as_done_and_not_as_fast(tmp_path, clock, capsys):
+def test_work_of_an_earlier_run_counts_as_done_but_not_in_the_rate(tmp_path, clock, capsys):
     folder = RunFolder(tmp_path)
-    with Progress(folder, "tiny").task("train", total=1000, unit="steps", before=800) as task:
-        assert told(folder) == (800, None, None)
+    with Progress(folder, "tiny").task("train", total=1000, unit="steps", initial=800) as task:
+        assert reported(folder) == (800, None, None)
         clock[0] += 20
         task.advance(100)
-        assert told(folder) == (900, 5.0, 20.0)
+        assert reported(folder) == (900, 5.0, 20.0)
     assert capsys.readouterr().err == "train: 900 of 1,000 steps (5/s, 20 s left)\n"

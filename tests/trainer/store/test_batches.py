@@ -1,4 +1,4 @@
-"""Batches and blocks read stores of any size in flat memory, and giant shards like several small ones."""
+"""Batches and blocks read stores of any size in constant memory, and large shards like several small ones."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.worlds.tiny_activations import tiny_activations
-from trainer.run.peak_memory import forget_peak, peak_gigabytes
+from trainer.run.peak_memory import peak_gigabytes, reset_peak
 from trainer.store import batches
 from trainer.store.batches import Batches, window_rows
 from trainer.store.store import ActivationStore, StoredSource, StoreWriter
@@ -26,7 +26,7 @@ def wide_store(path: Path, *, shards: int, rows: int) -> ActivationStore:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="counts memory as Linux does")
 @pytest.mark.parametrize(("shards", "rows"), [(24, SHARD), (1, 24 * SHARD)], ids=["many shards", "one giant shard"])
-def test_a_store_larger_than_what_may_be_held_is_read_in_flat_memory(tmp_path: Path, monkeypatch, shards, rows):
+def test_a_store_larger_than_memory_is_read_in_constant_memory(tmp_path: Path, monkeypatch, shards, rows):
     store = wide_store(tmp_path / "store", shards=shards, rows=rows)
     monkeypatch.setattr("trainer.store.store.MAPPED_BYTES", SHARD * WIDTH * 2)
 
@@ -39,24 +39,24 @@ def test_a_store_larger_than_what_may_be_held_is_read_in_flat_memory(tmp_path: P
             _.rows["left"].sum()
 
     for read in (shuffled, in_order):
-        forget_peak()
+        reset_peak()
         before = peak_gigabytes()
         read()
         grown = (peak_gigabytes() - before) / MEGABYTE
         assert grown < 64, f"{read.__name__}: {grown:.0f} MB for a store of 201 MB"
 
 
-def test_a_giant_shard_comes_in_pieces_that_cover_every_row_once(tmp_path: Path):
+def test_a_large_shard_is_split_into_slices_that_cover_every_row_once(tmp_path: Path):
     store = tiny_activations(tmp_path / "store", rows=1000, shards=1)
     found = torch.cat([rows["left"] for rows in Batches(store, batch=50, seed=3, window=170).epoch(0)])
 
-    everything = torch.cat([block.rows["left"] for block in store.blocks("train")])
-    assert torch.equal(found.sort(dim=0).values, everything.sort(dim=0).values)
+    all_rows = torch.cat([block.rows["left"] for block in store.blocks("train")])
+    assert torch.equal(found.sort(dim=0).values, all_rows.sort(dim=0).values)
     late = list(Batches(store, batch=50, seed=3, window=170).epoch(0, first=7))
     assert torch.equal(torch.cat([rows["left"] for rows in late]), found[350:])
 
 
-def test_wide_rows_make_smaller_windows():
+def test_wider_rows_give_smaller_windows():
     assert window_rows(2 * (576 + 640)) == 441_505, "the whole demo: 2^30 bytes of 2432 a row"
     assert window_rows(2 * (4096 + 4096)) == 65_536
     assert window_rows(8) == batches.WINDOW_ROWS

@@ -1,4 +1,4 @@
-"""A store that is incomplete, damaged or of another shape is refused with what is wrong and what to do."""
+"""A store that is incomplete, damaged or of another shape is rejected with the cause and the remedy."""
 
 import json
 import shutil
@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from tests.worlds.tiny_activations import tiny_activations
 from tests.worlds.tiny_store import tiny_store
 from trainer.errors import StoreError
-from trainer.store.store import ActivationStore, sha256_of
+from trainer.run.checksum import sha256_of
+from trainer.store.store import ActivationStore
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def rewrite(path, change) -> None:
     edit(path, lambda manifest: manifest["shards"][0].update(sha256=sha256_of(shard)))
 
 
-def test_blocks_give_every_row_once_in_stored_order_and_never_across_shards(path):
+def test_blocks_yield_every_row_once_in_stored_order_without_crossing_shards(path):
     store = ActivationStore.open(path)
     blocks = [block.rows["left"] for block in store.blocks("train", rows=64)]
 
@@ -45,14 +46,14 @@ def test_blocks_give_every_row_once_in_stored_order_and_never_across_shards(path
     assert store.count("train") == 300 and store.count("held_out") == 50
 
 
-def test_places_are_none_where_a_store_has_no_documents(path):
+def test_locations_are_none_in_a_store_without_texts(path):
     store = ActivationStore.open(path)
 
     assert store.sequences() is None
     assert next(iter(store.blocks())).sequence is None
 
 
-def test_keys_that_other_programs_add_are_passed_over(path):
+def test_unknown_keys_in_the_manifest_are_ignored(path):
     edit(path, lambda manifest: manifest["sources"][0].update(colour="blue"))
 
     assert ActivationStore.open(path).sources[0].name == "left"
@@ -62,7 +63,7 @@ def test_keys_that_other_programs_add_are_passed_over(path):
     ("change", "message"),
     [
         (lambda manifest: manifest.update(version=99), "reads 'crossdiff.activations' versions 1 and 2"),
-        (lambda manifest: manifest.pop("shards"), "lacks something: 'shards'"),
+        (lambda manifest: manifest.pop("shards"), "lacks 'shards'"),
         (lambda manifest: manifest["sources"][0].update(width=7), r"'left' has shape \(100, 12\), expected \(100, 7\)"),
         (lambda manifest: manifest["sources"][0].update(name="middle"), "no tensor 'middle'; it holds left, right"),
         (lambda manifest: manifest["sources"][1].update(dtype="int8"), "dtype 'int8'; known are"),
@@ -71,31 +72,31 @@ def test_keys_that_other_programs_add_are_passed_over(path):
         (lambda manifest: manifest.update(sources=[]), "lists 0 sources"),
     ],
 )
-def test_a_manifest_that_does_not_fit_the_files_is_refused(path, change, message):
+def test_a_manifest_that_does_not_match_the_files_is_rejected(path, change, message):
     edit(path, change)
     with pytest.raises(StoreError, match=message):
         ActivationStore.open(path)
 
 
-def test_a_missing_shard_is_named(path):
+def test_a_missing_shard_is_reported_by_name(path):
     (path / "shard-00002.safetensors").unlink()
     with pytest.raises(StoreError, match=r"shard-00002\.safetensors is missing"):
         ActivationStore.open(path)
 
 
-def test_a_truncated_shard_is_named(path):
+def test_a_truncated_shard_is_reported_by_name(path):
     shard = path / "shard-00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(StoreError, match="no complete safetensors file"):
+    with pytest.raises(StoreError, match="not a complete safetensors file"):
         ActivationStore.open(path)
 
 
-def test_a_folder_that_is_no_store_says_which_file_it_lacks(tmp_path):
+def test_a_folder_without_a_manifest_is_rejected(tmp_path):
     with pytest.raises(StoreError, match=r"manifest\.json is missing"):
         ActivationStore.open(tmp_path)
 
 
-def test_verify_finds_a_changed_shard_by_its_checksum(path):
+def test_verify_detects_a_changed_shard_by_its_checksum(path):
     store = ActivationStore.open(path)
     shard = path / "shard-00001.safetensors"
     content = bytearray(shard.read_bytes())
@@ -114,7 +115,7 @@ def test_verify_counts_rows_with_nan_or_infinity(path):
         ActivationStore.open(path).verify()
 
 
-def test_a_store_of_version_1_is_read_under_the_names_of_today(tmp_path):
+def test_a_store_of_version_1_is_read_with_current_names(tmp_path):
     store = tiny_store(tmp_path / "now", {})
     former = tmp_path / "former"
     shutil.copytree(store.path, former)

@@ -1,11 +1,11 @@
-"""Concepts fire as often, as strongly and as much together as the generative model says."""
+"""Frequencies, magnitudes and correlations of firings follow the generative model."""
 
 import math
 
 import pytest
 import torch
 
-from trainer.toy.firing import Firing, bernoulli_places
+from trainer.toy.firing import FiringModel, sample_bernoulli
 
 ROWS = 40_000
 
@@ -15,7 +15,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def test_one_concept_in_a_hundred_is_active_and_no_row_is_empty():
-    active = Firing.random(512, seeded()).draw(ROWS, seeded(1))
+    active = FiringModel.random(512, seeded()).draw(ROWS, seeded(1))
 
     per_row = active.row.bincount(minlength=ROWS)
     # 512 / 100, and one for each of the few rows that would have had none.
@@ -25,7 +25,7 @@ def test_one_concept_in_a_hundred_is_active_and_no_row_is_empty():
 
 
 def test_concepts_fire_in_proportion_to_their_decay_over_a_factor_of_almost_eight():
-    firing = Firing.random(200, seeded())
+    firing = FiringModel.random(200, seeded())
     expected = 2.0 * firing.decay / firing.decay.sum() * ROWS
 
     counts = torch.zeros(200)
@@ -42,7 +42,7 @@ def test_concepts_that_load_on_the_same_factor_fire_together():
     loadings = torch.zeros(10, 100)
     loadings[0, :2] = 2.0
     loadings[0, 2] = -2.0
-    firing = Firing(loadings, torch.ones(100))
+    firing = FiringModel(loadings, torch.ones(100))
 
     active = firing.draw(200_000, seeded())
     table = torch.zeros(200_000, 100, dtype=torch.bool)
@@ -54,10 +54,10 @@ def test_concepts_that_load_on_the_same_factor_fire_together():
     assert together > 1.2 * alone > 1.2 * 1.2 * apart
 
 
-def test_the_noise_that_is_integrated_out_would_have_given_the_same_probabilities():
+def test_integrating_out_the_noise_gives_the_probabilities_of_sampling_it():
     loadings = torch.zeros(1, 100)
     loadings[0, :2], loadings[0, 2] = 1.0, -1.0
-    firing = Firing(loadings, torch.linspace(0.2, 1.0, 100))
+    firing = FiringModel(loadings, torch.linspace(0.2, 1.0, 100))
 
     quick = firing.probabilities(40_000, seeded())
 
@@ -72,23 +72,23 @@ def test_the_noise_that_is_integrated_out_would_have_given_the_same_probabilitie
 
 
 def test_magnitudes_are_uniform_between_zero_and_one():
-    magnitude = Firing.random(512, seeded()).draw(ROWS, seeded(1)).magnitude
+    magnitude = FiringModel.random(512, seeded()).draw(ROWS, seeded(1)).magnitude
 
     assert float(magnitude.min()) >= 0 and float(magnitude.max()) < 1
     deciles = torch.histc(magnitude, 10, 0, 1) / len(magnitude)
     assert float((deciles - 0.1).abs().max()) < 0.005
 
 
-def test_coins_come_up_independently_each_with_its_own_chance():
-    chance = torch.tensor([[0.0, 0.3, 1.0], [0.2, 0.6, 0.01]]).repeat(ROWS, 1)
+def test_bernoulli_trials_are_independent_with_their_own_probabilities():
+    probability = torch.tensor([[0.0, 0.3, 1.0], [0.2, 0.6, 0.01]]).repeat(ROWS, 1)
 
-    flat = bernoulli_places(chance, seeded())
+    flat = sample_bernoulli(probability, seeded())
 
     table = torch.zeros(2 * ROWS * 3)
     table[flat] = 1
     table = table.reshape(ROWS, 2, 3)
     assert torch.equal(flat, torch.unique(flat))
-    deviation = (chance[:2] * (1 - chance[:2]) / ROWS).sqrt()
-    assert bool(((table.mean(dim=0) - chance[:2]).abs() <= 5 * deviation + 1e-4).all())
+    deviation = (probability[:2] * (1 - probability[:2]) / ROWS).sqrt()
+    assert bool(((table.mean(dim=0) - probability[:2]).abs() <= 5 * deviation + 1e-4).all())
     both = float((table[:, 1, 0] * table[:, 1, 1]).mean())
     assert both == pytest.approx(0.2 * 0.6, abs=5 * math.sqrt(0.12 / ROWS))

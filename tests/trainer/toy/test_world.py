@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trainer.errors import UsageError
-from trainer.toy.firing import Firing
+from trainer.toy.firing import FiringModel
 from trainer.toy.layers import layered_world
 from trainer.toy.presets import preset
 from trainer.toy.world import BLOCK, World, WorldPlan, random_world
@@ -53,7 +53,7 @@ def test_a_source_sees_the_same_magnitudes_as_the_others_and_only_noise_for_conc
     first = torch.eye(40)
     second = torch.eye(40)
     second[:10] = 0
-    world = World({"first": first, "second": second}, Firing.random(40, torch.Generator().manual_seed(0)), seed=3)
+    world = World({"first": first, "second": second}, FiringModel.random(40, torch.Generator().manual_seed(0)), seed=3)
 
     rows, counts = world.block(0)
 

@@ -1,4 +1,4 @@
-"""The gradients that are written out, against what autograd makes of the dense definition."""
+"""Explicit gradients equal those of autograd on the dense definition."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from trainer.training.losses import reconstruction_loss
 from trainer.training.trainer import Training
 
 
-@pytest.mark.parametrize("way", ["compiled", "torch"])
+@pytest.mark.parametrize("backend", ["compiled", "torch"])
 @pytest.mark.parametrize(
     "crosscoder",
     [
@@ -22,24 +22,24 @@ from trainer.training.trainer import Training
         {"variant": "dfc", "loss": "norm"},
     ],
 )
-def test_written_gradients_equal_those_of_the_dense_definition(tmp_path, monkeypatch, crosscoder, way):
-    monkeypatch.setattr(cpu, "AVAILABLE", way == "compiled")
-    monkeypatch.setattr(cpu, "WORTH_A_THREAD", 1)
-    monkeypatch.setattr(sparse, "SHARED_BY", 0)
+def test_explicit_gradients_equal_those_of_the_dense_definition(tmp_path, monkeypatch, crosscoder, backend):
+    monkeypatch.setattr(cpu, "AVAILABLE", backend == "compiled")
+    monkeypatch.setattr(cpu, "WORK_PER_THREAD", 1)
+    monkeypatch.setattr(sparse, "MIN_ROWS_PER_VECTOR", 0)
     training = Training(
         tiny_recipe(crosscoder=crosscoder, training={"precision": "float32"}), tiny_activations(tmp_path / "store")
     )
     fitted, sparsity = training.crosscoder, training.recipe.crosscoder.sparsity
-    for weight in fitted.weights.values():  # nothing tied to its start: biases at zero would hide a wrong factor
+    for weight in fitted.weights.values():  # away from initial values: zero biases would hide a wrong factor
         weight.data += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3))
-    rows = fitted.normalise(next(iter(training.batches_left())))
+    rows = fitted.normalise(next(iter(training.remaining_batches())))
     keep = budgets(fitted, sparsity, 3 * len(rows["left"]))
-    done = encode_sparse(fitted, rows, sparsity, keep, training.guess, training.encoders)
+    encoding = encode_sparse(fitted, rows, sparsity, keep, training.guess, training.encoder)
 
-    write_gradients(fitted, rows, done, crosscoder.get("loss"))
+    write_gradients(fitted, rows, encoding, crosscoder.get("loss"))
 
-    loss, expected = slow_gradients(fitted, rows, done, crosscoder.get("loss"))
-    torch.testing.assert_close(reconstruction_loss(done, crosscoder.get("loss")), loss.detach())
+    loss, expected = slow_gradients(fitted, rows, encoding, crosscoder.get("loss"))
+    torch.testing.assert_close(reconstruction_loss(encoding, crosscoder.get("loss")), loss.detach())
     for name, weight in fitted.weights.items():
         assert float(weight.grad.abs().max()) > 0
         torch.testing.assert_close(weight.grad, expected[name], rtol=1e-4, atol=1e-7, msg=name)

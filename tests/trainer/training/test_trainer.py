@@ -1,4 +1,4 @@
-"""One step of a training: what a gradient goes through on its way into the weights."""
+"""A training step: gradient clipping, and where it waits for a GPU."""
 
 import sys
 
@@ -14,7 +14,7 @@ from trainer.training.trainer import Training, clip_gradient
 
 @pytest.mark.parametrize(("size", "clipped"), [(0.01, 0.01), (3.0, 0.5)])
 @pytest.mark.parametrize("in_step", [False, True])
-def test_a_gradient_longer_than_allowed_is_shortened_and_no_other(size, clipped, in_step):
+def test_only_a_gradient_above_the_largest_norm_is_clipped(size, clipped, in_step):
     weights = [torch.zeros(3, requires_grad=True), torch.zeros(2, requires_grad=True)]
     optimiser = torch.optim.Adam(weights, fused=True)
     direction = torch.tensor([1.0, -2.0, 2.0, 4.0, 0.0]) / 5
@@ -28,27 +28,27 @@ def test_a_gradient_longer_than_allowed_is_shortened_and_no_other(size, clipped,
     torch.testing.assert_close(moments, 0.1 * clipped * direction)
 
 
-def test_what_one_step_was_shortened_by_does_not_shorten_the_next():
+def test_the_factor_of_one_step_does_not_clip_the_next():
     weight = torch.zeros(1, requires_grad=True)
     optimiser = torch.optim.Adam([weight], fused=True, betas=(0.0, 0.999))
-    for size, seen in [(8.0, 0.5), (0.25, 0.25)]:
+    for size, expected in [(8.0, 0.5), (0.25, 0.25)]:
         weight.grad = torch.tensor([size])
         clip_gradient(optimiser, 0.5, in_step=True)
         optimiser.step()
 
-        assert float(optimiser.state[weight]["exp_avg"]) == seen
+        assert float(optimiser.state[weight]["exp_avg"]) == expected
 
 
 @pytest.fixture
-def unreadable(monkeypatch):
-    """A device that takes every order and gives no number back but as a reply: torch's `meta`, in place of a GPU.
+def unreadable_device(monkeypatch):
+    """Torch's `meta` device in place of a GPU: accepts every operation, and only a readback gives a number.
 
-    Gives the kernels that were started on it, and who waited for a reply.
+    Returns the kernels that were launched on it, and the functions that waited for a readback.
     """
-    started: set[str] = set()
-    waited: set[str] = set()
+    launched: set[str] = set()
+    waiting: set[str] = set()
 
-    def asking() -> str:
+    def caller() -> str:
         return sys._getframe(2).f_code.co_qualname.split(".<locals>")[0]
 
     class ScalarReadback:
@@ -56,17 +56,17 @@ def unreadable(monkeypatch):
             assert numbers.device.type == "meta"
             self.count = numbers.numel()
 
-        def numbers(self):
-            waited.add(asking())
+        def tolist(self):
+            waiting.add(caller())
             return [1000] * self.count
 
-        def number(self):
-            waited.add(asking())
+        def item(self):
+            waiting.add(caller())
             return 1000
 
-    def launch(kernel, grid, given, settings):
-        assert {x.device.type for x in given if isinstance(x, torch.Tensor)} == {"meta"}
-        started.add(kernel)
+    def launch(kernel, grid, arguments, settings):
+        assert {x.device.type for x in arguments if isinstance(x, torch.Tensor)} == {"meta"}
+        launched.add(kernel)
 
     monkeypatch.setattr(trainer, "pick_device", lambda _: torch.device("meta"))
     monkeypatch.setattr(gpu, "AVAILABLE", True)
@@ -77,28 +77,28 @@ def unreadable(monkeypatch):
         monkeypatch.setattr(module, "ScalarReadback", ScalarReadback)
     for module in (selection, trainer):
         monkeypatch.setattr(
-            module, "true_places", lambda _, count: torch.zeros(count, dtype=torch.int64, device="meta")
+            module, "nonzero_indices", lambda _, count: torch.zeros(count, dtype=torch.int64, device="meta")
         )
-    monkeypatch.setattr(trainer, "clip_gradient", lambda *given, **_: clip_gradient(*given, in_step=True))
-    monkeypatch.setattr(torch.optim.Adam, "step", lambda _: None)  # its fused step knows no such device
-    return started, waited
+    monkeypatch.setattr(trainer, "clip_gradient", lambda *arguments, **_: clip_gradient(*arguments, in_step=True))
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda _: None)  # the fused step does not support the meta device
+    return launched, waiting
 
 
 @pytest.mark.parametrize(
-    ("kind", "searching", "asking"),
+    ("kind", "search_kernels", "selecting"),
     [
-        ("batch_topk", {"count_above", "write_above"}, {"Search.found", "_largest"}),
+        ("batch_topk", {"count_above", "write_above"}, {"EntrySearch.result", "_keep_largest"}),
         ("topk", set(), {"row_topk"}),
     ],
 )
-def test_a_step_on_a_gpu_waits_for_it_only_where_it_asks_for_a_reply(tmp_path, unreadable, kind, searching, asking):
-    started, waited = unreadable
+def test_a_step_on_a_gpu_waits_only_for_its_readbacks(tmp_path, unreadable_device, kind, search_kernels, selecting):
+    launched, waiting = unreadable_device
     recipe = tiny_recipe(crosscoder={"sparsity": {"kind": kind, "k": 3}}, training={"precision": "bfloat16"})
-    fit = Training(recipe, tiny_activations(tmp_path / "store"))
-    fit.step = trainer.LOG_EVERY - 1
+    training = Training(recipe, tiny_activations(tmp_path / "store"))
+    training.step = trainer.LOG_EVERY - 1
 
-    measures = fit.run_step({source: torch.zeros(64, width) for source, width in WIDTHS.items()})
+    metrics = training.run_step({source: torch.zeros(64, width) for source, width in WIDTHS.items()})
 
-    assert started == {"weighted_sums", "pull_and_sums"} | searching
-    assert waited == asking | {"Training._dead", "Training._measures"}
-    assert measures["loss"] == 1000
+    assert launched == {"weighted_sums", "decoder_gradients"} | search_kernels
+    assert waiting == selecting | {"Training._find_dead_features", "Training._metrics"}
+    assert metrics["loss"] == 1000

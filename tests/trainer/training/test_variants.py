@@ -1,4 +1,4 @@
-"""Every variant and every sparsity of the family trains, saves, loads and encodes the same, from one implementation."""
+"""Every variant and every kind of sparsity trains, and encodes the same after saving and loading."""
 
 import math
 
@@ -17,7 +17,7 @@ from trainer.training.trainer import Training
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> ActivationStore:
-    """Four layers of one model, each a noisy rotation of the same sparse truth."""
+    """Four layers of one model, each a linear map of the same sparse activations."""
     generator = torch.Generator().manual_seed(2)
     path = tmp_path_factory.mktemp("layers") / "store"
     writer = StoreWriter(path, tuple(StoredSource(name, 8, "float32") for name in ("r0", "r1", "m0", "m1")))
@@ -45,23 +45,23 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant["variant"])
-def test_every_variant_learns_and_comes_back_from_its_files_the_same(store, tmp_path, variant):
+def test_every_variant_learns_and_encodes_the_same_after_loading(store, tmp_path, variant):
     recipe = tiny_recipe(crosscoder=variant, training={"epochs": 8})
     folder = RunFolder(tmp_path)
     training = Training(recipe, store)
     first = float("nan")
-    for rows in training.batches_left():
-        measures = training.run_step(rows)
-        first = measures.get("loss", first) if math.isnan(first) else first
-    assert measures["loss"] < first
+    for rows in training.remaining_batches():
+        metrics = training.run_step(rows)
+        first = metrics.get("loss", first) if math.isnan(first) else first
+    assert metrics["loss"] < first
 
     trained = train(recipe, store, folder, Progress(folder, "tiny"))
     loaded = Crosscoder.load(folder.path)
     block = next(iter(store.blocks("held_out")))
-    here, there = trained.encode(block.rows), loaded.encode(block.rows)
-    assert torch.equal(here.feature, there.feature)
-    assert torch.equal(here.value, there.value)
-    rebuilt = loaded.decode(there)
+    before, after = trained.encode(block.rows), loaded.encode(block.rows)
+    assert torch.equal(before.feature, after.feature)
+    assert torch.equal(before.value, after.value)
+    rebuilt = loaded.decode(after)
     assert rebuilt.keys() == set(loaded.targets)
     for source in loaded.targets:
         truth = block.rows[source]
@@ -136,7 +136,7 @@ def test_diff_sae_rebuilds_the_difference_of_two_sources(tmp_path):
     assert (rebuilt - truth).square().sum() < 0.4 * (truth - truth.mean(dim=0)).square().sum()
 
 
-def test_jumprelu_lets_through_what_exceeds_its_threshold_and_gives_it_the_straight_through_gradient():
+def test_jumprelu_keeps_inputs_above_its_threshold_which_gets_the_straight_through_gradient():
     x = torch.tensor([[0.4, 2.0], [1.2, 0.9]], requires_grad=True)
     log_threshold = torch.log(torch.tensor([0.5, 1.0])).requires_grad_()
 

@@ -1,1 +1,1 @@
-"""Claims that a source lacks a feature: readouts, decoys, q-values and the verdict made of them."""
+"""Tests of claims that a source lacks a feature: readouts, decoys, q-values, verdicts."""

@@ -1,4 +1,4 @@
-"""Claims: every feature that some source is said to lack, held against the decoys of its owner."""
+"""Gathers the inputs of all claims and judges them against the decoys of their owners."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.analysis.claims.contrast import Contrast, contrast, slack_of
-from trainer.analysis.claims.decoys import examine, transplants
-from trainer.analysis.claims.latent_scaling import Scaling
-from trainer.analysis.claims.q_values import most_doubtful, p_values, q_values
+from trainer.analysis.claims.contrast import ReadoutContrast, readout_contrast, readout_slack
+from trainer.analysis.claims.decoys import decoy_contrasts, transplant_decoys
+from trainer.analysis.claims.latent_scaling import ScalingFactors
+from trainer.analysis.claims.q_values import largest_p_values, p_values, q_values
 from trainer.analysis.claims.readout import Readout
-from trainer.analysis.claims.verdict import FeatureStats, Judgement, judge, largest_ratio
+from trainer.analysis.claims.verdict import FeatureStats, Judgement, judge, ratio_limit
 from trainer.analysis.per_feature.decoder_norms import DecoderNorms, claims, holders, owners
 from trainer.analysis.rows.cross_fit import TwoFold
 from trainer.analysis.rows.moments import Moments
@@ -21,16 +21,16 @@ from trainer.recipe.measuring import AnalysisRecipe
 from trainer.run.progress import Progress
 from trainer.store.store import ActivationStore
 
-ENOUGH_DECOYS = 100
-"""A set of fewer decoys cannot tell small q-values and is not asked."""
+MIN_DECOYS = 100
+"""Smallest set of decoys that is used; a smaller one cannot resolve small p-values."""
 
-Known = Mapping[str, np.ndarray]
-"""How exclusive claims look that are known to be false: strengths by owner."""
+FalseClaimStrengths = Mapping[str, np.ndarray]
+"""Strengths of claims that are known to be false, by owner."""
 
 
 @dataclass(frozen=True)
-class Measures:
-    """What is known of every feature beside its readouts [F]; NaN where something is not known."""
+class FeatureMeasures:
+    """Measures of every feature beside its readouts [F]; NaN where unknown."""
 
     firings: np.ndarray
     documents: np.ndarray
@@ -41,57 +41,57 @@ class Measures:
     """Largest correlation with a feature of another owner."""
 
     @classmethod
-    def without_text(cls, firings: np.ndarray, rows: int, twin: np.ndarray) -> "Measures":
-        """For a store that has no documents."""
+    def without_text(cls, firings: np.ndarray, rows: int, twin: np.ndarray) -> "FeatureMeasures":
+        """Measures for a store without texts."""
         unknown = np.full(len(firings), np.nan)
         return cls(firings, unknown, firings / max(rows, 1), unknown, unknown, twin)
 
 
 @dataclass(frozen=True)
 class JudgedClaims:
-    """Claims after their trial. Axis F: features."""
+    """Claims with their p-values, q-values and verdicts. Axis F: features."""
 
-    contrast: Contrast
+    contrast: ReadoutContrast
     p_value: np.ndarray
     q_value: np.ndarray
-    decoys: Known
-    """Strengths of the transplanted decoys by owner."""
+    decoys: FalseClaimStrengths
+    """Strengths of the transplanted decoys, by owner."""
     judgement: Judgement
 
 
 @dataclass(frozen=True)
 class Ownership:
-    """Which features are claimed, by decoder norms alone. Axes: F features, T reconstructed sources."""
+    """Owner of each feature by its decoder norms. Axes: F features, T reconstructed sources."""
 
     owner: list[str]
     claims: np.ndarray
-    """Bool [F]."""
+    """Whether ownership claims that some source lacks the feature, bool [F]."""
     holds: np.ndarray
-    """Bool [F, T]."""
+    """Which sources the owner names, bool [F, T]."""
 
     @classmethod
-    def of(cls, crosscoder: Crosscoder, norms: DecoderNorms, recipe: AnalysisRecipe) -> "Ownership":
-        """By the recipe's thresholds."""
-        written = [crosscoder.sources.index(name) for name in crosscoder.targets]
-        owner = owners(norms.share[:, written], crosscoder.targets, recipe)
+    def from_norms(cls, crosscoder: Crosscoder, norms: DecoderNorms, recipe: AnalysisRecipe) -> "Ownership":
+        """Owners by the recipe's thresholds on norm shares."""
+        targets = [crosscoder.sources.index(name) for name in crosscoder.targets]
+        owner = owners(norms.share[:, targets], crosscoder.targets, recipe)
         return cls(owner, claims(owner, crosscoder.targets), holders(owner, crosscoder.targets))
 
 
 @dataclass(frozen=True)
 class ClaimInputs:
-    """All that is known of a crosscoder's features before their claims are judged."""
+    """Everything that is measured of a crosscoder's features before their claims are judged."""
 
     crosscoder: Crosscoder
     ownership: Ownership
     moments: Moments
     readouts: Mapping[str, Readout]
-    """By source, of at least the crosscoder's targets."""
-    measures: Measures
-    scaling: Scaling | None = None
+    """Readouts by source, at least of the crosscoder's targets."""
+    measures: FeatureMeasures
+    scaling: ScalingFactors | None = None
     found_again: np.ndarray | None = None
     """Share of the other runs that have each feature [F]."""
     other_runs: np.ndarray | int = 0
-    """How many other runs there are, for each feature [F] or for all."""
+    """Number of other runs, per feature [F] or for all."""
 
 
 def judge_claims(
@@ -99,22 +99,24 @@ def judge_claims(
     store: ActivationStore,
     recipe: AnalysisRecipe,
     *,
-    known: Sequence[Known] = (),
+    known_false: Sequence[FalseClaimStrengths] = (),
     progress: Progress,
 ) -> JudgedClaims:
-    """Judge all claims, held against decoys made here and against what is `known` to be false beside them.
+    """Judge all claims by comparison with transplanted decoys and with other claims `known_false`.
 
-    Takes one more pass over the store, for the decoys.
+    Makes one more pass over the store, for the decoys.
     """
     crosscoder, ownership = inputs.crosscoder, inputs.ownership
-    mine = contrast(
-        {name: inputs.readouts[name].score for name in crosscoder.targets}, ownership.holds, slack_of(inputs.moments)
+    contrast = readout_contrast(
+        {name: inputs.readouts[name].score for name in crosscoder.targets},
+        ownership.holds,
+        readout_slack(inputs.moments),
     )
     decoys = _decoys(inputs, store, recipe, progress)
-    nu_error, nu_reconstruction = _elsewhere(inputs.scaling, crosscoder, ownership.holds)
+    nu_error, nu_reconstruction = _largest_nu_outside(inputs.scaling, crosscoder, ownership.holds)
     unknown = np.full(len(ownership.owner), np.nan)
-    facts = FeatureStats(
-        mine,
+    stats = FeatureStats(
+        contrast,
         p_value=unknown,
         q_value=unknown,
         decoys=np.zeros(len(unknown), np.int64),
@@ -124,82 +126,97 @@ def judge_claims(
         other_runs=np.full(len(unknown), inputs.other_runs),
         **vars(inputs.measures),
     )
-    p, q, count = doubts(
-        ownership, mine, largest_ratio(facts, recipe.verdict), [decoys, *known], least=recipe.verdict.owner_readout
+    p, q, count = claim_significance(
+        ownership,
+        contrast,
+        ratio_limit(stats, recipe.verdict),
+        [decoys, *known_false],
+        least=recipe.verdict.owner_readout,
     )
-    facts = replace(facts, p_value=p, q_value=q, decoys=count)
-    return JudgedClaims(mine, p, q, decoys, judge(ownership.claims, facts, recipe.verdict))
+    stats = replace(stats, p_value=p, q_value=q, decoys=count)
+    return JudgedClaims(contrast, p, q, decoys, judge(ownership.claims, stats, recipe.verdict))
 
 
-def _decoys(inputs: ClaimInputs, store: ActivationStore, recipe: AnalysisRecipe, progress: Progress) -> Known:
-    """Strengths of transplanted decoys for every owner that claims something; NaN for those that cannot be judged."""
+def _decoys(
+    inputs: ClaimInputs, store: ActivationStore, recipe: AnalysisRecipe, progress: Progress
+) -> FalseClaimStrengths:
+    """Strengths of transplanted decoys, by owner with claims; NaN for decoys whose own readout is too poor."""
     ownership, owner, least = inputs.ownership, np.array(inputs.ownership.owner), recipe.verdict.owner_readout
     readouts = {name: inputs.readouts[name] for name in inputs.crosscoder.targets}
-    made = []
+    decoys = []
     for name in sorted(set(owner[ownership.claims])) if recipe.decoys else ():
-        mine = ownership.claims & (owner == name)
-        made.append(transplants(name, readouts, ownership.holds, mine, count=recipe.decoys, least=least))
-    found = examine(
+        claims_of_owner = ownership.claims & (owner == name)
+        decoys.append(
+            transplant_decoys(name, readouts, ownership.holds, claims_of_owner, count=recipe.decoys, least=least)
+        )
+    contrasts = decoy_contrasts(
         store,
         inputs.crosscoder,
-        [one for one in made if one is not None],
+        [one for one in decoys if one is not None],
         inputs.measures.density,
-        halves=TwoFold.of(store),
-        of_rows=inputs.moments.of_rows,
+        folds=TwoFold.from_store(store),
+        row_moments=inputs.moments.row_moments,
         progress=progress,
     )
-    return {name: np.where(one.own >= least, one.strength, np.nan) for name, one in found.items()}
+    return {name: np.where(one.own >= least, one.strength, np.nan) for name, one in contrasts.items()}
 
 
-def doubts(
-    ownership: Ownership, contrast: Contrast, limit: np.ndarray, sets: Sequence[Known], *, least: float
+def claim_significance(
+    ownership: Ownership,
+    contrast: ReadoutContrast,
+    limit: np.ndarray,
+    sets: Sequence[FalseClaimStrengths],
+    *,
+    least: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """p-value, q-value and the number of decoys behind them [F], owner by owner.
+    """p-values, q-values and numbers of decoys behind them, each [F], computed owner by owner.
 
-    A claim whose readout ratio is above its limit counts as certainly false: it does not claim a difference that is
-    worth the name. One of which the owner's own activations tell less than `least` cannot be judged. Of several sets of
-    decoys the most doubtful decides. How small a p-value can be depends on the largest set alone: a smaller one is
-    heard on claims that some decoy of its own matches, and one that is too small not at all.
+    A claim whose readout ratio exceeds its limit enters the q-values with p = 1: the difference is not worth the name.
+    A claim whose owner's readout score is below `least` is not tested. Of several sets of false claims the largest
+    p-value counts. Sets of different sizes bound p-values from below differently; only the largest set's bound applies,
+    so that a smaller set counts only for claims that one of its decoys matches. Sets below MIN_DECOYS are ignored.
     """
     owner = np.array(ownership.owner)
     p, q, count = np.full(len(owner), np.nan), np.full(len(owner), np.nan), np.zeros(len(owner), np.int64)
     for name in set(owner[ownership.claims]):
-        mine = np.flatnonzero(ownership.claims & (owner == name))
-        strong = np.where(contrast.own[mine] >= least, contrast.strength[mine], np.nan)
-        able = [one[name][~np.isnan(one[name])] for one in sets if name in one]
-        able = [one for one in able if len(one) >= ENOUGH_DECOYS]
-        largest = max(map(len, able), default=0)
-        ranks = [_heard(p_values(strong, one), len(one), largest) for one in able]
-        beyond = contrast.ratio[mine] > limit[mine]
-        p[mine] = most_doubtful(ranks, len(mine))
-        q[mine] = q_values(np.where(beyond & ~np.isnan(p[mine]), 1.0, p[mine]))
-        count[mine] = largest
+        claims_of_owner = np.flatnonzero(ownership.claims & (owner == name))
+        strength = np.where(contrast.own[claims_of_owner] >= least, contrast.strength[claims_of_owner], np.nan)
+        decoy_sets = [strengths[name][~np.isnan(strengths[name])] for strengths in sets if name in strengths]
+        decoy_sets = [decoys for decoys in decoy_sets if len(decoys) >= MIN_DECOYS]
+        largest = max(map(len, decoy_sets), default=0)
+        p_by_set = [_drop_lower_bound(p_values(strength, decoys), len(decoys), largest) for decoys in decoy_sets]
+        above_limit = contrast.ratio[claims_of_owner] > limit[claims_of_owner]
+        p[claims_of_owner] = largest_p_values(p_by_set, len(claims_of_owner))
+        q[claims_of_owner] = q_values(np.where(above_limit & ~np.isnan(p[claims_of_owner]), 1.0, p[claims_of_owner]))
+        count[claims_of_owner] = largest
     return p, q, count
 
 
-def _heard(p: np.ndarray, decoys: int, largest: int) -> np.ndarray:
-    """p-values of a set of decoys, NaN where it is smaller than another and none of its decoys is as strong."""
-    silent = (decoys < largest) & (p <= 1 / (1 + decoys))
-    return np.where(silent, np.nan, p)
+def _drop_lower_bound(p: np.ndarray, decoys: int, largest: int) -> np.ndarray:
+    """p-values of a set of decoys, NaN where a set that is not the largest has no decoy as strong as the claim."""
+    at_bound = (decoys < largest) & (p <= 1 / (1 + decoys))
+    return np.where(at_bound, np.nan, p)
 
 
-def _elsewhere(scaling: Scaling | None, crosscoder: Crosscoder, holds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Largest nu of error and of reconstruction over the sources each claim leaves out [F]; NaN where not known."""
+def _largest_nu_outside(
+    scaling: ScalingFactors | None, crosscoder: Crosscoder, holds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Largest nu of error and of reconstruction over the sources that do not have each feature [F]; NaN if unknown."""
     if scaling is None:
         return np.full(len(holds), np.nan), np.full(len(holds), np.nan)
-    written = [crosscoder.sources.index(name) for name in crosscoder.targets]
+    targets = [crosscoder.sources.index(name) for name in crosscoder.targets]
 
     def largest(nu: np.ndarray) -> np.ndarray:
-        outside = np.where(holds | np.isnan(nu[:, written]), -np.inf, nu[:, written]).max(axis=1)
+        outside = np.where(holds | np.isnan(nu[:, targets]), -np.inf, nu[:, targets]).max(axis=1)
         return np.where(np.isinf(outside), np.nan, outside)
 
     return largest(scaling.nu_error), largest(scaling.nu_reconstruction)
 
 
-def known_false(path: Path, ownership: Ownership) -> list[Known]:
-    """Strengths of false claims from a run's `calibration.json`, for every owner; none when there is no such file.
+def read_known_false(path: Path, ownership: Ownership) -> list[FalseClaimStrengths]:
+    """Strengths of false claims from a run's `calibration.json`, by owner; empty without that file.
 
-    All sources of a null run are copies of one, so that whatever is claimed for any stands for all.
+    All sources of a null run are copies of one, so its claims serve as decoys for every owner.
     """
     if not path.is_file():
         return []

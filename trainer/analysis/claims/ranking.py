@@ -1,6 +1,6 @@
-"""Ranking: the default order of features, most defensible first.
+"""Scores features for the default order of lists, most defensible first.
 
-Verdicts decide first; among features of one verdict it weighs how much there is to see.
+The verdict determines the tier; within a tier, features with more evidence rank higher.
 """
 
 from dataclasses import dataclass
@@ -10,86 +10,85 @@ import numpy as np
 from trainer.analysis.claims.verdict import REFUTED, SUPPORTED, UNDECIDED
 
 TIERS = {SUPPORTED: 3.0, UNDECIDED: 2.0, REFUTED: 1.0, "": 0.0}
-"""What a verdict adds to the score; a feature without a verdict claims nothing."""
+"""Added to the score by verdict; a feature without a claim has none."""
 ENOUGH_FIRINGS = 300
-"""Firings from which more add nothing to a feature's standing."""
+"""Firings at which their factor saturates."""
 ENOUGH_DOCUMENTS = 30
-"""Documents from which more add nothing."""
-TOO_DENSE = 0.2
-"""Density at which a feature's standing is halved: what fires everywhere means little."""
-FAINT = 0.5
-"""Standing left to a claim that the other side tells as well as its owner."""
-LIGHT = 0.25
-"""Standing left to the feature that carries least."""
-SPREAD = 0.5
-"""Standing left to a feature that fires in every corpus part alike."""
+"""Documents at which their factor saturates."""
+HALVING_DENSITY = 0.2
+"""Density that halves the score: what fires everywhere means little."""
+MIN_STRENGTH_FACTOR = 0.5
+"""Factor of a claim whose feature is read out from the other sources as well as from its owner's."""
+MIN_ENERGY_FACTOR = 0.25
+"""Factor in the limit of least energy."""
+MIN_FOCUS_FACTOR = 0.5
+"""Factor of a feature that fires equally often in all corpus parts."""
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What the ranking looks at, per feature [F]; NaN where not known."""
+class RankingInputs:
+    """Inputs of the ranking, per feature [F]; NaN where unknown."""
 
     firings: np.ndarray
     documents: np.ndarray
     density: np.ndarray
     on_templates: np.ndarray
-    """Excess of its firings on chat templates."""
+    """Excess share of its firings on chat templates; see `excess`."""
     on_openings: np.ndarray
-    """Excess of its firings on the first rows of sequences."""
+    """Excess share of its firings on the first rows of sequences."""
     strongest_twin: np.ndarray
     """Largest correlation with a feature of another owner, 0 to 1."""
     energy: np.ndarray
-    """How much of the rebuilt activations it carries: squared activations times squared decoder norms, summed."""
+    """Energy of the feature's contribution to the reconstruction: sum of f² times the squared decoder norms."""
     focus: np.ndarray
-    """Excess of its firings in its main corpus."""
+    """Excess share of its firings in its main corpus part."""
     strength: np.ndarray
-    """How much worse it is told by those it is denied to: one minus the readout ratio."""
+    """Strength of the claim: one minus the readout ratio; NaN without a claim."""
 
 
 def excess(share: np.ndarray, usual: np.ndarray | float) -> np.ndarray:
-    """How far shares of firings exceed the share of all rows: 0 for no more than usual, 1 for all firings."""
-    beyond: np.ndarray = np.clip((share - usual) / np.maximum(1 - np.asarray(usual), 1e-9), 0, 1)
-    return beyond
+    """How far shares of firings exceed the share of all rows, 0 to 1: 0 if not at all, 1 for all firings."""
+    result: np.ndarray = np.clip((share - usual) / np.maximum(1 - np.asarray(usual), 1e-9), 0, 1)
+    return result
 
 
-def scores(owner: list[str], verdicts: list[str], evidence: Evidence) -> np.ndarray:
-    """Score of each feature [F]: a product of parts from 0 to 1, plus 3, 2 or 1 by its verdict.
+def scores(owner: list[str], verdicts: list[str], evidence: RankingInputs) -> np.ndarray:
+    """Score of each feature [F]: a product of factors from 0 to 1, plus 3, 2 or 1 by its verdict.
 
-    The parts: enough firings; enough documents; not dense; not on chat templates or first rows more than usual; no
-    feature of another owner that fires on the same rows; much energy, compared with others of its owner; one corpus
-    part more than the rest; little of it told by those it is denied to. What is not known counts as good. NaN for
-    features that never fired.
+    Factors: enough firings; enough documents; low density; no excess of firings on chat templates or first rows; no
+    correlated feature of another owner; high energy rank among features of its owner; focus on one corpus part;
+    strength of the claim. Unknown inputs give the best factor. NaN for features that never fired.
     """
     product = (
-        _enough(evidence.firings, ENOUGH_FIRINGS)
-        * _enough(evidence.documents, ENOUGH_DOCUMENTS)
-        / (1 + evidence.density / TOO_DENSE)
-        * (1 - _known(evidence.on_templates, 0))
-        * (1 - _known(evidence.on_openings, 0))
-        * (1 - _known(evidence.strongest_twin, 0))
-        * (LIGHT + (1 - LIGHT) * _standing(evidence.energy, owner))
-        * (SPREAD + (1 - SPREAD) * _known(evidence.focus, 1))
-        * (FAINT + (1 - FAINT) * np.clip(_known(evidence.strength, 1), 0, 1))
+        _saturation(evidence.firings, ENOUGH_FIRINGS)
+        * _saturation(evidence.documents, ENOUGH_DOCUMENTS)
+        / (1 + evidence.density / HALVING_DENSITY)
+        * (1 - _fill_nan(evidence.on_templates, 0))
+        * (1 - _fill_nan(evidence.on_openings, 0))
+        * (1 - _fill_nan(evidence.strongest_twin, 0))
+        * (MIN_ENERGY_FACTOR + (1 - MIN_ENERGY_FACTOR) * _energy_rank(evidence.energy, owner))
+        * (MIN_FOCUS_FACTOR + (1 - MIN_FOCUS_FACTOR) * _fill_nan(evidence.focus, 1))
+        * (MIN_STRENGTH_FACTOR + (1 - MIN_STRENGTH_FACTOR) * np.clip(_fill_nan(evidence.strength, 1), 0, 1))
     )
     tier = np.array([TIERS[verdict] for verdict in verdicts])
     return np.where(evidence.firings > 0, product + tier, np.nan)
 
 
-def _standing(energy: np.ndarray, owner: list[str]) -> np.ndarray:
-    """Share of each owner's features that carry less than each does, or as much, above 0 to 1."""
+def _energy_rank(energy: np.ndarray, owner: list[str]) -> np.ndarray:
+    """Share of the owner's features with at most each feature's energy, in (0, 1], [F]."""
     result = np.zeros(len(energy))
     group = np.array(owner)
     for name in set(owner):
-        mine = group == name
-        result[mine] = np.searchsorted(np.sort(energy[mine]), energy[mine], side="right") / mine.sum()
+        members = group == name
+        result[members] = np.searchsorted(np.sort(energy[members]), energy[members], side="right") / members.sum()
     return result
 
 
-def _enough(count: np.ndarray, enough: int) -> np.ndarray:
-    """0 for none, 1 for enough, on a logarithmic scale between."""
-    part: np.ndarray = np.clip(np.log1p(_known(count.astype(float), enough)) / np.log1p(enough), 0, 1)
-    return part
+def _saturation(count: np.ndarray, enough: int) -> np.ndarray:
+    """Logarithmic in the count, from 0 at none to 1 at `enough` and above."""
+    factor: np.ndarray = np.clip(np.log1p(_fill_nan(count.astype(float), enough)) / np.log1p(enough), 0, 1)
+    return factor
 
 
-def _known(values: np.ndarray, otherwise: float) -> np.ndarray:
+def _fill_nan(values: np.ndarray, otherwise: float) -> np.ndarray:
     return np.where(np.isnan(values), otherwise, values)

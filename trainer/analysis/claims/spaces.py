@@ -1,8 +1,7 @@
-"""Spaces: which sources share one, so that a direction of one source means something in another.
+"""Determines which sources share an activation space, so that a direction of one applies to another.
 
-A model and its fine-tune share a space, and so do neighbouring layers; models that were trained apart do not, even
-with the same width. That is read off the crosscoder itself: where spaces agree, the directions that a feature has in
-two sources point the same way.
+A model and its fine-tune share a space, and so do neighbouring layers; independently trained models do not, even of the
+same width. The crosscoder itself shows it: in a common space, a feature's decoder directions in two sources agree.
 """
 
 import numpy as np
@@ -12,22 +11,22 @@ from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.errors import RecipeError
 from trainer.recipe.measuring import AnalysisRecipe
 
-ALIKE = 0.5
-"""Cosine that a quarter of the features must reach in two sources of one space. Directions of unrelated spaces have
-cosines around zero, those of a model and its fine-tune mostly above 0.8; dead features stay where they began."""
+SAME_SPACE_COSINE = 0.5
+"""Cosine that at least a quarter of the features must reach in two sources of one space. In unrelated spaces cosines
+are around zero, in a model and its fine-tune mostly above 0.8; dead features keep their initial directions."""
 QUARTILE = 0.75
 
 Spaces = tuple[tuple[str, ...], ...]
-"""Names of the sources of every space that has at least two."""
+"""Names of the sources of every space, for spaces with at least two sources."""
 
 
-def spaces(crosscoder: Crosscoder, recipe: AnalysisRecipe) -> Spaces:
-    """The recipe's `same_space`, or by `auto` what the decoder directions say.
+def shared_spaces(crosscoder: Crosscoder, recipe: AnalysisRecipe) -> Spaces:
+    """The recipe's `same_space`; for `auto`, spaces as determined from the decoder directions.
 
     Raises RecipeError for a name that is no reconstructed source, and for sources of different widths.
     """
     if recipe.same_space == "auto":
-        return _found(crosscoder)
+        return _detected_spaces(crosscoder)
     for names in recipe.same_space:
         for name in names:
             if name not in crosscoder.targets:
@@ -39,27 +38,36 @@ def spaces(crosscoder: Crosscoder, recipe: AnalysisRecipe) -> Spaces:
     return tuple(names for names in recipe.same_space if len(names) > 1)
 
 
-def alike(crosscoder: Crosscoder, one: str, other: str) -> float:
-    """The upper quartile of the cosines between two sources' decoder directions of the same feature.
+def direction_agreement(crosscoder: Crosscoder, one: str, other: str) -> float:
+    """Upper quartile of the cosines between two sources' decoder directions of the same feature.
 
-    Over features that write both with directions of their own; 0 when there are none or widths differ.
+    Over features that write to both with untied directions; 0 if there are none or the widths differ.
     """
     if crosscoder.widths[one] != crosscoder.widths[other]:
         return 0.0
     parts = []
     for group in crosscoder.groups:
         if {one, other} <= set(group.writes) and not group.tied:
-            here, there = (crosscoder.weights[f"decoder.{name}.{group.name}"].detach().float() for name in (one, other))
-            parts.append(torch.nn.functional.cosine_similarity(here, there, dim=1).cpu().numpy())
+            first, second = (
+                crosscoder.weights[f"decoder.{name}.{group.name}"].detach().float() for name in (one, other)
+            )
+            parts.append(torch.nn.functional.cosine_similarity(first, second, dim=1).cpu().numpy())
     return float(np.quantile(np.concatenate(parts), QUARTILE)) if parts else 0.0
 
 
-def _found(crosscoder: Crosscoder) -> Spaces:
-    found: list[list[str]] = []
+def _detected_spaces(crosscoder: Crosscoder) -> Spaces:
+    spaces: list[list[str]] = []
     for source in crosscoder.targets:
-        home = next((space for space in found if any(alike(crosscoder, source, name) >= ALIKE for name in space)), None)
-        if home is None:
-            found.append([source])
+        match = next(
+            (
+                space
+                for space in spaces
+                if any(direction_agreement(crosscoder, source, name) >= SAME_SPACE_COSINE for name in space)
+            ),
+            None,
+        )
+        if match is None:
+            spaces.append([source])
         else:
-            home.append(source)
-    return tuple(tuple(space) for space in found if len(space) > 1)
+            match.append(source)
+    return tuple(tuple(space) for space in spaces if len(space) > 1)

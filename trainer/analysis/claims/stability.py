@@ -1,8 +1,8 @@
-"""Stability: whether other runs of the same comparison, with other seeds or settings, found the same features.
+"""Checks whether other runs of the same comparison found the same features.
 
-What a run finds only once may be an accident of where its weights began. A feature is found again when some feature of
-the other run has the same owner, points the same way in every source that has it, and fires on the same rows with the
-same strength. Axes: F features of this run, G of the other, R sampled rows.
+A feature that only one run finds may be an accident of its initialisation. A feature is found again if some feature of
+the other run has the same owner, similar decoder directions in every source that has it, and correlated activations.
+Axes: F features of this run, G features of the other, R sampled rows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,109 +22,114 @@ from trainer.run.folder import RunFolder
 from trainer.store.store import ActivationStore
 
 COSINE = 0.7
-"""Cosine of the decoder directions, in every source that has the feature."""
+"""Least cosine of the decoder directions, in every source that has the feature."""
 CORRELATION = 0.5
-"""Correlation of the activations."""
+"""Least correlation of the activations."""
 SAMPLE = 65_536
-"""Rows on which firings are compared, at most."""
+"""Most rows on which activations are compared."""
 BLOCK = 512
-"""Features compared with all others at a time."""
+"""Features compared with all features of the other run at a time."""
 
 
 class Stability(NamedTuple):
-    """How often features were found again."""
+    """Number of other runs that found each feature again."""
 
     found_in: np.ndarray
-    """Other runs that have it, int64 [F]."""
+    """Other runs that have the feature, int64 [F]."""
     looked_in: np.ndarray
-    """Other runs that claim something for its owner, int64 [F]; one that claims nothing could not have found it."""
+    """Other runs with any feature of its owner, int64 [F]; a run without one could not have found it."""
 
     @property
     def share(self) -> np.ndarray:
-        """Share of the other runs that have it [F]; NaN when there are none."""
+        """Share of the other runs that have the feature [F]; NaN if there are none."""
         share: np.ndarray = np.where(self.looked_in > 0, self.found_in / np.maximum(self.looked_in, 1), np.nan)
         return share
 
 
-class Side(NamedTuple):
-    """One run's features with their activations [R, F] on the sampled rows."""
+class RunFeatures(NamedTuple):
+    """One run's features."""
 
     crosscoder: Crosscoder
-    claimed: Ownership
+    ownership: Ownership
     activations: sp.csc_array
+    """Activations on the sampled rows [R, F]."""
 
 
 def other_runs(folder: RunFolder) -> list[RunFolder]:
-    """Trained runs beside this one on the same rows and of the same name, in order of their ids."""
-    pointer = _text(folder.store)
-    name = folder.run.rpartition("-")[0]
-    if pointer is None:
+    """Trained runs in the same folder, of the same name and on the same activation store, in order of their ids."""
+    store_text = _read_if_present(folder.store)
+    name = folder.run_id.rpartition("-")[0]
+    if store_text is None:
         return []
-    beside = (RunFolder(path) for path in sorted(folder.path.parent.iterdir()) if path.name != folder.run)
+    siblings = (RunFolder(path) for path in sorted(folder.path.parent.iterdir()) if path.name != folder.run_id)
     return [
         one
-        for one in beside
-        if one.run.rpartition("-")[0] == name and one.crosscoder.is_file() and _text(one.store) == pointer
+        for one in siblings
+        if one.run_id.rpartition("-")[0] == name
+        and one.crosscoder.is_file()
+        and _read_if_present(one.store) == store_text
     ]
 
 
 def stability(
     store: ActivationStore,
     crosscoder: Crosscoder,
-    claimed: Ownership,
+    ownership: Ownership,
     others: Sequence[RunFolder],
     recipe: AnalysisRecipe,
 ) -> Stability:
-    """In how many of the other runs each feature is found; runs that cannot be compared are left out.
+    """Number of other runs in which each feature is found again; runs over other sources are skipped.
 
-    Nor does a run count for owners of whom it has no feature at all: a standard crosscoder of close models calls
-    nearly everything shared, and would be held against every claim of a `dfc` run beside it.
+    For an owner of which it has no feature a run does not count: a standard crosscoder of similar models finds nearly
+    all features shared, and would otherwise speak against every claim of a `dfc` run.
     """
-    found, looked_in = np.zeros((2, crosscoder.features), np.int64)
-    mine: Side | None = None
+    found_in, looked_in = np.zeros((2, crosscoder.features), np.int64)
+    this_run: RunFeatures | None = None
     for folder in others:
         other = _comparable(folder, crosscoder)
         if other is None:
             continue
-        mine = mine or Side(crosscoder, claimed, _activations(store, crosscoder))
-        theirs = Side(other, Ownership.of(other, decoder_norms(other), recipe), _activations(store, other))
-        found += found_again(mine, theirs)
-        looked_in += np.isin(claimed.owner, theirs.claimed.owner)
-    return Stability(found, looked_in)
+        this_run = this_run or RunFeatures(crosscoder, ownership, _activations(store, crosscoder))
+        other_run = RunFeatures(
+            other, Ownership.from_norms(other, decoder_norms(other), recipe), _activations(store, other)
+        )
+        found_in += found_again(this_run, other_run)
+        looked_in += np.isin(ownership.owner, other_run.ownership.owner)
+    return Stability(found_in, looked_in)
 
 
-def found_again(mine: Side, theirs: Side) -> np.ndarray:
+def found_again(this_run: RunFeatures, other_run: RunFeatures) -> np.ndarray:
     """Whether each feature of one run is found in the other, bool [F]."""
-    again = np.zeros(mine.crosscoder.features, bool)
-    owner, other_owner = np.array(mine.claimed.owner), np.array(theirs.claimed.owner)
-    for first, correlation in _correlations(mine.activations, theirs.activations):
+    found = np.zeros(this_run.crosscoder.features, bool)
+    owner, other_owner = np.array(this_run.ownership.owner), np.array(other_run.ownership.owner)
+    for first, correlation in _correlations(this_run.activations, other_run.activations):
         some = slice(first, first + len(correlation))
-        alike = (correlation >= CORRELATION) & (owner[some, None] == other_owner)
-        alike &= _cosines(mine.crosscoder, theirs.crosscoder, mine.claimed.holds[some], first) >= COSINE
-        again[some] = alike.any(axis=1)
-    return again
+        matches = (correlation >= CORRELATION) & (owner[some, None] == other_owner)
+        matches &= _cosines(this_run.crosscoder, other_run.crosscoder, this_run.ownership.holds[some], first) >= COSINE
+        found[some] = matches.any(axis=1)
+    return found
 
 
 def _cosines(one: Crosscoder, other: Crosscoder, holds: np.ndarray, first: int) -> np.ndarray:
-    """Smallest cosine with every feature of the other run over the sources that have a feature [features, G]."""
+    """Cosine with every feature of the other run, smallest over the sources that have a feature [features, G]."""
     smallest = np.where(holds.any(axis=1), 1.0, -1.0)[:, None].repeat(other.features, axis=1)
     for number, source in enumerate(one.targets):
-        here = torch.nn.functional.normalize(one.decoder(source)[first : first + len(holds)].cpu(), dim=1)
-        there = torch.nn.functional.normalize(other.decoder(source).cpu(), dim=1)
-        cosine = (here @ there.T).numpy()
+        directions = torch.nn.functional.normalize(one.decoder(source)[first : first + len(holds)].cpu(), dim=1)
+        other_directions = torch.nn.functional.normalize(other.decoder(source).cpu(), dim=1)
+        cosine = (directions @ other_directions.T).numpy()
         smallest = np.where(holds[:, [number]], np.minimum(smallest, cosine), smallest)
     return smallest
 
 
-def _correlations(mine: sp.csc_array, theirs: sp.csc_array) -> Iterator[tuple[int, np.ndarray]]:
+def _correlations(activations: sp.csc_array, other_activations: sp.csc_array) -> Iterator[tuple[int, np.ndarray]]:
     """First feature and correlations of some features with all of the other run [features, G]; 0 where constant."""
-    rows = mine.shape[0]
-    mean, spread = _moments(theirs)
-    for first in range(0, mine.shape[1], BLOCK):
-        part = mine[:, first : first + BLOCK]
-        mean_here, spread_here = _moments(part)
-        covariance = (part.T @ theirs).toarray() / rows - np.outer(mean_here, mean)
-        scale = np.outer(spread_here, spread)
+    rows = activations.shape[0]
+    mean, deviation = _moments(other_activations)
+    for first in range(0, activations.shape[1], BLOCK):
+        part = activations[:, first : first + BLOCK]
+        mean_part, deviation_part = _moments(part)
+        covariance = (part.T @ other_activations).toarray() / rows - np.outer(mean_part, mean)
+        scale = np.outer(deviation_part, deviation)
         yield first, np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0)
 
 
@@ -136,19 +141,19 @@ def _moments(columns: sp.csc_array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _activations(store: ActivationStore, crosscoder: Crosscoder) -> sp.csc_array:
-    """Activations on an even sample of the rows [R, F]."""
+    """Activations on evenly spaced rows [R, F]."""
     step = max(1, store.manifest.rows // SAMPLE)
     parts = []
     for block in store.blocks():
-        found = crosscoder.encode({name: x[::step] for name, x in block.rows.items()})
-        at = (found.row.cpu().numpy(), found.feature.cpu().numpy())
-        shape = (found.rows, crosscoder.features)
-        parts.append(sp.csr_array((found.value.double().cpu().numpy(), at), shape=shape))
+        codes = crosscoder.encode({name: x[::step] for name, x in block.rows.items()})
+        at = (codes.row.cpu().numpy(), codes.feature.cpu().numpy())
+        shape = (codes.rows, crosscoder.features)
+        parts.append(sp.csr_array((codes.value.double().cpu().numpy(), at), shape=shape))
     return sp.csc_array(sp.vstack(parts))
 
 
 def _comparable(folder: RunFolder, crosscoder: Crosscoder) -> Crosscoder | None:
-    """A run's crosscoder if it compares the same sources; None too for one that is just being written."""
+    """A run's crosscoder if it has the same sources and targets; None also for one that is being written."""
     try:
         other = Crosscoder.load(folder.path)
     except CrosscoderError:
@@ -157,5 +162,5 @@ def _comparable(folder: RunFolder, crosscoder: Crosscoder) -> Crosscoder | None:
     return other if same else None
 
 
-def _text(path: Path) -> str | None:
+def _read_if_present(path: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else None

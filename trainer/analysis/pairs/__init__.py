@@ -1,1 +1,1 @@
-"""Pairs of features: co-activation, twins, and how twins agree row by row."""
+"""Pairs of features: correlations of activations, twins, and joint histograms of twins."""

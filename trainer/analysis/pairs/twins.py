@@ -1,7 +1,7 @@
-"""Twins: pairs of features that fire on the same rows or point the same way.
+"""Finds pairs of features that fire on the same rows (twins, coactive) or are parallel (similar).
 
-A crosscoder can split one meaning into two features of different owners, which makes a shared concept look
-private. So every claim of "only in this source" is held against the features of other owners.
+A crosscoder can split a shared concept into two features of different owners, each of which then looks exclusive.
+Therefore every claim of exclusivity is compared with the features of other owners.
 """
 
 from dataclasses import dataclass
@@ -16,35 +16,35 @@ from trainer.crosscoder.crosscoder import Crosscoder
 
 KINDS = ("coactive", "similar", "twin")
 TWIN = 0.3
-"""Correlation from which features of different owners fire on the same rows."""
+"""Least correlation of twins, which are of different owners."""
 COACTIVE = 0.1
-"""Correlation from which features fire together more often than chance."""
+"""Least correlation of coactive features."""
 SIMILAR = 0.3
-"""Cosine from which directions of one owner are alike."""
+"""Least cosine of similar features, which are of one owner."""
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Features alike. Axis N: pairs by feature, kind and likeness; F: features."""
+    """Pairs of related features. Axis N: pairs, by feature, kind and similarity; F: features."""
 
     feature: np.ndarray
     other: np.ndarray
     kind: np.ndarray
     """Index into KINDS, int64 [N]."""
     cosine: np.ndarray
-    """Largest cosine of the decoder directions over sources both write to, [N]; NaN when they share none."""
+    """Largest cosine of the decoder directions over the sources both write to [N]; NaN if there are none."""
     correlation: np.ndarray
     """Correlation of activations [N]."""
     strongest_twin: np.ndarray
-    """Largest correlation of each feature with one of another owner [F]; 0 when none is at least 0.1."""
+    """Largest correlation of each feature with one of another owner [F]; 0 if none is at least 0.1."""
 
-    def pairs_of(self, features: np.ndarray) -> np.ndarray:
-        """Each of these features, bool [F], that has a twin, with its strongest one, int64 [P, 2]."""
+    def strongest_twins(self, features: np.ndarray) -> np.ndarray:
+        """Pairs of a feature of `features`, bool [F], and its strongest twin, int64 [P, 2]; none without a twin."""
         twins = self.kind == KINDS.index("twin")
         feature, first = np.unique(self.feature[twins], return_index=True)
         pairs = np.stack([feature, self.other[twins][first]], axis=1)
-        chosen: np.ndarray = pairs[features[feature]]
-        return chosen
+        selected: np.ndarray = pairs[features[feature]]
+        return selected
 
     def columns(self) -> dict[str, np.ndarray | pa.Array]:
         """Columns of the table `neighbour`."""
@@ -58,10 +58,10 @@ class Neighbours:
 
 
 class Cosines:
-    """Cosines of decoder directions: for each pair, in the source where it is largest that both write to."""
+    """Cosines of decoder directions: per pair, the largest over the sources that both features write to."""
 
     def __init__(self, crosscoder: Crosscoder) -> None:
-        """Take the directions of all features, one matrix of unit vectors per source."""
+        """Normalise the directions of all features, one matrix of unit vectors per source."""
         self._units, self._writes = [], []
         for source in crosscoder.sources:
             direction = crosscoder.decoder(source).float()
@@ -70,55 +70,60 @@ class Cosines:
             self._writes.append(norm[:, 0] > 0)
 
     def positive(self, first: int, stop: int) -> np.ndarray:
-        """Cosines of some features with all [stop - first, features], where they are above 0; 0 or less elsewhere."""
+        """Cosines of a range of features with all [stop - first, features]; exact if positive, else 0 or less."""
         best = self._units[0][first:stop] @ self._units[0].T
         for unit in self._units[1:]:
             best = torch.maximum(best, unit[first:stop] @ unit.T)
         cosine: np.ndarray = best.cpu().numpy()
         return cosine
 
-    def of(self, feature: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """Cosines of pairs [n], of any sign; NaN where they share no source."""
+    def of_pairs(self, feature: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Cosines of pairs of features [n], of any sign; NaN if there is no source that both write to."""
         best = torch.full((len(feature),), -torch.inf)
         for unit, writes in zip(self._units, self._writes, strict=True):
             cosine = torch.cat(
-                [(unit[one] * unit[two]).sum(dim=1) for one, two in zip(_parts(feature), _parts(other), strict=True)]
+                [
+                    (unit[left] * unit[right]).sum(dim=1)
+                    for left, right in zip(_chunks(feature), _chunks(other), strict=True)
+                ]
             )
             cosine[~(writes[feature] & writes[other])] = -torch.inf
             best = torch.maximum(best, cosine.cpu())
-        found = best.numpy()
-        return np.where(np.isfinite(found), found, np.nan)
+        result = best.numpy()
+        return np.where(np.isfinite(result), result, np.nan)
 
 
 def neighbours(coactivation: Coactivation, cosines: Cosines, owner: list[str], count: int) -> Neighbours:
-    """The `count` most alike of every kind for each feature that fires, exactly.
+    """The `count` nearest neighbours of every kind for each feature that fires, by exhaustive search.
 
-    twin: of another owner, correlation at least 0.3. similar: of the same owner, cosine at least 0.3.
-    coactive: correlation at least 0.1 and neither of the two.
+    Twin: of another owner, correlation at least 0.3. Similar: of the same owner, cosine at least 0.3. Coactive:
+    correlation at least 0.1, and neither twin nor similar.
     """
-    codes = np.unique(np.array(owner), return_inverse=True)[1]
-    alive = coactivation.spread > 0
+    owner_index = np.unique(np.array(owner), return_inverse=True)[1]
+    alive = coactivation.deviation > 0
     strongest = np.zeros(len(owner))
     parts = []
     for first, correlation in coactivation.correlations():
         stop = first + len(correlation)
         cosine = cosines.positive(first, stop)
-        foreign = codes[first:stop, None] != codes
-        row, other = np.nonzero((correlation >= COACTIVE) | ((cosine >= SIMILAR) & ~foreign))
-        real = alive[first + row] & alive[other] & (first + row != other)
-        row, other = row[real], other[real]
-        joint, angle, apart = correlation[row, other], cosine[row, other], foreign[row, other]
-        np.maximum.at(strongest, first + row[apart], joint[apart])
-        kind = np.where(apart & (joint >= TWIN), KINDS.index("twin"), KINDS.index("coactive"))
-        kind = np.where(~apart & (angle >= SIMILAR), KINDS.index("similar"), kind)
-        parts.append((first + row, other, kind, np.where(kind == KINDS.index("similar"), angle, joint), joint))
-    feature, other, kind, likeness, joint = (np.concatenate(column) for column in zip(*parts, strict=True))
-    order = np.lexsort((other, -likeness, kind, feature))
+        other_owner = owner_index[first:stop, None] != owner_index
+        row, other = np.nonzero((correlation >= COACTIVE) | ((cosine >= SIMILAR) & ~other_owner))
+        valid = alive[first + row] & alive[other] & (first + row != other)
+        row, other = row[valid], other[valid]
+        pair_correlation, pair_cosine = correlation[row, other], cosine[row, other]
+        foreign = other_owner[row, other]
+        np.maximum.at(strongest, first + row[foreign], pair_correlation[foreign])
+        kind = np.where(foreign & (pair_correlation >= TWIN), KINDS.index("twin"), KINDS.index("coactive"))
+        kind = np.where(~foreign & (pair_cosine >= SIMILAR), KINDS.index("similar"), kind)
+        similarity = np.where(kind == KINDS.index("similar"), pair_cosine, pair_correlation)
+        parts.append((first + row, other, kind, similarity, pair_correlation))
+    feature, other, kind, similarity, pair_correlation = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.lexsort((other, -similarity, kind, feature))
     best = order[rank_within(feature[order] * len(KINDS) + kind[order]) < count]
     feature, other = feature[best], other[best]
-    return Neighbours(feature, other, kind[best], cosines.of(feature, other), joint[best], strongest)
+    return Neighbours(feature, other, kind[best], cosines.of_pairs(feature, other), pair_correlation[best], strongest)
 
 
-def _parts(index: np.ndarray, size: int = 16384) -> list[np.ndarray]:
-    """An index in pieces, so that what it selects stays small; at least one piece."""
+def _chunks(index: np.ndarray, size: int = 16384) -> list[np.ndarray]:
+    """An index array in chunks, at least one, to bound the memory of what it selects."""
     return [index[first : first + size] for first in range(0, max(len(index), 1), size)]

@@ -1,1 +1,1 @@
-"""Measures of one feature at a time: firings, contexts, promoted tokens, decoder norms."""
+"""Per-feature measures: firing statistics, contexts, logit effects, decoder norms and coherence."""

@@ -1,8 +1,8 @@
-"""Coherence: how much the places where a feature fires have in common, in the activations of the sources that have it.
+"""Measures how similar a source's activations are at a feature's firings, as a warning of polysemy.
 
-A feature that stands for one thing fires where the source is in much the same state; one that stands for several, or
-for nothing, fires on rows that are no more alike than any two. Its strongest contexts do not show that, because those
-are alike in either case. Coherence is a warning, not a finding: what carries little of a row's activation is low too.
+A monosemantic feature fires where the source's activations are similar; a polysemous or meaningless one fires on rows
+that are no more similar than random ones. Its strongest contexts do not show that, because they are similar either
+way. Coherence is a warning, not evidence: it is also low for a feature that carries little of a row's activation.
 """
 
 import numpy as np
@@ -10,30 +10,33 @@ import numpy as np
 from trainer.analysis.rows.moments import Moments
 
 POLYSEMOUS = 0.07
-"""Coherence below which a feature may well stand for several things. One in ten of the demo's features is below, and of
-those read there at every strength, most had no single theme; above it there are such features too, only fewer."""
+"""Coherence below which a feature is flagged as possibly polysemous. One in ten of the demo's features is below. Of
+those that were read there at all activation levels, most had no single theme; above, such features are rarer."""
 
 
 def coherence(moments: Moments, source: str) -> np.ndarray:
-    """The mean inner product of a source's activations at two firings, over the mean squared length of all rows [F].
+    """Mean inner product of a source's activations at two firings, over the mean squared norm of all rows, fp64 [F].
 
-    Activations are taken from their mean over all rows, firings are weighted by the feature's activation, and the two
-    are of different documents, one from either half, so that repeated text counts for nothing. About 0 for rows
-    picked at random, 1 for a feature that alone decides what the activations are; NaN unless it fired in both halves.
+    Activations are centred on their mean over all rows and firings weighted by the feature's activation. The two
+    firings are of different folds, and so of different documents, so that repeated text does not count. About 0 for
+    random rows, 1 for a feature that alone determines the activations; NaN unless it fired in both folds.
     """
-    rows = float(moments.of_rows.rows.sum())
-    mean = moments.of_rows.total[source].sum(dim=0) / max(rows, 1)
-    trace = moments.of_rows.products[source].diagonal(dim1=1, dim2=2).sum()
-    length = float(trace / max(rows, 1) - mean.square().sum())
+    rows = float(moments.row_moments.rows.sum())
+    mean = moments.row_moments.total[source].sum(dim=0) / max(rows, 1)
+    trace = moments.row_moments.products[source].diagonal(dim1=1, dim2=2).sum()
+    mean_square_norm = float(trace / max(rows, 1) - mean.square().sum())
     weight = moments.sums
-    here, there = (moments.cross[source][half].double() - weight[half, :, None] * mean for half in (0, 1))
-    product = (here * there).sum(dim=1).cpu().numpy()
-    scale = (weight[0] * weight[1]).cpu().numpy() * length
-    alike: np.ndarray = np.divide(product, scale, out=np.full(moments.features, np.nan), where=scale > 0)
-    return alike
+    first, second = (moments.cross[source][fold].double() - weight[fold, :, None] * mean for fold in (0, 1))
+    product = (first * second).sum(dim=1).cpu().numpy()
+    scale = (weight[0] * weight[1]).cpu().numpy() * mean_square_norm
+    result: np.ndarray = np.divide(product, scale, out=np.full(moments.features, np.nan), where=scale > 0)
+    return result
 
 
 def best_of_holders(values: np.ndarray, holds: np.ndarray) -> np.ndarray:
-    """The largest value among the sources that have the feature [F], from values and bool of [F, S]; NaN for none."""
+    """Largest value over the sources that have each feature [F].
+
+    `values` and `holds` (bool, which sources have the feature) are [F, S]; NaN if no source has the feature.
+    """
     best = np.where(holds & ~np.isnan(values), values, -np.inf).max(axis=1)
     return np.where(np.isfinite(best), best, np.nan)

@@ -1,18 +1,18 @@
-"""Languages: which language every harvested sequence is mostly in."""
+"""Detects the main language of every harvested sequence."""
 
 import numpy as np
 
 from trainer.analysis.rows.texts import Texts
-from trainer.corpus.language import READ_CHARACTERS, detect_language
+from trainer.corpus.language import INSPECTED_CHARACTERS, detect_language
 
-BYTES = 8 * READ_CHARACTERS
-"""Bytes of a sequence that are looked at: more than the detector reads, in any script."""
+BYTES = 8 * INSPECTED_CHARACTERS
+"""Bytes of a sequence passed to the detector: more than it reads, in any script."""
 
 
 def languages(texts: Texts) -> tuple[np.ndarray, tuple[str, ...]]:
     """Index of each sequence's language, int64 [Q], and the languages' ISO 639 codes."""
-    found = np.array([_language_of(texts, sequence) for sequence in range(texts.sequences)], str)
-    codes, index = np.unique(found, return_inverse=True)
+    detected = np.array([_language_of(texts, sequence) for sequence in range(texts.sequences)], str)
+    codes, index = np.unique(detected, return_inverse=True)
     return index, tuple(codes.tolist())
 
 

@@ -1,7 +1,7 @@
-"""Logit effects: which tokens a feature's decoder direction promotes or suppresses in each source.
+"""Finds the tokens that a feature's decoder direction promotes or suppresses in each source.
 
-The direct path only: from the hookpoint through the final norm's gain and the unembedding, with every later
-layer left out. So it says most for late layers, and little for early ones.
+Direct path only: from the hookpoint through the final norm's gain and the unembedding, skipping all later layers. It
+is therefore most informative for late layers and hardly so for early ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,19 +15,19 @@ from torch import Tensor, nn
 from trainer.models.source import Source
 
 FEATURES, TOKENS = 512, 16384
-"""Features and tokens in one product: 16 MiB of scores, few enough to stay in a cache."""
+"""Features and tokens per matrix product: 16 MiB of scores, small enough for a cache."""
 STRIDES = 64
-"""Scores of which only the best is looked at first."""
+"""Scores per group; a first top-k over the groups' best scores discards the other groups."""
 MARGIN = 4
-"""Candidates per token kept, to be ranked again in fp32."""
+"""Candidates per token kept, which are ranked again in fp32."""
 
 
 @dataclass(frozen=True)
 class Unembedding:
-    """The way from a source's last residual stream to its logits."""
+    """Map from a source's last residual stream to its logits: final norm and unembedding matrix."""
 
     gain: Tensor
-    """What the final norm multiplies with, fp32 [width]."""
+    """Gain of the final norm, fp32 [width]."""
     centred: bool
     """Whether the final norm subtracts the mean over the width (LayerNorm) or not (RMSNorm)."""
     weight: Tensor
@@ -36,25 +36,27 @@ class Unembedding:
     """Texts of tokens by their ids."""
 
     @classmethod
-    def of(cls, final_norm: nn.Module, weight: Tensor, text: Callable[[Sequence[int]], list[str]]) -> "Unembedding":
-        """Read gain and kind off the norm by what it does, whatever its convention (Gemma stores gain minus one)."""
+    def from_norm(
+        cls, final_norm: nn.Module, weight: Tensor, text: Callable[[Sequence[int]], list[str]]
+    ) -> "Unembedding":
+        """Determine gain and kind of the norm by probing, whatever it stores (Gemma: gain minus one)."""
         width = weight.shape[1]
         device = next((parameter.device for parameter in final_norm.parameters()), weight.device)
         dtype = next((parameter.dtype for parameter in final_norm.parameters()), torch.float32)
         probe = balanced_signs(width)
         with torch.no_grad():
-            there, back, ones = (
+            positive, negative, ones = (
                 final_norm(x.to(device, dtype)[None])[0].float().cpu() for x in (probe, -probe, torch.ones(width))
             )
-        # The difference takes out a bias; mean 0 and mean square 1 make norms of both kinds multiply by the gain alone.
-        gain = (there - back) / (2 * probe)
-        bias = (there + back) / 2
+        # The difference cancels a bias; a probe of mean 0 and mean square 1 is multiplied by the gain in both kinds.
+        gain = (positive - negative) / (2 * probe)
+        bias = (positive + negative) / 2
         centred = bool((ones - bias).abs().max() < 0.01 * gain.abs().max())
         return cls(gain, centred, weight, text)
 
     @classmethod
-    def of_source(cls, source: Source) -> "Unembedding":
-        """The unembedding of a loaded model. Raises SourceError when it has none."""
+    def from_source(cls, source: Source) -> "Unembedding":
+        """Unembedding of a loaded model. Raises SourceError if it has none."""
 
         def text(ids: Sequence[int]) -> list[str]:
             texts: list[str] = source.tokenizer.backend_tokenizer.decode_batch(
@@ -62,10 +64,10 @@ class Unembedding:
             )
             return texts
 
-        return cls.of(source.final_norm, source.unembedding.detach(), text)
+        return cls.from_norm(source.final_norm, source.unembedding.detach(), text)
 
     def through_norm(self, direction: Tensor) -> Tensor:
-        """Directions [F, W] after the final norm, without its division, fp32."""
+        """Directions [F, W] after the final norm without its division by the norm, fp32."""
         if self.centred:
             direction = direction - direction.mean(dim=1, keepdim=True)
         return direction * self.gain.to(direction.device)
@@ -96,9 +98,9 @@ def balanced_signs(width: int) -> Tensor:
 
 
 def logit_effects(direction: Tensor, unembedding: Unembedding, count: int) -> LogitEffects:
-    """The `count` strongest effects of directions of any length [F, W], which count as of length one.
+    """The `count` strongest effects of directions [F, W], which are scaled to length one.
 
-    Candidates come from a bf16 product where the machine is fast at it, and are ranked by an fp32 one.
+    Candidates come from a bf16 product where the device multiplies bf16 natively, and are ranked by an fp32 product.
     """
     unit = direction.float() / torch.linalg.vector_norm(direction.float(), dim=1, keepdim=True).clamp_min(1e-12)
     after = unembedding.through_norm(unit)
@@ -110,31 +112,31 @@ def logit_effects(direction: Tensor, unembedding: Unembedding, count: int) -> Lo
         high, low = _candidates(rows, weight, min(MARGIN * count, len(weight)))
         parts.append((*_ranked(rows, weight, high, count), *_ranked(-rows, weight, low, count)))
     if not parts:
-        nothing = np.zeros((0, count), np.int64)
-        return LogitEffects(nothing, nothing, nothing, nothing)
+        empty = np.zeros((0, count), np.int64)
+        return LogitEffects(empty, empty, empty, empty)
     promoted, promotion, suppressed, suppression = (
         torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)
     )
     return LogitEffects(promoted, promotion, suppressed, 0 - suppression)
 
 
-def fast_type(device: torch.device) -> torch.dtype:
-    """bf16 where the device multiplies it natively, else fp32."""
+def product_dtype(device: torch.device) -> torch.dtype:
+    """bf16 if the device multiplies it natively, else fp32."""
     if device.type != "cpu":
         return torch.bfloat16
-    able = torch.cpu.get_capabilities()
-    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
+    capabilities = torch.cpu.get_capabilities()
+    return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32
 
 
 def _candidates(rows: Tensor, weight: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Ids of the highest and the lowest scores [F, count], found tile by tile."""
-    dtype = fast_type(weight.device)
+    """Token ids of the highest and the lowest scores [F, count] each, computed tile by tile."""
+    dtype = product_dtype(weight.device)
     rows = rows.to(weight.device, dtype)
-    room = rows.new_empty(len(rows), min(TOKENS, len(weight)))
+    buffer = rows.new_empty(len(rows), min(TOKENS, len(weight)))
     found: dict[bool, list[tuple[Tensor, Tensor]]] = {True: [], False: []}
     for first in range(0, len(weight), TOKENS):
         tile = weight[first : first + TOKENS].to(dtype)
-        score = torch.mm(rows, tile.T, out=room if len(tile) == room.shape[1] else None)
+        score = torch.mm(rows, tile.T, out=buffer if len(tile) == buffer.shape[1] else None)
         for largest, parts in found.items():
             value, index = _extreme(score, count, largest=largest)
             parts.append((value, index + first))
@@ -143,23 +145,23 @@ def _candidates(rows: Tensor, weight: Tensor, count: int) -> tuple[Tensor, Tenso
 
 
 def _extreme(score: Tensor, count: int, *, largest: bool) -> tuple[Tensor, Tensor]:
-    """The `count` largest or smallest scores of every row, and where they are; all where there are fewer."""
+    """The `count` largest or smallest scores of every row and their columns; all scores if there are fewer."""
     columns = score.shape[1] // STRIDES
     if score.shape[1] % STRIDES or columns < count:
         return score.topk(min(count, score.shape[1]), dim=1, largest=largest)
-    # No more than `count` of the strided columns can hold one of the `count` best.
+    # The `count` best scores lie in at most `count` of the strided columns.
     strided = score.view(len(score), STRIDES, columns)
     best = strided.amax(dim=1) if largest else strided.amin(dim=1)
     column = best.topk(count, dim=1, largest=largest).indices[:, None].expand(-1, STRIDES, -1)
-    value, place = strided.gather(2, column).flatten(1).topk(count, dim=1, largest=largest)
-    return value, place // count * columns + column[:, 0].gather(1, place % count)
+    value, flat = strided.gather(2, column).flatten(1).topk(count, dim=1, largest=largest)
+    return value, flat // count * columns + column[:, 0].gather(1, flat % count)
 
 
 def _merged(parts: Sequence[tuple[Tensor, Tensor]], count: int, *, largest: bool) -> Tensor:
-    """Where the best of several tiles' best are."""
+    """Columns of the best scores among the best of several tiles."""
     value, index = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
-    place = value.topk(min(count, value.shape[1]), dim=1, largest=largest).indices
-    return index.gather(1, place)
+    best = value.topk(min(count, value.shape[1]), dim=1, largest=largest).indices
+    return index.gather(1, best)
 
 
 def _ranked(rows: Tensor, weight: Tensor, candidates: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -168,26 +170,26 @@ def _ranked(rows: Tensor, weight: Tensor, candidates: Tensor, count: int) -> tup
     for first in range(0, len(rows), 64):
         some = candidates[first : first + 64]
         exact = torch.einsum("fcw,fw->fc", weight[some].float(), rows[first : first + 64].to(weight.device))
-        value, place = exact.topk(count, dim=1)
-        parts.append((some.gather(1, place), value))
+        value, best = exact.topk(count, dim=1)
+        parts.append((some.gather(1, best), value))
     ids, values = (torch.cat(column) for column in zip(*parts, strict=True))
     return ids, values
 
 
-def columns(
+def logit_columns(
     feature: np.ndarray, source: int, effects: LogitEffects, text: Callable[[Sequence[int]], list[str]]
 ) -> pa.Table:
-    """Rows of the table `logit` for features [F] in one source, by feature; promoted tokens first."""
+    """Columns of the table `logit` for features [F] in one source, by feature, promoted tokens first."""
     features, count = effects.promoted.shape
     rank = np.arange(1, count + 1)
-    ids, which = np.unique(np.concatenate([effects.promoted, effects.suppressed], axis=1), return_inverse=True)
+    ids, word_index = np.unique(np.concatenate([effects.promoted, effects.suppressed], axis=1), return_inverse=True)
     words = pa.array(text(ids.astype(int).tolist()), pa.string())
     return pa.table(
         {
             "feature": np.repeat(feature, 2 * count),
             "source": np.full(features * 2 * count, source),
             "rank": np.tile(np.concatenate([rank, -rank]), features),
-            "token": words.take(pa.array(which.ravel())),
+            "token": words.take(pa.array(word_index.ravel())),
             "effect": np.concatenate([effects.promotion, effects.suppression], axis=1).ravel(),
         }
     )

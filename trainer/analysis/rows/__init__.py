@@ -1,1 +1,1 @@
-"""Rows that analysis reads: their codes on disk, moments, order, texts and the two cross-fit folds."""
+"""Data of the analysed rows: feature codes on disk, moments, reading order, texts and folds."""

@@ -1,8 +1,8 @@
-"""Codes on disk: every firing of one encode pass, to be read back feature by feature in flat memory.
+"""Spools the firings of one encode pass to disk and reads them back by feature in bounded memory.
 
-A pass yields firings by row, every question asks by feature. Firings are spooled to a temporary file in chunks
-of about a million, each sorted by feature, so that any range of features is one short read per chunk.
-Files have no name on disk: they vanish with the process, even with one that is killed.
+An encode pass yields firings by row; analysis needs them by feature. Firings are written to temporary files in chunks
+of about a million, each sorted by feature, so that any range of features is one contiguous read per chunk.
+The files have no name on disk, so they vanish with the process even if it is killed.
 """
 
 import os
@@ -24,7 +24,7 @@ from trainer.run.folder import is_disk_full
 CHUNK = 1 << 20
 """Firings per chunk: 8 MiB on disk, a few times that in memory."""
 RANGE = 512
-"""Features read at a time, at most."""
+"""Most features read at a time."""
 
 
 @dataclass(frozen=True)
@@ -56,24 +56,24 @@ class FeatureCodes:
         return np.repeat(np.arange(self.features), self.counts)
 
     def largest(self) -> np.ndarray:
-        """Largest activation of each feature, fp32 [features]; 0 where none fired."""
+        """Largest activation of each feature, fp32 [features]; 0 for a feature that never fired."""
         result = np.zeros(self.features, np.float32)
         fired = self.counts > 0
         if fired.any():
             result[fired] = np.maximum.reduceat(self.value, self.start[:-1][fired])
         return result
 
-    def placed(self, place: np.ndarray | None) -> "FeatureCodes":
-        """The same firings with row r renamed to place[r] and sorted by it; None renames nothing."""
-        if place is None:
+    def reordered(self, position: np.ndarray | None) -> "FeatureCodes":
+        """The same firings with row r replaced by position[r], sorted again; unchanged if `position` is None."""
+        if position is None:
             return self
-        row = place[self.row].astype(np.int64)
-        order = np.argsort(self.feature * (int(place.max(initial=0)) + 1) + row, kind="stable")
+        row = position[self.row].astype(np.int64)
+        order = np.argsort(self.feature * (int(position.max(initial=0)) + 1) + row, kind="stable")
         return FeatureCodes(self.first, self.start, row[order], self.value[order])
 
 
 class _Chunk(NamedTuple):
-    """Where a chunk lies in the files, in entries."""
+    """Extent of a chunk in the files, in entries."""
 
     first: int
     entries: int
@@ -92,8 +92,8 @@ class CodeSpool:
         folder.mkdir(parents=True, exist_ok=True)
         self._index, self._row, self._value = (tempfile.TemporaryFile(dir=folder) for _ in range(3))  # noqa: SIM115
         self._chunks: list[_Chunk] = []
-        self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self._waiting_entries = 0
+        self._pending: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._pending_entries = 0
 
     def __enter__(self) -> "CodeSpool":
         return self
@@ -111,18 +111,18 @@ class CodeSpool:
                 "activations. Check the store with `crossdiff doctor`, or harvest it again in bfloat16."
             )
         row = codes.row.cpu().numpy() + self.rows
-        self._waiting.append((row, codes.feature.cpu().numpy(), value))
-        self._waiting_entries += len(value)
+        self._pending.append((row, codes.feature.cpu().numpy(), value))
+        self._pending_entries += len(value)
         self.rows += codes.rows
-        if self._waiting_entries >= CHUNK:
+        if self._pending_entries >= CHUNK:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits. Raises DiskFull."""
-        if not self._waiting_entries:
+        """Write pending firings as one chunk. Raises DiskFull."""
+        if not self._pending_entries:
             return
-        row, feature, value = (np.concatenate(column) for column in zip(*self._waiting, strict=True))
-        self._waiting, self._waiting_entries = [], 0
+        row, feature, value = (np.concatenate(column) for column in zip(*self._pending, strict=True))
+        self._pending, self._pending_entries = [], 0
         # SciPy's conversion is a counting sort: by feature, rows in order within each.
         low = int(row[0])
         by_row = sp.csr_array((value, (row - low, feature)), shape=(int(row[-1]) - low + 1, self.features))
@@ -149,7 +149,7 @@ class CodeSpool:
         for number, chunk in enumerate(self._chunks):
             index = self._indptr(number, first, stop)
             count = np.diff(index)
-            # A feature's firings of this chunk go behind those of the chunks before.
+            # Append this chunk's firings of each feature to those of earlier chunks.
             into = np.repeat(cursor - (index[:-1] - index[0]), count) + np.arange(index[-1] - index[0])
             at, entries = chunk.first + int(index[0]), int(index[-1] - index[0])
             row[into] = _read(self._row, np.int64, at, entries)
@@ -157,8 +157,8 @@ class CodeSpool:
             cursor += count
         return FeatureCodes(first, start, row, value)
 
-    def pieces(self) -> Iterator[FeatureCodes]:
-        """All features in order, in ranges that fit in memory whatever is kept of them."""
+    def feature_ranges(self) -> Iterator[FeatureCodes]:
+        """Firings of all features in order, in ranges of at most about a million firings and 512 features."""
         first = 0
         total = np.cumsum(self.counts)
         while first < self.features:
@@ -169,7 +169,7 @@ class CodeSpool:
             first = stop
 
     def matrices(self) -> Iterator[sp.csc_array]:
-        """The firings of consecutive rows as matrices [some rows, features]; rows count from each matrix's first."""
+        """Firings of consecutive rows as sparse matrices [rows of the chunk, features], rows counted from the first."""
         for number, chunk in enumerate(self._chunks):
             row = _read(self._row, np.int64, chunk.first, chunk.entries)
             low, high = int(row.min()), int(row.max())
@@ -184,13 +184,13 @@ class CodeSpool:
 
 
 def rank_within(group: np.ndarray) -> np.ndarray:
-    """0, 1, 2, ... within each run of equal values."""
+    """Index of each element within its run of equal values: 0, 1, 2, ..."""
     index = np.arange(len(group))
-    return index - np.maximum.accumulate(np.where(begins(group), index, 0))
+    return index - np.maximum.accumulate(np.where(is_run_start(group), index, 0))
 
 
-def begins(values: np.ndarray) -> np.ndarray:
-    """Whether each value differs from the one before it; the first does."""
+def is_run_start(values: np.ndarray) -> np.ndarray:
+    """Whether each value starts a run, that is differs from the one before; always true for the first."""
     new = np.ones(len(values), bool)
     new[1:] = values[1:] != values[:-1]
     return new
@@ -203,6 +203,6 @@ def _append(file: IO[bytes], array: np.ndarray) -> None:
 
 
 def _read(file: IO[bytes], dtype: type[np.generic], at: int, entries: int) -> np.ndarray:
-    """Some entries of a file, copied: a mapping would count as memory of ours as it is read."""
+    """Entries of a file, copied: pages of a memory map would count towards the process's resident memory."""
     file.seek(at * np.dtype(dtype).itemsize)
     return np.fromfile(file, dtype, entries)

@@ -1,8 +1,7 @@
-"""Moments: sums of products of activations and features over all rows, from which linear readouts follow.
+"""Accumulates the first and second moments of rows and features that linear readouts are solved from.
 
-One pass, whatever is asked afterwards: memory grows with features times width, never with rows. Every sum is kept
-for two halves of the rows, so that what is fitted on one can be scored on the other. Axes: H = 2 halves, F features,
-W width of a source.
+One pass serves all readouts; memory grows with features times width, not with rows. Every sum is kept per fold, so
+that a readout fitted on one fold can be scored on the other. Axes: H = 2 folds, F features, W width of a source.
 """
 
 from collections.abc import Mapping
@@ -14,37 +13,37 @@ from trainer.crosscoder.crosscoder import Codes
 from trainer.kernels.sparse import SparsePattern, sum_by_feature
 from trainer.store.store import Rows
 
-HALVES = 2
+FOLDS = 2
 TILE = 192
-"""Columns of a symmetric product at a time."""
+"""Columns of a symmetric product computed at a time."""
 
 
 class RowMoments:
     """First and second moments of normalised activations x."""
 
     def __init__(self, widths: Mapping[str, int], *, device: torch.device | str = "cpu") -> None:
-        """Nothing summed yet, for sources of these widths."""
-        self.rows = torch.zeros(HALVES, dtype=torch.int64)
+        """Start with zero sums for sources of these widths."""
+        self.rows = torch.zeros(FOLDS, dtype=torch.int64)
         """Rows summed [H]."""
-        self.total = {source: _double(HALVES, width, device=device) for source, width in widths.items()}
+        self.total = {source: _double(FOLDS, width, device=device) for source, width in widths.items()}
         """Per source, sum of x, fp64 [H, W]."""
-        self.products = {source: _double(HALVES, width, width, device=device) for source, width in widths.items()}
+        self.products = {source: _double(FOLDS, width, width, device=device) for source, width in widths.items()}
         """Per source, sum of x x', fp64 [H, W, W]; each block of rows multiplied in fp32."""
 
     @torch.no_grad()
-    def add(self, rows: Rows, half: Tensor) -> None:
-        """Take in some rows: normalised activations {source: [n, W]} and each row's half int64 [n]."""
-        self.rows += torch.bincount(half.cpu(), minlength=HALVES)
+    def add(self, rows: Rows, fold: Tensor) -> None:
+        """Add rows: normalised activations {source: [n, W]} and each row's fold, int64 [n]."""
+        self.rows += torch.bincount(fold.cpu(), minlength=FOLDS)
         for source, total in self.total.items():
             x = rows[source].float()
-            for number in range(HALVES):
-                mine = x[half == number]
-                total[number] += mine.sum(dim=0, dtype=torch.float64)
-                self.products[source][number] += _with_itself(mine).double()
+            for number in range(FOLDS):
+                in_fold = x[fold == number]
+                total[number] += in_fold.sum(dim=0, dtype=torch.float64)
+                self.products[source][number] += _gram(in_fold).double()
 
 
 class Moments:
-    """First and second moments of feature activations f, with each other and with normalised activations x."""
+    """First and second moments of feature activations f, and their products with normalised activations x."""
 
     def __init__(
         self,
@@ -52,53 +51,53 @@ class Moments:
         features: int,
         *,
         device: torch.device | str = "cpu",
-        of_rows: RowMoments | None = None,
+        row_moments: RowMoments | None = None,
     ) -> None:
-        """Nothing summed yet, for sources of these widths and features 0 to `features` - 1.
+        """Start with zero sums for sources of these widths and features 0 to `features` - 1.
 
-        Where the same rows in the same halves have been summed before, `of_rows` is what was found of them.
+        Pass `row_moments` if the moments of the same rows in the same folds are known from an earlier pass.
         """
         self.widths, self.features = dict(widths), features
-        self._rows_are_known = of_rows is not None
-        self.of_rows = of_rows or RowMoments(widths, device=device)
-        """What is the same for all features."""
-        self.cross = {source: torch.zeros(HALVES, features, width, device=device) for source, width in widths.items()}
+        self._row_moments_given = row_moments is not None
+        self.row_moments = row_moments or RowMoments(widths, device=device)
+        """Moments of the rows, the same for all features."""
+        self.cross = {source: torch.zeros(FOLDS, features, width, device=device) for source, width in widths.items()}
         """Per source, sum of f x, fp32 [H, F, W]."""
-        self.firings = torch.zeros(HALVES, features, dtype=torch.int64, device=device)
+        self.firings = torch.zeros(FOLDS, features, dtype=torch.int64, device=device)
         """Rows on which each feature fired [H, F]."""
-        self.sums = _double(HALVES, features, device=device)
+        self.sums = _double(FOLDS, features, device=device)
         """Sum of f, fp64 [H, F]."""
-        self.squares = _double(HALVES, features, device=device)
+        self.squares = _double(FOLDS, features, device=device)
         """Sum of f², fp64 [H, F]."""
 
     @torch.no_grad()
-    def add(self, rows: Rows, codes: Codes, half: Tensor) -> None:
-        """Take in some rows: normalised activations {source: [n, W]}, firings on them, and each row's half int64 [n].
+    def add(self, rows: Rows, codes: Codes, fold: Tensor) -> None:
+        """Add rows: normalised activations {source: [n, W]}, firings on them, and each row's fold, int64 [n].
 
-        The firings may be of any features, not only those of a crosscoder. They cost what is active, never n times F.
+        The firings may be of any features, not only of a crosscoder's. Cost grows with firings, not with n times F.
         """
-        half = half.to(codes.row.device)
-        if not self._rows_are_known:
-            self.of_rows.add(rows, half)
-        # A feature counts as two, one for each half, so that one sparse sum fills both.
-        cell = codes.feature + half[codes.row] * self.features
-        cells = HALVES * self.features
+        fold = fold.to(codes.row.device)
+        if not self._row_moments_given:
+            self.row_moments.add(rows, fold)
+        # Each feature is split into one per fold, so that one sparse sum fills both.
+        cell = codes.feature + fold[codes.row] * self.features
+        cells = FOLDS * self.features
         value = codes.value.double()
 
         def summed(weights: Tensor | None) -> Tensor:
-            return torch.bincount(cell, weights=weights, minlength=cells).view(HALVES, -1)
+            return torch.bincount(cell, weights=weights, minlength=cells).view(FOLDS, -1)
 
         self.firings += summed(None)
         self.sums += summed(value)
         self.squares += summed(value.square())
         pattern = SparsePattern(codes.row.contiguous(), cell, rows=codes.rows, features=cells)
         for source in self.widths:
-            found = sum_by_feature(pattern, codes.value, rows[source].float())
-            self.cross[source] += found.view(HALVES, self.features, -1)
+            products = sum_by_feature(pattern, codes.value, rows[source].float())
+            self.cross[source] += products.view(FOLDS, self.features, -1)
 
 
-def _with_itself(x: Tensor) -> Tensor:
-    """Products of the columns of x [n, W] with each other; half of them are multiplied, the others mirror them."""
+def _gram(x: Tensor) -> Tensor:
+    """Gram matrix x'x [W, W] of x [n, W]; computes the upper triangle and mirrors it."""
     out = x.new_empty(x.shape[1], x.shape[1])
     for first in range(0, len(out), TILE):
         part = slice(first, first + TILE)

@@ -1,6 +1,7 @@
-"""Texts: the harvested sequences with their tokens in every source, as flat arrays to cut from.
+"""Holds the harvested sequences and their tokens as flat arrays for vectorised slicing.
 
-Axes: Q sequences, S sources, L token lists (Q times S, sequence by sequence), T tokens of all lists in a row.
+Axes: Q sequences, S sources, L = Q S token lists (sequence-major), T tokens of all lists concatenated, P rows in
+reading order.
 """
 
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from trainer.analysis.rows.row_order import RowOrder
 from trainer.errors import StoreError
 
 COLUMNS = ("sequence", "document", "corpus", "held_out", "text", "template_spans", "tokens")
-WIDE = 32
-"""Bits for a byte or token position in a key that sorts by something else first."""
+POSITION_BITS = 32
+"""Low bits of a sort key, which hold the byte position; the high bits hold sequence or list."""
 
 
 @dataclass(frozen=True)
@@ -24,66 +25,66 @@ class Texts:
     document: np.ndarray
     """Document each sequence was cut from, int32 [Q]."""
     held_out: np.ndarray
-    """Whether training never saw it, bool [Q]."""
+    """Whether the sequence was held out from training, bool [Q]."""
     corpus: np.ndarray
-    """Index of its corpus part, int32 [Q]."""
+    """Corpus part of each sequence, index into `corpora`, int32 [Q]."""
     corpora: tuple[str, ...]
     """Names of the corpus parts."""
     data: np.ndarray
-    """UTF-8 of all texts, uint8."""
+    """UTF-8 of all texts concatenated, uint8."""
     text_start: np.ndarray
     """Where each text begins in `data`, int64 [Q + 1]."""
     template: np.ndarray
     """Sequence, start and end byte of every template span, int64 [spans, 3], sorted by sequence and start."""
     sources: int
-    """Sources with tokens, S."""
+    """Number of sources with tokens, S."""
     token_start: np.ndarray
     """Where each token list begins, int64 [L + 1]."""
     token_text: pa.StringArray
     """Text of each token [T]."""
     token_end: np.ndarray
-    """Byte where each token ends, int32 [T]; -1 for a token on no byte of the text."""
+    """Byte where each token ends, int32 [T]; -1 for a token that covers no byte of the text."""
     token_key: np.ndarray
-    """List and byte where the token counts as ending, int64 [T], not decreasing. A token on no byte counts with the
-    next one that is, or with the last one when none follows."""
+    """Sort key of list and effective byte end, int64 [T], non-decreasing. A token on no byte takes the byte end of the
+    next token that does, or of the last one if none follows."""
 
     @property
     def sequences(self) -> int:
-        """How many there are, Q."""
+        """Number of sequences, Q."""
         return len(self.document)
 
     @property
     def length(self) -> np.ndarray:
-        """Bytes of each text, int64 [Q]."""
+        """Length of each text in bytes, int64 [Q]."""
         return np.diff(self.text_start)
 
-    def in_template(self, places: RowOrder) -> np.ndarray:
-        """Whether each place ends inside a template span (after its start, up to its end), bool [P]."""
-        where = _key(places.sequence, places.byte_end)
-        begun = np.searchsorted(np.sort(_key(self.template[:, 0], self.template[:, 1])), where, side="left")
-        ended = np.searchsorted(np.sort(_key(self.template[:, 0], self.template[:, 2])), where, side="left")
-        return begun > ended
+    def in_template(self, row_order: RowOrder) -> np.ndarray:
+        """Whether each row ends inside a template span (after its start, up to its end), bool [P]."""
+        row_end = _key(row_order.sequence, row_order.byte_end)
+        started = np.searchsorted(np.sort(_key(self.template[:, 0], self.template[:, 1])), row_end, side="left")
+        ended = np.searchsorted(np.sort(_key(self.template[:, 0], self.template[:, 2])), row_end, side="left")
+        return started > ended
 
-    def between_characters(self, places: RowOrder) -> np.ndarray:
-        """Whether each place ends where a character ends, bool [P]; byte tokens may end inside one."""
-        at = self.text_start[places.sequence] + places.byte_end
+    def at_character_ends(self, row_order: RowOrder) -> np.ndarray:
+        """Whether each row ends at the end of a character, bool [P]; byte tokens may end inside one."""
+        at = self.text_start[row_order.sequence] + row_order.byte_end
         following = self.data[np.minimum(at, len(self.data) - 1)] if len(self.data) else np.zeros(len(at), np.uint8)
-        between: np.ndarray = (at == self.text_start[places.sequence + 1]) | ((following & 0xC0) != 0x80)
-        return between
+        at_end: np.ndarray = (at == self.text_start[row_order.sequence + 1]) | ((following & 0xC0) != 0x80)
+        return at_end
 
     def cut(self, sequence: np.ndarray, byte_start: np.ndarray, byte_end: np.ndarray) -> pa.StringArray:
-        """Pieces of text [n], each from one byte of a sequence's text up to another."""
-        at, start = spread(self.text_start[sequence] + byte_start, byte_end - byte_start)
-        return strings(self.data[at], start)
+        """Substrings of text [n], each from `byte_start` to `byte_end` of its sequence's text."""
+        at, start = concatenated_ranges(self.text_start[sequence] + byte_start, byte_end - byte_start)
+        return string_array(self.data[at], start)
 
     def tokens(self, sequence: np.ndarray, byte_start: np.ndarray, byte_end: np.ndarray) -> pa.ListArray:
-        """Per piece and source, the tokens that end after `byte_start` and not after `byte_end` [n][S][tokens]."""
+        """Tokens of each substring and source that end in (byte_start, byte_end], [n][S][tokens]."""
         lists = (sequence.astype(np.int64)[:, None] * self.sources + np.arange(self.sources)).ravel()
-        # From the very beginning of a text also tokens that stand before its first byte.
+        # A substring from the start of a text includes the tokens before its first byte.
         low = np.repeat(np.where(byte_start == 0, -1, byte_start), self.sources)
         first = np.searchsorted(self.token_key, _key(lists, low), side="right")
         stop = np.searchsorted(self.token_key, _key(lists, np.repeat(byte_end, self.sources)), side="right")
-        at, start = spread(first, stop - first)
+        at, start = concatenated_ranges(first, stop - first)
         token = pa.StructArray.from_arrays(
             [self.token_text.take(pa.array(at)), pa.array(self.token_end[at])], ["text", "byte_end"]
         )
@@ -93,15 +94,15 @@ class Texts:
 
 
 def read_texts(table: pa.Table, sources: int) -> Texts:
-    """Flatten a store's documents. Raises StoreError when they do not fit together."""
+    """Flatten the table of a store's sequences. Raises StoreError if it is inconsistent."""
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         raise StoreError(f"sequences.parquet lacks {', '.join(missing)}. The format is described in docs/formats.md.")
     if not np.array_equal(_numpy(table["sequence"]), np.arange(len(table))):
         raise StoreError("sequences.parquet: `sequence` must be 0, 1, 2, ... in order. Write the rows in that order.")
-    data, text_start = _bytes_of(_whole(table["text"]))
-    corpus = pc.dictionary_encode(_whole(table["corpus"]))
-    tokens = _whole(table["tokens"])
+    data, text_start = _bytes_of(_contiguous(table["text"]))
+    corpus = pc.dictionary_encode(_contiguous(table["corpus"]))
+    tokens = _contiguous(table["tokens"])
     if not (np.diff(_numpy(tokens.offsets)) == sources).all():
         raise StoreError(f"sequences.parquet: `tokens` must hold one list for each of the {sources} sources.")
     inner = tokens.values.slice(tokens.offsets[0].as_py(), len(table) * sources)
@@ -111,7 +112,7 @@ def read_texts(table: pa.Table, sources: int) -> Texts:
     token_end = _numpy(pc.struct_field(flat, "byte_end")).astype(np.int32)
     per_token = np.repeat(np.arange(len(inner)), np.diff(token_start))
     if (token_end > np.diff(text_start)[per_token // sources]).any() or (token_end < -1).any():
-        raise StoreError("sequences.parquet: some token ends outside its text. Write byte ends in UTF-8 bytes, or -1.")
+        raise StoreError("sequences.parquet: a token ends outside its text. Write byte ends in UTF-8 bytes, or -1.")
     return Texts(
         document=_numpy(table["document"]).astype(np.int32),
         held_out=_numpy(table["held_out"]).astype(bool),
@@ -119,7 +120,7 @@ def read_texts(table: pa.Table, sources: int) -> Texts:
         corpora=tuple(corpus.dictionary.to_pylist()),
         data=data,
         text_start=text_start,
-        template=_spans(_whole(table["template_spans"])),
+        template=_spans(_contiguous(table["template_spans"])),
         sources=sources,
         token_start=token_start,
         token_text=pc.struct_field(flat, "text").cast(pa.string()),
@@ -128,73 +129,74 @@ def read_texts(table: pa.Table, sources: int) -> Texts:
     )
 
 
-def check_places(texts: Texts, places: RowOrder) -> None:
-    """Every place lies in a sequence there is, on a byte of its text. Raises StoreError."""
-    last = int(places.sequence[-1])
-    if places.sequence[0] < 0 or last >= texts.sequences:
+def check_row_order(texts: Texts, row_order: RowOrder) -> None:
+    """Raise StoreError unless every row lies in an existing sequence and ends within its text."""
+    last = int(row_order.sequence[-1])
+    if row_order.sequence[0] < 0 or last >= texts.sequences:
         raise StoreError(
             f"The activation store names sequence {last}, but sequences.parquet has {texts.sequences} rows. "
             "The two do not belong together; copy or harvest the store again."
         )
-    wrong = (places.byte_end < 0) | (places.byte_end > texts.length[places.sequence])
+    wrong = (row_order.byte_end < 0) | (row_order.byte_end > texts.length[row_order.sequence])
     if wrong.any():
         at = int(np.flatnonzero(wrong)[0])
+        sequence, byte_end = row_order.sequence[at], row_order.byte_end[at]
         raise StoreError(
-            f"A row of sequence {places.sequence[at]} in the activation store ends at byte {places.byte_end[at]}, "
-            f"outside its text of {texts.length[places.sequence[at]]} bytes. Copy or harvest the store again."
+            f"A row of sequence {sequence} in the activation store ends at byte {byte_end}, "
+            f"outside its text of {texts.length[sequence]} bytes. Copy or harvest the store again."
         )
 
 
-def spread(first: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices first[i], first[i] + 1, ... for every i in a row, and where each i's begin, int64 [n + 1]."""
+def concatenated_ranges(first: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ranges first[i] ... first[i] + count[i] - 1 concatenated, and where each begins, int64 [n + 1]."""
     start = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
     return np.repeat(first - start[:-1], count) + np.arange(start[-1]), start
 
 
-def strings(data: np.ndarray, start: np.ndarray) -> pa.StringArray:
-    """Text [n] from UTF-8 bytes in a row and where each begins [n + 1]."""
+def string_array(data: np.ndarray, start: np.ndarray) -> pa.StringArray:
+    """Strings [n] from concatenated UTF-8 bytes and where each begins [n + 1]."""
     offsets = pa.py_buffer(start.astype(np.int32))
     return pa.StringArray.from_buffers(len(start) - 1, offsets, pa.py_buffer(np.ascontiguousarray(data)))
 
 
 def _token_keys(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Sortable (list, byte) of every token; see Texts.token_key."""
-    owner = np.repeat(np.arange(len(start) - 1), np.diff(start))
+    """Sort key (list, byte end) of every token; see `Texts.token_key`."""
+    list_of_token = np.repeat(np.arange(len(start) - 1), np.diff(start))
     index = np.arange(len(end))
-    real = end >= 0
-    following = np.minimum.accumulate(np.where(real, index, len(end))[::-1])[::-1]
-    before = np.maximum.accumulate(np.where(real, index, -1))
-    has_following = following < start[1:][owner]
-    has_before = before >= start[:-1][owner]
-    counted = np.where(has_following, end[np.minimum(following, len(end) - 1)], 0) if len(end) else end
-    counted = np.where(~has_following & has_before, end[before], counted)
-    # Tokens that share a byte end, or go back, count with the furthest before them.
-    return np.maximum.accumulate(_key(owner, counted)) if len(end) else np.zeros(0, np.int64)
+    on_text = end >= 0
+    following = np.minimum.accumulate(np.where(on_text, index, len(end))[::-1])[::-1]
+    before = np.maximum.accumulate(np.where(on_text, index, -1))
+    has_following = following < start[1:][list_of_token]
+    has_before = before >= start[:-1][list_of_token]
+    effective_end = np.where(has_following, end[np.minimum(following, len(end) - 1)], 0) if len(end) else end
+    effective_end = np.where(~has_following & has_before, end[before], effective_end)
+    # Tokens whose byte end does not advance take the largest byte end before them.
+    return np.maximum.accumulate(_key(list_of_token, effective_end)) if len(end) else np.zeros(0, np.int64)
 
 
 def _key(major: np.ndarray, minor: np.ndarray) -> np.ndarray:
-    key: np.ndarray = (major.astype(np.int64) << WIDE) + minor
+    key: np.ndarray = (major.astype(np.int64) << POSITION_BITS) + minor
     return key
 
 
 def _spans(column: pa.ListArray) -> np.ndarray:
-    """Sequence, start and end of every span in a column of lists of {start, end}."""
-    owner = np.repeat(np.arange(len(column)), np.diff(_numpy(column.offsets)))
-    if not len(owner):
+    """Sequence, start and end byte of every span, int64 [spans, 3], from a column of lists of {start, end}."""
+    sequence = np.repeat(np.arange(len(column)), np.diff(_numpy(column.offsets)))
+    if not len(sequence):
         return np.zeros((0, 3), np.int64)
     flat = column.flatten()
     start, end = (_numpy(pc.struct_field(flat, name)) for name in ("start", "end"))
-    return np.stack([owner, start, end], axis=1).astype(np.int64)
+    return np.stack([sequence, start, end], axis=1).astype(np.int64)
 
 
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    """A column in one piece."""
-    whole = column.combine_chunks()
-    return whole if isinstance(whole, pa.Array) else pa.concat_arrays(whole.chunks)
+def _contiguous(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one contiguous array."""
+    combined = column.combine_chunks()
+    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
 
 
 def _bytes_of(column: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
-    """UTF-8 of all texts in a row, and where each begins."""
+    """UTF-8 of all texts concatenated, and where each begins, int64 [n + 1]."""
     column = column.cast(pa.large_string())
     offsets = np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
     data = np.frombuffer(column.buffers()[2] or b"", np.uint8)
@@ -202,6 +204,6 @@ def _bytes_of(column: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _numpy(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    whole = column if isinstance(column, pa.Array) else _whole(column)
-    values: np.ndarray = whole.to_numpy(zero_copy_only=False)
+    array = column if isinstance(column, pa.Array) else _contiguous(column)
+    values: np.ndarray = array.to_numpy(zero_copy_only=False)
     return values

@@ -1,4 +1,4 @@
-"""Latent scaling against the definition with a tensor of features, rows and widths."""
+"""Latent scaling against its definition by least squares over all rows."""
 
 from dataclasses import replace
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.analysis.claims.latent_scaling import LatentScaling, Scaling
-from trainer.analysis.claims.spaces import alike, spaces
-from trainer.crosscoder.crosscoder import Crosscoder, initial
+from trainer.analysis.claims.latent_scaling import LatentScaling, ScalingFactors
+from trainer.analysis.claims.spaces import direction_agreement, shared_spaces
+from trainer.crosscoder.crosscoder import Crosscoder, initial_weights
 from trainer.crosscoder.groups import Group
 from trainer.crosscoder.normalisation import Normaliser
 from trainer.errors import RecipeError
@@ -25,11 +25,11 @@ GROUPS = (
 ROWS = 120
 
 
-def crosscoder_of(*, turned: bool = False) -> Crosscoder:
-    """Shared features point nearly the same way in `base` and `tuned`, unless `turned`."""
+def crosscoder_of(*, rotated: bool = False) -> Crosscoder:
+    """A crosscoder whose shared features have similar directions in `base` and `tuned`, unless `rotated`."""
     generator = torch.Generator().manual_seed(3)
-    weights = initial(WIDTHS, GROUPS, decoder_norm=1.0, generator=generator)
-    if not turned:
+    weights = initial_weights(WIDTHS, GROUPS, decoder_norm=1.0, generator=generator)
+    if not rotated:
         noise = 0.1 * torch.randn(6, 6, generator=generator)
         weights["decoder.tuned.shared"] = 0.8 * weights["decoder.base.shared"] + noise
     weights["decoder_bias.base"] += 0.3
@@ -37,8 +37,8 @@ def crosscoder_of(*, turned: bool = False) -> Crosscoder:
     return Crosscoder(WIDTHS, GROUPS, weights, normaliser, {group.name: torch.tensor(0.4) for group in GROUPS})
 
 
-def measured(crosscoder: Crosscoder, *, block: int = 50) -> tuple[Scaling, dict[str, np.ndarray], np.ndarray]:
-    """Ours block by block, the rows, and dense codes [rows, features]."""
+def measured(crosscoder: Crosscoder, *, block: int = 50) -> tuple[ScalingFactors, dict[str, np.ndarray], np.ndarray]:
+    """Factors accumulated block by block, the rows, and dense codes [rows, features]."""
     generator = torch.Generator().manual_seed(4)
     rows = {name: torch.randn(ROWS, width, generator=generator) for name, width in WIDTHS.items()}
     ours, dense = LatentScaling(crosscoder, (BOTH,)), []
@@ -51,7 +51,7 @@ def measured(crosscoder: Crosscoder, *, block: int = 50) -> tuple[Scaling, dict[
 
 
 def slow_beta(target: np.ndarray, activation: np.ndarray, direction: np.ndarray) -> float:
-    """The least-squares factor of activation times direction in a target [rows, width], over all its numbers."""
+    """Least-squares factor of activation times direction in a target [rows, width], over all its entries."""
     predictor = np.outer(activation, direction).ravel()
     return float(np.linalg.lstsq(predictor[:, None], target.ravel(), rcond=None)[0][0])
 
@@ -68,9 +68,9 @@ def test_betas_and_nus_equal_the_explicit_definition():
             continue
         direction, beta = decoder[reference][feature], {}
         for name in BOTH:
-            rebuilt = dense @ decoder[name] + crosscoder.weights[f"decoder_bias.{name}"].double().numpy()
-            without = rows[name] - (rebuilt - np.outer(dense[:, feature], decoder[name][feature]))
-            beta[name] = [slow_beta(target, dense[:, feature], direction) for target in (rebuilt, without)]
+            reconstruction = dense @ decoder[name] + crosscoder.weights[f"decoder_bias.{name}"].double().numpy()
+            without = rows[name] - (reconstruction - np.outer(dense[:, feature], decoder[name][feature]))
+            beta[name] = [slow_beta(target, dense[:, feature], direction) for target in (reconstruction, without)]
         for number, name in enumerate(BOTH):
             ours = found.beta_reconstruction[feature, number], found.beta_error[feature, number]
             assert ours == pytest.approx(beta[name], abs=1e-5)
@@ -87,14 +87,14 @@ def test_the_reference_has_a_nu_of_one_and_other_spaces_none():
     own = found.beta_error[6:8, 0]
     assert (own > 0).any() and (own < 0).any()
 
-    # These rows are noise, so that one feature's own beta has the wrong sign and its ratios mean nothing.
+    # These rows are noise: one feature's own beta is negative, so its ratios are undefined.
     assert np.array_equal(found.nu_error[6:8, 0], np.where(own > 0, 1, np.nan), equal_nan=True)
     assert np.isnan(found.nu_error[:, 2]).all()
     assert np.isnan(found.nu_reconstruction[11]).all()
 
 
 def test_a_concept_that_the_dictionary_missed_in_one_source_is_found_in_its_error():
-    """Complete shrinkage: a feature of `tuned` alone, whose concept `base` has as well."""
+    """Complete shrinkage: a feature of `tuned` alone whose concept is in `base` too."""
     crosscoder = crosscoder_of()
     direction = crosscoder.weights["decoder.tuned.tuned"][0]
     generator = torch.Generator().manual_seed(5)
@@ -121,28 +121,28 @@ def test_nothing_is_computed_where_no_sources_share_a_space():
     assert np.isnan(scaling.finish().beta_error).all()
 
 
-def test_sources_whose_directions_point_the_same_way_share_a_space():
+def test_sources_with_similar_directions_share_a_space():
     recipe = AnalysisRecipe()
 
-    assert spaces(crosscoder_of(), recipe) == (BOTH,)
-    assert spaces(crosscoder_of(turned=True), recipe) == ()
-    assert alike(crosscoder_of(), "base", "other") == 0
+    assert shared_spaces(crosscoder_of(), recipe) == (BOTH,)
+    assert shared_spaces(crosscoder_of(rotated=True), recipe) == ()
+    assert direction_agreement(crosscoder_of(), "base", "other") == 0
 
 
-def test_tied_directions_say_nothing_of_the_spaces():
+def test_tied_directions_are_no_evidence_of_a_common_space():
     tied = replace(GROUPS[0], writes=BOTH, tied=True)
     crosscoder = replace(crosscoder_of(), groups=(tied, *GROUPS[1:]))
     crosscoder.weights["decoder.tuned.shared"] = crosscoder.weights["decoder.base.shared"]
 
-    assert spaces(crosscoder, AnalysisRecipe()) == ()
+    assert shared_spaces(crosscoder, AnalysisRecipe()) == ()
 
 
-def test_the_recipe_may_say_which_sources_share_a_space():
-    crosscoder = crosscoder_of(turned=True)
+def test_the_recipe_can_set_which_sources_share_a_space():
+    crosscoder = crosscoder_of(rotated=True)
 
-    assert spaces(crosscoder, AnalysisRecipe(same_space=(BOTH,))) == (BOTH,)
-    assert spaces(crosscoder_of(), AnalysisRecipe(same_space=())) == ()
+    assert shared_spaces(crosscoder, AnalysisRecipe(same_space=(BOTH,))) == (BOTH,)
+    assert shared_spaces(crosscoder_of(), AnalysisRecipe(same_space=())) == ()
     with pytest.raises(RecipeError, match=r"'bass' is no reconstructed source. There are base, tuned, other"):
-        spaces(crosscoder, AnalysisRecipe(same_space=(("bass", "tuned"),)))
+        shared_spaces(crosscoder, AnalysisRecipe(same_space=(("bass", "tuned"),)))
     with pytest.raises(RecipeError, match=r"base \(width 6\), other \(width 9\) cannot share a space"):
-        spaces(crosscoder, AnalysisRecipe(same_space=(("base", "other"),)))
+        shared_spaces(crosscoder, AnalysisRecipe(same_space=(("base", "other"),)))

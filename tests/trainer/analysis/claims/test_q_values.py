@@ -1,19 +1,19 @@
-"""q-values: by hand on a few claims, and by simulation where it is known which claims are false."""
+"""q-values by hand on a few claims, and by simulation with known false claims."""
 
 import numpy as np
 import pytest
 
-from trainer.analysis.claims.q_values import most_doubtful, p_values, q_values
+from trainer.analysis.claims.q_values import largest_p_values, p_values, q_values
 
 
 def test_a_claim_is_ranked_among_the_decoys_and_itself():
     found = p_values(np.array([5.0, 2.0, 0.0]), np.array([1.0, 2.0, 3.0]))
 
-    # Nothing is as strong as 5; 2 and 3 are as strong as 2; all three as strong as 0.
+    # No decoy is at least as strong as 5, two are at least as strong as 2, all three as 0.
     assert found.tolist() == [1 / 4, 3 / 4, 4 / 4]
 
 
-def test_what_is_not_known_has_no_rank_and_is_no_decoy():
+def test_nan_has_no_p_value_and_is_no_decoy():
     assert np.isnan(p_values(np.array([np.nan]), np.array([1.0]))).all()
     assert np.isnan(p_values(np.array([1.0]), np.array([np.nan]))).all()
     assert p_values(np.array([1.0]), np.array([0.0, np.nan])).tolist() == [1 / 2]
@@ -38,24 +38,24 @@ def test_no_q_value_is_above_one():
     assert q_values(np.zeros(0)).tolist() == []
 
 
-def test_of_several_sets_of_decoys_the_most_doubtful_decides():
-    found = most_doubtful([np.array([0.1, np.nan]), np.array([0.3, np.nan])], 2)
+def test_of_several_sets_of_decoys_the_largest_p_value_counts():
+    found = largest_p_values([np.array([0.1, np.nan]), np.array([0.3, np.nan])], 2)
 
     assert found[0] == 0.3
     assert np.isnan(found[1])
-    assert np.isnan(most_doubtful([], 2)).all()
+    assert np.isnan(largest_p_values([], 2)).all()
 
 
 @pytest.mark.parametrize("true_share", [0.0, 0.1, 0.6])
-def test_with_honest_decoys_the_false_share_stays_below_the_q_value(true_share):
-    generator, shares = np.random.default_rng(3), []
+def test_with_decoys_distributed_like_false_claims_the_false_share_stays_below_the_q_value(true_share):
+    rng, shares = np.random.default_rng(3), []
     for _ in range(400):
-        false = generator.random(200) >= true_share
-        strength = generator.normal(np.where(false, 0.0, 3.0))
-        found = q_values(p_values(strength, generator.normal(size=500))) <= 0.1
+        false = rng.random(200) >= true_share
+        strength = rng.normal(np.where(false, 0.0, 3.0))
+        found = q_values(p_values(strength, rng.normal(size=500))) <= 0.1
         shares.append((found & false).sum() / max(found.sum(), 1))
 
     # Four standard errors of a mean of 400.
     assert np.mean(shares) <= 0.1 + 4 * np.std(shares) / 20
-    # And they are of use: nearly as many false ones are let through as are allowed.
+    # The bound is not too conservative: at least half of the allowed false share is reached.
     assert true_share == 0.0 or np.mean(shares) >= 0.1 * (1 - true_share) / 2

@@ -1,9 +1,9 @@
-"""The default order puts claims first, and the better supported claim before the other."""
+"""The default order puts claims first, and better supported claims before others."""
 
 import numpy as np
 import pytest
 
-from trainer.analysis.claims.ranking import ENOUGH_DOCUMENTS, ENOUGH_FIRINGS, Evidence, excess, scores
+from trainer.analysis.claims.ranking import ENOUGH_DOCUMENTS, ENOUGH_FIRINGS, RankingInputs, excess, scores
 
 GOOD = {
     "firings": 1000.0,
@@ -18,20 +18,20 @@ GOOD = {
 }
 
 
-def evidence(*features: dict[str, float]) -> Evidence:
-    return Evidence(**{name: np.array([{**GOOD, **feature}[name] for feature in features]) for name in GOOD})
+def ranking_inputs(*features: dict[str, float]) -> RankingInputs:
+    return RankingInputs(**{name: np.array([{**GOOD, **feature}[name] for feature in features]) for name in GOOD})
 
 
 def score_of(**change: float) -> float:
-    """Score of a claim that stands beside one of the same owner with less energy."""
-    return float(scores(["left", "left"], ["undecided"] * 2, evidence(change, {"energy": 1.0}))[0])
+    """Score of a claim, beside another of the same owner with less energy."""
+    return float(scores(["left", "left"], ["undecided"] * 2, ranking_inputs(change, {"energy": 1.0}))[0])
 
 
-def test_verdicts_decide_before_anything_else():
+def test_the_verdict_determines_the_tier():
     found = scores(
         ["left", "left", "a+b", "left", "shared"],
         ["supported", "supported", "undecided", "refuted", ""],
-        evidence({"energy": 1}, {"firings": 1, "strongest_twin": 0.9}, {}, {}, {}),
+        ranking_inputs({"energy": 1}, {"firings": 1, "strongest_twin": 0.9}, {}, {}, {}),
     )
 
     assert found.tolist()[2:] == [3.0, 2.0, 1.0]
@@ -62,13 +62,13 @@ def test_more_than_enough_firings_and_documents_add_nothing():
 
 def test_energy_is_compared_with_features_of_the_same_owner():
     owner, verdicts = ["left", "left", "left", "right"], ["refuted"] * 4
-    found = scores(owner, verdicts, evidence({"energy": 8.0}, {"energy": 2.0}, {"energy": 2.0}, {"energy": 0.1}))
+    found = scores(owner, verdicts, ranking_inputs({"energy": 8.0}, {"energy": 2.0}, {"energy": 2.0}, {"energy": 0.1}))
 
-    # Of three, one carries as much as all and two as much as two thirds; the fourth is alone and so first.
+    # Of the three of `left`, one ranks at 1 and two at 2/3; the feature of `right` is alone and ranks at 1.
     assert found.tolist() == pytest.approx([2.0, 1 + 0.25 + 0.75 * 2 / 3, 1 + 0.25 + 0.75 * 2 / 3, 2.0])
 
 
-def test_what_is_not_known_counts_as_good():
+def test_unknown_inputs_give_the_best_factor():
     unknown = dict.fromkeys(("documents", "on_templates", "on_openings", "focus"), np.nan)
 
     assert score_of(**unknown) == score_of()
@@ -78,7 +78,7 @@ def test_a_feature_that_never_fired_has_no_score():
     assert np.isnan(score_of(firings=0.0))
 
 
-def test_excess_is_zero_at_the_usual_share_and_one_at_all():
+def test_excess_is_zero_at_the_share_of_all_rows_and_one_for_all_firings():
     assert excess(np.array([0.1, 0.25, 0.625, 1.0, np.nan]), 0.25).tolist() == pytest.approx(
         [0, 0, 0.5, 1, np.nan], nan_ok=True
     )

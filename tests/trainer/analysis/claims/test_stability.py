@@ -1,4 +1,4 @@
-"""Stability: a feature is found again by owner, direction and firing, all three."""
+"""A feature is found again if owner, direction and activations all match."""
 
 import numpy as np
 import scipy.sparse as sp
@@ -6,7 +6,7 @@ import torch
 
 from tests.worlds.tiny_store import WIDTHS, tiny_crosscoder, tiny_store
 from trainer.analysis.claims.claims import Ownership
-from trainer.analysis.claims.stability import Side, found_again, other_runs, stability
+from trainer.analysis.claims.stability import RunFeatures, found_again, other_runs, stability
 from trainer.analysis.per_feature.decoder_norms import decoder_norms
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.crosscoder.groups import Group
@@ -16,69 +16,69 @@ from trainer.run.folder import RunFolder, write_json
 AMPLITUDES = {(0, 0, 7): 2.0, (1, 0, 14): 2.0, (2, 1, 5): 3.0}
 
 
-def side(crosscoder: Crosscoder, activations: np.ndarray) -> Side:
-    claimed = Ownership.of(crosscoder, decoder_norms(crosscoder), AnalysisRecipe())
-    return Side(crosscoder, claimed, sp.csc_array(activations))
+def features_of(crosscoder: Crosscoder, activations: np.ndarray) -> RunFeatures:
+    ownership = Ownership.from_norms(crosscoder, decoder_norms(crosscoder), AnalysisRecipe())
+    return RunFeatures(crosscoder, ownership, sp.csc_array(activations))
 
 
 ACTIVATIONS = np.array([[1.0, 0, 0, 0], [0, 2, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1], [1, 0, 2, 0], [0, 0, 0, 0]])
 
 
 def test_a_run_finds_all_its_own_features_again():
-    mine = side(tiny_crosscoder(), ACTIVATIONS)
+    this_run = features_of(tiny_crosscoder(), ACTIVATIONS)
 
-    assert found_again(mine, mine).tolist() == [True] * 4
+    assert found_again(this_run, this_run).tolist() == [True] * 4
 
 
-def test_a_feature_that_fires_elsewhere_is_another():
+def test_a_feature_with_other_firings_is_not_found_again():
     moved = ACTIVATIONS.copy()
     moved[:, 2] = np.roll(moved[:, 2], 3)
 
-    assert found_again(side(tiny_crosscoder(), ACTIVATIONS), side(tiny_crosscoder(), moved)).tolist() == [
+    assert found_again(features_of(tiny_crosscoder(), ACTIVATIONS), features_of(tiny_crosscoder(), moved)).tolist() == [
         True, True, False, True,
     ]  # fmt: skip
 
 
-def test_a_feature_that_points_elsewhere_in_one_source_is_another():
+def test_a_feature_with_another_direction_in_one_source_is_not_found_again():
     other = tiny_crosscoder()
     other.weights["decoder.right.shared"] = other.weights["decoder.right.shared"].roll(1, dims=1)
 
-    # Feature 1 belongs to the left source alone, where it points as before.
-    assert found_again(side(tiny_crosscoder(), ACTIVATIONS), side(other, ACTIVATIONS)).tolist() == [
+    # Feature 1 is owned by the left source alone, where its direction is unchanged.
+    assert found_again(features_of(tiny_crosscoder(), ACTIVATIONS), features_of(other, ACTIVATIONS)).tolist() == [
         False, True, True, True,
     ]  # fmt: skip
 
 
-def test_a_feature_of_another_owner_is_another():
+def test_a_feature_of_another_owner_is_not_found_again():
     other = tiny_crosscoder()
     other.weights["decoder.left.shared"] = other.weights["decoder.left.shared"] / 3
 
-    assert found_again(side(tiny_crosscoder(), ACTIVATIONS), side(other, ACTIVATIONS))[1] == np.False_
+    assert found_again(features_of(tiny_crosscoder(), ACTIVATIONS), features_of(other, ACTIVATIONS))[1] == np.False_
 
 
-def test_runs_are_counted_that_compare_the_same_and_have_the_same_rows(tmp_path):
+def test_runs_of_the_same_name_on_the_same_store_are_compared(tmp_path):
     store = tiny_store(tmp_path / "store", AMPLITUDES)
     for name, rows in (("tiny-a", "here"), ("tiny-b", "here"), ("tiny-c", "there"), ("else-d", "here")):
         folder = RunFolder(tmp_path / "runs" / name)
         tiny_crosscoder().save(folder.path)
         write_json(folder.store, {"path": rows})
     (tmp_path / "runs" / "tiny-e").mkdir()
-    mine = RunFolder(tmp_path / "runs" / "tiny-a")
+    this_run = RunFolder(tmp_path / "runs" / "tiny-a")
     crosscoder = tiny_crosscoder()
-    claimed = Ownership.of(crosscoder, decoder_norms(crosscoder), AnalysisRecipe())
+    ownership = Ownership.from_norms(crosscoder, decoder_norms(crosscoder), AnalysisRecipe())
 
-    others = other_runs(mine)
-    found = stability(store, crosscoder, claimed, others, AnalysisRecipe())
+    others = other_runs(this_run)
+    found = stability(store, crosscoder, ownership, others, AnalysisRecipe())
 
-    assert [one.run for one in others] == ["tiny-b"]
+    assert [one.run_id for one in others] == ["tiny-b"]
     assert found.looked_in.tolist() == [1] * 4
     assert found.found_in[:3].tolist() == [1, 1, 1]
     assert found.share[:3].tolist() == [1, 1, 1]
 
 
-def test_a_run_that_claims_nothing_for_an_owner_is_not_held_against_its_claims(tmp_path):
+def test_a_run_without_features_of_an_owner_does_not_count_for_its_claims(tmp_path):
     store, crosscoder = tiny_store(tmp_path / "store", AMPLITUDES), tiny_crosscoder()
-    claimed = Ownership.of(crosscoder, decoder_norms(crosscoder), AnalysisRecipe())
+    ownership = Ownership.from_norms(crosscoder, decoder_norms(crosscoder), AnalysisRecipe())
     group = Group("shared", 4, 0, ("left", "right"), ("left", "right"))
     weights = {
         f"{kind}.{name}.shared": torch.eye(4, WIDTHS[name]) for kind in ("encoder", "decoder") for name in WIDTHS
@@ -90,18 +90,18 @@ def test_a_run_that_claims_nothing_for_an_owner_is_not_held_against_its_claims(t
     folder = RunFolder(tmp_path / "runs" / "tiny-b")
     standard.save(folder.path)
 
-    found = stability(store, crosscoder, claimed, [folder], AnalysisRecipe())
+    found = stability(store, crosscoder, ownership, [folder], AnalysisRecipe())
 
-    # Feature 0 is shared, 1 leans to the left source and is its own, 2 and 3 are of dedicated groups.
-    assert claimed.owner == ["shared", "left", "left", "right"]
+    # Feature 0 is shared, 1 is owned by the left source by its norms, 2 and 3 are of dedicated groups.
+    assert ownership.owner == ["shared", "left", "left", "right"]
     assert found.looked_in.tolist() == [1, 0, 0, 0]
     assert np.isnan(found.share).tolist() == [False, True, True, True]
 
 
-def test_a_run_alone_says_nothing(tmp_path):
+def test_without_other_runs_stability_is_unknown(tmp_path):
     store, crosscoder = tiny_store(tmp_path / "store", AMPLITUDES), tiny_crosscoder()
-    claimed = Ownership.of(crosscoder, decoder_norms(crosscoder), AnalysisRecipe())
-    found = stability(store, crosscoder, claimed, [], AnalysisRecipe())
+    ownership = Ownership.from_norms(crosscoder, decoder_norms(crosscoder), AnalysisRecipe())
+    found = stability(store, crosscoder, ownership, [], AnalysisRecipe())
 
     assert np.isnan(found.share).all()
     assert other_runs(RunFolder(tmp_path / "nowhere")) == []

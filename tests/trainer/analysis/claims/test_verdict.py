@@ -1,10 +1,10 @@
-"""Verdicts: one claim for which everything speaks, and what each single fact against it makes of it."""
+"""Verdicts on one claim that all tests support, and on variants that one test speaks against."""
 
 import numpy as np
 import pytest
 
-from trainer.analysis.claims.contrast import Contrast
-from trainer.analysis.claims.verdict import FeatureStats, Judgement, judge, shares
+from trainer.analysis.claims.contrast import ReadoutContrast
+from trainer.analysis.claims.verdict import FeatureStats, Judgement, judge, verdict_shares
 from trainer.recipe.measuring import VerdictRecipe
 
 GOOD = {
@@ -29,7 +29,7 @@ SAME_SPACE = {"nu_error": 0.1, "nu_reconstruction": 0.2}
 
 def judged(*changes: dict[str, float]) -> Judgement:
     columns = {name: np.array([{**GOOD, **change}[name] for change in changes]) for name in GOOD}
-    contrast = Contrast(columns.pop("own"), columns.pop("other"), slack=0.0)
+    contrast = ReadoutContrast(columns.pop("own"), columns.pop("other"), slack=0.0)
     return judge(np.ones(len(changes), bool), FeatureStats(contrast, **columns), VerdictRecipe())
 
 
@@ -38,11 +38,11 @@ def verdict(**change: float) -> tuple[str, str | None]:
     return found.verdict[0], found.kind[0]
 
 
-def test_a_claim_for_which_everything_speaks_is_supported():
+def test_a_claim_that_all_tests_support_is_supported():
     assert verdict() == ("supported", "absent")
 
 
-def test_what_the_other_side_holds_in_part_is_weaker_there():
+def test_a_feature_that_the_other_source_predicts_in_part_is_weaker():
     assert verdict(other=0.1) == ("supported", "weaker")
 
 
@@ -68,7 +68,7 @@ def test_a_single_doubt_leaves_a_claim_undecided(change):
     assert verdict(**change)[0] == "undecided"
 
 
-def test_a_twin_refutes_whatever_else_is_known():
+def test_a_twin_refutes_whatever_the_other_tests_say():
     assert verdict(twin=0.6) == ("refuted", "analogue")
 
 
@@ -76,11 +76,11 @@ def test_a_claim_that_looks_like_a_decoy_is_refuted_and_of_no_kind():
     assert verdict(other=0.38, p_value=0.4, q_value=1.0) == ("refuted", None)
 
 
-def test_in_one_space_a_feature_may_be_carried_on_both_sides_if_only_one_writes_it():
-    carried = {"other": 0.3, "p_value": 0.001}
+def test_in_one_space_a_feature_may_be_readable_from_both_sources_if_only_one_writes_it():
+    readable = {"other": 0.3, "p_value": 0.001}
 
-    assert verdict(**carried)[0] == "undecided"
-    assert verdict(**carried, **SAME_SPACE) == ("supported", "weaker")
+    assert verdict(**readable)[0] == "undecided"
+    assert verdict(**readable, **SAME_SPACE) == ("supported", "weaker")
 
 
 def test_stores_without_text_can_support_a_claim():
@@ -89,21 +89,21 @@ def test_stores_without_text_can_support_a_claim():
     assert verdict(**unknown)[0] == "supported"
 
 
-def test_what_the_other_side_tells_nearly_as_well_is_refuted_however_unlike_decoys():
+def test_a_feature_that_the_other_source_predicts_nearly_as_well_is_refuted_however_unlike_decoys():
     assert verdict(other=0.33) == ("refuted", None)
 
 
-def test_features_that_claim_nothing_have_no_verdict_and_no_evidence():
+def test_features_without_a_claim_have_no_verdict_and_no_evidence():
     columns = {name: np.full(2, value) for name, value in GOOD.items()}
-    facts = FeatureStats(Contrast(columns.pop("own"), columns.pop("other"), slack=0.0), **columns)
+    stats = FeatureStats(ReadoutContrast(columns.pop("own"), columns.pop("other"), slack=0.0), **columns)
 
-    found = judge(np.array([False, True]), facts, VerdictRecipe())
+    found = judge(np.array([False, True]), stats, VerdictRecipe())
 
     assert (found.verdict, found.kind) == (["", "supported"], [None, "absent"])
     assert set(found.columns()["feature"]) == {1}
 
 
-def test_evidence_says_value_threshold_and_what_it_rests_on_and_leaves_out_what_was_not_tested():
+def test_evidence_has_value_threshold_and_sample_size_of_the_tests_that_were_made():
     columns = judged({}, {"q_value": np.nan, "twin": 0.7}).columns()
     rows = list(zip(*(np.asarray(column).tolist() for column in columns.values()), strict=True))
 
@@ -117,9 +117,9 @@ def test_evidence_says_value_threshold_and_what_it_rests_on_and_leaves_out_what_
 
 
 def test_shares_count_claims_only():
-    assert shares(["", "supported", "refuted", "refuted", "undecided"]) == {
+    assert verdict_shares(["", "supported", "refuted", "refuted", "undecided"]) == {
         "supported": 0.25,
         "refuted": 0.5,
         "undecided": 0.25,
     }
-    assert shares([""]) == {}
+    assert verdict_shares([""]) == {}

@@ -1,4 +1,4 @@
-"""Tables of agreement against counting row by row."""
+"""Joint histograms of twins against counting row by row."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from tests.worlds.dense_codes import matrices, spool_of
 from trainer.analysis.pairs import agreement as module
-from trainer.analysis.pairs.agreement import agreement, columns
+from trainer.analysis.pairs.agreement import agreement, agreement_columns
 
 
 def bin_of(value: float, largest: float) -> int:
-    """0 when silent, else the fifth, counted by hand."""
+    """0 without a firing, else the fifth, counted by hand."""
     return next((level for level in range(6) if value <= level * largest / 5 + 1e-9), 5)
 
 
@@ -50,17 +50,17 @@ def test_pairs_read_in_several_batches_of_several_chunks_give_the_same(tmp_path,
     assert (found == slow(dense, pairs)).all()
 
 
-def test_columns_leave_out_cells_without_rows(tmp_path):
+def test_columns_leave_out_empty_cells(tmp_path):
     dense = np.array([[5, 0], [1, 1], [0, 0], [0, 2]], np.float32)
     pairs = np.array([[1, 0]])
 
     with spool_of(dense, tmp_path) as spool:
-        found = columns(pairs, agreement(spool, pairs, dense.max(axis=0)))
+        found = agreement_columns(pairs, agreement(spool, pairs, dense.max(axis=0)))
 
     rows = list(zip(*(found[name].tolist() for name in ("feature", "other", "bin", "other_bin", "rows")), strict=True))
     assert rows == [(1, 0, 0, 0, 1), (1, 0, 0, 5, 1), (1, 0, 3, 1, 1), (1, 0, 5, 0, 1)]
 
 
-def test_no_pairs_no_tables(tmp_path):
+def test_no_pairs_give_no_tables(tmp_path):
     with spool_of(np.eye(3, dtype=np.float32), tmp_path) as spool:
         assert agreement(spool, np.zeros((0, 2), np.int64), np.ones(3)).shape == (0, 6, 6)

@@ -1,4 +1,4 @@
-"""Where features write and whose they are."""
+"""Decoder norms, owners, claims and content hashes."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_norms_of_the_tiny_crosscoder():
     assert found.share.tolist() == [[0.5, 0.5], [0.75, 0.25], [1, 0], [0, 1]]
 
 
-def test_relative_norm_is_one_here_only_a_half_for_both_alike_and_zero_there_only():
+def test_relative_norm_is_one_for_this_source_only_one_half_for_equal_norms_and_zero_for_the_other_only():
     assert norms([2, 0], [1, 1], [4, 1]).relative.tolist() == [[1, 0], [0.5, 0.5], [0.875, 0.125]]
 
 
@@ -87,7 +87,7 @@ def test_a_claim_is_that_some_source_lacks_the_feature():
     owner = ["a", "a+b", "shared", "other"]
 
     assert claims(owner, ("a", "b", "c")).tolist() == [True, True, False, False]
-    assert claims(["a"], ("a",)).tolist() == [False], "where nothing is compared nothing is claimed"
+    assert claims(["a"], ("a",)).tolist() == [False], "a single source allows no claim"
 
 
 def test_the_content_hash_follows_a_feature_to_another_index_and_changes_with_its_directions():

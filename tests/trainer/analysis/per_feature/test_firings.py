@@ -1,11 +1,11 @@
-"""How often a feature fires and on what, counted by hand."""
+"""Firing measures by hand: how often a feature fires and on what text."""
 
 import numpy as np
 import pytest
 
 from tests.worlds.dense_codes import feature_codes
 from tests.worlds.tiny_store import rows, text_table
-from trainer.analysis.per_feature.firings import RowMetadata, corpus_shares, measure, share_of_rows
+from trainer.analysis.per_feature.firings import RowMetadata, corpus_shares, firing_measures, share_of_rows
 from trainer.analysis.rows.row_order import RowOrder
 from trainer.analysis.rows.texts import read_texts
 
@@ -13,20 +13,20 @@ ORDER = rows()
 
 
 def metadata() -> RowMetadata:
-    places = RowOrder(*(np.array(column, np.int32) for column in zip(*ORDER, strict=True)), None)
-    return RowMetadata.of(len(ORDER), places, read_texts(text_table(), 2))
+    row_order = RowOrder(*(np.array(column, np.int32) for column in zip(*ORDER, strict=True)), None)
+    return RowMetadata.from_texts(len(ORDER), row_order, read_texts(text_table(), 2))
 
 
 def dense(*features: dict[tuple[int, int], float]) -> np.ndarray:
     result = np.zeros((len(ORDER), len(features)), np.float32)
     for feature, firings in enumerate(features):
-        for place, value in firings.items():
-            result[ORDER.index(place), feature] = value
+        for position, value in firings.items():
+            result[ORDER.index(position), feature] = value
     return result
 
 
 def test_measures_of_three_features_by_hand():
-    measures = measure(
+    measures = firing_measures(
         feature_codes(
             dense(
                 # Sequences 0 and 1 are of document 0, sequence 3 is a chat whose template ends at byte 5.
@@ -51,21 +51,25 @@ def test_measures_of_three_features_by_hand():
 
 
 def test_the_share_of_first_tokens_counts_the_first_eight_rows_of_a_sequence():
-    places = RowOrder(np.zeros(10, np.int32), np.arange(10, dtype=np.int32), None)
+    row_order = RowOrder(np.zeros(10, np.int32), np.arange(10, dtype=np.int32), None)
     firing = np.zeros((10, 1), np.float32)
     firing[[0, 7, 8, 9]] = 1.0
 
-    assert measure(feature_codes(firing), RowMetadata.of(10, places, None))["first_token_share"].tolist() == [0.5]
+    assert firing_measures(feature_codes(firing), RowMetadata.from_texts(10, row_order, None))[
+        "first_token_share"
+    ].tolist() == [0.5]
 
 
-def test_a_document_whose_sequences_lie_apart_counts_once():
+def test_a_document_of_several_sequences_counts_once():
     codes = feature_codes(dense({(0, 7): 1.0, (2, 3): 1.0, (1, 5): 1.0, (1, 9): 1.0}))
 
-    assert measure(codes, metadata())["documents"].tolist() == [2]
+    assert firing_measures(codes, metadata())["documents"].tolist() == [2]
 
 
-def test_without_text_only_what_rows_can_tell_is_known():
-    measures = measure(feature_codes(np.array([[1.0], [2.0]], np.float32)), RowMetadata.of(4, None, None))
+def test_without_text_only_measures_of_rows_are_known():
+    measures = firing_measures(
+        feature_codes(np.array([[1.0], [2.0]], np.float32)), RowMetadata.from_texts(4, None, None)
+    )
 
     assert measures["density"].tolist() == [0.5]
     assert measures["main_corpus"].tolist() == [-1]
@@ -81,21 +85,21 @@ def test_shares_of_all_rows():
 
 
 def test_firings_are_counted_by_corpus_part_and_by_language():
-    corpus, language = metadata().parts
+    corpus, language = metadata().partitions
     codes = feature_codes(dense({(0, 7): 1.0, (1, 5): 1.0, (3, 10): 1.0}, {}), first=6)
 
     assert corpus.names == ("wiki", "chat")
-    assert corpus.columns(6, corpus.firings(codes, metadata().places)) == {
+    assert corpus.columns(6, corpus.firings(codes, metadata().row_order)) == {
         "feature": pytest.approx([6, 6]),
         "corpus": ["wiki", "chat"],
         "firings": pytest.approx([2, 1]),
     }
     assert language.kind == "language"
-    assert language.firings(codes, metadata().places).sum(axis=1).tolist() == [3, 0]
+    assert language.firings(codes, metadata().row_order).sum(axis=1).tolist() == [3, 0]
 
 
-def test_how_much_text_there_is_of_every_kind():
-    columns = metadata().text_parts()
+def test_rows_and_sequences_are_counted_by_corpus_part_and_language():
+    columns = metadata().text_part_columns()
     wiki, chat = (list(columns["name"]).index(name) for name in ("wiki", "chat"))
 
     assert (columns["rows"][wiki], columns["sequences"][wiki]) == (15, 4)
@@ -104,7 +108,7 @@ def test_how_much_text_there_is_of_every_kind():
     assert (columns["rows"][languages].sum(), columns["sequences"][languages].sum()) == (19, 5)
 
 
-def test_without_text_there_are_no_parts():
-    columns = RowMetadata.of(4, None, None).text_parts()
+def test_without_text_there_are_no_partitions():
+    columns = RowMetadata.from_texts(4, None, None).text_part_columns()
 
     assert {len(column) for column in columns.values()} == {0}

@@ -25,11 +25,13 @@ def test_bins_hold_every_firing_once_and_none_is_empty(dense):
 
     assert (bins["count"] > 0).all()
     for feature in range(dense.shape[1]):
-        mine = bins["feature"] == feature
+        selected = bins["feature"] == feature
         column = dense[:, feature]
-        assert bins["count"][mine].sum() == (column > 0).sum()
-        for low, high, count in zip(bins["low"][mine], bins["high"][mine], bins["count"][mine], strict=True):
+        assert bins["count"][selected].sum() == (column > 0).sum()
+        for low, high, count in zip(
+            bins["low"][selected], bins["high"][selected], bins["count"][selected], strict=True
+        ):
             slack = 1e-6 * column.max()
             assert ((column > low + slack) & (column < high - slack)).sum() <= count
             assert count <= ((column > low - slack) & (column <= high + slack)).sum()
-        assert mine.sum() <= BINS
+        assert selected.sum() <= BINS

@@ -1,4 +1,4 @@
-"""The language of every harvested sequence."""
+"""The main language of every harvested sequence."""
 
 from tests.worlds.tiny_store import Sequence, text_table
 from trainer.analysis.per_feature.languages import languages

@@ -1,4 +1,4 @@
-"""Logit effects equal the explicit product, for norms of every convention."""
+"""Logit effects equal the explicit product, for norms of all conventions."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from trainer.analysis.per_feature import logit_effects as module
-from trainer.analysis.per_feature.logit_effects import Unembedding, balanced_signs, columns, logit_effects
+from trainer.analysis.per_feature.logit_effects import Unembedding, balanced_signs, logit_columns, logit_effects
 
 
 class RmsNorm(nn.Module):
@@ -32,31 +32,31 @@ def unembedding(width: int, vocabulary: int, seed: int = 0) -> Unembedding:
 
 @pytest.mark.parametrize("width", [2, 3, 8, 9])
 @pytest.mark.parametrize("offset", [0.0, 1.0])
-def test_the_gain_is_what_an_rms_norm_multiplies_with_whatever_it_stores(width, offset):
+def test_the_gain_of_an_rms_norm_is_found_whatever_it_stores(width, offset):
     weight = torch.linspace(-0.5, 2.0, width)
-    found = Unembedding.of(RmsNorm(weight, offset), torch.zeros(7, width), names)
+    found = Unembedding.from_norm(RmsNorm(weight, offset), torch.zeros(7, width), names)
 
     assert torch.allclose(found.gain, weight + offset, atol=1e-5)
     assert not found.centred
 
 
 @pytest.mark.parametrize("width", [4, 5])
-def test_a_layer_norm_is_known_by_its_subtracting_the_mean(width):
+def test_a_layer_norm_is_recognised_by_its_subtraction_of_the_mean(width):
     norm = nn.LayerNorm(width)
     with torch.no_grad():
         norm.weight.copy_(torch.linspace(0.5, 2.0, width))
         norm.bias.copy_(torch.linspace(3.0, -1.0, width))
-    found = Unembedding.of(norm, torch.zeros(7, width), names)
+    found = Unembedding.from_norm(norm, torch.zeros(7, width), names)
     direction = torch.randn(1, width)
 
     assert found.centred
     assert torch.allclose(found.gain, norm.weight, atol=1e-4)
-    # A small step in the direction moves the normed stream this way, before division.
+    # The first-order effect of a step in the direction on the norm's output, before division.
     assert torch.allclose(found.through_norm(direction), (direction - direction.mean()) * norm.weight, atol=1e-4)
 
 
-def test_without_a_final_norm_directions_go_straight_to_the_unembedding():
-    found = Unembedding.of(nn.Identity(), torch.zeros(7, 6), names)
+def test_without_a_final_norm_directions_are_unchanged():
+    found = Unembedding.from_norm(nn.Identity(), torch.zeros(7, 6), names)
 
     assert torch.equal(found.gain, torch.ones(6))
     assert not found.centred
@@ -77,7 +77,7 @@ def test_effects_are_those_of_the_explicit_product_tile_by_tile(dtype, tokens, s
     monkeypatch.setattr(module, "TOKENS", tokens)
     monkeypatch.setattr(module, "STRIDES", strides)
     monkeypatch.setattr(module, "FEATURES", 4)
-    monkeypatch.setattr(module, "fast_type", lambda _: dtype)
+    monkeypatch.setattr(module, "product_dtype", lambda _: dtype)
     some = unembedding(16, 333)
     direction = torch.randn(9, 16, generator=torch.Generator().manual_seed(1)) * torch.logspace(-2, 2, 9)[:, None]
     found = logit_effects(direction, some, 5)
@@ -104,7 +104,7 @@ def test_no_directions_have_no_effects():
 
 def test_columns_rank_promoted_tokens_from_one_and_suppressed_from_minus_one():
     some = Unembedding(torch.ones(2), False, torch.tensor([[1.0, 0], [3, 0], [-2, 0]]), names)
-    table = columns(np.array([7]), 1, logit_effects(torch.tensor([[5.0, 0]]), some, 2), names)
+    table = logit_columns(np.array([7]), 1, logit_effects(torch.tensor([[5.0, 0]]), some, 2), names)
 
     assert table.to_pylist() == [
         {"feature": 7, "source": 1, "rank": 1, "token": "<1>", "effect": 3.0},

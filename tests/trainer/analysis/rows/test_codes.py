@@ -1,4 +1,4 @@
-"""The spool gives back, by feature, exactly what went in by row."""
+"""Firings spooled by row are read back unchanged by feature."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def small_chunks(monkeypatch):
 
 @settings(max_examples=50, deadline=None)
 @given(dense=matrices(), data=st.data())
-def test_any_range_of_features_is_read_back_with_rows_rising(dense, data, tmp_path_factory):
+def test_any_range_of_features_is_read_back_with_rows_ascending(dense, data, tmp_path_factory):
     first = data.draw(st.integers(0, dense.shape[1]))
     stop = data.draw(st.integers(first, dense.shape[1]))
     with spool_of(dense, tmp_path_factory.getbasetemp()) as spool:
@@ -40,23 +40,23 @@ def test_any_range_of_features_is_read_back_with_rows_rising(dense, data, tmp_pa
 
 @settings(max_examples=30, deadline=None)
 @given(dense=matrices())
-def test_pieces_cover_every_feature_once_and_matrices_every_firing_once(dense, tmp_path_factory):
+def test_ranges_cover_every_feature_once_and_matrices_every_firing_once(dense, tmp_path_factory):
     with spool_of(dense, tmp_path_factory.getbasetemp()) as spool:
-        pieces = list(spool.pieces())
+        ranges = list(spool.feature_ranges())
         parts = [matrix.toarray() for matrix in spool.matrices()]
 
-    assert [piece.first for piece in pieces] == np.cumsum([0] + [piece.features for piece in pieces])[:-1].tolist()
-    assert np.array_equal(np.hstack([dense_of(piece, len(dense)) for piece in pieces]), dense)
-    # Rows without firings need not be there: they add nothing to a sum over rows.
+    assert [part.first for part in ranges] == np.cumsum([0] + [part.features for part in ranges])[:-1].tolist()
+    assert np.array_equal(np.hstack([dense_of(part, len(dense)) for part in ranges]), dense)
+    # Rows without firings may be missing: they add nothing to a sum over rows.
     stacked = np.vstack(parts) if parts else np.zeros((0, dense.shape[1]))
     assert np.array_equal(stacked[stacked.any(axis=1)], dense[dense.any(axis=1)])
     assert spool.rows == len(dense)
     assert np.array_equal(spool.counts, (dense != 0).sum(axis=0))
 
 
-def test_renamed_rows_are_sorted_again():
+def test_reordered_rows_are_sorted_again():
     dense = np.array([[1.0, 0.0], [2.0, 3.0], [0.0, 4.0]], np.float32)
-    codes = feature_codes(dense).placed(np.array([2, 0, 1]))
+    codes = feature_codes(dense).reordered(np.array([2, 0, 1]))
 
     assert codes.row.tolist() == [0, 2, 0, 1]
     assert codes.value.tolist() == [2.0, 1.0, 3.0, 4.0]
@@ -76,6 +76,6 @@ def test_activations_that_are_not_finite_are_refused_with_the_rows_they_came_fro
             spool.append(bad)
 
 
-def test_nothing_is_left_on_disk_while_the_spool_is_open(tmp_path):
+def test_the_spool_has_no_visible_files(tmp_path):
     with spool_of(np.ones((9, 2), np.float32), tmp_path):
         assert list(tmp_path.iterdir()) == []

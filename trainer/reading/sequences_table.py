@@ -1,6 +1,6 @@
-"""Tokens: how the tokens of harvested sequences are written into the table of sequences."""
+"""Builds the table of harvested sequences with their texts and tokens."""
 
-from collections.abc import Sequence as Many
+from collections import abc
 from typing import Any
 
 import numpy as np
@@ -27,28 +27,28 @@ SCHEMA = pa.schema(
 )
 
 
-def table_of(sequences: Many[Sequence], tokenizers: Many[Any], *, first: int) -> pa.Table:
-    """One row per sequence, numbered from `first`; tokens and token ids per source in order."""
+def sequences_table(sequences: abc.Sequence[Sequence], tokenizers: abc.Sequence[Any], *, first: int) -> pa.Table:
+    """One table row per sequence, numbered from `first`; tokens and token ids per source in order."""
     rows = [_row(sequence, tokenizers, first + index) for index, sequence in enumerate(sequences)]
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def token_texts(text: bytes, ends: Ends, names: Many[str]) -> list[str]:
-    """What each token shows: its part of the text, or its own name where it ends on no byte of it.
+def token_texts(text: bytes, ends: Ends, names: abc.Sequence[str]) -> list[str]:
+    """Display text of each token: its part of the text, or its name if it has no byte end.
 
-    A token that ends inside a character shows U+FFFD for the part of the character it has.
+    A part of a character is shown as U+FFFD.
     """
-    shown, before = [], 0
+    texts, before = [], 0
     for end, name in zip(ends.tolist(), names, strict=True):
         if end == NO_END:
-            shown.append(name)
+            texts.append(name)
         else:
-            shown.append(text[before:end].decode("utf-8", "replace"))
+            texts.append(text[before:end].decode("utf-8", "replace"))
             before = end
-    return shown
+    return texts
 
 
-def _row(sequence: Sequence, tokenizers: Many[Any], number: int) -> dict[str, Any]:
+def _row(sequence: Sequence, tokenizers: abc.Sequence[Any], number: int) -> dict[str, Any]:
     tokens = []
     for ids, ends, tokenizer in zip(sequence.ids, sequence.ends, tokenizers, strict=True):
         names = _names(tokenizer, ids, ends)
@@ -70,6 +70,6 @@ def _row(sequence: Sequence, tokenizers: Many[Any], number: int) -> dict[str, An
 
 
 def _names(tokenizer: Any, ids: np.ndarray[Any, Any], ends: Ends) -> list[str]:
-    """Decoded text of tokens that end on no byte of the text; empty for the others."""
+    """Decoded text of tokens without a byte end; empty for the others."""
     pairs = zip(ids.tolist(), ends, strict=True)
     return [str(tokenizer.decode([token])) if end == NO_END else "" for token, end in pairs]

@@ -47,10 +47,10 @@ class Explorer:
             assert stream.headers["content-type"].startswith("text/event-stream")
             return parse(stream.read().decode())
 
-    def said(self, generation: str) -> list[str]:
+    def texts(self, generation: str) -> list[str]:
         """The texts on the page, in order of the lanes."""
         page = self.browser.get(f"/generations/{generation}").text
-        return [html.unescape(text) for text in re.findall(r'<pre class="said"[^>]*>(.*?)</pre>', page, re.DOTALL)]
+        return [html.unescape(text) for text in re.findall(r'<pre class="text"[^>]*>(.*?)</pre>', page, re.DOTALL)]
 
     def wait(self, generation: str, *states: str) -> str:
         """Reload until the page shows one of the states."""
@@ -101,7 +101,7 @@ def test_a_generation_is_streamed_kept_and_replayed(explorer: Explorer):
     assert (live[-1]["event"], live[-1]["id"]) == ("done", "end")
     ids = [int(event["id"]) for event in live[:-2]]
     assert ids == sorted(ids)
-    texts = explorer.said(generation)
+    texts = explorer.texts(generation)
     assert len(texts) == 4
     assert texts[0] != texts[1]
     for text in texts:
@@ -120,10 +120,10 @@ def test_every_frame_carries_the_whole_text_so_far(explorer: Explorer):
     frames = [
         html.unescape(found.group(1))
         for event in explorer.events(generation)
-        if (found := re.search(r'hx-target="#lane-0".*?<pre class="said"[^>]*>(.*?)</pre>', event["data"], re.DOTALL))
+        if (found := re.search(r'hx-target="#lane-0".*?<pre class="text"[^>]*>(.*?)</pre>', event["data"], re.DOTALL))
     ]
     assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(frames))
-    assert frames[-1] == explorer.said(generation)[0]
+    assert frames[-1] == explorer.texts(generation)[0]
 
 
 def test_opening_streams_reloading_and_asking_again_start_nothing(explorer: Explorer):
@@ -154,13 +154,13 @@ def test_run_again_makes_a_new_generation_with_the_same_text(explorer: Explorer)
     )
     assert second != first
     explorer.wait(second, "done")
-    assert explorer.said(second) == explorer.said(first)
+    assert explorer.texts(second) == explorer.texts(first)
 
 
 def test_a_feature_that_writes_to_one_source_says_so_for_the_other(explorer: Explorer):
     generation = explorer.ask(feature=ONLY_GEMMA3, strength=8)
     page = explorer.wait(generation, "done")
-    texts = explorer.said(generation)
+    texts = explorer.texts(generation)
     assert texts[0] == texts[1]
     assert page.count("The feature does not write here") == 1
     form = explorer.browser.get(f"/runs/{RUN}/steer", params={"feature": ONLY_GEMMA3}).text
@@ -234,15 +234,15 @@ def test_a_feature_that_is_not_there_is_404(explorer: Explorer):
     assert "no feature 999" in explorer.browser.get(f"/runs/{RUN}/steer", params={"feature": 999}).text
 
 
-def test_stop_ends_it_and_keeps_what_was_said(explorer: Explorer):
+def test_stop_ends_it_and_keeps_the_text(explorer: Explorer):
     generation = explorer.ask(**LONG, seed=31)
     with explorer.browser.stream("GET", f"/generations/{generation}/events") as stream:
         for line in stream.iter_lines():
-            if "speaking" in line:
+            if "generating" in line:
                 break
     assert explorer.browser.post(f"/generations/{generation}/stop").status_code == 303
     page = explorer.wait(generation, "stopped")
-    assert "what was said until then is kept" in page
+    assert "its text until then is kept" in page
     assert explorer.events(generation)[-1]["event"] == "done"
 
 
@@ -268,7 +268,7 @@ def test_those_who_watch_may_go_and_come_and_several_see_the_same(explorer: Expl
 
 
 def test_when_too_many_are_under_way_the_next_is_told_to_come_back(explorer: Explorer, monkeypatch):
-    monkeypatch.setattr("app.generations.live.MOST", 4)
+    monkeypatch.setattr("app.generations.live.LARGEST_COUNT", 4)
     crowd = [explorer.ask(**LONG, seed=100 + number) for number in range(4)]
     answer = explorer.browser.post(f"/runs/{RUN}/generations", data=asked(seed=99))
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "10")
@@ -284,30 +284,30 @@ def test_when_too_many_are_under_way_the_next_is_told_to_come_back(explorer: Exp
 @pytest.mark.slow
 def test_a_worker_killed_in_the_middle_fails_clearly_keeps_the_text_and_comes_back(explorer: Explorer):
     generation = explorer.ask(**LONG, seed=41)
-    while not any(len(text) > 20 for text in explorer.said(generation)):
+    while not any(len(text) > 20 for text in explorer.texts(generation)):
         time.sleep(0.05)
     os.kill(explorer.app.state.supervisor.process(), signal.SIGKILL)
     page = explorer.wait(generation, "failed")
     assert "The inference worker ended in the middle" in page
-    assert any(len(text) > 20 for text in explorer.said(generation))
+    assert any(len(text) > 20 for text in explorer.texts(generation))
     again = explorer.ask(**LONG, seed=41)
     assert again != generation, "a failed one is no answer"
     explorer.wait(again, "done")
 
 
 @pytest.mark.slow
-def test_closing_the_explorer_keeps_what_was_said(home: Path, tmp_path: Path):
+def test_closing_the_explorer_keeps_the_text(home: Path, tmp_path: Path):
     shutil.copytree(home, tmp_path / "home", ignore=shutil.ignore_patterns("labels.db*"))
     with served(tmp_path / "home") as (address, app), httpx.Client(base_url=address, timeout=240) as browser:
         explorer = Explorer(address, app, browser)
         generation = explorer.ask(**LONG, seed=51)
-        while not any(len(text) > 20 for text in explorer.said(generation)):
+        while not any(len(text) > 20 for text in explorer.texts(generation)):
             time.sleep(0.05)
     with served(tmp_path / "home") as (address, app), httpx.Client(base_url=address, timeout=240) as browser:
         explorer = Explorer(address, app, browser)
         page = explorer.wait(generation, "failed")
         assert "shut down while this was running" in page
-        assert any(len(text) > 20 for text in explorer.said(generation))
+        assert any(len(text) > 20 for text in explorer.texts(generation))
 
 
 def test_no_run_of_another_site_starts_anything(explorer: Explorer):
