@@ -1,4 +1,4 @@
-"""Runs migrations on a connection that the server hands over, or on the database of the environment."""
+"""Runs migrations on the connection that the server passes, or on the database from the settings."""
 
 from alembic import context
 from sqlalchemy import Connection
@@ -8,7 +8,7 @@ from app.database.tables import Base
 
 
 def migrate(connection: Connection) -> None:
-    """Run what was asked for on this connection."""
+    """Run the requested migrations on this connection."""
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,

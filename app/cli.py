@@ -229,9 +229,7 @@ def runs() -> None:
 @main.command()
 @click.argument("run")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option(
-    "--format", "tool", required=True, metavar="TOOL", help="Format to write; an unknown name lists all formats."
-)
+@click.option("--format", "tool", required=True, metavar="TOOL", help="Format to write; an unknown name lists all.")
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="Option of the format, such as k=32.")
 def export(run: str, folder: Path, tool: str, options: tuple[str, ...]) -> None:
     """Write a run's crosscoder into a new FOLDER, in another tool's format."""
@@ -260,14 +258,14 @@ def export(run: str, folder: Path, tool: str, options: tuple[str, ...]) -> None:
     "scales",
     multiple=True,
     type=float,
-    help="Factor that activations are multiplied by; repeat for each source.",
+    help="Factor on the activations; repeat per source.",
 )
 @click.option("--code-normalization", metavar="NAME", help="Ranking score used by an old dictionary_learning file.")
 @overrides_option
 def import_(path: Path, name: str, tool: str | None, overrides: tuple[str, ...], **options: Any) -> None:
     """Import a crosscoder that another tool trained as a new run.
 
-    Then evaluate and analyse it on activations of the same sources: `crossdiff run FOLDER/recipe.yaml --activations DIR`.
+    Then measure it on activations of the same sources: `crossdiff run FOLDER/recipe.yaml --activations DIR`.
     """
     from trainer.interchange.formats import FORMATS
     from trainer.pipeline import import_crosscoder

@@ -63,7 +63,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.metrics = Metrics()
-    app.state.library = RunCatalog(settings.runs)
+    app.state.catalog = RunCatalog(settings.runs)
     app.state.labels = open_database(database_url(settings))
     app.state.client, app.state.supervisor = connect(settings)
     app.state.live = LiveGenerations(app.state.client, saver(app.state.labels))
@@ -93,7 +93,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if app.state.supervisor is not None:
         await asyncio.to_thread(app.state.supervisor.stop)
     app.state.labels.dispose()
-    app.state.library.close()
+    app.state.catalog.close()
 
 
 def _add_files(app: FastAPI, settings: Settings) -> None:
@@ -134,7 +134,7 @@ def _error_response(request: Request, error: Exception) -> Response:
     if isinstance(error, ResultsUnreadable):
         # Reopen the file at the next request: it may have been repaired.
         log.error("%s", error, exc_info=error.__cause__)
-        request.app.state.library.forget(request.path_params.get("run", ""))
+        request.app.state.catalog.forget(request.path_params.get("run", ""))
     run_pages_help = isinstance(error, NotFound | BadQuery) and not isinstance(error, RunNotFound)
     run = request.path_params.get("run", "") if run_pages_help else ""
     page = ErrorPage(error.status, error.title, error.fact, error.remedy, run)

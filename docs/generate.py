@@ -26,7 +26,7 @@ EVIDENCE_IN_A_RUN = (
     "the run and what each test said of its claims. Why it is so: decisions "
     "[13](decisions/0013-evidence-from-second-moments.md) and [14](decisions/0014-decoys-and-verdicts.md)."
 )
-TESTS_HEAD = "| test | what it asks | the claim is well if | under `analysis.verdict` |\n|---|---|---|---|"
+TESTS_HEAD = "| test | what it asks | passes if | under `analysis.verdict` |\n|---|---|---|---|"
 TABLE_HEAD = "| column | type | meaning |\n|---|---|---|"
 
 
@@ -130,15 +130,18 @@ def evidence() -> str:
     from trainer.recipe.measuring import VerdictRecipe
 
     recipe = {"analysis": {"verdict": VerdictRecipe().model_dump()}}
-    usual, refuting = criteria.thresholds(recipe), criteria.refuting_from(recipe)
+    usual, refuting = criteria.thresholds(recipe), criteria.refuting_thresholds(recipe)
     lines = [TESTS_HEAD]
-    for test, asked in criteria.QUESTIONS.items():
+    for test, asked in criteria.CRITERIA.items():
         limit = f"{asked.side} {usual[test]:g}" + (f"; refuted from {refuting[test]:g}" if test in refuting else "")
         lines.append(f"| {asked.name} (`{test}`) | {asked.asks} | {limit} | `{asked.setting}` |")
     parts = ["# How claims are judged", NOTICE, criteria.INTRODUCTION, EVIDENCE_IN_A_RUN]
     for title, words in (("Verdicts", criteria.VERDICTS), ("Kinds of difference", criteria.KINDS)):
         parts += [f"## {title}", "\n".join(f"- *{word}*: {what}" for word, what in words.items())]
-    parts += ["## What a test can say", "\n".join(f"- *{says}*: {what}" for says, what in criteria.SAYINGS.items())]
+    parts += [
+        "## What a test can say",
+        "\n".join(f"- *{says}*: {what}" for says, what in criteria.EFFECTS_IN_WORDS.items()),
+    ]
     parts += ["## Every test", "\n".join(lines), "## What a verdict rests on, and what it cannot say"]
     return "\n\n".join([*parts, *(" ".join(words.split()) for words in criteria.LIMITS)]) + "\n"
 

@@ -37,6 +37,8 @@ EVALUATION_KEYS: dict[str, Any] = {
     "analysis": {"same_space", "logits"},
 }
 """Recipe settings that the evaluate stage depends on, besides the crosscoder and the rows."""
+UNJUDGED_KEYS = ("contexts", "logits", "neighbours")
+"""Settings of the analysis that no verdict depends on."""
 
 
 class Run:
@@ -132,9 +134,10 @@ class Run:
             sums.append(sha256_of(self.folder.calibration))
         if stage == "analyse":
             sums += [sha256_of(other.weights) for other in other_runs(self.folder) if other.weights.is_file()]
-            wanted = [self.recipe.analysis.model_dump(mode="json"), SCHEMA.read_text()]
+            wanted = [self.recipe.identity()["analysis"], SCHEMA.read_text()]
         if stage == "calibrate" and self.calibration is not None:
-            criteria = self.recipe.analysis.model_dump(mode="json", exclude={"contexts", "logits", "neighbours"})
+            analysis = self.recipe.identity()["analysis"]
+            criteria = {key: value for key, value in analysis.items() if key not in UNJUDGED_KEYS}
             wanted = [criteria, self.calibration.model_dump(mode="json")]
         return _digest([sums, wanted, self._fingerprint("train")])
 

@@ -1,1 +1,1 @@
-"""JSON twins of the pages, under /api/v1, at the same paths."""
+"""JSON counterparts of the pages, under /api/v1, at the same paths."""

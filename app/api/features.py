@@ -1,4 +1,4 @@
-"""Features as JSON and CSV: the list with its filters, and one feature with everything its page shows."""
+"""Serves the filtered list of features as JSON and CSV, and one feature in full."""
 
 import csv
 import io
@@ -12,14 +12,14 @@ from fastapi import APIRouter, Path, Query
 from fastapi.responses import StreamingResponse
 
 from app.results.evidence.agreement import Agreement
-from app.results.evidence.feature_detail import dossier_of
-from app.results.evidence.findings import claim_in_words, findings, verdict_in_words
-from app.results.features.contexts import BUCKETS, Window, check_tokens, whole_sequence, windows_of
+from app.results.evidence.feature_detail import feature_detail
+from app.results.evidence.measures_in_words import claim_in_words, measures_in_words, verdict_in_words
+from app.results.features.contexts import BUCKETS, Window, check_tokens, kept_windows, whole_sequence
 from app.results.features.feature import one_feature
 from app.results.features.feature_list import FeatureRow, every_feature, list_features
 from app.results.features.query import PER_PAGE
 from app.results.features.tokens import Row
-from app.web.dependencies import RunView, View
+from app.web.dependencies import RunRequest, RunView
 from app.web.templates import as_json
 
 router = APIRouter(prefix="/api/v1/runs/{run}", tags=["features"])
@@ -33,7 +33,7 @@ FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 @router.get("/features", summary="One page of the filtered, sorted list")
 def read_features(view: RunView) -> dict[str, Any]:
     """The list of features, in pages of fifty; takes the same filters as the page."""
-    found = list_features(view.results, view.listing, view.matching())
+    found = list_features(view.results, view.query, view.matching())
     labels = view.labels.of(view.run, [row.feature for row in found.rows])
     return {
         "run": view.run,
@@ -68,26 +68,26 @@ def read_feature(
 ) -> dict[str, Any]:
     """Everything on a feature's page; contexts of one bucket."""
     results = view.results
-    found = dossier_of(results, feature, view.usual)
+    found = feature_detail(results, feature, view.corpus_shares)
     one = found.feature
     return {
         "run": view.run,
         "file": results.file,
         **asdict(one),
         "label": view.labels.of(view.run, [feature]).get(feature),
-        "verdict_in_words": verdict_in_words(one, results.sources, found.tests, found.alike),
+        "verdict_in_words": verdict_in_words(one, results.sources, found.tests, found.neighbours),
         "claim": as_json(claim_in_words(one, found.inside)),
         "tests": as_json(found.tests),
-        "findings": as_json(findings(found.inside, found.alike)),
+        "findings": as_json(measures_in_words(found.inside, found.neighbours)),
         "sources": as_json(found.inside),
-        "ground": as_json(found.ground),
+        "ground": as_json(found.corpus_breakdown),
         "agreement": _agreement(found.agreement),
         "histogram": as_json(found.bars),
         "logits": as_json(found.logits),
-        "neighbours": as_json(found.alike),
+        "neighbours": as_json(found.neighbours),
         "contexts": [
             window
-            for first in windows_of(results, feature, bucket, "", scale=one.max_activation)
+            for first in kept_windows(results, feature, bucket, "", scale=one.max_activation)
             for window in (_window(first), *map(_window, first.repeats))
         ],
     }
@@ -141,8 +141,8 @@ def _row(row: Row) -> dict[str, Any]:
     }
 
 
-def _with_labels(view: View) -> Iterator[dict[str, Any]]:
-    rows = every_feature(view.results, view.listing, view.matching())
+def _with_labels(view: RunRequest) -> Iterator[dict[str, Any]]:
+    rows = every_feature(view.results, view.query, view.matching())
     labels = view.labels.of(view.run, [row.feature for row in rows])
     return ({**asdict(row), "label": labels.get(row.feature)} for row in rows)
 
@@ -167,6 +167,6 @@ def _safe(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
 
 
-def _file(view: View, parts: Iterator[str], kind: str, ending: str) -> StreamingResponse:
+def _file(view: RunRequest, parts: Iterator[str], kind: str, ending: str) -> StreamingResponse:
     name = f"{view.run}-features.{ending}"
     return StreamingResponse(parts, media_type=kind, headers={"Content-Disposition": f'attachment; filename="{name}"'})

@@ -1,4 +1,4 @@
-"""Labels as JSON: read everybody's, and write one's own with the revision that was seen."""
+"""Serves a feature's labels, and stores one's own on top of the revision that was seen."""
 
 import datetime
 from typing import Annotated, Literal
@@ -75,22 +75,22 @@ class NewLabel(BaseModel):
     restore: int = Field(default=0, description="The revision to bring back, for `restore`.")
 
 
-def _place(run: str, feature: Index, results: RunResults) -> LabelTarget:
+def _target(run: str, feature: Index, results: RunResults) -> LabelTarget:
     return LabelTarget(run, feature, one_feature(results, feature).content_hash)
 
 
-Labelled = Annotated[LabelTarget, Depends(_place)]
+Target = Annotated[LabelTarget, Depends(_target)]
 
 
 @router.get("/labels", summary="Everybody's labels of a feature, with their history")
-def read_labels(place: Labelled, session: LabelsToRead) -> Labels:
+def read_labels(target: Target, session: LabelsToRead) -> Labels:
     """Current labels and every revision there ever was."""
     return Labels(
-        run=place.run,
-        feature=place.feature,
-        content_hash=place.content_hash,
-        labels=[_revision(one) for one in current_labels(session, place.run, place.feature)],
-        history=[_revision(one) for one in history(session, place.run, place.feature)],
+        run=target.run,
+        feature=target.feature,
+        content_hash=target.content_hash,
+        labels=[_revision(one) for one in current_labels(session, target.run, target.feature)],
+        history=[_revision(one) for one in history(session, target.run, target.feature)],
     )
 
 
@@ -107,15 +107,15 @@ def read_labels(place: Labelled, session: LabelsToRead) -> Labels:
         }
     },
 )
-def write_label(place: Labelled, session: LabelsToWrite, new: NewLabel) -> LabelRevision | Response:
+def write_label(target: Target, session: LabelsToWrite, new: NewLabel) -> LabelRevision | Response:
     """Add a revision; nothing is ever overwritten."""
     author = author_name(new.author)
     try:
         if new.action == "withdraw":
-            return _revision(withdraw_label(session, place, author, based_on=new.revision))
+            return _revision(withdraw_label(session, target, author, based_on=new.revision))
         if new.action == "restore":
-            return _revision(restore_label(session, place, author, revision=new.restore, based_on=new.revision))
-        return _revision(save_label(session, place, author, text=new.text, note=new.note, based_on=new.revision))
+            return _revision(restore_label(session, target, author, revision=new.restore, based_on=new.revision))
+        return _revision(save_label(session, target, author, text=new.text, note=new.note, based_on=new.revision))
     except LabelConflict as conflict:
         error = Refusal(status=conflict.status, title=conflict.title, message=conflict.fact, remedy=conflict.remedy)
         answer = Conflict(error=error, latest=_revision(conflict.latest) if conflict.latest else None)

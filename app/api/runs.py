@@ -1,4 +1,4 @@
-"""Runs as JSON: what home and overview show, and the figures of the overview."""
+"""Serves runs with everything their overview shows, and the figures of the overview."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,11 +6,11 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
 from app.errors import NotFound
-from app.results.evidence.calibration import OUTCOMES, trust_of
+from app.results.evidence.calibration import OUTCOMES, verdict_reliability
 from app.results.runs import overview
 from app.results.runs.baselines import baselines_of
 from app.results.runs.summary import Headline, Run, all_runs, one_run, recipe_of
-from app.web.dependencies import RunResults, Runs, RunView, View
+from app.web.dependencies import RunRequest, RunResults, Runs, RunView
 from app.web.plots import curves, recall, stacked_histogram
 from app.web.templates import address, as_json
 
@@ -40,16 +40,16 @@ class RunList(BaseModel):
 
 
 @router.get("/runs", summary="Every run with its state")
-def read_runs(library: Runs) -> RunList:
+def read_runs(catalog: Runs) -> RunList:
     """Every run on this machine; running ones with their live progress."""
-    return RunList(runs=[_summary(run) for run in all_runs(library)])
+    return RunList(runs=[_summary(run) for run in all_runs(catalog)])
 
 
 @router.get("/runs/{run}", summary="One run: sources, counts, evaluation, recipe")
-def read_run(run: str, results: RunResults, library: Runs) -> dict[str, Any]:
+def read_run(run: str, results: RunResults, catalog: Runs) -> dict[str, Any]:
     """Everything on the overview of a run."""
     return {
-        **_summary(one_run(library, run)).model_dump(),
+        **_summary(one_run(catalog, run)).model_dump(),
         "file": results.file,
         "sources": as_json(results.sources),
         "counts": as_json(overview.counts(results)),
@@ -57,7 +57,7 @@ def read_run(run: str, results: RunResults, library: Runs) -> dict[str, Any]:
         "evaluation": as_json(overview.evaluation(results)),
         "coverage": as_json(overview.coverage(results)),
         "calibration": as_json(overview.calibration(results)),
-        "trust": as_json(trust_of(results)),
+        "trust": as_json(verdict_reliability(results)),
         "baselines": as_json(baselines_of(results)),
         "norms": as_json(overview.norm_histogram(results)),
         "densities": as_json(overview.density_histogram(results)),
@@ -83,11 +83,11 @@ def read_plot(
         return _spike_ins(view, measure, looks)
     two = len(view.results.sources) == 2
     if plot == "norms":
-        bins = view.library.remember(view.run, "norms", overview.norm_histogram)
+        bins = view.catalog.cached(view.run, "norms", overview.norm_histogram)
         names = [source.name for source in view.results.sources]
         title = f"relative norm: 0 only {names[0]}, 1 only {names[1]}" if two else f"norm share of {names[-1]}"
     else:
-        bins = view.library.remember(view.run, "densities", overview.density_histogram)
+        bins = view.catalog.cached(view.run, "densities", overview.density_histogram)
         title = "log₁₀ of density"
     path, prefix = f"/runs/{view.run}/features", request.app.state.settings.root_path
     links = {(each.owner, each.low): address(prefix, path, _filter(plot, each, two=two)) for each in bins}
@@ -112,8 +112,8 @@ def _power(exponent: float) -> float:
     return float(10.0**exponent)
 
 
-def _training(view: View, measure: str, looks: dict[str, str]) -> dict[str, Any]:
-    found = view.library.remember(view.run, "curves", overview.training_curves)
+def _training(view: RunRequest, measure: str, looks: dict[str, str]) -> dict[str, Any]:
+    found = view.catalog.cached(view.run, "curves", overview.training_curves)
     lines = [curve for curve in found if curve.measure.partition(".")[0] == measure]
     if not lines:
         known = ", ".join(sorted({curve.measure.partition(".")[0] for curve in found})) or "none"
@@ -121,11 +121,11 @@ def _training(view: View, measure: str, looks: dict[str, str]) -> dict[str, Any]
     return curves([(line.measure, line.steps, line.values) for line in lines], looks, y_title=measure.replace("_", " "))
 
 
-def _spike_ins(view: View, outcome: str, looks: dict[str, str]) -> dict[str, Any]:
+def _spike_ins(view: RunRequest, outcome: str, looks: dict[str, str]) -> dict[str, Any]:
     if outcome not in OUTCOMES:
         raise NotFound(f"Spike-ins are not counted by {outcome!r}.", remedy=f"Outcomes: {', '.join(OUTCOMES)}.")
     lines: dict[tuple[str, float], list[tuple[float, float]]] = {}
-    for one in view.library.remember(view.run, "trust", trust_of).spike_ins:
+    for one in view.catalog.cached(view.run, "trust", verdict_reliability).spike_ins:
         share = getattr(one, outcome) / max(one.planted, 1)
         lines.setdefault((one.owner, one.frequency), []).append((one.amplitude, share))
     return recall(lines, looks)

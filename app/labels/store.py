@@ -120,9 +120,7 @@ def restore_label(session: Session, target: LabelTarget, author: str, *, revisio
     query = sa.select(Label).where(Label.run == target.run, Label.feature == target.feature, Label.author == author)
     old = session.scalars(query.where(Label.revision == revision, ~Label.withdrawn)).first()
     if old is None:
-        raise ReaderError(
-            f"You have no revision {revision} of this label to restore.", remedy="Choose one from the history."
-        )
+        raise ReaderError(f"You have no revision {revision} to restore.", remedy="Choose one from the history.")
     return _add(session, target, author, _Content(old.text, old.note, restores=revision), based_on=based_on)
 
 

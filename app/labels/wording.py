@@ -13,9 +13,7 @@ TEXT_LIMIT = 300
 """Characters in a label."""
 NOTE_LIMIT = 4000
 """Characters in a note."""
-ANONYMOUS_NAMES = frozenset(
-    {"anonymous", "anon", "anonym", "nobody", "unknown", "someone", "user", "guest", "me", "n/a"}
-)
+ANONYMOUS = frozenset({"anonymous", "anon", "anonym", "nobody", "unknown", "someone", "user", "guest", "me", "n/a"})
 
 
 class WordingRefused(ReaderError):
@@ -33,7 +31,7 @@ class WordingRefused(ReaderError):
 def author_name(typed: str) -> str:
     """Author name with whitespace collapsed. Raises WordingRefused if it is empty, anonymous or too long."""
     name = " ".join(_normalized(typed, "author").split())
-    if not name or name.casefold() in ANONYMOUS_NAMES:
+    if not name or name.casefold() in ANONYMOUS:
         raise WordingRefused(
             "author",
             "A label needs an author.",
@@ -78,7 +76,7 @@ def folded(text: str) -> str:
 
 
 def _normalized(typed: str, field: str) -> str:
-    """Text in NFC with `\\n` line ends. Raises WordingRefused for control characters and lone surrogates."""
+    """Text in NFC with Unix line ends. Raises WordingRefused for control characters and lone surrogates."""
     text = unicodedata.normalize("NFC", typed.replace("\r\n", "\n").replace("\r", "\n"))
     for character in text:
         if unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t":

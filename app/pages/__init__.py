@@ -1,1 +1,1 @@
-"""Pages: one module per page, each renders the template of the same name."""
+"""HTML pages, one module per page; each renders the template of the same name."""

@@ -1,4 +1,4 @@
-"""Docs: the JSON interface, one operation after the other, from its OpenAPI description."""
+"""Shows the JSON interface, one operation after the other, from its OpenAPI description."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ GENERAL = "422"
 
 @dataclass(frozen=True)
 class Parameter:
-    """One thing that an operation takes in its address."""
+    """A parameter in an operation's address."""
 
     name: str
     place: str
@@ -40,7 +40,7 @@ class Operation:
     fields: tuple[str, ...]
     """Fields of the body, where it takes one."""
     refusals: tuple[tuple[str, str], ...]
-    """Status and meaning of answers that are its own way to say no."""
+    """Status and meaning of its own error answers."""
 
 
 @dataclass(frozen=True)

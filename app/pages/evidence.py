@@ -1,4 +1,4 @@
-"""Evidence: how claims of exclusivity are judged in a run, test by test, with what each test said there."""
+"""Explains how claims of exclusivity are judged, criterion by criterion, with counts of this run."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,7 +16,7 @@ router = APIRouter(include_in_schema=False)
 
 @dataclass(frozen=True)
 class EvidencePage:
-    """The rule of a run."""
+    """The criteria of a run."""
 
     template: ClassVar[str] = "evidence.html"
     fragments: ClassVar[dict[str, str]] = {}
@@ -25,22 +25,22 @@ class EvidencePage:
     introduction: str
     verdicts: dict[str, str]
     kinds: dict[str, str]
-    sayings: dict[str, str]
+    effects: dict[str, str]
     limits: tuple[str, ...]
     tests: list[CriterionSummary]
 
 
 @router.get("/runs/{run}/evidence")
-def show_evidence(request: Request, run: str, results: RunResults, library: Runs) -> HTMLResponse:
-    """The rule, with the thresholds of this run."""
+def show_evidence(request: Request, run: str, results: RunResults, catalog: Runs) -> HTMLResponse:
+    """The criteria, with the thresholds of this run."""
     del results  # asked for, so that a run without results is answered as everywhere
     page = EvidencePage(
         run=run,
         introduction=criteria.INTRODUCTION,
         verdicts=criteria.VERDICTS,
         kinds=criteria.KINDS,
-        sayings=criteria.SAYINGS,
+        effects=criteria.EFFECTS_IN_WORDS,
         limits=criteria.LIMITS,
-        tests=library.remember(run, "tests", criteria_summary),
+        tests=catalog.cached(run, "criteria", criteria_summary),
     )
     return render(request, page)

@@ -1,4 +1,4 @@
-"""One feature: whose it is and how well that is known, the text it fires on, and what it does."""
+"""Shows one feature: owner and evidence, the contexts it fires on, and its effects on the logits."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,13 +15,27 @@ from app.labels.store import LabelTarget
 from app.labels.wording import NAME_COOKIE, name_from_cookie
 from app.results.connection import Source
 from app.results.evidence.agreement import Agreement
-from app.results.evidence.criteria import Test
-from app.results.evidence.feature_detail import dossier_of
-from app.results.evidence.findings import Finding, claim_in_words, coherence_in_words, findings, verdict_in_words
-from app.results.features.contexts import BUCKETS, Bucket, Window, buckets_of, check_tokens, kept_of, windows_of
+from app.results.evidence.criteria import CriterionResult
+from app.results.evidence.feature_detail import feature_detail
+from app.results.evidence.measures_in_words import (
+    WordedMeasure,
+    claim_in_words,
+    coherence_in_words,
+    measures_in_words,
+    verdict_in_words,
+)
+from app.results.features.contexts import (
+    BUCKETS,
+    Bucket,
+    Window,
+    bucket_counts,
+    check_tokens,
+    kept_counts,
+    kept_windows,
+)
 from app.results.features.corpus_breakdown import CorpusBreakdown
 from app.results.features.feature import Bar, Feature, InSource, Logits, Neighbour, strongest
-from app.results.features.feature_list import Neighbours, neighbours
+from app.results.features.feature_list import ListPosition, list_position
 from app.results.features.query import FeatureQuery
 from app.results.owners import Owner, owner_of
 from app.web.dependencies import RunView
@@ -34,8 +48,8 @@ SavedName = Annotated[str, Cookie(alias=NAME_COOKIE, max_length=600)]
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How the contexts are read: the part of the address that belongs to them."""
+class ContextSelection:
+    """Query parameters that select the contexts shown."""
 
     bucket: Annotated[str, Query(max_length=20)] = "top"
     corpus_part: Annotated[str, Query(max_length=200)] = ""
@@ -43,11 +57,11 @@ class Reading:
     tokens: Annotated[str, Query(max_length=200)] = "both"
     """A source's name, or `both` for all of them."""
 
-    def pairs(self, listing: FeatureQuery, **changes: str) -> list[tuple[str, str]]:
-        """The page's query with changes, defaults left out; the list's state goes along."""
+    def pairs(self, query: FeatureQuery, **changes: str) -> list[tuple[str, str]]:
+        """Query pairs with changes, defaults left out, followed by those of the list."""
         changed = dataclasses.replace(self, **changes)
-        own = [(name, value) for name, value in changed.__dict__.items() if value != getattr(Reading, name)]
-        return own + listing.pairs()
+        own = [(name, value) for name, value in changed.__dict__.items() if value != getattr(ContextSelection, name)]
+        return own + query.pairs()
 
     def check(self, sources: Sequence[Source]) -> None:
         """Raises BadQuery for contexts or tokens that the run does not have."""
@@ -72,29 +86,29 @@ class FeaturePage:
     verdict: str
     label: str | None
     inside: list[InSource]
-    claim: Finding | None
-    """Where its claim comes from; None without one."""
-    tests: list[Test]
+    claim: WordedMeasure | None
+    """The norm share that makes its claim; None without one."""
+    tests: list[CriterionResult]
     """Of its claim."""
-    findings: list[Finding]
-    """What is known instead where there are none."""
+    measures: list[WordedMeasure]
+    """Measures that are shown where there are no results of a claim."""
     agreement: Agreement | None
     """With its strongest twin."""
-    ground: CorpusBreakdown
+    corpus_breakdown: CorpusBreakdown
     coherence: str | None
     bars: list[Bar]
     logits: list[Logits]
     strongest_logit: float
-    alike: list[Neighbour]
+    neighbours: list[Neighbour]
     labels: dict[int, str]
-    """Labels of the features alike."""
-    reading: Reading
+    """Labels of the neighbours."""
+    selection: ContextSelection
     buckets: list[Bucket]
     corpora: list[str]
     windows: list[Window]
-    listing: FeatureQuery
-    place: Neighbours
-    """Where the feature stands in the list that the reader came from."""
+    query: FeatureQuery
+    list_position: ListPosition
+    """Its position in the list that the reader came from."""
     labels_panel: LabelsPanel | None
     """None while labels cannot be read."""
     steer_form: SteerForm
@@ -102,16 +116,20 @@ class FeaturePage:
 
 @router.get("/runs/{run}/features/{feature}")
 def show_feature(
-    request: Request, feature: Index, view: RunView, reading: Annotated[Reading, Depends()], name: SavedName = ""
+    request: Request,
+    feature: Index,
+    view: RunView,
+    selection: Annotated[ContextSelection, Depends()],
+    name: SavedName = "",
 ) -> HTMLResponse:
     """The page of a feature."""
     results, run = view.results, view.run
-    reading.check(results.sources)
-    found = dossier_of(results, feature, view.usual)
-    one, inside, alike = found.feature, found.inside, found.alike
-    kept = kept_of(results, feature)
-    place = LabelTarget(run, feature, one.content_hash)
-    panel, names = view.labels.around(place, name_from_cookie(name), [each.feature for each in alike])
+    selection.check(results.sources)
+    found = feature_detail(results, feature, view.corpus_shares)
+    one, inside, neighbours = found.feature, found.inside, found.neighbours
+    kept = kept_counts(results, feature)
+    target = LabelTarget(run, feature, one.content_hash)
+    panel, names = view.labels.panel_and_names(target, name_from_cookie(name), [each.feature for each in neighbours])
     page = FeaturePage(
         run=run,
         file=results.file,
@@ -119,26 +137,26 @@ def show_feature(
         owners=view.owners,
         owner=owner_of(one.owner, results.sources),
         feature=one,
-        verdict=verdict_in_words(one, results.sources, found.tests, alike),
+        verdict=verdict_in_words(one, results.sources, found.tests, neighbours),
         label=names.get(feature),
         inside=inside,
         claim=claim_in_words(one, inside),
         tests=found.tests,
-        findings=[] if found.tests else findings(inside, alike),
+        measures=[] if found.tests else measures_in_words(inside, neighbours),
         agreement=found.agreement,
-        ground=found.ground,
+        corpus_breakdown=found.corpus_breakdown,
         coherence=coherence_in_words(one),
         bars=found.bars,
         logits=found.logits,
         strongest_logit=strongest(found.logits),
-        alike=alike,
+        neighbours=neighbours,
         labels=names,
-        reading=reading,
-        buckets=buckets_of(kept, reading.corpus_part),
+        selection=selection,
+        buckets=bucket_counts(kept, selection.corpus_part),
         corpora=sorted({each.corpus for each in kept}),
-        windows=windows_of(results, feature, reading.bucket, reading.corpus_part, scale=one.max_activation),
-        listing=view.listing,
-        place=neighbours(view.order(), feature),
+        windows=kept_windows(results, feature, selection.bucket, selection.corpus_part, scale=one.max_activation),
+        query=view.query,
+        list_position=list_position(view.order(), feature),
         labels_panel=panel,
         steer_form=panel_form(results, one, inside),
     )

@@ -1,4 +1,4 @@
-"""Features: the list, narrowed, sorted and searched; its whole state is in the address."""
+"""Shows the filtered, sorted and searched list of features; the address holds its whole state."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -27,7 +27,7 @@ class FeaturesPage:
     run: str
     sources: tuple[Source, ...]
     owners: dict[str, Owner]
-    listing: FeatureQuery
+    query: FeatureQuery
     share_of: Source
     """The source whose norm share is shown."""
     found: FeatureList
@@ -39,15 +39,15 @@ class FeaturesPage:
 @router.get("/runs/{run}/features")
 def show_features(request: Request, view: RunView) -> HTMLResponse:
     """The list; an address with every filter at its default is the shortest."""
-    results, listing = view.results, view.listing
-    found = list_features(results, listing, view.matching())
+    results, query = view.results, view.query
+    found = list_features(results, query, view.matching())
     shown = [row.feature for row in found.rows]
     page = FeaturesPage(
         run=view.run,
         sources=results.sources,
         owners=view.owners,
-        listing=listing,
-        share_of=next(source for source in results.sources if source.source == share_source(listing, results)),
+        query=query,
+        share_of=next(source for source in results.sources if source.source == share_source(query, results)),
         found=found,
         examples=strongest_windows(results, shown),
         labels=view.labels.of(view.run, shown),
@@ -55,14 +55,14 @@ def show_features(request: Request, view: RunView) -> HTMLResponse:
     response = render(request, page)
     if request.headers.get("HX-Target", "").endswith("#browser"):
         root_path = request.app.state.settings.root_path
-        response.headers["HX-Push-Url"] = address(root_path, f"/runs/{view.run}/features", listing.pairs())
+        response.headers["HX-Push-Url"] = address(root_path, f"/runs/{view.run}/features", query.pairs())
     return response
 
 
 @router.get("/runs/{run}/random")
 def show_random(request: Request, view: RunView) -> RedirectResponse:
     """Some living feature of the filtered list; the list itself when it is empty."""
-    feature = random_feature(view.results, view.listing, view.matching())
+    feature = random_feature(view.results, view.query, view.matching())
     path = f"/runs/{view.run}/features" + ("" if feature is None else f"/{feature}")
     root_path = request.app.state.settings.root_path
-    return RedirectResponse(address(root_path, path, view.listing.pairs()), 303, {"Cache-Control": "no-store"})
+    return RedirectResponse(address(root_path, path, view.query.pairs()), 303, {"Cache-Control": "no-store"})

@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.results.runs.summary import all_runs
-from app.web.dependencies import AppSettings, LabelsAtAGlance, Runs
+from app.web.dependencies import AppSettings, CurrentLabels, Runs
 from app.web.metrics import Metrics
 from app.web.templates import missing_assets
 
@@ -21,7 +21,7 @@ def is_up() -> dict[str, str]:
 
 
 @router.get("/readyz")
-def is_ready(settings: AppSettings, labels: LabelsAtAGlance) -> JSONResponse:
+def is_ready(settings: AppSettings, labels: CurrentLabels) -> JSONResponse:
     """Whether pages can be served whole: 503 with the reasons when not."""
     problems = []
     if missing := missing_assets(settings.frontend):

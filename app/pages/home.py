@@ -1,4 +1,4 @@
-"""Home: what was compared, and what is running now."""
+"""Lists the runs by the sources they compare, and those in progress."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -27,8 +27,8 @@ class HomePage:
 
 
 @router.get("/")
-def show_home(request: Request, library: Runs) -> HTMLResponse:
+def show_home(request: Request, catalog: Runs) -> HTMLResponse:
     """Comparisons and their runs, with live progress."""
-    runs = all_runs(library)
+    runs = all_runs(catalog)
     live = [run for run in runs if run.status == "running"]
     return render(request, HomePage(live, comparisons([run for run in runs if run.status != "running"])))

@@ -1,4 +1,4 @@
-"""Labels: what people call a feature; write, withdraw and restore one's own, read everybody's and their history."""
+"""Shows all labels of a feature with their history; people write, withdraw and restore their own."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from app.labels.panel import LabelsPanel, labels_panel, with_problem
 from app.labels.store import LabelConflict, LabelTarget, restore_label, save_label, withdraw_label
-from app.labels.wording import NAME_COOKIE, WordingRefused, author_name, name_to_cookie, name_from_cookie
+from app.labels.wording import NAME_COOKIE, WordingRefused, author_name, name_from_cookie, name_to_cookie
 from app.results.features.feature import one_feature
 from app.web.dependencies import LabelsToRead, LabelsToWrite, RunResults
 from app.web.templates import address, render, wants_fragment
@@ -46,51 +46,53 @@ class LabelForm(BaseModel):
     """The revision to bring back."""
 
 
-def _place(run: str, feature: Index, results: RunResults) -> LabelTarget:
+def _target(run: str, feature: Index, results: RunResults) -> LabelTarget:
     """The feature in the address. Raises RunNotFound, FeatureNotFound and what else results may."""
     return LabelTarget(run, feature, one_feature(results, feature).content_hash)
 
 
-Labelled = Annotated[LabelTarget, Depends(_place)]
+Target = Annotated[LabelTarget, Depends(_target)]
 
 
 @router.get("/runs/{run}/features/{feature}/labels")
-def show_labels(request: Request, place: Labelled, session: LabelsToRead, name: SavedName = "") -> HTMLResponse:
+def show_labels(request: Request, target: Target, session: LabelsToRead, name: SavedName = "") -> HTMLResponse:
     """Everybody's labels of a feature."""
-    return render(request, LabelsPage(place.run, place.feature, labels_panel(session, place, name_from_cookie(name))))
+    return render(
+        request, LabelsPage(target.run, target.feature, labels_panel(session, target, name_from_cookie(name)))
+    )
 
 
 @router.post("/runs/{run}/features/{feature}/labels")
 def write_label(
-    request: Request, place: Labelled, session: LabelsToWrite, form: Annotated[LabelForm, Form()]
+    request: Request, target: Target, session: LabelsToWrite, form: Annotated[LabelForm, Form()]
 ) -> Response:
     """Save, withdraw or restore one's own label; what cannot be done leaves the form as it was typed."""
     try:
         author = author_name(form.author)
-        news = _write(session, place, author, form)
+        news = _write(session, target, author, form)
     except (WordingRefused, LabelConflict) as error:
-        panel = labels_panel(session, place, form.author)
+        panel = labels_panel(session, target, form.author)
         panel = with_problem(panel, error, text=form.text, note=form.note, author=form.author)
-        return render(request, LabelsPage(place.run, place.feature, panel), error.status)
+        return render(request, LabelsPage(target.run, target.feature, panel), error.status)
     if wants_fragment(request):
-        panel = labels_panel(session, place, author, news=news)
-        answer: Response = render(request, LabelsPage(place.run, place.feature, panel))
+        panel = labels_panel(session, target, author, news=news)
+        answer: Response = render(request, LabelsPage(target.run, target.feature, panel))
     else:
         root_path = request.app.state.settings.root_path
-        answer = RedirectResponse(address(root_path, f"/runs/{place.run}/features/{place.feature}") + "#labels", 303)
+        answer = RedirectResponse(address(root_path, f"/runs/{target.run}/features/{target.feature}") + "#labels", 303)
     _remember_name(request, answer, author)
     return answer
 
 
-def _write(session: LabelsToWrite, place: LabelTarget, author: str, form: LabelForm) -> str:
+def _write(session: LabelsToWrite, target: LabelTarget, author: str, form: LabelForm) -> str:
     """Do what the form asks and say what was done."""
     if form.action == "withdraw":
-        withdraw_label(session, place, author, based_on=form.revision)
+        withdraw_label(session, target, author, based_on=form.revision)
         return "Your label is withdrawn; the history keeps it."
     if form.action == "restore":
-        restored = restore_label(session, place, author, revision=form.restore, based_on=form.revision)
+        restored = restore_label(session, target, author, revision=form.restore, based_on=form.revision)
         return f"Revision {restored.restores} is your label again."
-    save_label(session, place, author, text=form.text, note=form.note, based_on=form.revision)
+    save_label(session, target, author, text=form.text, note=form.note, based_on=form.revision)
     return "Saved."
 
 

@@ -1,4 +1,4 @@
-"""Overview of a run: whose features there are, how good the crosscoder is, and how it was made."""
+"""Shows a run as a whole: counts by owner, quality of the crosscoder, and the recipe."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
 
 from app.results.connection import Source
-from app.results.evidence.calibration import Trust, trust_of
+from app.results.evidence.calibration import VerdictReliability, verdict_reliability
 from app.results.owners import Owner, owners_of
 from app.results.runs import overview
 from app.results.runs.baselines import Baselines, baselines_of
@@ -48,35 +48,35 @@ class RunPage:
     """Families of training curves: a measure and what it is split into."""
     coverage: list[overview.Coverage]
     calibration: list[overview.Calibration]
-    trust: Trust
+    reliability: VerdictReliability
     baselines: Baselines
 
 
 @router.get("/runs/{run}")
 def show_run(
-    request: Request, run: str, results: RunResults, library: Runs, scale: Annotated[Scale, Query()] = "linear"
+    request: Request, run: str, results: RunResults, catalog: Runs, scale: Annotated[Scale, Query()] = "linear"
 ) -> HTMLResponse:
     """The overview; everything on it is binned and counted once per results file."""
     page = RunPage(
         run=run,
         file=results.file,
         sources=results.sources,
-        owners=library.remember(run, "owners", owners_of),
-        headline=library.remember(run, "headline", headline_of),
-        state=one_run(library, run),
+        owners=catalog.cached(run, "owners", owners_of),
+        headline=catalog.cached(run, "headline", headline_of),
+        state=one_run(catalog, run),
         recipe_text=yaml.safe_dump(recipe_of(results), sort_keys=False, allow_unicode=True),
         versions=overview.versions(results),
         scale=scale,
-        norms=library.remember(run, "norms", overview.norm_histogram),
-        densities=library.remember(run, "densities", overview.density_histogram),
-        counts=library.remember(run, "counts", overview.counts),
-        groups=library.remember(run, "groups", overview.groups),
+        norms=catalog.cached(run, "norms", overview.norm_histogram),
+        densities=catalog.cached(run, "densities", overview.density_histogram),
+        counts=catalog.cached(run, "counts", overview.counts),
+        groups=catalog.cached(run, "groups", overview.groups),
         evaluation=overview.evaluation(results),
-        curves=families(library.remember(run, "curves", overview.training_curves)),
+        curves=families(catalog.cached(run, "curves", overview.training_curves)),
         coverage=overview.coverage(results),
         calibration=overview.calibration(results),
-        trust=library.remember(run, "trust", trust_of),
-        baselines=library.remember(run, "baselines", baselines_of),
+        reliability=catalog.cached(run, "trust", verdict_reliability),
+        baselines=catalog.cached(run, "baselines", baselines_of),
     )
     return render(request, page)
 

@@ -1,4 +1,4 @@
-"""One sequence: its whole text with everything that is known of one feature on it."""
+"""Shows the whole text of one sequence with the known activations of one feature."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -33,7 +33,7 @@ class SequencePage:
     whole: WholeSequence
     tokens: str
     """A source's name, or `both` for all of them."""
-    listing: FeatureQuery
+    query: FeatureQuery
 
 
 @router.get("/runs/{run}/sequences/{sequence}")
@@ -54,13 +54,13 @@ def show_sequence(
         feature=one,
         whole=whole_sequence(view.results, sequence, feature, scale=one.max_activation),
         tokens=tokens,
-        listing=view.listing,
+        query=view.query,
     )
     return render(request, page)
 
 
 @router.get("/runs/{run}/contexts/{sequence}")
 def show_under_former_address(request: Request, run: str, sequence: Index) -> RedirectResponse:
-    """Addresses that people shared before sequences were called so lead on."""
+    """Redirects the former address of sequences, which people have shared."""
     path = address(request.app.state.settings.root_path, f"/runs/{run}/sequences/{sequence}")
     return RedirectResponse(f"{path}?{request.url.query}", 308)

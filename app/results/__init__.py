@@ -1,1 +1,1 @@
-"""Read-only questions to the runs on this machine; SQL lives here and nowhere else in the app."""
+"""Read-only queries on the runs on this machine; the app has no other SQL on results files."""

@@ -1,4 +1,4 @@
-"""Open results files read-only; hand each request its own cursor.
+"""Opens results files read-only; each request gets a cursor of its own.
 
 DuckDB keeps a file that was opened once alive inside the process, so a results file never changes under
 its name: `current.json` points at the newest, and a new name is a new connection.
@@ -25,12 +25,12 @@ OPTIONS: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
 }
-"""How DuckDB behaves inside the web process."""
+"""DuckDB settings for the web process."""
 
 OPEN_FILES = 16
 """Results files kept open at most."""
 
-AGAIN = "`crossdiff analyse` with the recipe.yaml of the run's folder"
+REPUBLISH = "`crossdiff analyse` with the recipe.yaml of the run's folder"
 """What publishes a run's results again."""
 
 Value = TypeVar("Value")
@@ -75,12 +75,12 @@ class Results:
 
 
 @dataclass
-class _Open:
+class _OpenFile:
     path: Path
     connection: duckdb.DuckDBPyConnection
     sources: tuple[Source, ...]
     features: int
-    remembered: dict[str, Any]
+    cache: dict[str, Any]
 
 
 class RunCatalog:
@@ -88,7 +88,7 @@ class RunCatalog:
 
     def __init__(self, runs: Path) -> None:
         self.runs = runs
-        self._open: OrderedDict[Path, _Open] = OrderedDict()
+        self._open: OrderedDict[Path, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
 
     def folder(self, run: str) -> Path:
@@ -100,19 +100,19 @@ class RunCatalog:
 
     def results(self, run: str) -> Results:
         """A cursor into the run's published results. Raises RunNotFound, ResultsMissing or ResultsUnreadable."""
-        held = self._hold(run)
-        cursor = held.connection.cursor()
+        opened = self._open_file(run)
+        cursor = opened.connection.cursor()
         cursor.execute("set enable_progress_bar = false")  # it would draw on the server's terminal
-        return Results(run, cursor, held.sources, held.features, held.path.name)
+        return Results(run, cursor, opened.sources, opened.features, opened.path.name)
 
-    def remember(self, run: str, name: str, make: Callable[[Results], Value]) -> Value:
-        """A value worked out once per results file, which never changes under its name."""
-        held = self._hold(run)
-        if name not in held.remembered:
+    def cached(self, run: str, name: str, make: Callable[[Results], Value]) -> Value:
+        """`make(results)`, computed once per results file, which never changes under its name."""
+        opened = self._open_file(run)
+        if name not in opened.cache:
             results = self.results(run)
-            held.remembered[name] = make(results)
+            opened.cache[name] = make(results)
             results.cursor.close()
-        return held.remembered[name]  # type: ignore[no-any-return]
+        return opened.cache[name]  # type: ignore[no-any-return]
 
     def forget(self, run: str) -> None:
         """Drop open files of a run, so that the next request opens its results anew."""
@@ -131,20 +131,20 @@ class RunCatalog:
             while self._open:
                 self._open.popitem()[1].connection.close()
 
-    def _hold(self, run: str) -> _Open:
+    def _open_file(self, run: str) -> _OpenFile:
         path = self._published(run)
         with self._lock:
             if path in self._open:
                 self._open.move_to_end(path)
                 return self._open[path]
-            held = _open(path, run)
+            opened = _open(path, run)
             # Cursors of requests under way keep an older file alive until they are done.
             for other in [other for other in self._open if other.parent == path.parent]:
                 del self._open[other]
-            self._open[path] = held
+            self._open[path] = opened
             if len(self._open) > OPEN_FILES:
                 self._open.popitem(last=False)
-            return held
+            return opened
 
     def _published(self, run: str) -> Path:
         folder = self.folder(run)
@@ -152,7 +152,7 @@ class RunCatalog:
             name = results_pointer(folder)
         except ValueError as error:
             raise ResultsUnreadable(
-                f"Run {run!r}: current.json cannot be read ({error}).", remedy=f"Publish again: {AGAIN}."
+                f"Run {run!r}: current.json cannot be read ({error}).", remedy=f"Publish again: {REPUBLISH}."
             ) from None
         if name is None:
             raise ResultsMissing(
@@ -161,12 +161,12 @@ class RunCatalog:
             )
         if not (folder / name).is_file():
             raise ResultsUnreadable(
-                f"Run {run!r} points at {name}, which is not in its folder.", remedy=f"Publish again: {AGAIN}."
+                f"Run {run!r} points at {name}, which is not in its folder.", remedy=f"Publish again: {REPUBLISH}."
             )
         return folder / name
 
 
-def _open(path: Path, run: str) -> _Open:
+def _open(path: Path, run: str) -> _OpenFile:
     """Open and check one results file. Raises ResultsUnreadable."""
     try:
         connection = duckdb.connect(str(path), read_only=True, config=OPTIONS)
@@ -176,7 +176,7 @@ def _open(path: Path, run: str) -> _Open:
             update = "Update Crossdiff (`git pull`, then `make setup`) and start the explorer again."
             raise ResultsUnreadable(
                 f"{path.name} of run {run!r} has schema {version}; this explorer reads schema {SCHEMA_VERSION}.",
-                remedy=update if newer else f"Publish again: {AGAIN}.",
+                remedy=update if newer else f"Publish again: {REPUBLISH}.",
             )
         sources = connection.execute(
             "select source, name, model, revision, hookpoint, layer, width, scale from source order by source"
@@ -184,11 +184,11 @@ def _open(path: Path, run: str) -> _Open:
         (features,) = connection.execute("select count(*) from feature").fetchone() or (0,)
     except duckdb.Error as error:
         raise unreadable(run, path.name, error) from error
-    return _Open(path, connection, tuple(Source(*row) for row in sources), features, {})
+    return _OpenFile(path, connection, tuple(Source(*row) for row in sources), features, {})
 
 
 def unreadable(run: str, file: str, error: Exception) -> ResultsUnreadable:
     """What to tell a reader about a file that DuckDB cannot read."""
     first = str(error).strip().splitlines()[0].rstrip(".")
     fact = f"The results of {run!r} ({file}) are damaged or not results at all: {first}."
-    return ResultsUnreadable(fact, remedy=f"Publish them again: {AGAIN}.")
+    return ResultsUnreadable(fact, remedy=f"Publish them again: {REPUBLISH}.")

@@ -1,4 +1,4 @@
-"""Run folders as they lie on disk: which runs there are, and what each is doing now.
+"""Reads run folders: which runs there are, and what each is doing now.
 
 The trainer writes these files (`progress.json`, `recipe.yaml`, `current.json`); the explorer only reads
 them, and a file that is missing, half-written or odd never keeps another run from being shown.

@@ -1,4 +1,4 @@
-"""Owners: which sources a feature belongs to, as a reader sees it: a place in the palette and a shape."""
+"""Which sources a feature belongs to, with the colour and shape that stand for them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Owner:
     look: str
     """o0, o1, … for a source, shared, several or other: a class of site.css and a shape."""
     words: str
-    """What it means, as a phrase."""
+    """Its meaning, as a phrase."""
 
 
 def owners_of(results: Results) -> dict[str, Owner]:

@@ -1,1 +1,1 @@
-"""What every page needs: dependencies, templates, plots, security headers, metrics."""
+"""Parts that all pages share: dependencies, templates, plots, security headers, metrics."""

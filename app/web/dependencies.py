@@ -1,4 +1,4 @@
-"""What a page may ask for: the settings, the runs on this machine, the results of a run, and the labels."""
+"""FastAPI dependencies: settings, runs, results of a run, labels and generations."""
 
 import logging
 from array import array
@@ -19,39 +19,39 @@ from app.inference.client import Client
 from app.labels.panel import LabelsPanel, panel_from_revisions
 from app.labels.store import LabelTarget, current, features_matching, histories, latest_labels
 from app.results.connection import Results, RunCatalog
-from app.results.features.corpus_breakdown import usual_of
-from app.results.features.feature_list import order_of
+from app.results.features.corpus_breakdown import corpus_shares
+from app.results.features.feature_list import ordered_features
 from app.results.features.query import FeatureQuery
-from app.results.features.search import features_peaking_on, features_with_text, index_in
+from app.results.features.search import feature_with_index, features_peaking_on, features_with_text
 from app.results.owners import Owner, owners_of
 from app.settings import Settings
 
 log = logging.getLogger("crossdiff.explorer")
 
-REMEMBERED_LISTS = 64
-"""Lists per run whose order is kept, for walking through them."""
+CACHED_ORDERS = 64
+"""Orders of lists cached per run, for stepping from feature to feature."""
 
-Found = TypeVar("Found")
-Otherwise = TypeVar("Otherwise")
+Value = TypeVar("Value")
+Default = TypeVar("Default")
 
 
-# What only hands something over is a coroutine: a plain function would cost a trip to another thread.
+# Trivial dependencies are coroutines: FastAPI would run plain functions in another thread.
 async def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 
 
-async def _library(request: Request) -> RunCatalog:
-    library: RunCatalog = request.app.state.library
-    return library
+async def _catalog(request: Request) -> RunCatalog:
+    catalog: RunCatalog = request.app.state.catalog
+    return catalog
 
 
 AppSettings = Annotated[Settings, Depends(_settings)]
-Runs = Annotated[RunCatalog, Depends(_library)]
+Runs = Annotated[RunCatalog, Depends(_catalog)]
 
 
-def _run_results(run: str, library: Runs) -> Iterator[Results]:
-    results = library.results(run)
+def _run_results(run: str, catalog: Runs) -> Iterator[Results]:
+    results = catalog.results(run)
     try:
         yield results
     finally:
@@ -63,49 +63,51 @@ RunResults = Annotated[Results, Depends(_run_results)]
 
 
 @dataclass(frozen=True)
-class LabelGlance:
-    """Labels as the lists show them; a labels database that cannot be read never keeps results from being read."""
+class LabelReader:
+    """Reads labels for pages of results; an unreadable labels database yields none instead of an error."""
 
     engine: Engine
 
     def matching(self, run: str, text: str) -> set[int]:
         """Features with a current label that holds every word of the text."""
-        return self._ask(lambda session: features_matching(session, run, text), set())
+        return self._query(lambda session: features_matching(session, run, text), set())
 
     def of(self, run: str, features: Collection[int]) -> dict[int, str]:
         """The newest current label of each of these features that has one."""
-        return self._ask(lambda session: latest_labels(session, run, features), {})
+        return self._query(lambda session: latest_labels(session, run, features), {})
 
     def can_be_read(self) -> bool:
         """Whether the labels database answers."""
-        return self._ask(lambda session: latest_labels(session, "", [0]) is not None, False)
+        return self._query(lambda session: latest_labels(session, "", [0]) is not None, False)
 
-    def around(self, place: LabelTarget, name: str, others: Collection[int]) -> tuple[LabelsPanel | None, dict[int, str]]:
-        """The labels part of a feature's page as somebody of this name finds it, and labels of it and of others.
+    def panel_and_names(
+        self, target: LabelTarget, name: str, others: Collection[int]
+    ) -> tuple[LabelsPanel | None, dict[int, str]]:
+        """The labels panel of a feature for an author of this name, and newest labels of it and of others.
 
-        None and nothing when labels cannot be read.
+        (None, {}) when labels cannot be read.
         """
-        found = self._ask(lambda session: histories(session, place.run, {place.feature, *others}), None)
+        found = self._query(lambda session: histories(session, target.run, {target.feature, *others}), None)
         if found is None:
             return None, {}
-        standing = {feature: current(revisions) for feature, revisions in found.items()}
+        current_labels = {feature: current(revisions) for feature, revisions in found.items()}
         newest = {
-            feature: max(labels, key=lambda one: one.created_at) for feature, labels in standing.items() if labels
+            feature: max(labels, key=lambda one: one.created_at) for feature, labels in current_labels.items() if labels
         }
         names = {feature: label.text for feature, label in newest.items()}
-        return panel_from_revisions(found[place.feature], place, name), names
+        return panel_from_revisions(found[target.feature], target, name), names
 
-    def _ask(self, question: Callable[[Session], Found], otherwise: Otherwise) -> Found | Otherwise:
+    def _query(self, read: Callable[[Session], Value], default: Default) -> Value | Default:
         try:
             with transaction(self.engine) as session:
-                return question(session)
+                return read(session)
         except (SQLAlchemyError, ReaderError, OSError) as error:
             log.warning("labels cannot be read: %s", error)
-            return otherwise
+            return default
 
 
-async def _label_glance(request: Request) -> LabelGlance:
-    return LabelGlance(_labels_engine(request))
+async def _label_reader(request: Request) -> LabelReader:
+    return LabelReader(_labels_engine(request))
 
 
 def _labels_engine(request: Request) -> Engine:
@@ -128,85 +130,85 @@ async def _engine(request: Request) -> Engine:
 
 
 LabelsEngine = Annotated[Engine, Depends(_engine)]
-"""The database that people write to, for what opens its own transactions."""
+"""The database of labels and generations, for code that opens its own transactions."""
 Live = Annotated[LiveGenerations, Depends(_live)]
-"""Generations under way in this process."""
+"""Generations in progress in this process."""
 Inference = Annotated[Client, Depends(_client)]
-"""The way to the inference worker."""
+"""Client of the inference worker."""
 
 
-LabelsAtAGlance = Annotated[LabelGlance, Depends(_label_glance)]
+CurrentLabels = Annotated[LabelReader, Depends(_label_reader)]
 
 
 @dataclass(frozen=True)
-class View:
-    """A run as one request looks at it: its results, the list the reader came from, and the labels."""
+class RunRequest:
+    """Parts of a request for a run: its results, the list the reader came from, and the labels."""
 
     run: str
     results: Results
-    library: RunCatalog
-    listing: FeatureQuery
-    labels: LabelGlance
+    catalog: RunCatalog
+    query: FeatureQuery
+    labels: LabelReader
 
     @property
     def owners(self) -> dict[str, Owner]:
         """Every owner of features in the run."""
-        return self.library.remember(self.run, "owners", owners_of)
+        return self.catalog.cached(self.run, "owners", owners_of)
 
     @property
-    def usual(self) -> dict[str, dict[str, float]]:
-        """How much of the text is of each corpus part and language."""
-        return self.library.remember(self.run, "usual", usual_of)
+    def corpus_shares(self) -> dict[str, dict[str, float]]:
+        """Share of each corpus part and language in all rows analysed."""
+        return self.catalog.cached(self.run, "corpus_shares", corpus_shares)
 
     def matching(self) -> set[int] | None:
         """Features that the list's text matches; None when it has no text."""
-        text = self.listing.q.strip()
+        text = self.query.q.strip()
         if not text:
             return None
-        places: dict[str, Callable[[], set[int]]] = {
+        searches: dict[str, Callable[[], set[int]]] = {
             "labels": lambda: self.labels.matching(self.run, text),
             "contexts": lambda: features_with_text(self.results, text),
-            "peaks": lambda: features_peaking_on(self.library, self.run, text),
+            "peaks": lambda: features_peaking_on(self.catalog, self.run, text),
         }
-        if self.listing.within:
-            return places[self.listing.within]()
-        return index_in(self.results, text).union(*(look() for look in places.values()))
+        if self.query.within:
+            return searches[self.query.within]()
+        return feature_with_index(self.results, text).union(*(search() for search in searches.values()))
 
     def order(self) -> Sequence[int]:
-        """Indexes of the features in the list the reader came from; lists without text are remembered."""
+        """Indexes of the features in the list the reader came from; lists without text are cached."""
         found = self.matching()
         if found is not None:
-            return order_of(self.results, self.listing, found)
+            return ordered_features(self.results, self.query, found)
         orders: OrderedDict[tuple[tuple[str, str], ...], Sequence[int]]
-        orders = self.library.remember(self.run, "orders", lambda _: OrderedDict())
-        key = tuple(self.listing.pairs(page=1))
+        orders = self.catalog.cached(self.run, "orders", lambda _: OrderedDict())
+        key = tuple(self.query.pairs(page=1))
         if key not in orders:
-            orders[key] = array("i", order_of(self.results, self.listing, None))
-        if len(orders) > REMEMBERED_LISTS:
+            orders[key] = array("i", ordered_features(self.results, self.query, None))
+        if len(orders) > CACHED_ORDERS:
             orders.popitem(last=False)
         return orders[key]
 
 
 async def _view(
-    run: str, results: RunResults, library: Runs, listing: Annotated[FeatureQuery, Query()], labels: LabelsAtAGlance
-) -> View:
-    return View(run, results, library, listing, labels)
+    run: str, results: RunResults, catalog: Runs, query: Annotated[FeatureQuery, Query()], labels: CurrentLabels
+) -> RunRequest:
+    return RunRequest(run, results, catalog, query, labels)
 
 
-RunView = Annotated[View, Depends(_view)]
+RunView = Annotated[RunRequest, Depends(_view)]
 
 
-def _reading(request: Request) -> Iterator[Session]:
+def _read_session(request: Request) -> Iterator[Session]:
     with transaction(_labels_engine(request)) as session:
         yield session
 
 
-def _writing(request: Request) -> Iterator[Session]:
+def _write_session(request: Request) -> Iterator[Session]:
     with transaction(_labels_engine(request), writing=True) as session:
         yield session
 
 
-LabelsToRead = Annotated[Session, Depends(_reading, scope="function")]
+LabelsToRead = Annotated[Session, Depends(_read_session, scope="function")]
 """One transaction that only reads."""
-LabelsToWrite = Annotated[Session, Depends(_writing, scope="function")]
+LabelsToWrite = Annotated[Session, Depends(_write_session, scope="function")]
 """One transaction, committed before the answer leaves."""

@@ -1,4 +1,4 @@
-"""Languages: what the codes that language detection gives are called in English."""
+"""English names of the language codes that language detection returns."""
 
 _CODED = """
 af Afrikaans; als Alemannic; am Amharic; an Aragonese; ar Arabic; arz Egyptian Arabic; as Assamese; ast Asturian;

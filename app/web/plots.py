@@ -1,4 +1,4 @@
-"""Plots: figures for the browser, built with Plotly; colours are named and chosen by the page's theme.
+"""Builds Plotly figures; traces name their colours, which the page's theme defines.
 
 A trace's `meta.colour` names a custom property of site.css (`--o0`, `--shared`, …), which the script that draws
 the figure looks up, so that one figure serves the light and the dark theme.
@@ -14,7 +14,7 @@ GREY = "--muted"
 FILLS = {"other": "--other-fill"}
 """Areas may be lighter than text of the same owner."""
 DASHES, MARKERS = ("solid", "dash", "dot"), ("circle", "diamond", "square")
-"""Ways to draw a line, by frequency."""
+"""Line styles and markers, by frequency."""
 
 
 def stacked_histogram(
@@ -48,7 +48,7 @@ def stacked_histogram(
             opacity=0.8 if logarithmic else 1.0,
         )
         figure.add_trace(bar)
-    # Parts of a stack cannot be read off a logarithmic axis, so there every owner stands on the ground.
+    # Parts of a stack cannot be read off a logarithmic axis, so there every owner starts at the axis.
     figure.update_layout(barmode="overlay" if logarithmic else "stack", bargap=0)
     figure.update_xaxes(title_text=x_title)
     if bins:

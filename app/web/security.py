@@ -1,4 +1,4 @@
-"""Security: headers on every answer, and refusal of changes that other sites ask a browser to make."""
+"""Sets security headers on every answer, and refuses cross-site writes."""
 
 from urllib.parse import urlsplit
 
@@ -57,8 +57,8 @@ class SecurityHeaders:
 class SameOriginWrites:
     """Refuses an unsafe request that a browser sends on behalf of another site.
 
-    Browsers say where a request comes from (Sec-Fetch-Site, or Origin in old ones); a client that says
-    neither is no browser and cannot be tricked this way.
+    Browsers send its origin (Sec-Fetch-Site, or Origin in old ones); a client that sends neither is no browser
+    and is not open to cross-site request forgery.
     """
 
     def __init__(self, app: ASGIApp) -> None:

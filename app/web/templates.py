@@ -1,4 +1,4 @@
-"""Templates: the Jinja environment, how numbers are written, and `render` for pages and fragments."""
+"""Jinja environment, number formats, and `render` for pages and fragments."""
 
 import dataclasses
 import datetime
@@ -185,7 +185,7 @@ def ago(value: datetime.datetime | None, now: datetime.datetime | None = None) -
 
 
 def as_json(value: object) -> Any:
-    """A page's parts as plain data for its JSON twin: dataclasses become objects."""
+    """Plain data for JSON: dataclasses become objects."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):

@@ -1,5 +1,5 @@
-// Tokens with a value, by keyboard and by touch: each text is one stop of the Tab key, arrow keys move between its
-// tokens, a tap is as good as the focus, and a status line says what the focused token's value is.
+// Keyboard and touch access to token values: each text is one Tab stop, arrow keys move between its tokens, a tap
+// focuses one, and a status line announces the focused token's value.
 (() => {
   const valued = (text) => [...text.querySelectorAll(".r[data-v]")];
   const rowAt = (event) => event.target.closest?.("[data-rows] .r[data-v]");
@@ -9,7 +9,7 @@
     if (readout) readout.textContent = text;
   }
 
-  // The value stands beside its token; near the right edge it would hang out of the page.
+  // The value is shown beside its token, and to the left of it near the right edge, where it would overflow.
   function turn(row) {
     row.dataset.side = row.getBoundingClientRect().left > document.documentElement.clientWidth - 320 ? "end" : "start";
   }

@@ -1,4 +1,4 @@
-// Copy the page's address, which holds the whole state of the view.
+// Copies the page's address, which contains the whole state of the view.
 (() => {
   const show = () => {
     for (const button of document.querySelectorAll("[data-copy-link]")) button.hidden = !navigator.clipboard;

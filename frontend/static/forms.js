@@ -1,7 +1,7 @@
-// Forms: the strength's slider follows its number and the other way round, Ctrl+Enter in a prompt sends its form,
-// and when the explorer does not answer a form says so and keeps what was typed.
+// Forms: keeps the strength's slider and number in step, submits a prompt on Ctrl+Enter, and shows an error while
+// keeping the typed text when the explorer does not respond.
 (() => {
-  if (window.crossdiffForms) return; // several parts of a page ask for this script
+  if (window.crossdiffForms) return; // several parts of a page include this script
   window.crossdiffForms = true;
 
   const SILENCE = "The explorer does not answer. What you typed is still here; try again in a moment.";

@@ -1,4 +1,4 @@
-// j and k walk to the next and the previous feature, or page of the list.
+// j and k go to the next and the previous feature, or page of the list.
 document.addEventListener("keydown", (event) => {
   const typing = event.target.closest?.("input, textarea, select, [contenteditable]");
   if (typing || event.ctrlKey || event.metaKey || event.altKey) return;

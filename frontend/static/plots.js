@@ -1,9 +1,9 @@
-// Draws the figures that the server sends as JSON, in the colours of the theme.
+// Draws the figures that the server sends as JSON, in the theme's colours.
 (() => {
   const probe = document.createElement("span");
   probe.hidden = true;
 
-  /** The colour that a custom property has now, as Plotly can read it. */
+  /** The current colour of a CSS custom property, in a form that Plotly accepts. */
   function colour(name) {
     document.body.append(probe);
     probe.style.color = `var(${name})`;
@@ -35,7 +35,7 @@
     return { data, layout };
   }
 
-  /** The figure from the server; asked for once. */
+  /** Fetches the figure from the server; the caller caches it. */
   async function load(place) {
     const answer = await fetch(place.dataset.plot);
     if (!answer.ok) throw new Error(answer.statusText);

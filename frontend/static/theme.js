@@ -8,7 +8,7 @@
     try {
       return ORDER.includes(localStorage.getItem(KEY)) ? localStorage.getItem(KEY) : "auto";
     } catch {
-      return "auto"; // storage may be forbidden
+      return "auto"; // storage may be blocked
     }
   }
 
@@ -32,7 +32,7 @@
     try {
       localStorage.setItem(KEY, next);
     } catch {
-      /* the choice then lasts for this page */
+      /* the choice then applies to this page only */
     }
     apply(next);
   });

@@ -32,24 +32,24 @@ def reader(tiny_home: Path) -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def library(tiny_home: Path) -> Iterator[RunCatalog]:
+def catalog(tiny_home: Path) -> Iterator[RunCatalog]:
     """The runs of that home."""
-    library = RunCatalog(tiny_home / "runs")
-    yield library
-    library.close()
+    catalog = RunCatalog(tiny_home / "runs")
+    yield catalog
+    catalog.close()
 
 
 @pytest.fixture
-def results(library: RunCatalog) -> Iterator[Results]:
+def results(catalog: RunCatalog) -> Iterator[Results]:
     """The results of its run."""
-    results = library.results(RUN)
+    results = catalog.results(RUN)
     yield results
     results.cursor.close()
 
 
 @pytest.fixture
 def tables(tiny_home: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """The tables of the same results, to work expected values out from by other ways."""
+    """The tables of the same results, to compute expected values independently."""
     folder = tiny_home / "runs" / RUN
     copy = folder.parent.parent / "copy.duckdb"
     copy.write_bytes(next(folder.glob("results-*.duckdb")).read_bytes())

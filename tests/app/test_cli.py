@@ -1,4 +1,4 @@
-"""The command line: exit codes, sentences instead of tracebacks, and a server that starts and ends as asked."""
+"""The command line: exit codes, error sentences instead of tracebacks, and start and end of the server."""
 
 import contextlib
 import json

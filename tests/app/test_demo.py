@@ -1,4 +1,4 @@
-"""The demo's way on two tiny models: a run and the explorer side by side, from one command."""
+"""`crossdiff demo` on two tiny models: one command starts a run and the explorer beside it."""
 
 import contextlib
 import json

@@ -21,7 +21,7 @@ def crossdiff(*arguments: object) -> Result:
 
 @pytest.fixture
 def theirs(tmp_path: Path) -> Path:
-    """What a training of ckkissane's crosscoder leaves behind, with random weights."""
+    """Checkpoint files as ckkissane's training code writes them, with random weights."""
     generator = torch.Generator().manual_seed(3)
     shapes = {"W_enc": (2, WIDTH, FEATURES), "W_dec": (FEATURES, 2, WIDTH), "b_enc": (FEATURES,), "b_dec": (2, WIDTH)}
     folder = tmp_path / "theirs"

@@ -1,4 +1,4 @@
-"""The explorer as a whole: files, headers, errors in the shape that the client reads."""
+"""The explorer as a whole: files, headers, and errors as page, fragment or JSON."""
 
 from pathlib import Path
 

@@ -55,7 +55,7 @@ def chromium(chromium_path: str) -> Iterator[Browser]:
 
 @pytest.fixture
 def complaints() -> list[str]:
-    """What the browser complained about."""
+    """Errors that the browser reported."""
     return []
 
 
@@ -72,14 +72,14 @@ def profile(chromium: Browser, site: str, complaints: list[str]) -> Iterator[Bro
 
 @pytest.fixture
 def tab(profile: BrowserContext, complaints: list[str]) -> Page:
-    """A tab that keeps what goes wrong in it."""
+    """A tab whose errors are recorded."""
     page = profile.new_page()
     listen(page, complaints)
     return page
 
 
 def listen(page: Page, complaints: list[str]) -> None:
-    """Keep errors of the console and of scripts."""
+    """Record console and script errors."""
 
     def keep(message: ConsoleMessage) -> None:
         if message.type == "error" and "404" not in message.text and "422" not in message.text:

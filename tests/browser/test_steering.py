@@ -23,7 +23,7 @@ PATIENCE = 240_000
 
 @dataclass
 class Tab:
-    """A page, and everything it complained about."""
+    """A page and the errors it reported."""
 
     page: Page
     address: str
@@ -37,7 +37,7 @@ class Tab:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An explorer whose models can speak."""
+    """An explorer whose models can generate."""
     home: Path = tmp_path_factory.mktemp("served")
     write_steerable_run(home)
     with served(home) as (address, _):
@@ -46,7 +46,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def patience() -> Iterator[None]:
-    """A busy machine is no failure."""
+    """Raise the timeout, since test machines may be busy."""
     expect.set_options(timeout=30_000)
     yield
     expect.set_options(timeout=5_000)

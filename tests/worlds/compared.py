@@ -1,4 +1,4 @@
-"""Compared: rows that a run has when its models were compared without a crosscoder; text in them is hostile."""
+"""Baseline rows (comparisons without a crosscoder) for the tiny run; their text is hostile."""
 
 TOKENS = """[
     [{'text': 'good', 'byte_end': 4}, {'text': ' <b>', 'byte_end': 8}],
@@ -8,7 +8,7 @@ PLACES = """[
     {'byte_end': 4, 'divergence': 0.0, 'base_surprise': 1.25, 'source_surprise': 1.25},
     {'byte_end': 8, 'divergence': 0.35, 'base_surprise': 4.5, 'source_surprise': 0.75}
 ]"""
-"""The models agree on the first place and differ on the second."""
+"""The models agree at the first position and differ at the second."""
 
 COMPARED = (
     """insert into baseline values ('lens', 'undefined', 'no two of a & b share a space'),

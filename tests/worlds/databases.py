@@ -58,7 +58,7 @@ def new_database(address: str) -> str:
 
 
 def _wait(server: subprocess.Popen[bytes], folder: Path) -> None:
-    """Until it answers."""
+    """Wait until the server responds."""
     deadline = time.monotonic() + 30
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Codes given as a dense matrix [rows, features], so that every answer can be worked out the slow way."""
+"""Builds codes from a dense matrix [rows, features], so that expected values can be computed densely."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Small random crosscoders and the raw rows they were made for, to send through other tools' formats."""
+"""Small random crosscoders with matching raw rows, for round trips through other tools' formats."""
 
 import torch
 
@@ -44,13 +44,13 @@ def raw_rows(crosscoder: Crosscoder, count: int = 12, seed: int = 1) -> dict[str
 
 
 def active(codes: Codes, order: torch.Tensor | None = None) -> set[tuple[int, int]]:
-    """The (row, feature) pairs that fire; `order` gives the feature that stands at every place."""
+    """The (row, feature) pairs that fire; `order` gives the feature at every index."""
     feature = codes.feature if order is None else order[codes.feature]
     return set(zip(codes.row.tolist(), feature.tolist(), strict=True))
 
 
 def assert_same_function(found: Crosscoder, expected: Crosscoder, order: torch.Tensor | None = None) -> None:
-    """Both fire at the same places and reconstruct the same; some but not all features fire."""
+    """Both have the same firings and reconstructions; some but not all features fire."""
     rows = raw_rows(expected)
     ours, theirs = (crosscoder.encode(rows, compute=torch.float32) for crosscoder in (found, expected))
     assert 0 < len(theirs.row) < theirs.rows * expected.features

@@ -1,4 +1,4 @@
-"""The explorer as browsers meet it: served by uvicorn on a port of its own."""
+"""Serves the explorer with uvicorn on a free port, for browser tests."""
 
 import contextlib
 import socket

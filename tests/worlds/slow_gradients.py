@@ -1,4 +1,4 @@
-"""The loss of an encoded batch and its gradients by autograd, from the dense definition."""
+"""Reference loss and gradients of an encoded batch, by autograd on the dense definition."""
 
 import torch
 from torch import Tensor

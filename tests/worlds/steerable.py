@@ -1,4 +1,4 @@
-"""A home with a finished run whose models can speak: tiny random ones, a random crosscoder, and its results."""
+"""A home with a finished run whose models can generate: tiny random models, a random crosscoder and results."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A store of activations with known truth: sparse concepts, some in one source only, widths that differ."""
+"""An activation store with known ground truth: sparse concepts, some in one source only, widths that differ."""
 
 from pathlib import Path
 from typing import Any

@@ -36,7 +36,7 @@ LINES = [
     "Über die Straße ging das Mädchen; la niña cruzó después la calle.",
     "She said that the world is what the people of the world make of it.",
 ]
-"""What the tokenizers learn from."""
+"""Training text of the tokenizers."""
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"

@@ -103,13 +103,13 @@ def write_progress(folder: Path, **fields: Any) -> None:
 
 def fill(connection: duckdb.DuckDBPyConnection, *, run: str, features: int, seed: int) -> None:
     """Fill every table of an empty results file."""
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     texts = sequences(6, seed)
     _write_run(connection, run, features)
-    _write_features(connection, features, chance)
+    _write_features(connection, features, rng)
     _write_texts(connection, texts)
-    _write_firings(connection, chance)
-    _write_small_tables(connection, chance)
+    _write_firings(connection, rng)
+    _write_small_tables(connection, rng)
 
 
 def _write_run(connection: duckdb.DuckDBPyConnection, run: str, features: int) -> None:
@@ -121,30 +121,30 @@ def _write_run(connection: duckdb.DuckDBPyConnection, run: str, features: int) -
     connection.executemany("insert into source values (?, ?, ?, ?, ?, ?, ?, ?, null)", SOURCES)
 
 
-def _write_features(connection: duckdb.DuckDBPyConnection, features: int, chance: random.Random) -> None:
+def _write_features(connection: duckdb.DuckDBPyConnection, features: int, rng: random.Random) -> None:
     """70 % in the shared group, 15 % dedicated to each source; one in sixteen is dead."""
     rows, measures = [], []
     for feature in range(features):
         group = "shared" if feature < features * 0.7 else "smollm2" if feature < features * 0.85 else "gemma3"
-        share = _norm_share(group, chance)
-        rows.append(_feature_row(feature, group, _owner(share), dead=feature % 16 == 15, chance=chance))
-        norm = chance.uniform(0.7, 1.3)
+        share = _norm_share(group, rng)
+        rows.append(_feature_row(feature, group, _owner(share), dead=feature % 16 == 15, rng=rng))
+        norm = rng.uniform(0.7, 1.3)
         norms = [norm * (1 - share), norm * share]
         for source, mine in enumerate(norms):
             other = norms[1 - source]
             relative = 0.5 * (1 + (mine - other) / max(mine, other))
             reads = group in ("shared", SOURCES[source][1])
-            encoder = chance.uniform(0.5, 1.5) if reads else 0.0
+            encoder = rng.uniform(0.5, 1.5) if reads else 0.0
             measures.append([feature, source, mine, encoder, mine / norm, relative, None, None, None])
     _insert(connection, "feature", rows)
     _insert(connection, "feature_source", measures)
 
 
-def _norm_share(group: str, chance: random.Random) -> float:
+def _norm_share(group: str, rng: random.Random) -> float:
     """Share of the second source in the decoder norms."""
     if group != "shared":
         return 1.0 if group == "gemma3" else 0.0
-    return min(max(chance.gauss(0.5, 0.12), 0.01), 0.99) if chance.random() < 0.95 else chance.choice([0.02, 0.97])
+    return min(max(rng.gauss(0.5, 0.12), 0.01), 0.99) if rng.random() < 0.95 else rng.choice([0.02, 0.97])
 
 
 def _owner(share: float) -> str:
@@ -153,10 +153,10 @@ def _owner(share: float) -> str:
     return "shared" if 0.3 <= share <= 0.7 else "other"
 
 
-def _feature_row(feature: int, group: str, owner: str, *, dead: bool, chance: random.Random) -> list[Any]:
+def _feature_row(feature: int, group: str, owner: str, *, dead: bool, rng: random.Random) -> list[Any]:
     exclusive = owner in ("smollm2", "gemma3")
-    firings = 0 if dead else int(10 ** chance.uniform(1.2, 4.6))
-    peak = 0.0 if dead else round(10 ** chance.uniform(0.3, 1.6), 4)
+    firings = 0 if dead else int(10 ** rng.uniform(1.2, 4.6))
+    peak = 0.0 if dead else round(10 ** rng.uniform(0.3, 1.6), 4)
     return [
         feature,
         group,
@@ -166,11 +166,11 @@ def _feature_row(feature: int, group: str, owner: str, *, dead: bool, chance: ra
         firings / ROWS_ANALYSED,
         peak,
         None if dead else peak * 0.35,
-        None if dead else round(chance.choice([0.0, 0.0, chance.random() ** 3]), 4),
-        None if dead else round(chance.random() ** 4, 4),
+        None if dead else round(rng.choice([0.0, 0.0, rng.random() ** 3]), 4),
+        None if dead else round(rng.random() ** 4, 4),
         0 if dead else max(1, firings // 7),
-        None if dead else chance.choice(["wiki", "chats"]),
-        None if dead else round(chance.uniform(0.5, 1.0), 4),
+        None if dead else rng.choice(["wiki", "chats"]),
+        None if dead else round(rng.uniform(0.5, 1.0), 4),
         "untested" if exclusive else "",
         None,
         None if dead else round(math.log10(firings) * peak * (2 if exclusive else 1), 5),
@@ -225,7 +225,7 @@ def _tokens(pieces: list[Piece]) -> list[dict[str, Any]]:
     return [{"text": piece.text, "byte_end": piece.byte_end} for piece in pieces]
 
 
-def _write_firings(connection: duckdb.DuckDBPyConnection, chance: random.Random) -> None:
+def _write_firings(connection: duckdb.DuckDBPyConnection, rng: random.Random) -> None:
     """Each living feature fires on one theme: strongest windows on top, weaker ones in the fifths of its range."""
     buckets = [("top", rank, 1 - rank * 0.03) for rank in range(TOP)]
     for fifth in range(1, 6):
@@ -235,7 +235,7 @@ def _write_firings(connection: duckdb.DuckDBPyConnection, chance: random.Random)
     _insert(connection, "bucket", [[*bucket, slot] for slot, bucket in enumerate(buckets)])
     themes = [theme for (theme,) in connection.execute("select distinct theme from pool order by 1").fetchall()]
     features = connection.execute("select feature from feature where firings > 0 order by 1").fetchall()
-    _insert_table(connection, "liking", [[feature, chance.choice(themes)] for (feature,) in features])
+    _insert_table(connection, "liking", [[feature, rng.choice(themes)] for (feature,) in features])
     connection.execute(
         """
         insert into firing
@@ -266,7 +266,7 @@ def _write_firings(connection: duckdb.DuckDBPyConnection, chance: random.Random)
     )
 
 
-def _write_small_tables(connection: duckdb.DuckDBPyConnection, chance: random.Random) -> None:
+def _write_small_tables(connection: duckdb.DuckDBPyConnection, rng: random.Random) -> None:
     living = connection.execute("select feature, max_activation, firings from feature where firings > 0").fetchall()
     bars, logits, neighbours = [], [], []
     for feature, peak, firings in living:
@@ -277,11 +277,11 @@ def _write_small_tables(connection: duckdb.DuckDBPyConnection, chance: random.Ra
         words = ["copyright", " fox", "语言", "كتاب", "<b>", "\n", "\t", "👍", " Straße", "select"]
         for source in (0, 1):
             for rank in range(1, 6):
-                logits.append([feature, source, rank, chance.choice(words), round(3.1 / rank, 4)])
-                logits.append([feature, source, -rank, chance.choice(words), round(-2.4 / rank, 4)])
+                logits.append([feature, source, rank, rng.choice(words), round(3.1 / rank, 4)])
+                logits.append([feature, source, -rank, rng.choice(words), round(-2.4 / rank, 4)])
         for kind in ("twin", "similar", "coactive"):
-            other = chance.choice(living)[0]
-            neighbours.append([feature, other, kind, chance.uniform(0.1, 0.9), chance.uniform(0.2, 0.95)])
+            other = rng.choice(living)[0]
+            neighbours.append([feature, other, kind, rng.uniform(0.1, 0.9), rng.uniform(0.2, 0.95)])
     _insert(connection, "histogram", bars)
     _insert(connection, "logit", logits)
     _insert(connection, "neighbour", neighbours)

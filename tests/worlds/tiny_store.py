@@ -21,7 +21,7 @@ FEATURES = 4
 SHARD = 8
 """Rows per shard."""
 
-Place = tuple[int, int]
+RowPosition = tuple[int, int]
 """A sequence and the byte of its text where a row ends."""
 
 
@@ -89,7 +89,7 @@ def anchors(sequence: Sequence) -> list[int]:
     return sorted(int(end) for end in set.intersection(*ends) if int(end) >= 0)
 
 
-def rows(sequences: tuple[Sequence, ...] = SEQUENCES) -> list[Place]:
+def rows(sequences: tuple[Sequence, ...] = SEQUENCES) -> list[RowPosition]:
     """Every row of the store, in reading order."""
     return [(index, end) for index, sequence in enumerate(sequences) for end in anchors(sequence)]
 
@@ -122,7 +122,7 @@ def tiny_store(
     amplitudes: Mapping[tuple[int, int, int], float],
     *,
     sequences: tuple[Sequence, ...] = SEQUENCES,
-    order: list[Place] | None = None,
+    order: list[RowPosition] | None = None,
     with_texts: bool = True,
 ) -> ActivationStore:
     """Write and open a store in which (concept, sequence, byte end) has an amplitude; nothing is anywhere else.

@@ -78,16 +78,16 @@ class Sequence:
 
 
 def sequences(per_theme: int, seed: int) -> list[Sequence]:
-    """So many contexts of every theme."""
-    chance = random.Random(seed)
-    return [sequence(theme, chance) for theme in THEMES for _ in range(per_theme)]
+    """The given number of sequences for every theme."""
+    rng = random.Random(seed)
+    return [sequence(theme, rng) for theme in THEMES for _ in range(per_theme)]
 
 
-def sequence(theme: str, chance: random.Random) -> Sequence:
+def sequence(theme: str, rng: random.Random) -> Sequence:
     """A sequence of six to twelve sentences that holds the theme's trigger at least once."""
     corpus, trigger, sentences = THEMES[theme]
-    chosen = [sentences[0], *(chance.choice(sentences) for _ in range(chance.randint(5, 11)))]
-    chance.shuffle(chosen)
+    chosen = [sentences[0], *(rng.choice(sentences) for _ in range(rng.randint(5, 11)))]
+    rng.shuffle(chosen)
     text = " ".join(chosen)
     left, right = [Piece("<|im_start|>", -1), *tokens_left(text)], [Piece("<bos>", -1), *tokens_right(text)]
     ends = [len(text[: found.end()].encode()) for found in re.finditer(re.escape(trigger), text)]

@@ -269,18 +269,29 @@ def read_evaluation(path: Path, sources: Sequence[str]) -> list[EvaluationRow]:
 
 
 def read_baselines(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Rows of the baseline tables from a run's `baselines.json`, by table; empty without that file."""
+    """Rows of the baseline tables from a run's `baselines.json`, by table; empty without that file.
+
+    Files from before schema 3 call the sequence of a passage `document`.
+    """
     if not path.is_file():
         return {}
     tables: dict[str, list[dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
+    for passage in tables.get("baseline_passage", []):
+        if "document" in passage:
+            passage["sequence"] = passage.pop("document")
     return tables
 
 
 def read_calibration(path: Path, sources: Sequence[str]) -> dict[str, dict[str, pa.Array]]:
-    """Columns of `calibration` and `spike_in` from a run's `calibration.json`; empty without that file."""
+    """Columns of `calibration` and `spike_in` from a run's `calibration.json`; empty without that file.
+
+    Files from before schema 3 call the quantiles of the readout contrast `readout_ratio`.
+    """
     if not path.is_file():
         return {}
     content = json.loads(path.read_text(encoding="utf-8"))
+    for row in content["measures"]:
+        row["measure"] = row["measure"].replace("readout_ratio.", "readout_contrast.")
     index = {name: number for number, name in enumerate(sources)}
     spike_ins = [row | {"source": index.get(row["source"])} for row in content["spike_in"]]
     tables = {"calibration": content["measures"], "spike_in": spike_ins}

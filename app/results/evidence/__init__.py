@@ -1,1 +1,1 @@
-"""Questions about how well a claim is supported, and the words for the answers."""
+"""Queries on how well a claim is supported, and the answers in words."""

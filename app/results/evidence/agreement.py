@@ -1,22 +1,22 @@
-"""Agreement: how a claimed feature and its strongest twin compare row by row."""
+"""Counts rows by the activations of a claimed feature and of its strongest twin."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 BINS = 6
-"""Not firing, and the fifths of a feature's range."""
+"""Bins of a feature's activation: not firing, and the fifths of its range."""
 LEVELS = 10
 """Steps of the colour scale."""
 
 
 @dataclass(frozen=True)
-class Cell:
+class AgreementCell:
     """Rows in one pair of bins."""
 
     rows: int
     level: int
-    """Place on a logarithmic colour scale over all cells but the silent one, 0 to 10."""
+    """Step of a logarithmic colour scale over all cells but the one where neither fires, 0 to 10."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Agreement:
 
     other: int
     """The twin."""
-    cells: tuple[tuple[Cell, ...], ...]
+    cells: tuple[tuple[AgreementCell, ...], ...]
     """By the feature's bin, then the twin's: not firing, and the fifths of each one's range, weakest first."""
 
     @property
@@ -49,13 +49,13 @@ def agreement_of(rows: Sequence[tuple[int, int, int, int]]) -> Agreement | None:
     if not rows:
         return None
     counts = {(mine, theirs): count for _, mine, theirs, count in rows}
-    most = math.log1p(max((count for place, count in counts.items() if place != (0, 0)), default=1))
+    most = math.log1p(max((count for position, count in counts.items() if position != (0, 0)), default=1))
     cells = tuple(
-        tuple(_cell(counts.get((mine, theirs), 0), most, silent=mine == theirs == 0) for theirs in range(BINS))
+        tuple(_cell(counts.get((mine, theirs), 0), most, neither_fires=mine == theirs == 0) for theirs in range(BINS))
         for mine in range(BINS)
     )
     return Agreement(rows[0][0], cells)
 
 
-def _cell(rows: int, most: float, *, silent: bool) -> Cell:
-    return Cell(rows, 0 if silent or not rows else max(1, round(LEVELS * math.log1p(rows) / most)))
+def _cell(rows: int, most: float, *, neither_fires: bool) -> AgreementCell:
+    return AgreementCell(rows, 0 if neither_fires or not rows else max(1, round(LEVELS * math.log1p(rows) / most)))

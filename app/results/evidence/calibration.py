@@ -1,4 +1,4 @@
-"""Calibration: how far a run's verdicts can be trusted, from its q-values, its null run and its spike-ins."""
+"""Reliability of a run's verdicts, from its q-values, null run and spike-ins."""
 
 import math
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from statistics import NormalDist
 from app.results.connection import Results
 
 OUTCOMES = ("recovered", "as_claimed", "supported")
-"""What can become of a spike-in, each one including the next."""
+"""Outcomes of a spike-in, each including the next."""
 NORMAL_95 = NormalDist().inv_cdf(0.975)
 """Standard deviations on either side of the mean that hold 95 % of a normal distribution."""
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What became of the claims of living features."""
+    """Claims of living features by verdict."""
 
     claims: int
     supported: int
@@ -28,7 +28,7 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class Null:
-    """What became of the claims of a run in which every claim is false."""
+    """Verdicts of a null run, in which every claim is false."""
 
     claims: int
     supported: float
@@ -41,13 +41,13 @@ class Null:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """What share would be supported in many such runs."""
+        """95 % interval of the supported share."""
         return interval(self.count, self.claims)
 
 
 @dataclass(frozen=True)
 class SpikeIn:
-    """Planted concepts of one kind, and how many came back."""
+    """Planted concepts of one owner, amplitude and frequency, and how many were recovered."""
 
     owner: str
     """The source they were planted in, or `shared`."""
@@ -57,21 +57,21 @@ class SpikeIn:
     """Share of the rows on which each was added."""
     planted: int
     recovered: int
-    """Some feature stands for them."""
+    """Concepts that some feature represents."""
     as_claimed: int
-    """It has the owner that they were planted in."""
+    """Recovered concepts whose feature has the right owner."""
     supported: int
     """Its claim was judged supported, which is right for those of one source alone."""
 
     @property
     def interval(self) -> tuple[float, float]:
-        """What share would be supported of many such concepts."""
+        """95 % interval of the supported share."""
         return interval(self.supported, self.planted)
 
 
 @dataclass(frozen=True)
-class Trust:
-    """What verdicts of a run rest on."""
+class VerdictReliability:
+    """Counts of verdicts, and the calibration they are held against."""
 
     verdicts: Verdicts
     null: Null | None
@@ -79,7 +79,7 @@ class Trust:
 
     @property
     def calibrated(self) -> bool:
-        """Whether a null run or spike-ins say something of the verdicts."""
+        """Whether the run has a null run or spike-ins."""
         return self.null is not None or bool(self.spike_ins)
 
     @property
@@ -101,9 +101,9 @@ class Trust:
         return SpikeIn("" if exclusive else "shared", 0.0, 0.0, *sums)
 
 
-def trust_of(results: Results) -> Trust:
-    """What the verdicts of a run rest on."""
-    return Trust(_verdicts(results), _null(results), _spike_ins(results))
+def verdict_reliability(results: Results) -> VerdictReliability:
+    """Reads how reliable a run's verdicts are."""
+    return VerdictReliability(_verdicts(results), _null(results), _spike_ins(results))
 
 
 def interval(count: int, n: int) -> tuple[float, float]:

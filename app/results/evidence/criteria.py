@@ -1,16 +1,16 @@
-"""How a claim that only some source has a feature is judged, in words.
+"""Describes the criteria by which a claim of exclusivity is judged.
 
-`trainer/analysis/claims/verdict.py` applies the rule.
+`trainer/analysis/claims/verdict.py` applies them.
 
-Pages, the JSON interface and docs/evidence.md take their words from here. A test without an entry is shown under its
-own name.
+Pages, the JSON interface and docs/evidence.md take their words from here. A criterion without an entry is shown under
+its own name.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-SAYS = ("refutes", "doubts", "supports", "silent")
-"""What a test can say of a claim, the weightiest first."""
+EFFECTS = ("refutes", "doubts", "supports", "silent")
+"""How a criterion can bear on a claim, the most decisive first."""
 
 INTRODUCTION = (
     "A feature is claimed for a source when the source holds most of its decoder norms, or when its group can write "
@@ -20,7 +20,7 @@ INTRODUCTION = (
 VERDICTS = {
     "supported": "The others' activations tell little of the feature, so little that a false claim seldom looks like "
     "it, and no test raises a doubt.",
-    "refuted": "The claim is wrong as it stands: a feature of another owner fires on the same rows, or the others' "
+    "refuted": "The evidence is against the claim: a feature of another owner fires on the same rows, or the others' "
     "activations tell the feature about as well as the owner's do, or as well as they tell features that all have.",
     "undecided": "Neither: the evidence is too weak, or a test raises a doubt.",
     "untested": "The run was published without tests.",
@@ -30,13 +30,18 @@ KINDS = {
     "weaker": "A part of it can be told from the others.",
     "analogue": "The others have a twin: a feature of their own that fires on the same rows.",
 }
-SAYINGS = {
+EFFECTS_IN_WORDS = {
     "supports": "speaks for the claim; the first two tests below must, before it is supported",
     "doubts": "keeps the claim from being supported",
-    "refutes": "settles that the claim is wrong",
-    "silent": "neither helps nor harms the claim",
+    "refutes": "is evidence against the claim",
+    "silent": "neutral: neither for nor against the claim",
 }
 LIMITS = (
+    """The criteria ask whether the others' activations predict a feature less well than they predict features known to be
+    shared. They do not ask whether it is a feature at all: a null without concepts (one model's activations replaced by
+    their linear prediction from the other plus Gaussian noise of the same covariance) had 76 claims supported where the
+    demo has 102. A supported claim is a candidate that is weaker on the other side, and q is no error rate against
+    such noise.""",
     """q-values are learned from decoys: shared features, seen through the owner's activations alone and tested as if
     they were claimed. Whatever is claimed of them is false, so they show how exclusive a false claim can look. A
     calibrated run adds a null run, in which every claim is false by construction, and the more doubtful of both
@@ -53,23 +58,23 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Criterion:
-    """One test in words."""
+    """A criterion in words."""
 
     name: str
     asks: str
     shown: str
     """share, number or count: how its value is written."""
     side: str = ""
-    """Sign of the side of the threshold on which the claim is well: ≤ or ≥; empty when there is none."""
-    otherwise: str = ""
-    """Why the claim is not supported, when this test says so: the end of a sentence with *because*."""
+    """≤, < or ≥: how the value compares with the threshold when the criterion is met; empty without a threshold."""
+    reason: str = ""
+    """Why the claim is not supported when the criterion is not met: completes a sentence with *because*."""
     setting: str = ""
     """Key of its threshold in the recipe, under `analysis.verdict`."""
     refuting: str = ""
-    """Key of another threshold, from which on it refutes the claim."""
+    """Key of a second threshold, from which on the criterion refutes the claim."""
 
 
-QUESTIONS = {
+CRITERIA = {
     "readout_contrast": Criterion(
         "Told from the others",
         "How much of it the others' activations tell, over what the owner's tell: 0 when they cannot know where it "
@@ -170,15 +175,15 @@ QUESTIONS = {
 
 
 @dataclass(frozen=True)
-class Test:
-    """One test of a feature's claim, with its words."""
+class CriterionResult:
+    """Result of one criterion for a feature's claim, with its words."""
 
     test: str
     name: str
     value: float
     threshold: float | None
     n: int | None
-    """On how many rows, decoys or runs the value rests."""
+    """Number of rows, decoys or runs behind the value."""
     says: str
     """supports, doubts, refutes or silent."""
     asks: str
@@ -186,32 +191,32 @@ class Test:
     side: str
 
 
-def worded(test: str, value: float, threshold: float | None, n: int | None, says: str) -> Test:
-    """A test as the results have it, in words."""
-    asked = question(test)
-    return Test(test, asked.name, value, threshold, n, says, asked.asks, asked.shown, asked.side)
+def criterion_result(test: str, value: float, threshold: float | None, n: int | None, says: str) -> CriterionResult:
+    """Adds words to a result as the results file has it."""
+    words = criterion(test)
+    return CriterionResult(test, words.name, value, threshold, n, says, words.asks, words.shown, words.side)
 
 
-def question(test: str) -> Criterion:
-    """A test's words, or its own name for one that has none here."""
-    return QUESTIONS.get(test) or Criterion(test.replace("_", " ").capitalize(), "", "number")
+def criterion(test: str) -> Criterion:
+    """The criterion of this name; an unknown one is described by its name alone."""
+    return CRITERIA.get(test) or Criterion(test.replace("_", " ").capitalize(), "", "number")
 
 
-def in_order(tests: Sequence[Test]) -> list[Test]:
-    """Tests by the weight of what they say, then as they are listed here."""
-    place = {name: number for number, name in enumerate(QUESTIONS)}
-    weight = {says: number for number, says in enumerate(SAYS)}
-    return sorted(tests, key=lambda one: (weight.get(one.says, len(SAYS)), place.get(one.test, len(place))))
+def sorted_by_effect(tests: Sequence[CriterionResult]) -> list[CriterionResult]:
+    """Results by effect, the most decisive first, then in the order of `CRITERIA`."""
+    position = {name: number for number, name in enumerate(CRITERIA)}
+    weight = {says: number for number, says in enumerate(EFFECTS)}
+    return sorted(tests, key=lambda one: (weight.get(one.says, len(EFFECTS)), position.get(one.test, len(position))))
 
 
 def thresholds(recipe: Mapping[str, object]) -> dict[str, float]:
-    """The thresholds that a run's recipe sets, by test; tests whose threshold it does not know are left out."""
-    return _settings(recipe, {test: asked.setting for test, asked in QUESTIONS.items()})
+    """Thresholds in a run's recipe, by criterion; criteria that it has no threshold for are left out."""
+    return _settings(recipe, {test: words.setting for test, words in CRITERIA.items()})
 
 
-def refuting_from(recipe: Mapping[str, object]) -> dict[str, float]:
-    """From where on tests refute, for those for which a run's recipe says it apart from their threshold."""
-    return _settings(recipe, {test: asked.refuting for test, asked in QUESTIONS.items()})
+def refuting_thresholds(recipe: Mapping[str, object]) -> dict[str, float]:
+    """Second thresholds in a run's recipe, from which on criteria refute, by criterion."""
+    return _settings(recipe, {test: words.refuting for test, words in CRITERIA.items()})
 
 
 def _settings(recipe: Mapping[str, object], keys: Mapping[str, str]) -> dict[str, float]:

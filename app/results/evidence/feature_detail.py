@@ -1,6 +1,6 @@
-"""Dossier: everything that the results say of one feature beside its contexts, in two questions.
+"""Reads everything the results hold about one feature but its contexts, in two queries.
 
-DuckDB takes longer to begin a query than to read the few rows of one feature, so its tables are read together.
+DuckDB takes longer to start a query than to read the few rows of one feature, so its tables are read together.
 """
 
 from collections import defaultdict
@@ -10,8 +10,8 @@ from typing import Any
 from app.errors import FeatureNotFound
 from app.results.connection import Results
 from app.results.evidence.agreement import Agreement, agreement_of
-from app.results.evidence.criteria import Test, in_order, worded
-from app.results.features.corpus_breakdown import CorpusBreakdown, Usual, parts_of
+from app.results.evidence.criteria import CriterionResult, criterion_result, sorted_by_effect
+from app.results.features.corpus_breakdown import CorpusBreakdown, CorpusShares, breakdown_entries
 from app.results.features.feature import COLUMNS, Bar, Feature, InSource, Logit, Logits, Neighbour
 
 TABLES = {
@@ -28,7 +28,7 @@ TABLES = {
     "test": "null, n, test || ' ' || says, [value, threshold] from evidence",
     "neighbour": "other, null, kind, [cosine, correlation] from neighbour",
 }
-"""What is read of each table, in four columns that all have: an index, a count, a word and numbers."""
+"""What is read of each table, in four columns common to all: an index, a count, a word and numbers."""
 QUERY = " union all ".join(f"select '{name}', {part} where feature = $feature" for name, part in TABLES.items())
 KINDS = ("twin", "similar", "coactive")
 """Kinds of neighbours, in the order they are shown."""
@@ -38,7 +38,7 @@ Rows = list[tuple[Any, Any, Any, Any]]
 
 @dataclass(frozen=True)
 class FeatureDetail:
-    """One feature as a whole."""
+    """Everything about one feature but its contexts."""
 
     feature: Feature
     inside: list[InSource]
@@ -46,18 +46,18 @@ class FeatureDetail:
     bars: list[Bar]
     """Bins of its activations, weakest first; empty bins are left out."""
     logits: list[Logits]
-    """Of every source that it writes to and that has logits."""
-    alike: list[Neighbour]
+    """For every source that it writes to and that has logits."""
+    neighbours: list[Neighbour]
     """Twins first, each kind by correlation."""
-    tests: list[Test]
-    """Of its claim, those that speak first; none for a feature without a claim."""
+    tests: list[CriterionResult]
+    """Results of its claim, the most decisive first; empty for a feature without a claim."""
     agreement: Agreement | None
     """With the strongest twin of a claimed feature."""
-    ground: CorpusBreakdown
+    corpus_breakdown: CorpusBreakdown
 
 
-def dossier_of(results: Results, feature: int, usual: Usual) -> FeatureDetail:
-    """All of a feature; `usual` is how much of the text is of each part. Raises FeatureNotFound."""
+def feature_detail(results: Results, feature: int, corpus_shares: CorpusShares) -> FeatureDetail:
+    """Reads a feature; `corpus_shares` are the shares of all text. Raises FeatureNotFound."""
     found: defaultdict[str, Rows] = defaultdict(list)
     for table, *row in results.rows(QUERY, feature=feature):
         found[table].append((row[0], row[1], row[2], row[3]))
@@ -72,10 +72,12 @@ def dossier_of(results: Results, feature: int, usual: Usual) -> FeatureDetail:
         inside=[InSource(source, names[source], *values) for source, _, _, values in sorted(found["source"])],
         bars=sorted((Bar(low, high, count) for _, count, _, (low, high) in found["bar"]), key=lambda bar: bar.low),
         logits=_logits(found["logit"]),
-        alike=_alike(found["neighbour"], features),
+        neighbours=_neighbours(found["neighbour"], features),
         tests=_tests(found["test"]),
         agreement=agreement_of([(other, int(x), int(y), count) for other, count, _, (x, y) in found["agreement"]]),
-        ground=CorpusBreakdown(*(parts_of(firings[kind], usual.get(kind, {})) for kind in ("corpus", "language"))),
+        corpus_breakdown=CorpusBreakdown(
+            *(breakdown_entries(firings[kind], corpus_shares.get(kind, {})) for kind in ("corpus", "language"))
+        ),
     )
 
 
@@ -95,25 +97,25 @@ def _logits(rows: Rows) -> list[Logits]:
     return [Logits(source, tuple(up), tuple(down)) for source, (up, down) in found.items()]
 
 
-def _alike(rows: Rows, features: dict[int, Feature]) -> list[Neighbour]:
+def _neighbours(rows: Rows, features: dict[int, Feature]) -> list[Neighbour]:
     found = [
         Neighbour(other, kind, features[other].owner, features[other].density, cosine, correlation)
         for other, _, kind, (cosine, correlation) in rows
         if other in features
     ]
-    return sorted(found, key=_standing)
+    return sorted(found, key=_neighbour_order)
 
 
-def _standing(one: Neighbour) -> tuple[int, float, float, int]:
-    """What neighbours are sorted by; those without a value last."""
+def _neighbour_order(one: Neighbour) -> tuple[int, float, float, int]:
+    """Sort key: kind, then correlation and cosine, missing values last."""
     kind = KINDS.index(one.kind) if one.kind in KINDS else len(KINDS)
     correlation, cosine = (-2.0 if value is None else value for value in (one.correlation, one.cosine))
     return kind, -correlation, -cosine, one.feature
 
 
-def _tests(rows: Rows) -> list[Test]:
+def _tests(rows: Rows) -> list[CriterionResult]:
     found = []
     for _, n, words, (value, threshold) in rows:
         test, _, says = words.rpartition(" ")
-        found.append(worded(test, value, threshold, n, says))
-    return in_order(found)
+        found.append(criterion_result(test, value, threshold, n, says))
+    return sorted_by_effect(found)

@@ -1,1 +1,1 @@
-"""Questions about features: the list, one feature, its contexts and tokens."""
+"""Queries on features: the list, one feature, its contexts and tokens."""

@@ -1,4 +1,4 @@
-"""Contexts: the text around a feature's firings, as rows of tokens with activations."""
+"""Reads the text around a feature's firings, as rows of tokens with activations."""
 
 import json
 from collections import Counter
@@ -9,7 +9,7 @@ from typing import Any
 
 from app.errors import BadQuery, NotFound
 from app.results.connection import Results, Source
-from app.results.features.tokens import Line, Row, rows_of
+from app.results.features.tokens import Row, SourceTokens, token_rows
 
 BUCKETS = ("top", "q5", "q4", "q3", "q2", "q1", "random")
 """Kinds of kept firings, in the order pages show them."""
@@ -33,12 +33,12 @@ class Window:
 
     @property
     def peak_place(self) -> int:
-        """Where the strongest row stands among the rows."""
+        """Index of the strongest row."""
         return next((place for place, row in enumerate(self.rows) if row.peak), 0)
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptCount:
     """How many firings of one kind are kept from one part of the corpus."""
 
     bucket: str
@@ -74,13 +74,13 @@ def check_tokens(tokens: str, sources: Sequence[Source]) -> None:
         raise BadQuery(f"The run has no source named {tokens!r}.", remedy=f"Show tokens of: both, {', '.join(names)}.")
 
 
-def kept_of(results: Results, feature: int) -> list[Kept]:
-    """What is kept of a feature, by kind and corpus part."""
+def kept_counts(results: Results, feature: int) -> list[KeptCount]:
+    """Kept firings of a feature, counted by kind and corpus part."""
     counts = Counter(results.rows("select bucket, corpus from firing where feature = $feature", feature=feature))
-    return [Kept(bucket, corpus, count) for (bucket, corpus), count in sorted(counts.items())]
+    return [KeptCount(bucket, corpus, count) for (bucket, corpus), count in sorted(counts.items())]
 
 
-def buckets_of(kept: Sequence[Kept], corpus: str) -> list[Bucket]:
+def bucket_counts(kept: Sequence[KeptCount], corpus: str) -> list[Bucket]:
     """Kinds of firings that are kept, strongest first; `corpus` restricts unless it is empty."""
     counts: Counter[str] = Counter()
     for each in kept:
@@ -89,7 +89,7 @@ def buckets_of(kept: Sequence[Kept], corpus: str) -> list[Bucket]:
     return [Bucket(bucket, counts[bucket]) for bucket in BUCKETS if counts[bucket]]
 
 
-def windows_of(results: Results, feature: int, bucket: str, corpus: str, *, scale: float) -> list[Window]:
+def kept_windows(results: Results, feature: int, bucket: str, corpus: str, *, scale: float) -> list[Window]:
     """Kept firings of one kind, strongest first, those on the same words folded into the first of them."""
     # Sorted here: DuckDB would first copy every token list into the shape it sorts in. Plain lists, because every
     # struct would come as a dict of its own.
@@ -109,9 +109,9 @@ def windows_of(results: Results, feature: int, bucket: str, corpus: str, *, scal
     )
     windows = []
     for *head, texts, ends, places, values in sorted(rows, key=itemgetter(1)):
-        lines = [Line(*line) for line in zip(texts, ends, strict=True)]
+        lines = [SourceTokens(*line) for line in zip(texts, ends, strict=True)]
         windows.append(_window(head, lines, dict(zip(places, values, strict=True)), scale))
-    return _folded(windows)
+    return _without_repeats(windows)
 
 
 def strongest_windows(results: Results, features: list[int]) -> dict[int, Window]:
@@ -128,7 +128,7 @@ def strongest_windows(results: Results, features: list[int]) -> dict[int, Window
         kept = json.loads(shown)
         head = (kept["sequence"], 0, kept["corpus"], kept["peak"], kept["peak_byte_end"], kept["byte_start"])
         values = {row["byte_end"]: row["activation"] for row in kept["activations"]}
-        lines = [Line.of(tokens) for tokens in kept["tokens"]]
+        lines = [SourceTokens.from_tokens(tokens) for tokens in kept["tokens"]]
         found[feature] = _window((*head, kept["text"]), lines, values, kept["peak"])
     return found
 
@@ -154,18 +154,18 @@ def whole_sequence(results: Results, sequence: int, feature: int, *, scale: floa
     activations = {row["byte_end"]: row["activation"] for *_, kept in windows for row in kept}
     known = [(start, start + size) for start, size, _ in windows]
     peak = max(activations, key=lambda end: activations[end], default=None)
-    lines = [Line.of(each) for each in tokens]
-    rows = rows_of(lines, activations, scale=scale, peak=peak, text=text.encode(), known=known)
+    lines = [SourceTokens.from_tokens(each) for each in tokens]
+    rows = token_rows(lines, activations, scale=scale, peak=peak, text=text.encode(), known=known)
     return WholeSequence(sequence, document, corpus, held_out, rows, len(windows))
 
 
-def _window(head: Sequence[Any], lines: Sequence[Line], activations: dict[int, float], scale: float) -> Window:
+def _window(head: Sequence[Any], lines: Sequence[SourceTokens], activations: dict[int, float], scale: float) -> Window:
     sequence, rank, corpus, peak, peak_end, start, text = head
-    rows = rows_of(lines, activations, scale=scale, peak=peak_end, text=text.encode(), start=start)
+    rows = token_rows(lines, activations, scale=scale, peak=peak_end, text=text.encode(), start=start)
     return Window(sequence, rank, corpus, peak, rows, ())
 
 
-def _folded(windows: list[Window]) -> list[Window]:
+def _without_repeats(windows: list[Window]) -> list[Window]:
     """Windows whose words around the peak are the same, gathered under the strongest."""
     gathered: dict[tuple[str, ...], list[Window]] = {}
     for window in windows:

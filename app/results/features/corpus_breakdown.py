@@ -1,4 +1,4 @@
-"""Ground: the parts of the text that a feature fires on, against how much of the text they are."""
+"""Shares of a feature's firings by corpus part and language, beside those of all text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from app.results.connection import Results
 
 SHOWN = 6
-"""Parts of one kind that are shown at most; the rest is added up."""
+"""Most entries of one kind that are shown; the others are summed."""
 
 
 @dataclass(frozen=True)
-class Part:
+class BreakdownEntry:
     """One corpus part or language."""
 
     name: str
@@ -19,28 +19,28 @@ class Part:
     share: float
     """Of the feature's firings, 0 to 1."""
     usual: float | None
-    """Of the rows analysed, 0 to 1; None when it is not known."""
+    """Its share of all rows analysed, 0 to 1; None when unknown."""
 
     @property
     def times(self) -> float | None:
-        """How many times as often as on any text."""
+        """The share of firings over the share of all text; None when the latter is unknown."""
         return self.share / self.usual if self.usual else None
 
 
 @dataclass(frozen=True)
 class CorpusBreakdown:
-    """What a feature fires on, most of it first."""
+    """Firings of a feature by corpus part and language, most frequent first."""
 
-    corpora: tuple[Part, ...]
-    languages: tuple[Part, ...]
+    corpora: tuple[BreakdownEntry, ...]
+    languages: tuple[BreakdownEntry, ...]
 
 
-Usual = Mapping[str, Mapping[str, float]]
+CorpusShares = Mapping[str, Mapping[str, float]]
 """Share of the rows analysed, by kind (corpus or language) and name."""
 
 
-def usual_of(results: Results) -> dict[str, dict[str, float]]:
-    """How much of the text is of each part."""
+def corpus_shares(results: Results) -> dict[str, dict[str, float]]:
+    """Share of the rows analysed, by kind and name."""
     rows: dict[str, dict[str, float]] = {}
     for kind, name, count in results.rows("select kind, name, rows from text_part"):
         rows.setdefault(kind, {})[name] = count
@@ -50,18 +50,18 @@ def usual_of(results: Results) -> dict[str, dict[str, float]]:
     }
 
 
-def parts_of(firings: Mapping[str, int], usual: Mapping[str, float]) -> tuple[Part, ...]:
-    """Parts by their firings; those beyond the first few are added up as `others`."""
+def breakdown_entries(firings: Mapping[str, int], usual: Mapping[str, float]) -> tuple[BreakdownEntry, ...]:
+    """Entries by firings, most first; those beyond the first few are summed as `others`."""
     total = max(sum(firings.values()), 1)
     ordered = sorted(firings.items(), key=lambda item: (-item[1], item[0]))
-    shown = [Part(name, count, count / total, usual.get(name)) for name, count in _first(ordered)]
+    shown = [BreakdownEntry(name, count, count / total, usual.get(name)) for name, count in _largest(ordered)]
     rest = ordered[len(shown) :]
     if rest:
         count, known = sum(count for _, count in rest), [usual[name] for name, _ in rest if name in usual]
-        shown.append(Part(f"{len(rest)} others", count, count / total, sum(known) if known else None))
+        shown.append(BreakdownEntry(f"{len(rest)} others", count, count / total, sum(known) if known else None))
     return tuple(shown)
 
 
-def _first(ordered: Sequence[tuple[str, int]]) -> Sequence[tuple[str, int]]:
-    # One more instead of a line that stands for one.
+def _largest(ordered: Sequence[tuple[str, int]]) -> Sequence[tuple[str, int]]:
+    # A summary line for a single entry would save nothing.
     return ordered if len(ordered) <= SHOWN + 1 else ordered[:SHOWN]

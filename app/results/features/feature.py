@@ -1,4 +1,4 @@
-"""One feature: its measures, what it is in each source, its histogram, logits and neighbours, as pages show them."""
+"""Measures of one feature, over all sources and in each, with its histogram, logits and neighbours."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from app.results.features.tokens import visible
 
 @dataclass(frozen=True)
 class Feature:
-    """What is known of a feature over all sources."""
+    """Measures of a feature over all sources."""
 
     feature: int
     group: str
@@ -36,17 +36,17 @@ class Feature:
     """The language that most of its firings are in."""
     language_share: float | None = None
     coherence: float | None = None
-    """How alike the activations are where it fires; 0 for rows that have nothing in common."""
+    """Mean similarity of the activations at its firings; 0 for rows that have nothing in common."""
     polysemous: bool | None = None
     """Whether coherence is so low that it may stand for several things."""
     readout_ratio: float | None = None
-    """What the others' activations tell of it over what its owner's tell."""
+    """Readout from the other sources' activations over the readout from its owner's."""
     kind: str | None = None
     """absent, weaker or analogue: how the owner differs, if the claim stands."""
     found_in: int | None = None
     """Other runs of the comparison that have it too."""
     looked_in: int | None = None
-    """Other runs that were looked through."""
+    """Other runs that were searched for it."""
 
     @property
     def claimed(self) -> bool:
@@ -63,7 +63,7 @@ COLUMNS = """
 
 @dataclass(frozen=True)
 class InSource:
-    """What a feature is in one source."""
+    """Measures of a feature in one source."""
 
     source: int
     name: str
@@ -114,7 +114,7 @@ class Logits:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A feature alike, as a candidate for one meaning split in two."""
+    """A related feature, as a candidate for one meaning split in two."""
 
     feature: int
     kind: str
@@ -135,7 +135,7 @@ def one_feature(results: Results, feature: int) -> Feature:
 
 
 def in_sources(results: Results, feature: int) -> list[InSource]:
-    """What the feature is in each source, in order of the sources."""
+    """The feature's measures per source, in order of the sources."""
     names = {source.source: source.name for source in results.sources}
     rows = results.rows(
         """

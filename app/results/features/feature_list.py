@@ -1,4 +1,4 @@
-"""Features: the filtered, sorted list, its facets, and the neighbours of a feature in it."""
+"""Queries the filtered, sorted list, its facets, and a feature's position in it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class FeatureRow:
     """absent, weaker or analogue: how the owner differs, if the claim stands."""
     q_value: float | None
     readout_ratio: float | None
-    """What the others' activations tell of it over what its owner's tell."""
+    """Readout from the other sources' activations over the readout from its owner's."""
     firings: int
     density: float
     """Firings per row analysed, 0 to 1."""
@@ -67,72 +67,72 @@ class FeatureList:
 
 
 @dataclass(frozen=True)
-class Neighbours:
-    """Where a feature stands in the filtered list."""
+class ListPosition:
+    """Position of a feature in the filtered list, with the features around it."""
 
-    place: int | None
+    position: int | None
     """From 1; None when the filters leave it out."""
     total: int
     previous: int | None
     next: int | None
 
 
-def list_features(results: Results, listing: FeatureQuery, found: set[int] | None) -> FeatureList:
-    """The page of features that the listing asks for. Raises BadQuery."""
-    chosen = select(listing, results, found=found)
+def list_features(results: Results, query: FeatureQuery, found: set[int] | None) -> FeatureList:
+    """The page of features that the query asks for. Raises BadQuery."""
+    chosen = select(query, results, found=found)
     among, parameters = chosen.among()
     (total,) = results.row(f"select count(*) {among}", **parameters) or (0,)
     pages = max((total + PER_PAGE - 1) // PER_PAGE, 1)
-    page = min(listing.page, pages)
+    page = min(query.page, pages)
     among, parameters = chosen.among(COLUMNS)
     rows = results.rows(
-        f"select {COLUMNS} {among} order by {listing.order} limit $limit offset $offset",
+        f"select {COLUMNS} {among} order by {query.order} limit $limit offset $offset",
         **parameters,
         limit=PER_PAGE,
         offset=(page - 1) * PER_PAGE,
     )
-    return FeatureList([FeatureRow(*row) for row in rows], total, page, pages, facets_of(results, listing, found))
+    return FeatureList([FeatureRow(*row) for row in rows], total, page, pages, facets_of(results, query, found))
 
 
-def every_feature(results: Results, listing: FeatureQuery, found: set[int] | None) -> list[FeatureRow]:
+def every_feature(results: Results, query: FeatureQuery, found: set[int] | None) -> list[FeatureRow]:
     """All features that pass the filters, in order, whatever the page. Raises BadQuery."""
-    among, parameters = select(listing, results, found=found).among(COLUMNS)
-    rows = results.rows(f"select {COLUMNS} {among} order by {listing.order}", **parameters)
+    among, parameters = select(query, results, found=found).among(COLUMNS)
+    rows = results.rows(f"select {COLUMNS} {among} order by {query.order}", **parameters)
     return [FeatureRow(*row) for row in rows]
 
 
-def random_feature(results: Results, listing: FeatureQuery, found: set[int] | None) -> int | None:
+def random_feature(results: Results, query: FeatureQuery, found: set[int] | None) -> int | None:
     """Any living feature that passes the filters, or any at all when none of them lives."""
-    among, parameters = select(listing, results, found=found).among()
+    among, parameters = select(query, results, found=found).among()
     row = results.row(f"select f.feature {among} order by f.firings = 0, random() limit 1", **parameters)
     return int(row[0]) if row else None
 
 
-def order_of(results: Results, listing: FeatureQuery, found: set[int] | None) -> list[int]:
+def ordered_features(results: Results, query: FeatureQuery, found: set[int] | None) -> list[int]:
     """Indexes of all features that pass the filters, in the list's order. Raises BadQuery."""
-    among, parameters = select(listing, results, found=found).among(listing.order)
-    return [feature for (feature,) in results.rows(f"select f.feature {among} order by {listing.order}", **parameters)]
+    among, parameters = select(query, results, found=found).among(query.order)
+    return [feature for (feature,) in results.rows(f"select f.feature {among} order by {query.order}", **parameters)]
 
 
-def neighbours(order: Sequence[int], feature: int) -> Neighbours:
-    """The features before and after this one in a list; one that the filters leave out stands before its beginning."""
+def list_position(order: Sequence[int], feature: int) -> ListPosition:
+    """Position of a feature in an ordered list; one that the filters leave out counts as before the first."""
     try:
         place = order.index(feature)
     except ValueError:
-        return Neighbours(None, len(order), None, order[0] if order else None)
+        return ListPosition(None, len(order), None, order[0] if order else None)
     previous = order[place - 1] if place else None
     following = order[place + 1] if place + 1 < len(order) else None
-    return Neighbours(place + 1, len(order), previous, following)
+    return ListPosition(place + 1, len(order), previous, following)
 
 
-def facets_of(results: Results, listing: FeatureQuery, found: set[int] | None) -> dict[str, list[FacetValue]]:
+def facets_of(results: Results, query: FeatureQuery, found: set[int] | None) -> dict[str, list[FacetValue]]:
     """Counts of every facet's values under the other filters; chosen values stay even when they count nothing."""
-    free = [facet for facet in FACETS if not getattr(listing, facet)]
-    counts = _counts(results, select(listing, results, found=found), free)
+    free = [facet for facet in FACETS if not getattr(query, facet)]
+    counts = _counts(results, select(query, results, found=found), free)
     for facet in FACETS:
         if facet not in free:
-            counts |= _counts(results, select(listing, results, found=found, without=facet), [facet])
-    return {facet: _values(listing, facet, counts[facet]) for facet in FACETS}
+            counts |= _counts(results, select(query, results, found=found, without=facet), [facet])
+    return {facet: _values(query, facet, counts[facet]) for facet in FACETS}
 
 
 def _counts(results: Results, chosen: Selection, facets: list[str]) -> dict[str, dict[str, int]]:
@@ -155,8 +155,8 @@ def _counts(results: Results, chosen: Selection, facets: list[str]) -> dict[str,
     return counts
 
 
-def _values(listing: FeatureQuery, facet: str, counts: dict[str, int]) -> list[FacetValue]:
-    chosen: tuple[str, ...] = getattr(listing, facet)
+def _values(query: FeatureQuery, facet: str, counts: dict[str, int]) -> list[FacetValue]:
+    chosen: tuple[str, ...] = getattr(query, facet)
     known = dict.fromkeys(chosen, 0) | counts
     ordered = sorted(known.items(), key=lambda item: (-item[1], item[0]))
     return [FacetValue(value, count, value in chosen) for value, count in ordered[:FACET_VALUES]]

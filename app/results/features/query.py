@@ -1,4 +1,4 @@
-"""Listing: the state of the feature list, as it stands in the address, and the SQL it means."""
+"""Filters, order and page of the feature list, as query parameters and as SQL."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -63,7 +63,7 @@ RANGES = {
 """What the list can be narrowed to by bounds."""
 
 
-RISING = ("feature", "owner", "corpus", "verdict", "kind", "q_value", "readout_ratio")
+ASCENDING = ("feature", "owner", "corpus", "verdict", "kind", "q_value", "readout_ratio")
 """Columns whose small values come first when they are first sorted by."""
 
 
@@ -122,8 +122,8 @@ class FeatureQuery(BaseModel):
         return self.pairs(**{facet: now, "page": 1})
 
     def sorted_by(self, column: str) -> list[tuple[str, str]]:
-        """The state sorted by a column; asking again turns the order round."""
-        first = column if column in RISING else f"-{column}"
+        """The state sorted by a column; the present sort column is reversed."""
+        first = column if column in ASCENDING else f"-{column}"
         second = column if first.startswith("-") else f"-{column}"
         return self.pairs(sort=second if self.sort == first else first, page=1)
 
@@ -167,24 +167,24 @@ class Selection:
         return f"from feature f {join} {where}", self.parameters
 
 
-def select(listing: FeatureQuery, results: Results, *, found: set[int] | None, without: str | None = None) -> Selection:
-    """What the listing restricts to; `found` are features that its text matches, None when it has no text.
+def select(query: FeatureQuery, results: Results, *, found: set[int] | None, without: str | None = None) -> Selection:
+    """The query's restrictions as SQL; `found` are features that its text matches, None when it has no text.
 
     `without` leaves one facet's own restriction out, for counting its other values. Raises BadQuery.
     """
     conditions: list[str] = []
-    parameters: dict[str, Any] = {"share_source": share_source(listing, results)}
+    parameters: dict[str, Any] = {"share_source": share_source(query, results)}
     for facet, column in FACETS.items():
-        chosen = getattr(listing, facet)
+        chosen = getattr(query, facet)
         if chosen and facet != without:
             values = ["" if facet == "verdict" and item == "none" else item for item in chosen]
             conditions.append(f"list_contains($in_{facet}, {column})")
             parameters[f"in_{facet}"] = values
-    if listing.life and without != "life":
-        conditions.append("f.firings > 0" if listing.life == "alive" else "f.firings = 0")
+    if query.life and without != "life":
+        conditions.append("f.firings > 0" if query.life == "alive" else "f.firings = 0")
     for name, column in RANGES.items():
         for end, sign in (("min", ">="), ("max", "<=")):
-            bound = getattr(listing, f"{name}_{end}")
+            bound = getattr(query, f"{name}_{end}")
             if bound is not None:
                 conditions.append(f"{column} {sign} ${name}_{end}")
                 parameters[f"{name}_{end}"] = bound
@@ -194,12 +194,12 @@ def select(listing: FeatureQuery, results: Results, *, found: set[int] | None, w
     return Selection(tuple(conditions), parameters)
 
 
-def share_source(listing: FeatureQuery, results: Results) -> int:
-    """Index of the source whose norm share the listing shows. Raises BadQuery."""
-    if not listing.share_of:
+def share_source(query: FeatureQuery, results: Results) -> int:
+    """Index of the source whose norm share the list shows. Raises BadQuery."""
+    if not query.share_of:
         return results.sources[-1].source
     for source in results.sources:
-        if source.name == listing.share_of:
+        if source.name == query.share_of:
             return source.source
     known = ", ".join(source.name for source in results.sources)
-    raise BadQuery(f"The run has no source named {listing.share_of!r}.", remedy=f"Its sources are {known}.")
+    raise BadQuery(f"The run has no source named {query.share_of!r}.", remedy=f"Its sources are {known}.")

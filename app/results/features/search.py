@@ -1,4 +1,4 @@
-"""Search: which features some text stands for, in the text around their firings or in the tokens they peak on."""
+"""Finds features by text in their contexts, by the tokens they peak on, or by index."""
 
 from collections import defaultdict
 
@@ -19,10 +19,10 @@ def features_with_text(results: Results, text: str) -> set[int]:
     return {feature for (feature,) in rows}
 
 
-def features_peaking_on(library: RunCatalog, run: str, text: str) -> set[int]:
+def features_peaking_on(catalog: RunCatalog, run: str, text: str) -> set[int]:
     """Features with a kept firing whose strongest token holds the text, in any case and in any source."""
     wanted = text.lower().strip()
-    table = library.remember(run, "peaks", peak_tokens)
+    table = catalog.cached(run, "peaks", peak_tokens)
     return {feature for token, features in table.items() if wanted in token for feature in features}
 
 
@@ -43,7 +43,7 @@ def peak_tokens(results: Results) -> dict[str, set[int]]:
     return dict(table)
 
 
-def index_in(results: Results, text: str) -> set[int]:
+def feature_with_index(results: Results, text: str) -> set[int]:
     """The feature whose index the text is, such as `123` or `#123`, if the run has it."""
     digits = text.strip().removeprefix("#")
     if digits.isascii() and digits.isdigit() and int(digits) < results.features:

@@ -1,4 +1,4 @@
-"""Tokens: a window of text as rows, each with the tokens of every source and the feature's activation.
+"""Cuts a window of text into rows, with every source's tokens and the feature's activation.
 
 Activations exist at rows only: places where a token ends in every source. A row holds, per source, the
 tokens since the row before; the last of them is the one that was read and carries the value.
@@ -41,7 +41,7 @@ class Row(NamedTuple):
     activation: float | None
     """Unscaled; None where the feature did not fire, or where nothing was kept."""
     level: int
-    """Place on the colour scale, 0 to 10."""
+    """Step of the colour scale, 0 to 10."""
     peak: bool
     known: bool
     """Whether the results say what the feature did here."""
@@ -49,7 +49,7 @@ class Row(NamedTuple):
     """Per source, in order."""
 
 
-class Line(NamedTuple):
+class SourceTokens(NamedTuple):
     """The tokens of one source over some stretch of text, in order."""
 
     texts: Sequence[str]
@@ -57,13 +57,13 @@ class Line(NamedTuple):
     """Byte of the sequence's text where each token ends; -1 for tokens that stand for no text."""
 
     @classmethod
-    def of(cls, tokens: Sequence[dict[str, Any]]) -> "Line":
+    def from_tokens(cls, tokens: Sequence[dict[str, Any]]) -> "SourceTokens":
         """From a list of `text` and `byte_end`, as results files have them."""
         return cls([token["text"] for token in tokens], [token["byte_end"] for token in tokens])
 
 
-def rows_of(
-    lines: Sequence[Line],
+def token_rows(
+    lines: Sequence[SourceTokens],
     activations: dict[int, float],
     *,
     scale: float,
@@ -72,13 +72,13 @@ def rows_of(
     start: int = 0,
     known: Sequence[tuple[int, int]] | None = None,
 ) -> list[Row]:
-    """Cut the tokens of a window, a line per source, into rows.
+    """Cut the tokens of a window, a sequence per source, into rows.
 
     `scale` is the activation that is drawn strongest; `text` the window's text, which begins at byte `start`
     of the sequence; `known` the stretches of bytes for which activations were kept, all when None.
     """
-    shared = set.intersection(*(set(line.ends) for line in lines)) - {-1}
-    columns = [_column(line, shared, text, start) for line in lines]
+    shared = set.intersection(*(set(source_tokens.ends) for source_tokens in lines)) - {-1}
+    columns = [_column(source_tokens, shared, text, start) for source_tokens in lines]
     cells = [column.cells for column in columns]
     special = {end for column in columns for end in column.specials}
     rows = _specials(columns, start) if start in special else []
@@ -109,12 +109,12 @@ class _Column(NamedTuple):
     """Tokens that stand for no text, by the end of the row before them."""
 
 
-def _column(line: Line, shared: set[int], text: bytes, start: int) -> _Column:
+def _column(source_tokens: SourceTokens, shared: set[int], text: bytes, start: int) -> _Column:
     cells: dict[int, tuple[Token, ...]] = {}
     specials: dict[int, tuple[Token, ...]] = {}
     cell: tuple[Token, ...] = ()
     last = start
-    for shown, end in zip(line.texts, line.ends, strict=True):
+    for shown, end in zip(source_tokens.texts, source_tokens.ends, strict=True):
         if end in shared:
             own = cell_of(shown if "\ufffd" not in shown else _whole(text, end - start))
             cells[end] = cells.get(end, ()) + cell + own if cell or end in cells else own
@@ -129,7 +129,7 @@ def _column(line: Line, shared: set[int], text: bytes, start: int) -> _Column:
 
 
 def level_of(activation: float | None, scale: float) -> int:
-    """Place of an activation on the colour scale: 0 for none, 1 to 10 in equal steps up to `scale`."""
+    """Step of an activation on the colour scale: 0 for none, 1 to 10 in equal steps up to `scale`."""
     if not activation or activation <= 0 or scale <= 0:
         return 0
     return min(LEVELS, max(1, math.ceil(LEVELS * activation / scale - 1e-6)))

@@ -1,1 +1,1 @@
-"""Questions about a whole run: its headline measures, its overview, its baselines."""
+"""Queries on a whole run: its headline measures, its overview, its baselines."""

@@ -1,19 +1,19 @@
-"""Baselines: what comparing the models said without a crosscoder, gathered by pairs of sources."""
+"""Reads the training-free comparisons of the models, by pairs of sources."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from app.results.connection import Results
 from app.results.features.feature import Logit
-from app.results.features.tokens import Line, rows_of
+from app.results.features.tokens import SourceTokens, token_rows
 
 STRONGEST = 0.6931471805599453
-"""Divergence that is drawn strongest, ln 2: the models expect nothing in common."""
+"""Largest Jensen-Shannon divergence, ln 2: the models' expectations are disjoint."""
 
 
 @dataclass(frozen=True)
-class State:
-    """Whether one baseline was measured."""
+class BaselineState:
+    """Whether a baseline was measured."""
 
     baseline: str
     """lens, divergence or diff_sae."""
@@ -24,7 +24,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Reading:
+class LogitLens:
     """What a mean activation difference promotes and suppresses through one source's unembedding."""
 
     reader: str
@@ -43,7 +43,7 @@ class Position:
     """Its norm over that of the base's activations there."""
     of_expected: float | None
     """Its norm over what it would be if the texts' differences had no direction in common."""
-    readings: tuple[Reading, ...]
+    readings: tuple[LogitLens, ...]
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Part:
-    """How differently two models go on from the text of one corpus part."""
+class CorpusDivergence:
+    """How far two models' predictions diverge on one corpus part."""
 
     corpus: str
     """Empty for all together."""
@@ -73,7 +73,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Cell:
+class PassageSpan:
     """A span of a passage."""
 
     byte_end: int
@@ -81,9 +81,9 @@ class Cell:
     tokens: tuple[tuple[str, ...], ...]
     """Of the base and of the source."""
     level: int
-    """Place on the colour scale, 0 to 10."""
+    """Step of the colour scale, 0 to 10."""
     peak: bool
-    """Whether the models differ most here, of all places of the passage."""
+    """Whether the models differ most here, of all spans of the passage."""
     divergence: float | None
     """Jensen-Shannon, nats; None where it was not compared."""
     base_surprise: float | None
@@ -98,34 +98,34 @@ class Passage:
     rank: int
     corpus: str
     apart: float
-    """What passages are ranked by."""
-    cells: tuple[Cell, ...]
+    """Score that passages are ranked by."""
+    cells: tuple[PassageSpan, ...]
 
 
 @dataclass(frozen=True)
-class Pair:
+class SourcePair:
     """Two models on the same text."""
 
     base: str
     source: str
     outcome: str
-    """What their expectations are compared over: token or byte; empty when only surprises are."""
-    parts: tuple[Part, ...]
+    """Outcome space of the divergence: token or byte; empty when only surprises are."""
+    parts: tuple[CorpusDivergence, ...]
     passages: tuple[Passage, ...]
 
 
 @dataclass(frozen=True)
 class Baselines:
-    """Everything that was compared without a crosscoder; no states when a run says nothing of it."""
+    """All training-free comparisons; `states` is empty for a run that recorded none."""
 
-    states: dict[str, State]
+    states: dict[str, BaselineState]
     differences: tuple[Difference, ...]
-    pairs: tuple[Pair, ...]
+    pairs: tuple[SourcePair, ...]
 
 
 def baselines_of(results: Results) -> Baselines:
     """All baselines of a run."""
-    states = [State(*row) for row in results.rows("select baseline, state, reason from baseline")]
+    states = [BaselineState(*row) for row in results.rows("select baseline, state, reason from baseline")]
     return Baselines({state.baseline: state for state in states}, tuple(_differences(results)), tuple(_pairs(results)))
 
 
@@ -149,7 +149,7 @@ def _differences(results: Results) -> list[Difference]:
     for base, source, position, texts, typical, expected in rows:
         by_reader = tokens.get((base, source, position), {})
         readings = tuple(
-            Reading(results.sources[reader].name, tuple(by_reader[reader]), tuple(by_reader.get(~reader, ())))
+            LogitLens(results.sources[reader].name, tuple(by_reader[reader]), tuple(by_reader.get(~reader, ())))
             for reader in (base, source)
             if reader in by_reader
         )
@@ -160,9 +160,9 @@ def _differences(results: Results) -> list[Difference]:
     ]
 
 
-def _pairs(results: Results) -> list[Pair]:
-    alone: dict[tuple[str, int], float] = {}
-    together: dict[tuple[int, int], dict[str, dict[str, tuple[float, int]]]] = {}
+def _pairs(results: Results) -> list[SourcePair]:
+    surprises: dict[tuple[str, int], float] = {}
+    divergences: dict[tuple[int, int], dict[str, dict[str, tuple[float, int]]]] = {}
     for corpus, base, source, measure, value, n in results.rows(
         """
         select coalesce(corpus, ''), base, source, measure, value, n
@@ -170,18 +170,18 @@ def _pairs(results: Results) -> list[Pair]:
         """
     ):
         if base is None:
-            alone[corpus, source] = value
+            surprises[corpus, source] = value
         else:
-            together.setdefault((base, source), {}).setdefault(corpus, {})[measure] = (value, n)
+            divergences.setdefault((base, source), {}).setdefault(corpus, {})[measure] = (value, n)
     found = []
-    for (base, source), corpora in together.items():
+    for (base, source), corpora in divergences.items():
         outcome = next((name.rpartition("_")[2] for name in corpora[""] if name.startswith("jensen")), "")
         parts = tuple(
-            Part(
+            CorpusDivergence(
                 corpus,
                 measures["surprise_apart"][1],
-                alone[corpus, base],
-                alone[corpus, source],
+                surprises[corpus, base],
+                surprises[corpus, source],
                 measures["surprise_apart"][0],
                 *(
                     measures.get(f"{name}_{outcome}", (None,))[0]
@@ -191,7 +191,7 @@ def _pairs(results: Results) -> list[Pair]:
             for corpus, measures in corpora.items()
         )
         names = results.sources[base].name, results.sources[source].name
-        found.append(Pair(*names, outcome, parts, _passages(results, base, source)))
+        found.append(SourcePair(*names, outcome, parts, _passages(results, base, source)))
     return found
 
 
@@ -207,21 +207,28 @@ def _passages(results: Results, base: int, source: int) -> tuple[Passage, ...]:
     return tuple(Passage(rank, corpus, apart, _cells(*text)) for rank, corpus, apart, *text in rows)
 
 
-def _cells(start: int, text: str, tokens: list[list[dict[str, Any]]], places: list[dict[str, Any]]) -> tuple[Cell, ...]:
+def _cells(
+    start: int, text: str, tokens: list[list[dict[str, Any]]], places: list[dict[str, Any]]
+) -> tuple[PassageSpan, ...]:
     """The spans of a passage; those without a divergence are shaded by how far apart the surprises are."""
-    found = {place["byte_end"]: place for place in places}
+    found = {span["byte_end"]: span for span in places}
     values = {
-        end: abs(place["source_surprise"] - place["base_surprise"])
-        if place["divergence"] is None
-        else place["divergence"]
-        for end, place in found.items()
+        end: abs(span["source_surprise"] - span["base_surprise"]) if span["divergence"] is None else span["divergence"]
+        for end, span in found.items()
     }
-    bare = any(place["divergence"] is None for place in places)
+    bare = any(span["divergence"] is None for span in places)
     scale = max(values.values(), default=1.0) if bare else STRONGEST
     peak = max(values, key=lambda end: values[end], default=None)
-    rows = rows_of([Line.of(line) for line in tokens], values, scale=scale, peak=peak, text=text.encode(), start=start)
+    rows = token_rows(
+        [SourceTokens.from_tokens(line) for line in tokens],
+        values,
+        scale=scale,
+        peak=peak,
+        text=text.encode(),
+        start=start,
+    )
     return tuple(
-        Cell(
+        PassageSpan(
             row.byte_end,
             tuple(tuple(token.text for token in mine) for mine in row.tokens),
             row.level,

@@ -1,4 +1,4 @@
-"""Overview: a run as a whole, binned and counted in the database so that any number of features stays smooth."""
+"""Bins and counts a whole run in the database, so that its size does not slow the page."""
 
 import json
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""Runs and their headline measures."""
+"""State, plan and headline measures of every run."""
 
 import datetime
 import json
@@ -63,20 +63,20 @@ class Comparison:
     runs: tuple[Run, ...]
 
 
-def all_runs(library: RunCatalog) -> list[Run]:
+def all_runs(catalog: RunCatalog) -> list[Run]:
     """Every run on this machine, the one last worked on first."""
-    return [one_run(library, run) for run in run_names(library.runs)]
+    return [one_run(catalog, run) for run in run_names(catalog.runs)]
 
 
-def one_run(library: RunCatalog, run: str) -> Run:
+def one_run(catalog: RunCatalog, run: str) -> Run:
     """A run's state; a damaged results file is a fact about the run, not an error. Raises RunNotFound."""
-    folder = library.folder(run)
+    folder = catalog.folder(run)
     progress = read_progress(folder)
     plan, headline, problem = None, None, progress.error if progress else None
     if (folder / "current.json").exists():
         try:
-            headline = library.remember(run, "headline", headline_of)
-            plan = library.remember(run, "plan", recorded_plan)
+            headline = catalog.cached(run, "headline", headline_of)
+            plan = catalog.cached(run, "plan", recorded_plan)
         except ReaderError as error:
             problem = str(error)
     plan = plan or read_plan(folder)

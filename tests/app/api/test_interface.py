@@ -1,4 +1,4 @@
-"""The JSON interface: twins of the pages, and downloads of exactly the filtered list."""
+"""The JSON interface: the pages' content, and downloads of exactly the filtered list."""
 
 import csv
 import io
@@ -126,5 +126,5 @@ def test_a_labels_database_that_cannot_be_read_keeps_no_results_from_being_read(
         assert client.get(f"/runs/{RUN}/features?q=fox").status_code == 200
         page = client.get(f"/runs/{RUN}/features/3")
         assert page.status_code == 200
-        assert "Labels cannot be read now" in page.text
+        assert "Labels cannot be read at the moment" in page.text
         assert client.get("/readyz").status_code == 503

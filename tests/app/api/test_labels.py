@@ -1,4 +1,4 @@
-"""Labels as JSON: the same store, the same refusals, in data."""
+"""Labels as JSON: the same store and the same refusals as on pages."""
 
 from collections.abc import Iterator
 from pathlib import Path

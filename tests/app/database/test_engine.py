@@ -88,7 +88,7 @@ def test_a_database_of_a_newer_program_is_left_alone_and_says_so(labels: Engine,
     ("address", "fact"),
     [
         ("mysql://here/labels", "labels cannot be kept in mysql"),
-        ("labels.db", "its address is not a database's"),
+        ("labels.db", "its address is not a database URL"),
         ("sqlite:////proc/nowhere/labels.db", "No such file or directory"),
     ],
 )
@@ -137,7 +137,8 @@ from app.labels.store import LabelTarget, save_label
 engine = open_database({url!r})
 for revision in range(100000):
     with transaction(engine, writing=True) as session:
-        save_label(session, LabelTarget("pair", 1, "f00d"), "Ada", text=f"text {{revision}}", note="", based_on=revision)
+        target = LabelTarget("pair", 1, "f00d")
+        save_label(session, target, "Ada", text=f"text {{revision}}", note="", based_on=revision)
     print(revision + 1, flush=True)
 """
     writer = subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)

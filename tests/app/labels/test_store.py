@@ -81,14 +81,14 @@ def test_a_form_that_claims_a_future_revision_is_a_conflict(labels: Engine):
         save(labels, "Ada", "German", based_on=4)
 
 
-def test_saving_what_stands_already_adds_nothing_even_from_an_old_form(labels: Engine):
+def test_saving_the_current_text_again_adds_nothing_even_from_an_old_form(labels: Engine):
     save(labels, "Ada", "German")
     assert save(labels, "Ada", "  German ", based_on=0) == 1
     with transaction(labels) as session:
         assert len(history(session, TARGET.run, TARGET.feature)) == 1
 
 
-def test_ten_tabs_at_once_one_wins_and_nine_are_told(labels: Engine):
+def test_of_ten_concurrent_saves_one_succeeds_and_nine_conflict(labels: Engine):
     outcomes: list[str] = []
     begun = threading.Barrier(10)
 
@@ -98,14 +98,14 @@ def test_ten_tabs_at_once_one_wins_and_nine_are_told(labels: Engine):
             save(labels, "Ada", f"tab {number}")
             outcomes.append("saved")
         except LabelConflict:
-            outcomes.append("told")
+            outcomes.append("conflict")
 
     threads = [threading.Thread(target=tab, args=(number,)) for number in range(10)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(outcomes) == ["saved"] + ["told"] * 9
+    assert sorted(outcomes) == ["conflict"] * 9 + ["saved"]
 
 
 def test_a_withdrawn_label_is_gone_from_pages_and_stays_in_the_history(labels: Engine):
@@ -144,7 +144,7 @@ def test_search_ignores_case_in_every_alphabet_and_needs_every_word(labels: Engi
         assert features_matching(session, "run", "") == {1, 2, 3}
 
 
-def test_search_finds_only_what_stands_now(labels: Engine):
+def test_search_finds_only_current_labels(labels: Engine):
     save(labels, "Ada", "German")
     save(labels, "Ada", "Dutch", based_on=1)
     with transaction(labels) as session:
@@ -181,7 +181,7 @@ def test_text_that_cannot_be_stored_is_refused_with_its_field_and_reason(labels,
 
 
 @pytest.mark.parametrize("name", ["", "  ", "Anonymous", "ANON", "x" * 61, "a\x07b"])
-def test_nobody_in_particular_cannot_sign(name: str):
+def test_an_anonymous_or_invalid_author_name_is_refused(name: str):
     with pytest.raises(WordingRefused):
         author_name(name)
 

@@ -1,4 +1,4 @@
-"""A run whose claims were judged: what feature, list, overview and rule pages make of it, and their JSON twins."""
+"""Pages and JSON of a run with verdicts: feature, list, overview and criteria."""
 
 import csv
 import html
@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.main import create_app
-from app.results.evidence.criteria import QUESTIONS
+from app.results.evidence.criteria import CRITERIA
 from app.settings import Settings
 from tests.worlds.judged import CALIBRATED, JUDGED
 from tests.worlds.tiny_results import RUN, write_tiny_run
@@ -75,7 +75,7 @@ def test_every_test_of_a_claim_stands_in_the_table_with_what_it_says(judged: Tes
     assert {one["test"] for one in tests} == {"readout_contrast", "q_value", "twin", "firings", "moon_phase"}
     bodies = re.findall(r'<tbody class="(\w+)"><tr><th scope="row">(.*?)</th>', page)
     shown = [(says, " ".join(html.unescape(re.sub(r"<[^>]+>", " ", name)).split())) for says, name in bodies]
-    words = {"supports": "supports", "doubts": "raises a doubt", "silent": "says nothing"}
+    words = {"supports": "supports", "doubts": "raises a doubt", "silent": "neutral"}
     assert {(says, name) for says, name in shown if says != "claims"} == {
         (
             one["says"],
@@ -100,7 +100,7 @@ def test_what_decided_stands_before_the_contexts_with_value_and_threshold(judged
     for one in tests:
         assert (one["name"] in words) == (one["says"] != "silent"), one
     assert "raises a doubt: Firings" in words
-    assert "well if ≥" in words
+    assert "passes if ≥" in words
     assert 'href="#evidence">All the evidence, 5 tests</a>' in glance
     assert "glance" not in judged.get(f"{LIST}/3").text, "nothing is claimed of it"
 
@@ -248,7 +248,7 @@ def test_the_rule_of_a_run_has_every_test_with_its_threshold_and_what_it_said(ju
     page = judged.get(f"/runs/{RUN}/evidence").text
     text = text_of(judged.get(f"/runs/{RUN}/evidence"))
 
-    for test, asked in QUESTIONS.items():
+    for test, asked in CRITERIA.items():
         assert f'id="{test}"' in page
         assert asked.name in text
         assert asked.asks in text

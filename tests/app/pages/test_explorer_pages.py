@@ -252,7 +252,7 @@ def test_a_sequence_opens_whole_and_knows_which_feature_looks(reader: TestClient
 
     whole = reader.get(address).text
 
-    assert "as feature 3 sees it" in whole
+    assert "with the activations of feature 3" in whole
     assert 'class="r unknown"' in whole or "kept firing" in whole
 
 

@@ -1,4 +1,4 @@
-"""Home: what was compared, what is at work now, and what to do when there is nothing."""
+"""The home page: comparisons, runs in progress, and what to do when there are none."""
 
 import os
 import re
@@ -161,5 +161,5 @@ def test_a_run_that_works_again_keeps_its_results_in_reach(home: Path, tiny_home
 
     page = visitor.get("/").text
 
-    assert f'<a href="/runs/{RUN}">Results published before</a>' in page
-    assert "at work again" in visitor.get(f"/runs/{RUN}").text
+    assert f'<a href="/runs/{RUN}">Earlier results</a>' in page
+    assert "is running again" in visitor.get(f"/runs/{RUN}").text

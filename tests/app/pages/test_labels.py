@@ -1,4 +1,4 @@
-"""Labels on pages: nothing a person typed is lost, whatever goes wrong, and hostile text stays text."""
+"""Labels on pages: typed text survives every error, and hostile text is escaped."""
 
 import html
 import re
@@ -71,7 +71,7 @@ def test_without_scripts_saving_leads_back_to_the_feature(visitor: TestClient):
         ({"author": "anonymous", "text": "mine", "note": "n"}, "needs an author"),
         ({"author": "", "text": "mine", "note": "n"}, "needs an author"),
         ({"text": "", "note": "only a note"}, "The label is empty"),
-        ({"text": "x" * 301, "note": "n"}, "301 characters; 300 are the limit"),
+        ({"text": "x" * 301, "note": "n"}, "301 characters; the limit is 300"),
         ({"text": "mine", "note": "y" * 4001}, "4,001 characters"),
         ({"text": "nul \x00", "note": "n"}, "U+0000"),
     ],

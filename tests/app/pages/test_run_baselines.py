@@ -1,4 +1,4 @@
-"""What comparing the models says without a crosscoder, on a run's page and in its JSON twin."""
+"""Training-free baselines on a run's page and in its JSON."""
 
 import html
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How well the reconstruction serves the models, on a run's page."""
+"""Fidelity of the reconstruction, on a run's page."""
 
 import html
 from pathlib import Path
@@ -21,6 +21,12 @@ def test_what_the_models_lose_is_said_in_words_where_it_was_measured(own_home: P
     with TestClient(create_app(Settings(home=own_home))) as client:
         page = html.unescape(client.get(f"/runs/{RUN}").text)
 
-    for words in ("loss recovered, against zero", "95.2 %", "2.83", "82.8 %", "model's surprise at the next token"):
+    for words in (
+        "loss recovered, against zero",
+        "95.2 %",
+        "2.83",
+        "82.8 %",
+        "model's cross-entropy on the next token",
+    ):
         assert (words in page) == measured, words
     assert "loss_recovered" not in page

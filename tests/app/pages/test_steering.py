@@ -133,7 +133,7 @@ def test_opening_streams_reloading_and_asking_again_start_nothing(explorer: Expl
         explorer.browser.get(f"/generations/{generation}")
     answer = explorer.browser.post(f"/runs/{RUN}/generations", data=asked(seed=11))
     assert answer.headers["location"] == f"/generations/{generation}?again=1"
-    assert "Exactly this was asked before" in explorer.browser.get(answer.headers["location"]).text
+    assert "The same request was made" in explorer.browser.get(answer.headers["location"]).text
     page = explorer.browser.get(f"/runs/{RUN}/steer", params={"feature": SHARED}).text
     assert page.count(f"/generations/{generation}") == 1
 
@@ -242,7 +242,7 @@ def test_stop_ends_it_and_keeps_the_text(explorer: Explorer):
                 break
     assert explorer.browser.post(f"/generations/{generation}/stop").status_code == 303
     page = explorer.wait(generation, "stopped")
-    assert "its text until then is kept" in page
+    assert "the text generated so far is kept" in page
     assert explorer.events(generation)[-1]["event"] == "done"
 
 

@@ -66,7 +66,7 @@ def test_a_stored_generation_outlives_the_results_of_its_run(own_home: Path):
     with TestClient(create_app(Settings(home=own_home))) as client:
         generation = store(client)
         shutil.move(own_home / "runs" / RUN, own_home / "elsewhere")
-        client.app.state.library.forget(RUN)  # type: ignore[attr-defined]
+        client.app.state.catalog.forget(RUN)  # type: ignore[attr-defined]
         said = words(client, generation)
 
     assert said.startswith("Steered with feature 200 Prompt")

@@ -1,4 +1,4 @@
-"""Results files: a bad one says what is wrong and how to mend it, and harms no other run."""
+"""Results files: a damaged one is reported with a remedy and affects no other run."""
 
 import json
 import shutil
@@ -68,15 +68,15 @@ def other_database(folder: Path) -> None:
 @pytest.mark.parametrize("damage", [overwrite, cut_short, rot, empty, remove, garble, point_outside, other_database])
 def test_a_damaged_file_is_named_with_a_remedy_and_the_other_run_stays_readable(runs: Path, damage):
     damage(runs / RUN)
-    library = RunCatalog(runs)
+    catalog = RunCatalog(runs)
 
     with pytest.raises(ResultsUnreadable) as refusal:
-        list_features(library.results(RUN), FeatureQuery(), None)
+        list_features(catalog.results(RUN), FeatureQuery(), None)
 
     assert RUN in refusal.value.fact
     assert "crossdiff analyse" in refusal.value.remedy
-    assert library.results("sound-00000000").features == 240
-    states = {run.run: (run.status, run.problem) for run in all_runs(library)}
+    assert catalog.results("sound-00000000").features == 240
+    states = {run.run: (run.status, run.problem) for run in all_runs(catalog)}
     assert states["sound-00000000"] == ("finished", None)
     assert states[RUN][0] == "unreadable"
     assert RUN in states[RUN][1]
@@ -98,8 +98,8 @@ def test_an_older_schema_asks_for_the_analysis_again(tmp_path: Path):
 
 def test_results_published_anew_are_seen_without_a_restart(tmp_path: Path):
     folder = write_tiny_run(tmp_path)
-    library = RunCatalog(tmp_path / "runs")
-    held = library.results(RUN)
+    catalog = RunCatalog(tmp_path / "runs")
+    held = catalog.results(RUN)
 
     draft = folder / "draft"
     draft.write_bytes(file_of(folder).read_bytes())
@@ -108,18 +108,18 @@ def test_results_published_anew_are_seen_without_a_restart(tmp_path: Path):
     connection.close()
     publish(folder, draft)
 
-    assert library.results(RUN).features == 100
+    assert catalog.results(RUN).features == 100
     assert held.row("select count(*) from feature") == (240,), "a request under way reads what it began with"
 
 
 def test_what_is_worked_out_once_is_worked_out_again_for_new_results(tmp_path: Path):
     write_tiny_run(tmp_path)
-    library = RunCatalog(tmp_path / "runs")
+    catalog = RunCatalog(tmp_path / "runs")
     count = lambda results: results.row("select count(*) from feature")[0]  # noqa: E731
 
-    assert library.remember(RUN, "count", count) == 240
+    assert catalog.cached(RUN, "count", count) == 240
     write_tiny_run(tmp_path, features=32)
-    assert library.remember(RUN, "count", count) == 32
+    assert catalog.cached(RUN, "count", count) == 32
 
 
 def test_results_cannot_be_written_through_the_explorer(runs: Path):
@@ -131,23 +131,23 @@ def test_results_cannot_be_written_through_the_explorer(runs: Path):
 
 def test_a_run_without_results_and_one_that_is_not_there_are_told_apart(runs: Path):
     write_progress(runs / "running-11111111")
-    library = RunCatalog(runs)
+    catalog = RunCatalog(runs)
 
     with pytest.raises(ResultsMissing, match="not published results yet"):
-        library.results("running-11111111")
+        catalog.results("running-11111111")
     with pytest.raises(RunNotFound, match=r"Did you mean 'sound-00000000'"):
-        library.results("sound-0000000")
+        catalog.results("sound-0000000")
     with pytest.raises(RunNotFound):
-        library.results("..")
+        catalog.results("..")
 
 
 def test_few_files_are_open_at_once(runs: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("app.results.connection.OPEN_FILES", 1)
-    library = RunCatalog(runs)
+    catalog = RunCatalog(runs)
 
-    library.results(RUN)
-    library.results("sound-00000000")
+    catalog.results(RUN)
+    catalog.results("sound-00000000")
 
-    assert library.open_files == 1
-    library.close()
-    assert library.open_files == 0
+    assert catalog.open_files == 1
+    catalog.close()
+    assert catalog.open_files == 0

@@ -1,4 +1,4 @@
-"""What a run folder says about a run that is at work, or was."""
+"""Progress of running and ended runs, as read from their folders."""
 
 import json
 import platform

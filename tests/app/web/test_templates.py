@@ -1,4 +1,4 @@
-"""How numbers, times and addresses are written."""
+"""Formats of numbers, times and addresses."""
 
 import datetime
 

@@ -24,6 +24,8 @@ from trainer.results.draft import (
     ResultsDraft,
     SourceRow,
     publishing,
+    read_baselines,
+    read_calibration,
     read_coverage,
     read_evaluation,
     read_metrics,
@@ -259,3 +261,12 @@ def test_coverage_counts_are_keyed_by_part_source_and_measure():
         CoverageRow("chat", 1, "special", 2.0),
     ]
     assert read_coverage({}) == []
+
+
+def test_what_was_measured_before_schema_3_is_read_under_the_names_of_today(tmp_path):
+    baselines, calibration = tmp_path / "baselines.json", tmp_path / "calibration.json"
+    baselines.write_text('{"baseline_passage": [{"rank": 0, "document": 7}], "baseline": []}')
+    calibration.write_text('{"measures": [{"kind": "null", "measure": "readout_ratio.5", "value": 1}], "spike_in": []}')
+
+    assert read_baselines(baselines) == {"baseline_passage": [{"rank": 0, "sequence": 7}], "baseline": []}
+    assert read_calibration(calibration, [])["calibration"]["measure"].to_pylist() == ["readout_contrast.5"]

@@ -1,4 +1,4 @@
-"""Shares that a calibration saw come with the interval that few trials leave open."""
+"""Shares from a calibration come with the wide intervals that few trials leave."""
 
 import pytest
 from scipy.stats import binomtest

@@ -1,18 +1,18 @@
-"""Everything of one feature, read together, is what each table says by itself."""
+"""The combined query for one feature returns what each table holds."""
 
 import duckdb
 import pytest
 
 from app.errors import FeatureNotFound
 from app.results.connection import Results
-from app.results.evidence.feature_detail import dossier_of
-from app.results.features.corpus_breakdown import usual_of
+from app.results.evidence.feature_detail import feature_detail
+from app.results.features.corpus_breakdown import corpus_shares
 from app.results.features.feature import in_sources, one_feature
 
 
 def test_the_dossier_holds_what_each_table_says(results: Results, tables: duckdb.DuckDBPyConnection):
     for feature in (3, 15, 200):
-        found = dossier_of(results, feature, {})
+        found = feature_detail(results, feature, {})
 
         assert found.feature == one_feature(results, feature)
         assert found.inside == in_sources(results, feature)
@@ -26,28 +26,28 @@ def test_the_dossier_holds_what_each_table_says(results: Results, tables: duckdb
             for place, logit in enumerate(side)
         )
         assert shown == logits.fetchall()
-        alike = tables.execute(
+        neighbours = tables.execute(
             "select n.kind, n.other, o.owner, n.correlation from neighbour n join feature o on o.feature = n.other "
             "where n.feature = ?",
             [feature],
         )
-        assert sorted((one.kind, one.feature, one.owner, one.correlation) for one in found.alike) == sorted(
-            alike.fetchall()
+        assert sorted((one.kind, one.feature, one.owner, one.correlation) for one in found.neighbours) == sorted(
+            neighbours.fetchall()
         )
 
 
 def test_neighbours_come_twins_first_and_each_kind_by_correlation(results: Results):
     kinds = {"twin": 0, "similar": 1, "coactive": 2}
     for feature in range(60):
-        order = [(kinds[one.kind], -(one.correlation or 0)) for one in dossier_of(results, feature, {}).alike]
+        order = [(kinds[one.kind], -(one.correlation or 0)) for one in feature_detail(results, feature, {}).neighbours]
         assert order == sorted(order)
 
 
 def test_a_feature_that_is_not_there_is_not_found(results: Results):
     with pytest.raises(FeatureNotFound):
-        dossier_of(results, 240, {})
+        feature_detail(results, 240, {})
 
 
 def test_shares_of_the_text_add_up_for_each_kind_of_part(results: Results):
-    for parts in usual_of(results).values():
+    for parts in corpus_shares(results).values():
         assert sum(parts.values()) == pytest.approx(1)

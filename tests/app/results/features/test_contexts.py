@@ -1,12 +1,12 @@
-"""Contexts of a feature: windows, whole sequences, and what was kept of each."""
+"""Contexts of a feature, whole sequences, and the firings kept of each."""
 
 import duckdb
 import pytest
 
 from app.errors import NotFound
 from app.results.connection import Results
-from app.results.features.contexts import buckets_of, kept_of, strongest_windows, whole_sequence, windows_of
-from app.results.features.search import features_peaking_on, features_with_text, index_in
+from app.results.features.contexts import bucket_counts, kept_counts, kept_windows, strongest_windows, whole_sequence
+from app.results.features.search import feature_with_index, features_peaking_on, features_with_text
 from tests.worlds.tiny_results import RUN
 
 
@@ -16,7 +16,7 @@ def told(windows) -> int:
 
 
 def test_windows_come_strongest_first_and_none_is_lost_by_folding(results: Results):
-    windows = windows_of(results, 3, "top", "", scale=1.0)
+    windows = kept_windows(results, 3, "top", "", scale=1.0)
 
     peaks = [window.peak for window in windows]
     assert peaks == sorted(peaks, reverse=True)
@@ -26,7 +26,7 @@ def test_windows_come_strongest_first_and_none_is_lost_by_folding(results: Resul
 
 
 def test_the_peak_of_a_window_has_its_strongest_activation(results: Results):
-    for window in windows_of(results, 3, "top", "", scale=1.0):
+    for window in kept_windows(results, 3, "top", "", scale=1.0):
         strongest = max(row.activation or 0 for row in window.rows)
         assert window.rows[window.peak_place].activation == pytest.approx(strongest)
         assert window.peak == pytest.approx(strongest)
@@ -36,7 +36,7 @@ def test_folded_windows_have_the_same_words_around_the_peak(results: Results):
     folded = [
         (window, repeat)
         for feature in range(60)
-        for window in windows_of(results, feature, "top", "", scale=1.0)
+        for window in kept_windows(results, feature, "top", "", scale=1.0)
         for repeat in window.repeats
     ]
     assert folded, "the tiny world holds repeated sentences"
@@ -48,9 +48,9 @@ def test_folded_windows_have_the_same_words_around_the_peak(results: Results):
 
 
 def test_kinds_of_contexts_are_counted_per_corpus_part(results: Results, tables: duckdb.DuckDBPyConnection):
-    kept = kept_of(results, 3)
+    kept = kept_counts(results, 3)
 
-    assert [(bucket.bucket, bucket.count) for bucket in buckets_of(kept, "")] == [
+    assert [(bucket.bucket, bucket.count) for bucket in bucket_counts(kept, "")] == [
         ("top", 8),
         *((f"q{fifth}", 3) for fifth in (5, 4, 3, 2, 1)),
     ]
@@ -58,8 +58,8 @@ def test_kinds_of_contexts_are_counted_per_corpus_part(results: Results, tables:
     (expected,) = tables.execute(
         "select count(*) from firing where feature = 3 and bucket = 'top' and corpus = ?", [corpus]
     ).fetchone()
-    assert buckets_of(kept, corpus)[0].count == expected
-    assert buckets_of(kept, "nowhere") == []
+    assert bucket_counts(kept, corpus)[0].count == expected
+    assert bucket_counts(kept, "nowhere") == []
 
 
 def test_a_whole_sequence_knows_activations_inside_kept_windows_alone(results: Results, tables):
@@ -85,7 +85,7 @@ def test_the_example_of_a_feature_is_its_strongest_kept_firing(results: Results)
 
     assert sorted(examples) == [3, 4], "15 never fired"
     for feature, example in examples.items():
-        best = windows_of(results, feature, "top", "", scale=1.0)[0]
+        best = kept_windows(results, feature, "top", "", scale=1.0)[0]
         assert (example.sequence, example.peak) == (best.sequence, pytest.approx(best.peak))
         assert [row.tokens[0] for row in example.rows][: example.peak_place] != []
     assert strongest_windows(results, []) == {}
@@ -101,15 +101,15 @@ def test_text_is_found_in_windows_whatever_its_case(results: Results, tables):
     assert len(features_with_text(results, "%")) < 225
 
 
-def test_peaks_are_found_by_the_token_that_ends_there_in_any_source(results: Results, library, tables):
+def test_peaks_are_found_by_the_token_that_ends_there_in_any_source(results: Results, catalog, tables):
     expected = set()
     for feature, peak, tokens in tables.execute("select feature, peak_byte_end, tokens from firing").fetchall():
         if any(token["byte_end"] == peak and "fox" in token["text"] for source in tokens for token in source):
             expected.add(feature)
 
-    assert features_peaking_on(library, RUN, " FOX ") == expected != set()
+    assert features_peaking_on(catalog, RUN, " FOX ") == expected != set()
 
 
 @pytest.mark.parametrize(("text", "found"), [("12", {12}), ("#12", {12}), ("240", set()), ("x1", set()), ("²", set())])
 def test_an_index_is_found_when_the_run_has_it(results: Results, text: str, found: set[int]):
-    assert index_in(results, text) == found
+    assert feature_with_index(results, text) == found

@@ -1,11 +1,17 @@
-"""The list of features: every filter and order gives what a plain look through all features gives."""
+"""Every filter and order of the list gives what a plain scan of all features gives."""
 
 import duckdb
 import pytest
 
 from app.errors import BadQuery
 from app.results.connection import Results
-from app.results.features.feature_list import every_feature, list_features, neighbours, order_of, random_feature
+from app.results.features.feature_list import (
+    every_feature,
+    list_features,
+    list_position,
+    ordered_features,
+    random_feature,
+)
 from app.results.features.query import PER_PAGE, FeatureQuery
 
 
@@ -80,8 +86,8 @@ def test_a_page_beyond_the_last_shows_the_last(results: Results):
 
 
 def test_a_facet_counts_its_values_under_the_other_filters(results: Results, everything):
-    listing = FeatureQuery(owner="gemma3", life="alive", share_min=0.5)
-    facets = list_features(results, listing, None).facets
+    query = FeatureQuery(owner="gemma3", life="alive", share_min=0.5)
+    facets = list_features(results, query, None).facets
     alive = [f for f in everything if f["firings"] > 0 and f["norm_share"] >= 0.5]
 
     owners = {value.value: value.count for value in facets["owner"]}
@@ -99,28 +105,28 @@ def test_a_chosen_value_that_counts_nothing_can_still_be_taken_away(results: Res
 
 
 def test_text_restricts_to_the_features_it_was_found_in(results: Results):
-    listing = FeatureQuery(q="anything", life="alive")
+    query = FeatureQuery(q="anything", life="alive")
 
-    assert [row.feature for row in every_feature(results, listing, {3, 5, 15, 7})] != []
-    assert sorted(row.feature for row in every_feature(results, listing, {3, 5, 15, 7})) == [3, 5, 7]
-    assert every_feature(results, listing, set()) == []
+    assert [row.feature for row in every_feature(results, query, {3, 5, 15, 7})] != []
+    assert sorted(row.feature for row in every_feature(results, query, {3, 5, 15, 7})) == [3, 5, 7]
+    assert every_feature(results, query, set()) == []
 
 
 def test_neighbours_are_those_of_the_filtered_list(results: Results):
-    order = order_of(results, FeatureQuery(owner="gemma3", sort="-density"), None)
+    order = ordered_features(results, FeatureQuery(owner="gemma3", sort="-density"), None)
     assert order == indexes(results, owner="gemma3", sort="-density")
 
-    middle = neighbours(order, order[4])
-    assert (middle.place, middle.total, middle.previous, middle.next) == (5, len(order), order[3], order[5])
-    assert neighbours(order, order[0]).previous is None
-    assert neighbours(order, order[-1]).next is None
+    middle = list_position(order, order[4])
+    assert (middle.position, middle.total, middle.previous, middle.next) == (5, len(order), order[3], order[5])
+    assert list_position(order, order[0]).previous is None
+    assert list_position(order, order[-1]).next is None
 
 
 def test_from_a_feature_outside_the_list_the_list_begins():
-    found = neighbours([7, 3, 5], 4)
+    found = list_position([7, 3, 5], 4)
 
-    assert (found.place, found.previous, found.next, found.total) == (None, None, 7, 3)
-    assert neighbours([], 4).next is None
+    assert (found.position, found.previous, found.next, found.total) == (None, None, 7, 3)
+    assert list_position([], 4).next is None
 
 
 def test_a_random_feature_lives_and_passes_the_filters(results: Results):
@@ -138,19 +144,19 @@ def test_what_makes_no_sense_is_refused_with_what_would(results: Results):
 
 
 def test_an_address_leaves_defaults_out_and_gives_the_same_state_back():
-    listing = FeatureQuery(owner=["a", "b"], density_min=0.001, q="ü &", page=3)
+    query = FeatureQuery(owner=["a", "b"], density_min=0.001, q="ü &", page=3)
 
-    pairs = listing.pairs()
+    pairs = query.pairs()
 
     assert pairs == [("owner", "a"), ("owner", "b"), ("q", "ü &"), ("density_min", "0.001"), ("page", "3")]
     assert FeatureQuery().pairs() == []
 
 
 def test_choosing_a_facet_again_takes_it_away_and_goes_to_the_first_page():
-    listing = FeatureQuery(owner="a", page=4)
+    query = FeatureQuery(owner="a", page=4)
 
-    assert listing.toggled("owner", "b") == [("owner", "a"), ("owner", "b")]
-    assert listing.toggled("owner", "a") == []
+    assert query.toggled("owner", "b") == [("owner", "a"), ("owner", "b")]
+    assert query.toggled("owner", "a") == []
 
 
 def test_a_column_sorts_first_by_its_strongest_and_then_the_other_way():

@@ -1,19 +1,19 @@
-"""Evidence: what the measures of a feature say about whose it is, in words a reader can check."""
+"""Puts a feature's verdict, claim and measures into words."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.results.connection import Source
-from app.results.evidence.criteria import Test, question
+from app.results.evidence.criteria import CriterionResult, criterion
 from app.results.features.feature import Feature, InSource, Neighbour
 
 TWIN_ABOVE = 0.5
-"""Correlation from which a feature of another owner is likely to mean the same."""
+"""Correlation from which on a feature of another owner probably has the same meaning."""
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One measure with what it means."""
+class WordedMeasure:
+    """A measure and what it means."""
 
     measure: str
     value: float
@@ -23,7 +23,10 @@ class Finding:
 
 
 def verdict_in_words(
-    feature: Feature, sources: Sequence[Source], tests: Sequence[Test] = (), alike: Sequence[Neighbour] = ()
+    feature: Feature,
+    sources: Sequence[Source],
+    tests: Sequence[CriterionResult] = (),
+    neighbours: Sequence[Neighbour] = (),
 ) -> str:
     """Whose feature it is and how well that is known, in a sentence that can stand in a report."""
     if feature.firings == 0:
@@ -37,7 +40,9 @@ def verdict_in_words(
         return _supported(feature, owner, others, several=several)
     claim = f"Claimed for {owner} alone"
     if feature.verdict == "refuted":
-        return f"{claim}, but the tests refute that this is a difference: {_refuted(feature, others, tests, alike)}."
+        return (
+            f"{claim}, but the tests refute that this is a difference: {_refuted(feature, others, tests, neighbours)}."
+        )
     if feature.verdict == "undecided":
         return f"{claim}; the tests leave it undecided: {_undecided(feature, tests)}."
     return f"{claim} — a candidate, not yet tested."
@@ -68,16 +73,16 @@ def _has_less(others: str) -> str:
     return "have less" if " and " in others else "has less"
 
 
-def _refuted(feature: Feature, others: str, tests: Sequence[Test], alike: Sequence[Neighbour]) -> str:
-    twin = closest_twin(alike)
+def _refuted(feature: Feature, others: str, tests: Sequence[CriterionResult], neighbours: Sequence[Neighbour]) -> str:
+    twin = closest_twin(neighbours)
     if feature.kind == "analogue" and twin is not None:
         return f"feature {twin.feature} ({twin.owner}) fires on the same rows, so it is an analogue"
-    reasons = [question(one.test).otherwise for one in tests if one.says == "refutes"]
+    reasons = [criterion(one.test).reason for one in tests if one.says == "refutes"]
     return next((reason for reason in reasons if reason), f"{others} has it as well")
 
 
-def _undecided(feature: Feature, tests: Sequence[Test]) -> str:
-    reasons = [question(one.test).otherwise or one.name for one in tests if one.says == "doubts"]
+def _undecided(feature: Feature, tests: Sequence[CriterionResult]) -> str:
+    reasons = [criterion(one.test).reason or one.name for one in tests if one.says == "doubts"]
     if not reasons and feature.q_value is None:
         return "there was nothing known to be false to hold it against"
     if not reasons:
@@ -89,14 +94,14 @@ def _listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def closest_twin(alike: Sequence[Neighbour]) -> Neighbour | None:
+def closest_twin(neighbours: Sequence[Neighbour]) -> Neighbour | None:
     """The feature of another owner that fires most on the same rows."""
-    twins = [one for one in alike if one.kind == "twin" and one.correlation is not None]
+    twins = [one for one in neighbours if one.kind == "twin" and one.correlation is not None]
     return max(twins, key=lambda one: one.correlation or 0.0, default=None)
 
 
-def claim_in_words(feature: Feature, inside: Sequence[InSource]) -> Finding | None:
-    """Where a claim comes from, which is no evidence for it; None without one."""
+def claim_in_words(feature: Feature, inside: Sequence[InSource]) -> WordedMeasure | None:
+    """The norm share that makes the claim, which is no evidence for it; None without a claim."""
     if not feature.claimed:
         return None
     members = feature.owner.split("+")
@@ -106,13 +111,13 @@ def claim_in_words(feature: Feature, inside: Sequence[InSource]) -> Finding | No
         why = f"The group “{feature.group}” cannot write to {' or '.join(silent)}: this is so by construction."
     else:
         why = "It was free to take any value; training with a sparse dictionary often exaggerates it."
-    return Finding("Norm share", share, "share", why)
+    return WordedMeasure("Norm share", share, "share", why)
 
 
-def findings(inside: Sequence[InSource], alike: Sequence[Neighbour]) -> list[Finding]:
-    """What is known of a feature that makes no claim; measures not taken are left out."""
+def measures_in_words(inside: Sequence[InSource], neighbours: Sequence[Neighbour]) -> list[WordedMeasure]:
+    """Readouts, norm shares and the closest twin of a feature; measures not taken are left out."""
     found = [
-        Finding(
+        WordedMeasure(
             f"Told from {each.name}",
             each.readout,
             "share",
@@ -122,18 +127,19 @@ def findings(inside: Sequence[InSource], alike: Sequence[Neighbour]) -> list[Fin
         if each.readout is not None
     ]
     found += [
-        Finding(f"Norm share of {each.name}", each.norm_share, "share", "Part of its decoder norms.") for each in inside
+        WordedMeasure(f"Norm share of {each.name}", each.norm_share, "share", "Part of its decoder norms.")
+        for each in inside
     ]
-    twin = closest_twin(alike)
+    twin = closest_twin(neighbours)
     if twin is not None and twin.correlation is not None:
         likely = "it probably says the same thing" if twin.correlation >= TWIN_ABOVE else "too little to be the same"
         meaning = f"Feature {twin.feature} ({twin.owner}) fires on the same rows to this degree; {likely}."
-        found.append(Finding("Closest twin", twin.correlation, "number", meaning))
+        found.append(WordedMeasure("Closest twin", twin.correlation, "number", meaning))
     return found
 
 
 def coherence_in_words(feature: Feature) -> str | None:
-    """Whether it stands for one thing, as far as activations tell; None when that is not known."""
+    """What its coherence implies about polysemy; None without a coherence."""
     if feature.coherence is None:
         return None
     if feature.polysemous:

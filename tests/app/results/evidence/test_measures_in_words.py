@@ -1,4 +1,4 @@
-"""Evidence in words: what is claimed, what the tests make of it, and what is no evidence at all."""
+"""Verdicts, claims and measures in words."""
 
 import dataclasses
 
@@ -6,15 +6,22 @@ import pytest
 
 from app.results.connection import Source
 from app.results.evidence.agreement import agreement_of
-from app.results.evidence.criteria import QUESTIONS, SAYS, in_order, refuting_from, thresholds, worded
-from app.results.evidence.findings import (
+from app.results.evidence.criteria import (
+    CRITERIA,
+    EFFECTS,
+    criterion_result,
+    refuting_thresholds,
+    sorted_by_effect,
+    thresholds,
+)
+from app.results.evidence.measures_in_words import (
     claim_in_words,
     closest_twin,
     coherence_in_words,
-    findings,
+    measures_in_words,
     verdict_in_words,
 )
-from app.results.features.corpus_breakdown import SHOWN, parts_of
+from app.results.features.corpus_breakdown import SHOWN, breakdown_entries
 from app.results.features.feature import Feature, InSource, Neighbour
 
 SOURCES = tuple(
@@ -137,9 +144,9 @@ def test_a_verdict_is_a_sentence_that_names_owner_kind_and_error(feature: Featur
 
 def test_what_leaves_a_claim_undecided_is_named():
     tests = [
-        worded("firings", 12.0, 100.0, 12, "doubts"),
-        worded("template_share", 0.9, 0.5, 12, "doubts"),
-        worded("density", 0.001, 0.05, 12, "silent"),
+        criterion_result("firings", 12.0, 100.0, 12, "doubts"),
+        criterion_result("template_share", 0.9, 0.5, 12, "doubts"),
+        criterion_result("density", 0.001, 0.05, 12, "silent"),
     ]
 
     words = verdict_in_words(judged("undecided"), SOURCES, tests, [])
@@ -148,20 +155,20 @@ def test_what_leaves_a_claim_undecided_is_named():
 
 
 def test_a_test_that_has_no_words_here_is_shown_under_its_own_name():
-    found = worded("moon_phase", 0.5, None, None, "refutes")
+    found = criterion_result("moon_phase", 0.5, None, None, "refutes")
 
     assert (found.name, found.asks, found.side) == ("Moon phase", "", "")
     assert verdict_in_words(judged("refuted"), SOURCES, [found], []).endswith("smollm2 has it as well.")
 
 
 def test_tests_that_speak_come_first_and_the_weightiest_of_them_before_the_rest():
-    names = [*QUESTIONS, "moon_phase"]
-    tests = [worded(name, 0.0, None, None, SAYS[place % 4]) for place, name in enumerate(names)]
+    names = [*CRITERIA, "moon_phase"]
+    tests = [criterion_result(name, 0.0, None, None, EFFECTS[place % 4]) for place, name in enumerate(names)]
 
-    ordered = in_order(tests[::-1])
+    ordered = sorted_by_effect(tests[::-1])
 
-    assert [one.says for one in ordered] == sorted((one.says for one in tests), key=SAYS.index)
-    for says in SAYS:
+    assert [one.says for one in ordered] == sorted((one.says for one in tests), key=EFFECTS.index)
+    for says in EFFECTS:
         mine = [one.test for one in ordered if one.says == says]
         assert mine == [name for name in names if name in mine]
 
@@ -171,7 +178,7 @@ def test_thresholds_are_those_of_the_recipe():
 
     assert thresholds(recipe) == {"readout_contrast": 0.4, "firings": 50.0, "like_decoys": 0.2}
     assert thresholds({}) == thresholds({"analysis": {}}) == {}
-    assert refuting_from({"analysis": {"verdict": {"readout_contrast": 0.4, "equal_readout": 0.8}}}) == {
+    assert refuting_thresholds({"analysis": {"verdict": {"readout_contrast": 0.4, "equal_readout": 0.8}}}) == {
         "readout_contrast": 0.8
     }
 
@@ -182,9 +189,12 @@ def test_the_closest_twin_fires_on_most_of_the_same_rows():
 
 
 def test_measures_that_were_not_taken_are_left_out():
-    assert [one.measure for one in findings(inside(0.5, 0.5), [])] == ["Norm share of smollm2", "Norm share of gemma3"]
+    assert [one.measure for one in measures_in_words(inside(0.5, 0.5), [])] == [
+        "Norm share of smollm2",
+        "Norm share of gemma3",
+    ]
 
-    found = findings(inside(0.5, 0.5, readout=0.4), TWINS)
+    found = measures_in_words(inside(0.5, 0.5, readout=0.4), TWINS)
 
     assert [one.measure for one in found][:2] == ["Told from smollm2", "Told from gemma3"]
     assert found[0].value == 0.4
@@ -214,12 +224,12 @@ def test_agreement_counts_rows_where_both_and_where_only_one_fires():
 
 def test_parts_are_held_against_their_share_of_the_text_and_small_ones_are_added_up():
     usual = {"en": 0.8, "de": 0.1, **{f"l{place}": 0.01 for place in range(8)}}
-    parts = parts_of({"de": 60, "en": 32, **{f"l{place}": 1 for place in range(8)}}, usual)
+    parts = breakdown_entries({"de": 60, "en": 32, **{f"l{place}": 1 for place in range(8)}}, usual)
 
     assert [part.name for part in parts[:2]] == ["de", "en"]
     assert (parts[0].share, parts[0].usual, parts[0].times) == (0.6, 0.1, pytest.approx(6.0))
     assert len(parts) == SHOWN + 1
     assert (parts[-1].name, parts[-1].firings, parts[-1].usual) == ("4 others", 4, pytest.approx(0.04))
     assert sum(part.share for part in parts) == pytest.approx(1)
-    assert parts_of({"und": 3}, {})[0].name == "und"
-    assert parts_of({"und": 3}, {})[0].times is None
+    assert breakdown_entries({"und": 3}, {})[0].name == "und"
+    assert breakdown_entries({"und": 3}, {})[0].times is None
