@@ -18,29 +18,29 @@ INTRODUCTION = (
     "model is compared with itself. Every claim is therefore tested, all in the same way, whichever source it favours."
 )
 VERDICTS = {
-    "supported": "The others' activations tell little of the feature, so little that a false claim seldom looks like "
+    "supported": "The others' activations predict the feature poorly, so poorly that a false claim seldom looks like "
     "it, and no test raises a doubt.",
     "refuted": "The evidence is against the claim: a feature of another owner fires on the same rows, or the others' "
-    "activations tell the feature about as well as the owner's do, or as well as they tell features that all have.",
+    "activations predict it about as well as the owner's do, or as well as they predict features that all have.",
     "undecided": "Neither: the evidence is too weak, or a test raises a doubt.",
     "untested": "The run was published without tests.",
 }
 KINDS = {
-    "absent": "Next to nothing of the feature can be told from the others.",
-    "weaker": "A part of it can be told from the others.",
+    "absent": "Next to nothing of the feature can be predicted from the others.",
+    "weaker": "A part of it can be predicted from the others.",
     "analogue": "The others have a twin: a feature of their own that fires on the same rows.",
 }
 EFFECTS_IN_WORDS = {
-    "supports": "speaks for the claim; the first two tests below must, before it is supported",
+    "supports": "evidence for the claim; the first two tests below must say so before it is supported",
     "doubts": "keeps the claim from being supported",
     "refutes": "is evidence against the claim",
     "silent": "neutral: neither for nor against the claim",
 }
 LIMITS = (
-    """The criteria ask whether the others' activations predict a feature less well than they predict features known to be
-    shared. They do not ask whether it is a feature at all: a null without concepts (one model's activations replaced by
-    their linear prediction from the other plus Gaussian noise of the same covariance) had 76 claims supported where the
-    demo has 102. A supported claim is a candidate that is weaker on the other side, and q is no error rate against
+    """The criteria ask whether the others' activations predict a feature less well than they predict features known to
+    be shared. They do not ask whether it is a feature at all: a null without concepts (one model's activations replaced
+    by their linear prediction from the other plus Gaussian noise of the same covariance) had 76 claims supported where
+    the demo has 102. A supported claim is a candidate that is weaker on the other side, and q is no error rate against
     such noise.""",
     """q-values are learned from decoys: shared features, seen through the owner's activations alone and tested as if
     they were claimed. Whatever is claimed of them is false, so they show how exclusive a false claim can look. A
@@ -76,12 +76,12 @@ class Criterion:
 
 CRITERIA = {
     "readout_contrast": Criterion(
-        "Told from the others",
-        "How much of it the others' activations tell, over what the owner's tell: 0 when they cannot know where it "
-        "fires, 1 when they know as well. Both count what chance costs a readout, so it is above the list's ratio.",
+        "Readout from the others",
+        "How well the others' activations predict it, over how well the owner's do: 0 when they cannot say where it "
+        "fires, 1 when they predict it as well. Both include what chance costs, so it exceeds the list's ratio.",
         "number",
         "≤",
-        "the others' activations tell a good part of it",
+        "the others' activations predict a good part of it",
         "readout_contrast",
         "equal_readout",
     ),
@@ -98,7 +98,7 @@ CRITERIA = {
         "The share of decoys, known to be false, that look at least as exclusive.",
         "share",
         "<",
-        "the others tell it as well as they tell features that all have",
+        "the others predict it as well as they predict features that all have",
         "refuted_from",
     ),
     "twin": Criterion(
@@ -128,11 +128,11 @@ CRITERIA = {
         "nu_reconstruction",
     ),
     "owner_readout": Criterion(
-        "Told from the owner",
-        "How much of it the owner's own activations tell; below the threshold there is nothing to compare with.",
+        "Readout from the owner",
+        "How well the owner's own activations predict it; below the threshold there is nothing to compare with.",
         "share",
         "≥",
-        "even the owner's activations hardly tell it, so readouts cannot be compared",
+        "even the owner's activations hardly predict it, so readouts cannot be compared",
         "owner_readout",
     ),
     "firings": Criterion("Firings", "Rows on which it fired.", "count", "≥", "it fired too seldom", "firings"),

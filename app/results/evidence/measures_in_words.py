@@ -60,10 +60,12 @@ def _supported(feature: Feature, owner: str, others: str, *, several: bool) -> s
     if feature.kind == "weaker":
         return (
             f"{owner} {has} this feature and {others} {_has_less(others)} of it, and the tests support that, of the "
-            f"kind “weaker”: a part of it can be told from {others} too{level}."
+            f"kind “weaker”: a part of it can be predicted from {others} too{level}."
         )
     kind = (
-        f", of the kind “absent”: next to nothing of it can be told from {others}" if feature.kind == "absent" else ""
+        f", of the kind “absent”: next to nothing of it can be predicted from {others}"
+        if feature.kind == "absent"
+        else ""
     )
     return f"Only {owner} {has} this feature, and the tests support it{kind}{level}."
 
@@ -118,7 +120,7 @@ def measures_in_words(inside: Sequence[InSource], neighbours: Sequence[Neighbour
     """Readouts, norm shares and the closest twin of a feature; measures not taken are left out."""
     found = [
         WordedMeasure(
-            f"Told from {each.name}",
+            f"Readout from {each.name}",
             each.readout,
             "share",
             f"Part of the feature's activation that {each.name}'s activations predict linearly.",

@@ -92,14 +92,14 @@ def test_a_feature_without_a_claim_has_none_in_words():
             judged("supported", "absent"),
             (
                 "Only gemma3 has this feature, and the tests support it, of the kind “absent”: next to nothing of it "
-                "can be told from smollm2 (q = 0.012)."
+                "can be predicted from smollm2 (q = 0.012)."
             ),
         ),
         (
             judged("supported", "weaker"),
             (
                 "gemma3 has this feature and smollm2 has less of it, and the tests support that, of the kind “weaker”: "
-                "a part of it can be told from smollm2 too (q = 0.012)."
+                "a part of it can be predicted from smollm2 too (q = 0.012)."
             ),
         ),
         (
@@ -196,7 +196,7 @@ def test_measures_that_were_not_taken_are_left_out():
 
     found = measures_in_words(inside(0.5, 0.5, readout=0.4), TWINS)
 
-    assert [one.measure for one in found][:2] == ["Told from smollm2", "Told from gemma3"]
+    assert [one.measure for one in found][:2] == ["Readout from smollm2", "Readout from gemma3"]
     assert found[0].value == 0.4
     assert found[-1].value == 0.9
     assert "Feature 9 (shared)" in found[-1].meaning
