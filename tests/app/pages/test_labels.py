@@ -105,7 +105,7 @@ def test_withdraw_and_restore(visitor: TestClient):
     save(visitor, text="Dutch", revision=1)
     page = save(visitor, action="restore", restore=1, revision=2).text
     assert fields(page)["text"] == "German"
-    assert "brings back revision 1" in page
+    assert "restores revision 1" in page
     page = save(visitor, action="withdraw", revision=3).text
     assert "Nobody has labelled this feature yet" in page
     assert "Dutch" in page, "the history keeps everything"

@@ -274,7 +274,7 @@ def test_when_too_many_are_under_way_the_next_is_told_to_come_back(explorer: Exp
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "10")
     assert "Try again in a moment" in answer.text
     assert html.escape(PROMPT, quote=False).replace('"', "&#34;") in answer.text, "the form keeps the prompt"
-    explorer.wait_for(crowd[-1], r"Waiting; [123] (is|are) before it")
+    explorer.wait_for(crowd[-1], r"Waiting; [123] ahead in the queue")
     for generation in reversed(crowd):
         explorer.browser.post(f"/generations/{generation}/stop")
     for generation in crowd:
