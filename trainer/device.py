@@ -1,4 +1,4 @@
-"""Picks the device and the precision of its products."""
+"""Picks the device to compute on, CPU or GPU, and the precision of its matrix products."""
 
 import torch
 from torch import Tensor

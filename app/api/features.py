@@ -50,8 +50,8 @@ def read_features(view: RunView) -> dict[str, Any]:
 def download_json(view: RunView) -> StreamingResponse:
     """Exactly the features that pass the filters, in the list's order."""
     rows = _with_labels(view)
-    parts = (f"{',' if place else '['}\n{json.dumps(row, ensure_ascii=False)}" for place, row in enumerate(rows))
-    return _file(view, _ended(parts, "[", "\n]\n"), "application/json", "json")
+    parts = (f"{',' if index else '['}\n{json.dumps(row, ensure_ascii=False)}" for index, row in enumerate(rows))
+    return _file(view, _with_end(parts, "[", "\n]\n"), "application/json", "json")
 
 
 @router.get("/features.csv", summary="The whole filtered list as CSV", response_class=StreamingResponse)
@@ -147,7 +147,7 @@ def _with_labels(view: RunRequest) -> Iterator[dict[str, Any]]:
     return ({**asdict(row), "label": labels.get(row.feature)} for row in rows)
 
 
-def _ended(parts: Iterable[str], empty: str, end: str) -> Iterator[str]:
+def _with_end(parts: Iterable[str], empty: str, end: str) -> Iterator[str]:
     """The parts, or what stands for none of them, and the end."""
     first = True
     for part in parts:

@@ -95,7 +95,7 @@ def read_plot(
     return stacked_histogram(counted, looks, x_title=title, logarithmic=scale == "log", links=links)
 
 
-def _filter(plot: str, each: overview.Bin, *, two: bool) -> dict[str, str]:
+def _filter(plot: str, each: overview.HistogramBin, *, two: bool) -> dict[str, str]:
     """The list's filter for the features of one bar; the list knows norm shares, not relative norms."""
     bound, edge = (
         ("density", _power) if plot == "densities" else ("share", overview.share_of_relative if two else float)

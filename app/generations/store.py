@@ -1,4 +1,4 @@
-"""Stores generations under a permalink and finds them again; the only place that reads and writes their tables."""
+"""Stores generations under a permalink, which is made here, and finds them again."""
 
 import datetime
 import hashlib

@@ -20,7 +20,7 @@ class Parameter:
     """A parameter in an operation's address."""
 
     name: str
-    place: str
+    location: str
     required: bool
     kind: str
     default: str
@@ -93,7 +93,7 @@ def _parameter(entry: dict[str, Any]) -> Parameter:
     default = schema.get("default")
     return Parameter(
         name=entry["name"],
-        place=entry["in"],
+        location=entry["in"],
         required=bool(entry.get("required")),
         kind=_kind(schema),
         default="" if default in (None, "", []) else str(default),

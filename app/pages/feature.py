@@ -34,7 +34,7 @@ from app.results.features.contexts import (
     kept_windows,
 )
 from app.results.features.corpus_breakdown import CorpusBreakdown
-from app.results.features.feature import Bar, Feature, InSource, Logits, Neighbour, strongest
+from app.results.features.feature import ActivationBin, Feature, InSource, Logits, Neighbour, strongest
 from app.results.features.feature_list import ListPosition, list_position
 from app.results.features.query import FeatureQuery
 from app.results.owners import Owner, owner_of
@@ -96,7 +96,7 @@ class FeaturePage:
     """With its strongest twin."""
     corpus_breakdown: CorpusBreakdown
     coherence: str | None
-    bars: list[Bar]
+    bars: list[ActivationBin]
     logits: list[Logits]
     strongest_logit: float
     neighbours: list[Neighbour]

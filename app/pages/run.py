@@ -39,15 +39,15 @@ class RunPage:
     recipe_text: str
     versions: dict[str, Any]
     scale: Scale
-    norms: list[overview.Bin]
-    densities: list[overview.Bin]
-    counts: list[overview.Count]
+    norms: list[overview.HistogramBin]
+    densities: list[overview.HistogramBin]
+    counts: list[overview.VerdictCount]
     groups: list[overview.GroupCount]
     evaluation: list[overview.Evaluation]
-    curves: list[tuple[str, list[overview.Curve]]]
+    curves: list[tuple[str, list[overview.TrainingCurve]]]
     """Families of training curves: a measure and what it is split into."""
     coverage: list[overview.Coverage]
-    calibration: list[overview.Calibration]
+    calibration: list[overview.CalibrationMeasure]
     reliability: VerdictReliability
     baselines: Baselines
 
@@ -81,9 +81,9 @@ def show_run(
     return render(request, page)
 
 
-def families(curves: list[overview.Curve]) -> list[tuple[str, list[overview.Curve]]]:
+def families(curves: list[overview.TrainingCurve]) -> list[tuple[str, list[overview.TrainingCurve]]]:
     """Curves gathered by the measure before the dot in their name, the telling ones first."""
-    gathered: dict[str, list[overview.Curve]] = {}
+    gathered: dict[str, list[overview.TrainingCurve]] = {}
     for curve in curves:
         gathered.setdefault(curve.measure.partition(".")[0], []).append(curve)
     order = {"variance_explained": 0, "loss": 1, "l0": 2, "dead": 3, "dead_share": 3, "learning_rate": 9}

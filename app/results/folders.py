@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-SILENT_AFTER = 60.0
+STALE_AFTER = 60.0
 """Seconds without news after which a run that says it is running is taken for dead."""
 
 STATUSES = ("running", "finished", "failed", "stopped")
@@ -89,9 +89,9 @@ def read_progress(folder: Path, now: datetime.datetime | None = None) -> Progres
     if progress.status != "running":
         return progress
     now = now or datetime.datetime.now(datetime.UTC)
-    silent = (now - progress.updated_at).total_seconds() if progress.updated_at else SILENT_AFTER + 1
+    age = (now - progress.updated_at).total_seconds() if progress.updated_at else STALE_AFTER + 1
     alive = _is_alive(state.get("pid"), state.get("host"))
-    return progress if alive and silent <= SILENT_AFTER else _as_stopped(progress, gone=not alive)
+    return progress if alive and age <= STALE_AFTER else _as_stopped(progress, gone=not alive)
 
 
 def read_plan(folder: Path) -> Plan | None:

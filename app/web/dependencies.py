@@ -72,7 +72,7 @@ class LabelReader:
         """Features with a current label that holds every word of the text."""
         return self._query(lambda session: features_matching(session, run, text), set())
 
-    def of(self, run: str, features: Collection[int]) -> dict[int, str]:
+    def latest(self, run: str, features: Collection[int]) -> dict[int, str]:
         """The newest current label of each of these features that has one."""
         return self._query(lambda session: latest_labels(session, run, features), {})
 

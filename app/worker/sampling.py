@@ -1,4 +1,4 @@
-"""Samples tokens from one source while a feature's direction is added at its hookpoint.
+"""Samples tokens from one source while a feature's direction is added to its activations.
 
     x' = x + strength * max_activation * decoder direction / scale        (x is the activation at the hookpoint)
 

@@ -1,4 +1,4 @@
-"""Encodes all rows in the single pass over the store that analysis makes for itself, and sums moments."""
+"""Encodes every row of the store in one pass, and sums the moments on the way."""
 
 from typing import NamedTuple
 

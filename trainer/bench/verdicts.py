@@ -1,4 +1,4 @@
-"""Calls of a toy crosscoder's features by the evidence alone, without the ground truth."""
+"""Judges a toy crosscoder's features by the evidence alone, without the ground truth."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

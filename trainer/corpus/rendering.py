@@ -1,4 +1,4 @@
-"""Renders a document as one source reads it, and maps the rendered text to the canonical text.
+"""Renders a document as one source reads it, chats by its chat template, and maps it to the canonical text.
 
 A chat model reads `<|im_start|>user` where the canonical text has `User: `. The contents are the same characters in
 both, so byte ends inside them can be compared across sources. The text between contents cannot, except the end of a

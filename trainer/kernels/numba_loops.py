@@ -1,4 +1,4 @@
-"""Numba loops over active entries, for the CPU.
+"""The compiled (numba) loops that `cpu.py` calls: sums and products over active entries.
 
 Each loop handles the indices from `first` up to `stop` and writes no other results, so that threads can split the
 range. Sums run in a fixed order, so that results do not depend on the number of threads.

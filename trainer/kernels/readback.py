@@ -1,4 +1,4 @@
-"""Asynchronous device-to-host copies of scalars; reading one synchronises."""
+"""Copies scalars from the GPU to the CPU in the background; only reading one waits for it."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Products over active entries alone, and the dense product that finds these entries.
+"""The interface to all kernels: products over active entries, and the dense product that finds them.
 
 Only the encoder product is dense, and only its entries above a bound are kept. Decoding, the gradient of the
 activations and the gradients of both weights need just the (row, feature) pairs that are active: `rows * k` of

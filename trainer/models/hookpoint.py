@@ -1,4 +1,4 @@
-"""Reads or edits activations at a point of a transformers model, with forward hooks.
+"""Finds a point in a transformers model, and reads or replaces the activations there by a forward hook.
 
 The hooks are removed afterwards; the model itself is not modified.
 """

@@ -1,1 +1,1 @@
-"""The results file: its schema, and the draft in which it is built, checked and published."""
+"""The results file: its schema (`schema.sql`), and the draft in which it is built, checked and published."""

@@ -12,7 +12,7 @@ from app.results.connection import Results
 from app.results.evidence.agreement import Agreement, agreement_of
 from app.results.evidence.criteria import CriterionResult, criterion_result, sorted_by_effect
 from app.results.features.corpus_breakdown import CorpusBreakdown, CorpusShares, breakdown_entries
-from app.results.features.feature import COLUMNS, Bar, Feature, InSource, Logit, Logits, Neighbour
+from app.results.features.feature import COLUMNS, ActivationBin, Feature, InSource, Logit, Logits, Neighbour
 
 TABLES = {
     "source": """
@@ -43,7 +43,7 @@ class FeatureDetail:
     feature: Feature
     inside: list[InSource]
     """In order of the sources."""
-    bars: list[Bar]
+    bars: list[ActivationBin]
     """Bins of its activations, weakest first; empty bins are left out."""
     logits: list[Logits]
     """For every source that it writes to and that has logits."""
@@ -70,7 +70,7 @@ def feature_detail(results: Results, feature: int, corpus_shares: CorpusShares) 
     return FeatureDetail(
         feature=features[feature],
         inside=[InSource(source, names[source], *values) for source, _, _, values in sorted(found["source"])],
-        bars=sorted((Bar(low, high, count) for _, count, _, (low, high) in found["bar"]), key=lambda bar: bar.low),
+        bars=sorted((ActivationBin(low, high, count) for _, count, _, (low, high) in found["bar"]), key=lambda bar: bar.low),
         logits=_logits(found["logit"]),
         neighbours=_neighbours(found["neighbour"], features),
         tests=_tests(found["test"]),

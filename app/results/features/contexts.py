@@ -32,9 +32,9 @@ class Window:
     """Further firings on the same words."""
 
     @property
-    def peak_place(self) -> int:
+    def peak_index(self) -> int:
         """Index of the strongest row."""
-        return next((place for place, row in enumerate(self.rows) if row.peak), 0)
+        return next((index for index, row in enumerate(self.rows) if row.peak), 0)
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,6 @@ def _without_repeats(windows: list[Window]) -> list[Window]:
 
 def _around_peak(window: Window) -> tuple[str, ...]:
     """The words near the peak, case and spaces aside."""
-    place = window.peak_place
-    near = window.rows[max(0, place - SAME_WITHIN) : place + SAME_WITHIN + 1]
+    index = window.peak_index
+    near = window.rows[max(0, index - SAME_WITHIN) : index + SAME_WITHIN + 1]
     return tuple("".join(token.text for token in row.tokens[0]).strip().lower() for row in near)

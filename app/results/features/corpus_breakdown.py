@@ -18,13 +18,13 @@ class BreakdownEntry:
     firings: int
     share: float
     """Of the feature's firings, 0 to 1."""
-    usual: float | None
+    shares: float | None
     """Its share of all rows analysed, 0 to 1; None when unknown."""
 
     @property
     def times(self) -> float | None:
         """The share of firings over the share of all text; None when the latter is unknown."""
-        return self.share / self.usual if self.usual else None
+        return self.share / self.shares if self.shares else None
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ def corpus_shares(results: Results) -> dict[str, dict[str, float]]:
     }
 
 
-def breakdown_entries(firings: Mapping[str, int], usual: Mapping[str, float]) -> tuple[BreakdownEntry, ...]:
+def breakdown_entries(firings: Mapping[str, int], shares: Mapping[str, float]) -> tuple[BreakdownEntry, ...]:
     """Entries by firings, most first; those beyond the first few are summed as `others`."""
     total = max(sum(firings.values()), 1)
     ordered = sorted(firings.items(), key=lambda item: (-item[1], item[0]))
-    shown = [BreakdownEntry(name, count, count / total, usual.get(name)) for name, count in _largest(ordered)]
+    shown = [BreakdownEntry(name, count, count / total, shares.get(name)) for name, count in _largest(ordered)]
     rest = ordered[len(shown) :]
     if rest:
-        count, known = sum(count for _, count in rest), [usual[name] for name, _ in rest if name in usual]
+        count, known = sum(count for _, count in rest), [shares[name] for name, _ in rest if name in shares]
         shown.append(BreakdownEntry(f"{len(rest)} others", count, count / total, sum(known) if known else None))
     return tuple(shown)
 

@@ -82,7 +82,7 @@ class InSource:
 
 
 @dataclass(frozen=True)
-class Bar:
+class ActivationBin:
     """One bin of the activation histogram."""
 
     low: float

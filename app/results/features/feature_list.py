@@ -80,13 +80,13 @@ class ListPosition:
 def list_features(results: Results, query: FeatureQuery, found: set[int] | None) -> FeatureList:
     """The page of features that the query asks for. Raises BadQuery."""
     chosen = select(query, results, found=found)
-    among, parameters = chosen.among()
-    (total,) = results.row(f"select count(*) {among}", **parameters) or (0,)
+    from_where, parameters = chosen.from_where()
+    (total,) = results.row(f"select count(*) {from_where}", **parameters) or (0,)
     pages = max((total + PER_PAGE - 1) // PER_PAGE, 1)
     page = min(query.page, pages)
-    among, parameters = chosen.among(COLUMNS)
+    from_where, parameters = chosen.from_where(COLUMNS)
     rows = results.rows(
-        f"select {COLUMNS} {among} order by {query.order} limit $limit offset $offset",
+        f"select {COLUMNS} {from_where} order by {query.order} limit $limit offset $offset",
         **parameters,
         limit=PER_PAGE,
         offset=(page - 1) * PER_PAGE,
@@ -96,33 +96,33 @@ def list_features(results: Results, query: FeatureQuery, found: set[int] | None)
 
 def every_feature(results: Results, query: FeatureQuery, found: set[int] | None) -> list[FeatureRow]:
     """All features that pass the filters, in order, whatever the page. Raises BadQuery."""
-    among, parameters = select(query, results, found=found).among(COLUMNS)
-    rows = results.rows(f"select {COLUMNS} {among} order by {query.order}", **parameters)
+    from_where, parameters = select(query, results, found=found).from_where(COLUMNS)
+    rows = results.rows(f"select {COLUMNS} {from_where} order by {query.order}", **parameters)
     return [FeatureRow(*row) for row in rows]
 
 
 def random_feature(results: Results, query: FeatureQuery, found: set[int] | None) -> int | None:
     """Any living feature that passes the filters, or any at all when none of them lives."""
-    among, parameters = select(query, results, found=found).among()
-    row = results.row(f"select f.feature {among} order by f.firings = 0, random() limit 1", **parameters)
+    from_where, parameters = select(query, results, found=found).from_where()
+    row = results.row(f"select f.feature {from_where} order by f.firings = 0, random() limit 1", **parameters)
     return int(row[0]) if row else None
 
 
 def ordered_features(results: Results, query: FeatureQuery, found: set[int] | None) -> list[int]:
     """Indexes of all features that pass the filters, in the list's order. Raises BadQuery."""
-    among, parameters = select(query, results, found=found).among(query.order)
-    return [feature for (feature,) in results.rows(f"select f.feature {among} order by {query.order}", **parameters)]
+    from_where, parameters = select(query, results, found=found).from_where(query.order)
+    return [feature for (feature,) in results.rows(f"select f.feature {from_where} order by {query.order}", **parameters)]
 
 
 def list_position(order: Sequence[int], feature: int) -> ListPosition:
     """Position of a feature in an ordered list; one that the filters leave out counts as before the first."""
     try:
-        place = order.index(feature)
+        index = order.index(feature)
     except ValueError:
         return ListPosition(None, len(order), None, order[0] if order else None)
-    previous = order[place - 1] if place else None
-    following = order[place + 1] if place + 1 < len(order) else None
-    return ListPosition(place + 1, len(order), previous, following)
+    previous = order[index - 1] if index else None
+    following = order[index + 1] if index + 1 < len(order) else None
+    return ListPosition(index + 1, len(order), previous, following)
 
 
 def facets_of(results: Results, query: FeatureQuery, found: set[int] | None) -> dict[str, list[FacetValue]]:
@@ -140,18 +140,18 @@ def _counts(results: Results, chosen: Selection, facets: list[str]) -> dict[str,
     counts: dict[str, dict[str, int]] = {facet: {} for facet in facets}
     if not facets:
         return counts
-    among, parameters = chosen.among()
+    from_where, parameters = chosen.from_where()
     columns = ", ".join(FACETS[facet] for facet in facets)
     sets = ", ".join(f"({FACETS[facet]})" for facet in facets)
     rows: list[tuple[Any, ...]] = results.rows(
-        f"select grouping_id({columns}), {columns}, count(*) {among} group by grouping sets ({sets})",
+        f"select grouping_id({columns}), {columns}, count(*) {from_where} group by grouping sets ({sets})",
         **parameters,
     )
     for which, *values, count in rows:
         # A facet's bit is 0 where the rows are grouped by it.
-        place = next(place for place in range(len(facets)) if not which >> (len(facets) - 1 - place) & 1)
-        if values[place] is not None:
-            counts[facets[place]][_shown(facets[place], values[place])] = count
+        index = next(index for index in range(len(facets)) if not which >> (len(facets) - 1 - index) & 1)
+        if values[index] is not None:
+            counts[facets[index]][_shown(facets[index], values[index])] = count
     return counts
 
 

@@ -157,7 +157,7 @@ class Selection:
     conditions: tuple[str, ...]
     parameters: dict[str, Any]
 
-    def among(self, *used: str) -> tuple[str, dict[str, Any]]:
+    def from_where(self, *used: str) -> tuple[str, dict[str, Any]]:
         """FROM and WHERE with their parameters; sources are joined where a condition or what is `used` needs them."""
         where = f"where {' and '.join(self.conditions)}" if self.conditions else ""
         if not any("s." in text for text in (*self.conditions, *used)):

@@ -1,4 +1,4 @@
-"""Cuts a window of text into rows, with every source's tokens and the feature's activation.
+"""Cuts a window of text into rows, with every source's tokens, the activation and the shade that shows it.
 
 Activations exist at rows only: places where a token ends in every source. A row holds, per source, the
 tokens since the row before; the last of them is the one that was read and carries the value.

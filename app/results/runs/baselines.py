@@ -204,19 +204,19 @@ def _passages(results: Results, base: int, source: int) -> tuple[Passage, ...]:
         base=base,
         source=source,
     )
-    return tuple(Passage(rank, corpus, apart, _cells(*text)) for rank, corpus, apart, *text in rows)
+    return tuple(Passage(rank, corpus, apart, _passage_spans(*text)) for rank, corpus, apart, *text in rows)
 
 
-def _cells(
-    start: int, text: str, tokens: list[list[dict[str, Any]]], places: list[dict[str, Any]]
+def _passage_spans(
+    start: int, text: str, tokens: list[list[dict[str, Any]]], spans: list[dict[str, Any]]
 ) -> tuple[PassageSpan, ...]:
     """The spans of a passage; those without a divergence are shaded by how far apart the surprises are."""
-    found = {span["byte_end"]: span for span in places}
+    found = {span["byte_end"]: span for span in spans}
     values = {
         end: abs(span["source_surprise"] - span["base_surprise"]) if span["divergence"] is None else span["divergence"]
         for end, span in found.items()
     }
-    bare = any(span["divergence"] is None for span in places)
+    bare = any(span["divergence"] is None for span in spans)
     scale = max(values.values(), default=1.0) if bare else STRONGEST
     peak = max(values, key=lambda end: values[end], default=None)
     rows = token_rows(

@@ -31,7 +31,7 @@ KNOWN_MEASURES = (
 
 
 @dataclass(frozen=True)
-class Bin:
+class HistogramBin:
     """One bin of a histogram over features, for one owner."""
 
     low: float
@@ -41,7 +41,7 @@ class Bin:
 
 
 @dataclass(frozen=True)
-class Count:
+class VerdictCount:
     """Living features of one owner with one verdict and of one kind."""
 
     owner: str
@@ -67,7 +67,7 @@ class GroupCount:
 
 
 @dataclass(frozen=True)
-class Curve:
+class TrainingCurve:
     """A measure over training."""
 
     measure: str
@@ -102,7 +102,7 @@ class Coverage:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationMeasure:
     """A measure from null runs or spike-ins."""
 
     kind: str
@@ -110,7 +110,7 @@ class Calibration:
     value: float
 
 
-def norm_histogram(results: Results) -> list[Bin]:
+def norm_histogram(results: Results) -> list[HistogramBin]:
     """Living features by where their decoder norm lies, 0 to 1, per owner.
 
     For two sources the relative norm of the second one; otherwise the norm share of the last source.
@@ -125,7 +125,7 @@ def norm_histogram(results: Results) -> list[Bin]:
         bins=SHARE_BINS,
         last=results.sources[-1].source,
     )
-    return [Bin(place / SHARE_BINS, (place + 1) / SHARE_BINS, owner, count) for place, owner, count in rows]
+    return [HistogramBin(index / SHARE_BINS, (index + 1) / SHARE_BINS, owner, count) for index, owner, count in rows]
 
 
 def share_of_relative(relative: float) -> float:
@@ -134,7 +134,7 @@ def share_of_relative(relative: float) -> float:
     return ratio / (1 + ratio)
 
 
-def density_histogram(results: Results) -> list[Bin]:
+def density_histogram(results: Results) -> list[HistogramBin]:
     """Living features by the decimal logarithm of their density, per owner."""
     rows = results.rows(
         """
@@ -144,14 +144,14 @@ def density_histogram(results: Results) -> list[Bin]:
         bins=DENSITY_BINS_PER_DECADE,
     )
     width = DENSITY_BINS_PER_DECADE
-    return [Bin(place / width, (place + 1) / width, owner, count) for place, owner, count in rows]
+    return [HistogramBin(index / width, (index + 1) / width, owner, count) for index, owner, count in rows]
 
 
-def counts(results: Results) -> list[Count]:
+def counts(results: Results) -> list[VerdictCount]:
     """Living features per owner, verdict and kind."""
     sql = "select owner, verdict, kind, count(*) from feature where firings > 0 group by all order by all"
     rows = results.rows(sql)
-    return [Count(*row) for row in rows]
+    return [VerdictCount(*row) for row in rows]
 
 
 def groups(results: Results) -> list[GroupCount]:
@@ -172,7 +172,7 @@ def evaluation(results: Results) -> list[Evaluation]:
     found: defaultdict[str, dict[int | None, float]] = defaultdict(dict)
     for source, measure, value in results.rows("select source, measure, value from evaluation"):
         found[measure][source] = value
-    first = {measure: place for place, measure in enumerate(KNOWN_MEASURES)}
+    first = {measure: index for index, measure in enumerate(KNOWN_MEASURES)}
     ordered = sorted(found, key=lambda measure: (first.get(measure, len(first)), measure))
     return [
         Evaluation(measure, found[measure].get(None), tuple(found[measure].get(s.source) for s in results.sources))
@@ -180,13 +180,13 @@ def evaluation(results: Results) -> list[Evaluation]:
     ]
 
 
-def training_curves(results: Results) -> list[Curve]:
+def training_curves(results: Results) -> list[TrainingCurve]:
     """Everything watched during training, as curves by name."""
     found: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
     for step, measure, value in results.rows("select step, measure, value from training_metric order by measure, step"):
         found[measure].append((step, value))
     return [
-        Curve(measure, tuple(step for step, _ in points), tuple(value for _, value in points))
+        TrainingCurve(measure, tuple(step for step, _ in points), tuple(value for _, value in points))
         for measure, points in found.items()
     ]
 
@@ -208,10 +208,10 @@ def coverage(results: Results) -> list[Coverage]:
     ]
 
 
-def calibration(results: Results) -> list[Calibration]:
+def calibration(results: Results) -> list[CalibrationMeasure]:
     """What null runs and spike-ins showed; empty until the run is calibrated."""
     rows = results.rows("select kind, measure, value from calibration order by kind, measure")
-    return [Calibration(*row) for row in rows]
+    return [CalibrationMeasure(*row) for row in rows]
 
 
 def versions(results: Results) -> dict[str, Any]:

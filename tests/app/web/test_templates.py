@@ -78,6 +78,6 @@ def test_an_address_leaves_empty_values_out_and_escapes_the_rest():
 
 
 def test_dataclasses_become_plain_data():
-    from app.results.runs.overview import Bin
+    from app.results.runs.overview import HistogramBin
 
-    assert as_json({"bins": [Bin(0.0, 0.5, "a", 3)]}) == {"bins": [{"low": 0.0, "high": 0.5, "owner": "a", "count": 3}]}
+    assert as_json({"bins": [HistogramBin(0.0, 0.5, "a", 3)]}) == {"bins": [{"low": 0.0, "high": 0.5, "owner": "a", "count": 3}]}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from app.results.connection import RunCatalog
-from app.results.features.contexts import windows_of
+from app.results.features.contexts import kept_windows
 from trainer.bench.synthetic_run import CONTEXTS_PER_FEATURE, firings, publish_synthetic_run
 from trainer.bench.synthetic_text import VOCABULARY, synthetic_text
 from trainer.run.folder import RunFolder
@@ -33,7 +33,7 @@ def test_the_explorer_reads_it(run):
     catalog = RunCatalog(run.file.parents[1])
     results = catalog.results("synthetic")
 
-    windows = windows_of(results, 3, "top", "", scale=1.0)
+    windows = kept_windows(results, 3, "top", "", scale=1.0)
 
     assert results.features == 64
     assert [source.name for source in results.sources] == ["first", "second"]

@@ -1,4 +1,4 @@
-"""Fits linear readouts of features from one source's activations, scored on held-out documents.
+"""Fits linear (ridge) readouts of features from one source's activations, scored on held-out documents.
 
 A feature that another source's activations predict as well as its owner's is represented there too; one that they do
 not predict at all is absent there, as far as linear readouts show. Widths and tokenizers need not agree. All features

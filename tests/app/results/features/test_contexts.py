@@ -28,7 +28,7 @@ def test_windows_come_strongest_first_and_none_is_lost_by_folding(results: Resul
 def test_the_peak_of_a_window_has_its_strongest_activation(results: Results):
     for window in kept_windows(results, 3, "top", "", scale=1.0):
         strongest = max(row.activation or 0 for row in window.rows)
-        assert window.rows[window.peak_place].activation == pytest.approx(strongest)
+        assert window.rows[window.peak_index].activation == pytest.approx(strongest)
         assert window.peak == pytest.approx(strongest)
 
 
@@ -42,7 +42,7 @@ def test_folded_windows_have_the_same_words_around_the_peak(results: Results):
     assert folded, "the tiny world holds repeated sentences"
     for window, repeat in folded:
         words = [
-            "".join(token.text for token in each.rows[each.peak_place].tokens[0]).strip() for each in (window, repeat)
+            "".join(token.text for token in each.rows[each.peak_index].tokens[0]).strip() for each in (window, repeat)
         ]
         assert words[0] == words[1]
 
@@ -87,7 +87,7 @@ def test_the_example_of_a_feature_is_its_strongest_kept_firing(results: Results)
     for feature, example in examples.items():
         best = kept_windows(results, feature, "top", "", scale=1.0)[0]
         assert (example.sequence, example.peak) == (best.sequence, pytest.approx(best.peak))
-        assert [row.tokens[0] for row in example.rows][: example.peak_place] != []
+        assert [row.tokens[0] for row in example.rows][: example.peak_index] != []
     assert strongest_windows(results, []) == {}
 
 
