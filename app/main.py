@@ -34,7 +34,7 @@ log = logging.getLogger("crossdiff.explorer")
 
 @dataclass(frozen=True)
 class ErrorPage:
-    """What went wrong, and what to do run it."""
+    """What went wrong, and what to do about it."""
 
     template: ClassVar[str] = "error.html"
     fragments: ClassVar[dict[str, str]] = {}

@@ -34,7 +34,7 @@ FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 def read_features(view: RunView) -> dict[str, Any]:
     """The list of features, in pages of fifty; takes the same filters as the page."""
     found = list_features(view.results, view.query, view.matching())
-    labels = view.labels.of(view.run, [row.feature for row in found.rows])
+    labels = view.labels.latest(view.run, [row.feature for row in found.rows])
     return {
         "run": view.run,
         "total": found.total,
@@ -74,7 +74,7 @@ def read_feature(
         "run": view.run,
         "file": results.file,
         **asdict(one),
-        "label": view.labels.of(view.run, [feature]).get(feature),
+        "label": view.labels.latest(view.run, [feature]).get(feature),
         "verdict_in_words": verdict_in_words(one, results.sources, found.tests, found.neighbours),
         "claim": as_json(claim_in_words(one, found.inside)),
         "tests": as_json(found.tests),
@@ -143,12 +143,12 @@ def _row(row: Row) -> dict[str, Any]:
 
 def _with_labels(view: RunRequest) -> Iterator[dict[str, Any]]:
     rows = every_feature(view.results, view.query, view.matching())
-    labels = view.labels.of(view.run, [row.feature for row in rows])
+    labels = view.labels.latest(view.run, [row.feature for row in rows])
     return ({**asdict(row), "label": labels.get(row.feature)} for row in rows)
 
 
 def _with_end(parts: Iterable[str], empty: str, end: str) -> Iterator[str]:
-    """The parts, or what stands for none of them, and the end."""
+    """Yields the parts and then `end`; without parts, `empty` and `end`."""
     first = True
     for part in parts:
         first = False

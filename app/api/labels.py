@@ -49,7 +49,7 @@ class Labels(BaseModel):
 
 
 class Refusal(BaseModel):
-    """Why something was not done, in the shape of every error."""
+    """A refusal, in the same shape as every error."""
 
     status: int
     title: str
@@ -84,7 +84,7 @@ Target = Annotated[LabelTarget, Depends(_target)]
 
 @router.get("/labels", summary="Everybody's labels of a feature, with their history")
 def read_labels(target: Target, session: LabelsToRead) -> Labels:
-    """Current labels and every revision there ever was."""
+    """Current labels and every revision."""
     return Labels(
         run=target.run,
         feature=target.feature,

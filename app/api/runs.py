@@ -28,7 +28,7 @@ class RunSummary(BaseModel):
     variant: str | None
     features: int | None
     seed: int | None
-    progress: dict[str, Any] | None = Field(description="What it is doing: stage, stages, done, total, rate, measures.")
+    progress: dict[str, Any] | None = Field(description="Progress: stage, stages, done, total, rate, measures.")
     headline: dict[str, Any] | None = Field(description="Headline figures of published results.")
     problem: str | None = Field(description="Why it, or its results, cannot be used, and the remedy.")
 
@@ -117,7 +117,7 @@ def _training(view: RunRequest, measure: str, looks: dict[str, str]) -> dict[str
     lines = [curve for curve in found if curve.measure.partition(".")[0] == measure]
     if not lines:
         known = ", ".join(sorted({curve.measure.partition(".")[0] for curve in found})) or "none"
-        raise NotFound(f"Training did not watch {measure!r}.", remedy=f"It watched: {known}.")
+        raise NotFound(f"Training did not record {measure!r}.", remedy=f"It recorded: {known}.")
     return curves([(line.measure, line.steps, line.values) for line in lines], looks, y_title=measure.replace("_", " "))
 
 
@@ -125,7 +125,7 @@ def _spike_ins(view: RunRequest, outcome: str, looks: dict[str, str]) -> dict[st
     if outcome not in OUTCOMES:
         raise NotFound(f"Spike-ins are not counted by {outcome!r}.", remedy=f"Outcomes: {', '.join(OUTCOMES)}.")
     lines: dict[tuple[str, float], list[tuple[float, float]]] = {}
-    for one in view.catalog.cached(view.run, "trust", verdict_reliability).spike_ins:
+    for one in view.catalog.cached(view.run, "verdict_reliability", verdict_reliability).spike_ins:
         share = getattr(one, outcome) / max(one.planted, 1)
         lines.setdefault((one.owner, one.frequency), []).append((one.amplitude, share))
     return recall(lines, looks)

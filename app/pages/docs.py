@@ -12,7 +12,7 @@ router = APIRouter(include_in_schema=False)
 
 METHODS = ("get", "post", "put", "patch", "delete")
 GENERAL = "422"
-"""A refusal that every operation with parameters has; the page explains it once."""
+"""Status for invalid parameters, which every operation with parameters has; the page explains it once."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Parameter:
 
     name: str
     location: str
+    """path, query, header or cookie."""
     required: bool
     kind: str
     default: str

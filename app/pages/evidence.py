@@ -33,7 +33,7 @@ class EvidencePage:
 @router.get("/runs/{run}/evidence")
 def show_evidence(request: Request, run: str, results: RunResults, catalog: Runs) -> HTMLResponse:
     """The criteria, with the thresholds of this run."""
-    del results  # asked for, so that a run without results is answered as everywhere
+    del results  # a dependency only: it answers for runs without results as on other pages
     page = EvidencePage(
         run=run,
         introduction=criteria.INTRODUCTION,

@@ -19,7 +19,7 @@ router = APIRouter(include_in_schema=False)
 
 @dataclass(frozen=True)
 class FeaturesPage:
-    """One page of the list with its filters; HTMX asks for the part beside the page's head."""
+    """One page of the list with its filters; HTMX asks for everything but the page's head."""
 
     template: ClassVar[str] = "features.html"
     fragments: ClassVar[dict[str, str]] = {"browser": "_features_browser.html"}
@@ -38,7 +38,7 @@ class FeaturesPage:
 
 @router.get("/runs/{run}/features")
 def show_features(request: Request, view: RunView) -> HTMLResponse:
-    """The list; an address with every filter at its default is the shortest."""
+    """The list; HTMX gets the shortest address of its state to push into the history."""
     results, query = view.results, view.query
     found = list_features(results, query, view.matching())
     shown = [row.feature for row in found.rows]
@@ -50,7 +50,7 @@ def show_features(request: Request, view: RunView) -> HTMLResponse:
         share_of=next(source for source in results.sources if source.source == share_source(query, results)),
         found=found,
         examples=strongest_windows(results, shown),
-        labels=view.labels.of(view.run, shown),
+        labels=view.labels.latest(view.run, shown),
     )
     response = render(request, page)
     if request.headers.get("HX-Target", "").endswith("#browser"):
@@ -61,7 +61,7 @@ def show_features(request: Request, view: RunView) -> HTMLResponse:
 
 @router.get("/runs/{run}/random")
 def show_random(request: Request, view: RunView) -> RedirectResponse:
-    """Some living feature of the filtered list; the list itself when it is empty."""
+    """Redirects to a random living feature of the filtered list, or to the list if it is empty."""
     feature = random_feature(view.results, view.query, view.matching())
     path = f"/runs/{view.run}/features" + ("" if feature is None else f"/{feature}")
     root_path = request.app.state.settings.root_path

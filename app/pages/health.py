@@ -16,18 +16,18 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/healthz")
 def is_up() -> dict[str, str]:
-    """The process answers."""
+    """Liveness: the process responds."""
     return {"status": "ok"}
 
 
 @router.get("/readyz")
 def is_ready(settings: AppSettings, labels: CurrentLabels) -> JSONResponse:
-    """Whether pages can be served whole: 503 with the reasons when not."""
+    """Readiness: 503 with the reasons if pages cannot be served completely."""
     problems = []
     if missing := missing_assets(settings.frontend):
         problems.append(f"Scripts and styles are not installed ({', '.join(missing)}). Run `make setup`.")
     if not labels.can_be_read():
-        problems.append("The labels database cannot be read; the log of the explorer says why.")
+        problems.append("The labels database cannot be read; the log of the explorer gives the reason.")
     body = {"status": "not ready" if problems else "ready", "problems": problems}
     return JSONResponse(body, 503 if problems else 200)
 

@@ -34,7 +34,7 @@ class LabelsPage:
 
 
 class LabelForm(BaseModel):
-    """What the form sends; limits are checked where the label is stored, so that its text can be given back."""
+    """Fields of the form; limits are checked on saving, so that a refused text can be shown again."""
 
     author: str = ""
     text: str = ""
@@ -47,7 +47,7 @@ class LabelForm(BaseModel):
 
 
 def _target(run: str, feature: Index, results: RunResults) -> LabelTarget:
-    """The feature in the address. Raises RunNotFound, FeatureNotFound and what else results may."""
+    """The feature in the address. Raises RunNotFound, ResultsMissing, ResultsUnreadable or FeatureNotFound."""
     return LabelTarget(run, feature, one_feature(results, feature).content_hash)
 
 
@@ -66,7 +66,7 @@ def show_labels(request: Request, target: Target, session: LabelsToRead, name: S
 def write_label(
     request: Request, target: Target, session: LabelsToWrite, form: Annotated[LabelForm, Form()]
 ) -> Response:
-    """Save, withdraw or restore one's own label; what cannot be done leaves the form as it was typed."""
+    """Save, withdraw or restore one's own label; a refused form comes back as it was typed."""
     try:
         author = author_name(form.author)
         news = _write(session, target, author, form)
@@ -85,7 +85,7 @@ def write_label(
 
 
 def _write(session: LabelsToWrite, target: LabelTarget, author: str, form: LabelForm) -> str:
-    """Do what the form asks and say what was done."""
+    """Perform the form's action; returns the confirmation."""
     if form.action == "withdraw":
         withdraw_label(session, target, author, based_on=form.revision)
         return "Your label is withdrawn; the history keeps it."
@@ -97,7 +97,7 @@ def _write(session: LabelsToWrite, target: LabelTarget, author: str, form: Label
 
 
 def _remember_name(request: Request, answer: Response, author: str) -> None:
-    """Keep the name for next time, out of reach of scripts."""
+    """Store the name in a cookie that scripts cannot read."""
     answer.set_cookie(
         NAME_COOKIE,
         name_to_cookie(author),

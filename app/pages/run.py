@@ -75,14 +75,14 @@ def show_run(
         curves=families(catalog.cached(run, "curves", overview.training_curves)),
         coverage=overview.coverage(results),
         calibration=overview.calibration(results),
-        reliability=catalog.cached(run, "trust", verdict_reliability),
+        reliability=catalog.cached(run, "verdict_reliability", verdict_reliability),
         baselines=catalog.cached(run, "baselines", baselines_of),
     )
     return render(request, page)
 
 
 def families(curves: list[overview.TrainingCurve]) -> list[tuple[str, list[overview.TrainingCurve]]]:
-    """Curves gathered by the measure before the dot in their name, the telling ones first."""
+    """Curves gathered by the measure before the dot in their name, the most informative first."""
     gathered: dict[str, list[overview.TrainingCurve]] = {}
     for curve in curves:
         gathered.setdefault(curve.measure.partition(".")[0], []).append(curve)

@@ -21,7 +21,7 @@ Index = Annotated[int, Path(ge=0, le=2**31 - 1)]
 
 @dataclass(frozen=True)
 class SequencePage:
-    """A whole sequence; HTMX puts it in the place of its window."""
+    """A whole sequence; HTMX inserts it below its context."""
 
     template: ClassVar[str] = "sequence.html"
     fragments: ClassVar[dict[str, str]] = {}

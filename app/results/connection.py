@@ -31,7 +31,7 @@ OPEN_FILES = 16
 """Results files kept open at most."""
 
 REPUBLISH = "`crossdiff analyse` with the recipe.yaml of the run's folder"
-"""What publishes a run's results again."""
+"""Remedy for unreadable results: the command that publishes them again."""
 
 Value = TypeVar("Value")
 
@@ -63,7 +63,7 @@ class Results:
     """Name of the results file; it changes whenever anything in it does."""
 
     def rows(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
-        """All rows of a query with named parameters. Raises ResultsUnreadable when the file breaks underneath."""
+        """All rows of a query with named parameters. Raises ResultsUnreadable for a damaged file."""
         try:
             return self.cursor.execute(sql, parameters or None).fetchall()
         except duckdb.Error as error:
@@ -188,7 +188,7 @@ def _open(path: Path, run: str) -> _OpenFile:
 
 
 def unreadable(run: str, file: str, error: Exception) -> ResultsUnreadable:
-    """What to tell a reader about a file that DuckDB cannot read."""
+    """The error for a file that DuckDB cannot read, with the remedy."""
     first = str(error).strip().splitlines()[0].rstrip(".")
     fact = f"The results of {run!r} ({file}) are damaged or not results at all: {first}."
     return ResultsUnreadable(fact, remedy=f"Publish them again: {REPUBLISH}.")

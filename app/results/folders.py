@@ -1,7 +1,7 @@
 """Reads run folders: which runs there are, and what each is doing now.
 
 The trainer writes these files (`progress.json`, `recipe.yaml`, `current.json`); the explorer only reads
-them, and a file that is missing, half-written or odd never keeps another run from being shown.
+them, and a missing, incomplete or malformed file never hides another run.
 """
 
 import datetime
@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 STALE_AFTER = 60.0
-"""Seconds without news after which a run that says it is running is taken for dead."""
+"""Seconds without an update after which a run marked as running counts as stopped."""
 
 STATUSES = ("running", "finished", "failed", "stopped")
 
@@ -58,7 +58,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run's recipe says it compares and fits."""
+    """What a run compares and fits, by its recipe."""
 
     name: str
     sources: tuple[str, ...]
@@ -77,10 +77,9 @@ def run_names(runs: Path) -> list[str]:
 
 
 def read_progress(folder: Path, now: datetime.datetime | None = None) -> Progress | None:
-    """The run's progress, or None when it never said anything that can be read.
+    """The run's progress, or None without a readable progress.json.
 
-    A run that says it is running while its process is gone, or that has said nothing for a minute, is
-    reported as stopped.
+    A run marked as running whose process is gone, or that has not been updated for a minute, is reported as stopped.
     """
     state = _read_json(folder / "progress.json")
     if state is None:
@@ -95,7 +94,7 @@ def read_progress(folder: Path, now: datetime.datetime | None = None) -> Progres
 
 
 def read_plan(folder: Path) -> Plan | None:
-    """What the recipe in the folder says, or None when there is no readable recipe."""
+    """The plan in the folder's recipe, or None without a readable recipe."""
     try:
         recipe = yaml.load((folder / "recipe.yaml").read_text(encoding="utf-8"), Loader=_YAML)  # noqa: S506 - safe loaders
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -119,7 +118,7 @@ def plan_of(recipe: dict[str, Any]) -> Plan:
 
 
 def results_pointer(folder: Path) -> str | None:
-    """Name of the published results file, or None when nothing is published. Raises ValueError when it is garbled."""
+    """Name of the published results file, or None when nothing is published. Raises ValueError when it is malformed."""
     try:
         text = (folder / "current.json").read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -165,7 +164,7 @@ def _stages(entries: Any) -> tuple[Stage, ...]:
 
 
 def _as_stopped(progress: Progress, *, gone: bool) -> Progress:
-    fact = "The process that ran it is gone." if gone else "It has said nothing for more than a minute."
+    fact = "The process that ran it is gone." if gone else "It has not reported progress for more than a minute."
     stages = tuple(
         Stage(entry.stage, "stopped" if entry.state == "running" else entry.state, entry.seconds)
         for entry in progress.stages
@@ -175,7 +174,7 @@ def _as_stopped(progress: Progress, *, gone: bool) -> Progress:
 
 
 def _is_alive(pid: Any, host: Any) -> bool:
-    """Whether a process runs; one on another machine, or in another container, cannot be asked and counts as alive."""
+    """Whether a process runs; one on another machine or in another container cannot be checked and counts as alive."""
     if host is not None and host != platform.node():
         return True
     if not isinstance(pid, int) or pid <= 0:
@@ -219,7 +218,7 @@ def _time(value: Any) -> datetime.datetime | None:
 
 
 def _changed(folder: Path) -> float:
-    """When the folder's state last changed, so that the run one works on stands first."""
+    """When the folder's state last changed; the key that lists the most recently active run first."""
     for name in ("progress.json", "current.json"):
         try:
             return (folder / name).stat().st_mtime

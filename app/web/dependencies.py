@@ -29,7 +29,7 @@ from app.settings import Settings
 log = logging.getLogger("crossdiff.explorer")
 
 CACHED_ORDERS = 64
-"""Orders of lists cached per run, for stepping from feature to feature."""
+"""Ordered lists cached per run, for the links to the previous and the next feature."""
 
 Value = TypeVar("Value")
 Default = TypeVar("Default")
@@ -77,7 +77,7 @@ class LabelReader:
         return self._query(lambda session: latest_labels(session, run, features), {})
 
     def can_be_read(self) -> bool:
-        """Whether the labels database answers."""
+        """Whether the labels database responds."""
         return self._query(lambda session: latest_labels(session, "", [0]) is not None, False)
 
     def panel_and_names(
@@ -142,7 +142,7 @@ CurrentLabels = Annotated[LabelReader, Depends(_label_reader)]
 
 @dataclass(frozen=True)
 class RunRequest:
-    """Parts of a request for a run: its results, the list the reader came from, and the labels."""
+    """What a request for a run needs: results, query of the feature list, and labels."""
 
     run: str
     results: Results

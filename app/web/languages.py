@@ -29,5 +29,5 @@ NAMES = {"und": "not clear"} | dict(entry.strip().split(" ", 1) for entry in _CO
 
 
 def language_name(code: str) -> str:
-    """A language's name, or what was given where it is no code of one."""
+    """A language's name; text that is not a known code is returned unchanged."""
     return NAMES.get(code, code)

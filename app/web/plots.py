@@ -25,7 +25,7 @@ def stacked_histogram(
     logarithmic: bool,
     links: dict[tuple[str, float], str],
 ) -> dict[str, Any]:
-    """Counts of features per bin and owner: stacked bars, or with a logarithmic axis bars before each other.
+    """Counts of features per bin and owner: stacked bars, or overlaid ones on a logarithmic axis.
 
     `bins` are (low, high, owner, count); `looks` gives each owner's colour name; `links` an address per owner and
     lower edge, opened on a click.
@@ -82,7 +82,7 @@ def curves(
 def recall(lines: Mapping[tuple[str, float], Sequence[tuple[float, float]]], looks: dict[str, str]) -> dict[str, Any]:
     """Shares of planted concepts over their amplitude, a line for every owner and frequency.
 
-    The colour is the owner's; how the line is drawn stands for the frequency, the most frequent first. There is no
+    The colour is the owner's; line style and marker give the frequency, the most frequent first. There is no
     legend, because several such figures stand side by side and the page has one for all.
     """
     figure = go.Figure()

@@ -102,7 +102,7 @@ def _file(request: Request, page: Page) -> str:
 
 
 def _version(path: Path) -> str:
-    """A few digits that change with the file, so that browsers may keep it for ever."""
+    """A short hash of the file, so that browsers may cache it for ever."""
     try:
         changed = path.stat().st_mtime_ns
     except FileNotFoundError:
@@ -116,7 +116,7 @@ def _digest(path: Path, changed: int) -> str:  # noqa: ARG001 - the time of chan
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number with so many significant digits and thousands apart; a dash when there is none."""
+    """A number with `digits` significant digits and thousands separators; a dash for None."""
     if value is None:
         return "–"
     if isinstance(value, int) or value == 0:
@@ -170,7 +170,7 @@ def moment(value: datetime.datetime | None) -> str:
 
 
 def ago(value: datetime.datetime | None, now: datetime.datetime | None = None) -> str:
-    """How long ago something was, in words."""
+    """Time since `value`, in words."""
     if value is None:
         return "–"
     now = now or datetime.datetime.now(datetime.UTC)

@@ -85,7 +85,7 @@ def test_an_error_is_a_page_a_fragment_or_json_with_the_same_words(reader: TestC
         ("/vendor/package.json", 404, "There is no file"),
     ],
 )
-def test_what_a_reader_can_cause_is_said_with_its_status(reader: TestClient, path: str, status: int, words: str):
+def test_an_error_that_a_visitor_causes_has_its_status(reader: TestClient, path: str, status: int, words: str):
     answer = reader.get(path)
 
     assert answer.status_code == status
@@ -109,7 +109,7 @@ def test_an_error_inside_a_run_leads_back_to_the_run(reader: TestClient, path: s
     assert "All comparisons" in page
 
 
-def test_our_own_mistake_is_admitted_and_other_pages_go_on(tiny_home: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_unexpected_exception_is_a_500_and_other_pages_still_work(tiny_home: Path, monkeypatch: pytest.MonkeyPatch):
     def broken(*args: object) -> None:
         raise RuntimeError("secret detail")
 

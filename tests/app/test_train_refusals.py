@@ -74,7 +74,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a source too few": (leave_one_source, "dfc compares sources, and there is only left."),
     "truncated shard": (
         lambda store: (store / "shard-00000.safetensors").write_bytes(b"\0" * 50),
-        "shard-00000.safetensors is no complete safetensors file",
+        "shard-00000.safetensors is not a complete safetensors file",
     ),
     "no manifest": (lambda store: (store / "manifest.json").unlink(), "manifest.json is missing."),
 }

@@ -42,7 +42,7 @@ def indexes(tab: Page) -> list[str]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_page_breaks_the_policy_or_shuts_anybody_out(
+def test_no_page_violates_the_content_security_policy_or_axe_rules(
     chromium: Browser, site: str, complaints: list[str], scheme: str
 ):
     context = chromium.new_context(base_url=site, color_scheme=scheme, viewport={"width": 1280, "height": 900})
@@ -110,7 +110,7 @@ def test_from_filter_to_feature_to_the_next_and_the_same_view_elsewhere(
     other.context.close()
 
 
-def test_the_way_back_shows_what_was_there(tab: Page):
+def test_the_back_button_restores_the_list(tab: Page):
     tab.goto(LIST)
     before = indexes(tab)
     tab.get_by_role("link", name="next →").last.click()
@@ -176,7 +176,7 @@ def test_a_range_narrows_the_list(tab: Page):
     assert int(tab.get_by_role("status").first.inner_text().split()[0]) < 60
 
 
-def test_tokens_say_their_value_to_the_mouse_and_to_the_keyboard(tab: Page):
+def test_token_values_are_shown_to_mouse_and_keyboard(tab: Page):
     tab.goto(f"{LIST}/3")
     text = tab.locator("[data-rows]").first
     peak = text.locator(".r.peak")
@@ -198,7 +198,7 @@ def test_tokens_say_their_value_to_the_mouse_and_to_the_keyboard(tab: Page):
     assert stops.count() == 1, "one text is one stop of the Tab key"
 
 
-def test_a_passage_says_its_figures_to_the_mouse_and_to_the_keyboard(tab: Page):
+def test_passage_figures_are_shown_to_mouse_and_keyboard(tab: Page):
     tab.goto(JUDGED)
     passage = tab.locator("#without-training [data-rows]").first
     strongest = passage.locator(".r.peak")
@@ -239,7 +239,7 @@ def test_a_tap_on_a_telephone_shows_a_value_at_the_foot_of_the_screen(
     context.close()
 
 
-def test_on_a_telephone_what_decided_comes_before_the_contexts(chromium: Browser, site: str):
+def test_on_a_telephone_deciding_tests_come_before_the_contexts(chromium: Browser, site: str):
     context = chromium.new_context(base_url=site, viewport={"width": 390, "height": 800})
     tab = context.new_page()
     tab.goto(CLAIMED)

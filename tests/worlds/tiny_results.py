@@ -178,7 +178,7 @@ def _feature_row(feature: int, group: str, owner: str, *, dead: bool, rng: rando
 
 
 def _write_texts(connection: duckdb.DuckDBPyConnection, texts: list[Sequence]) -> None:
-    """Contexts, and in a scratch table a window around every place where a theme fires, with its peak scaled to 1."""
+    """Sequences, and in a temporary table a window around every position where a theme fires, its peak scaled to 1."""
     sequences, windows = [], []
     for sequence, text in enumerate(texts):
         tokens = [_tokens(text.left), _tokens(text.right)]
@@ -196,7 +196,7 @@ def _write_texts(connection: duckdb.DuckDBPyConnection, texts: list[Sequence]) -
 
 
 def _window(text: Sequence, sequence: int, peak: int) -> list[Any]:
-    """A window of rows around a peak; activation falls off on both sides and other triggers glow too."""
+    """A window of rows around a peak; activations fall off on both sides and rise again near other triggers."""
     anchors = text.anchors
     middle = anchors.index(peak)
     first, last = max(0, middle - WINDOW // 2), min(len(anchors) - 1, middle + WINDOW // 2)

@@ -21,7 +21,7 @@ class Verdicts:
     refuted: int
     undecided: int
     q_value: float | None
-    """Up to which q-value a claim may be supported; None where nothing was tested."""
+    """Largest q-value at which a claim may be supported; None where nothing was tested."""
     expected_false: float | None
     """Supported claims that are expected to be false, at most; None without q-values."""
 
@@ -71,7 +71,7 @@ class SpikeIn:
 
 @dataclass(frozen=True)
 class VerdictReliability:
-    """Counts of verdicts, and the calibration they are held against."""
+    """Counts of verdicts, with the null run and spike-ins that calibrate them."""
 
     verdicts: Verdicts
     null: Null | None
@@ -89,11 +89,11 @@ class VerdictReliability:
 
     @property
     def frequencies(self) -> list[float]:
-        """How often they were added, the most frequent first."""
+        """Frequencies at which they were added, the highest first."""
         return sorted({one.frequency for one in self.spike_ins}, reverse=True)
 
     def planted(self, *, exclusive: bool) -> SpikeIn | None:
-        """All spike-ins of one source alone, or all shared ones, added up; None without any."""
+        """All spike-ins of one source alone, or all shared ones, summed; None without any."""
         some = [one for one in self.spike_ins if (one.owner != "shared") == exclusive]
         if not some:
             return None
@@ -102,7 +102,7 @@ class VerdictReliability:
 
 
 def verdict_reliability(results: Results) -> VerdictReliability:
-    """Reads how reliable a run's verdicts are."""
+    """Reads the verdict counts, null run and spike-ins of a run."""
     return VerdictReliability(_verdicts(results), _null(results), _spike_ins(results))
 
 

@@ -24,7 +24,7 @@ class CriterionSummary:
 
 
 def criteria_summary(results: Results) -> list[CriterionSummary]:
-    """All known criteria, then others that the run evaluated."""
+    """All criteria in `CRITERIA`, then others that the run evaluated."""
     sql = "select test, says, count(*), min(threshold), max(threshold) from evidence group by all order by all"
     counts: dict[str, dict[str, int]] = {}
     recipe = recipe_of(results)

@@ -28,7 +28,7 @@ TABLES = {
     "test": "null, n, test || ' ' || says, [value, threshold] from evidence",
     "neighbour": "other, null, kind, [cosine, correlation] from neighbour",
 }
-"""What is read of each table, in four columns common to all: an index, a count, a word and numbers."""
+"""The columns read of each table, in four common ones: an index, a count, a word and numbers."""
 QUERY = " union all ".join(f"select '{name}', {part} where feature = $feature" for name, part in TABLES.items())
 KINDS = ("twin", "similar", "coactive")
 """Kinds of neighbours, in the order they are shown."""
@@ -70,7 +70,9 @@ def feature_detail(results: Results, feature: int, corpus_shares: CorpusShares) 
     return FeatureDetail(
         feature=features[feature],
         inside=[InSource(source, names[source], *values) for source, _, _, values in sorted(found["source"])],
-        bars=sorted((ActivationBin(low, high, count) for _, count, _, (low, high) in found["bar"]), key=lambda bar: bar.low),
+        bars=sorted(
+            (ActivationBin(low, high, count) for _, count, _, (low, high) in found["bar"]), key=lambda bar: bar.low
+        ),
         logits=_logits(found["logit"]),
         neighbours=_neighbours(found["neighbour"], features),
         tests=_tests(found["test"]),

@@ -13,7 +13,7 @@ TWIN_ABOVE = 0.5
 
 @dataclass(frozen=True)
 class WordedMeasure:
-    """A measure and what it means."""
+    """A measure with its value and meaning."""
 
     measure: str
     value: float
@@ -28,7 +28,7 @@ def verdict_in_words(
     tests: Sequence[CriterionResult] = (),
     neighbours: Sequence[Neighbour] = (),
 ) -> str:
-    """Whose feature it is and how well that is known, in a sentence that can stand in a report."""
+    """One sentence, fit for a report: the feature's owner, and the verdict on its claim."""
     if feature.firings == 0:
         return "Dead: it never fired on the rows analysed, so nothing can be said about it."
     if feature.owner in ("shared", "other"):

@@ -56,7 +56,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class WholeSequence:
-    """A whole sequence, with what is known of one feature on it."""
+    """A whole sequence, with the known activations of one feature."""
 
     sequence: int
     document: int
@@ -90,7 +90,7 @@ def bucket_counts(kept: Sequence[KeptCount], corpus: str) -> list[Bucket]:
 
 
 def kept_windows(results: Results, feature: int, bucket: str, corpus: str, *, scale: float) -> list[Window]:
-    """Kept firings of one kind, strongest first, those on the same words folded into the first of them."""
+    """Kept firings of one kind, strongest first, those on the same words grouped under the strongest."""
     # Sorted here: DuckDB would first copy every token list into the shape it sorts in. Plain lists, because every
     # struct would come as a dict of its own.
     rows = results.rows(
@@ -108,9 +108,9 @@ def kept_windows(results: Results, feature: int, bucket: str, corpus: str, *, sc
         corpus=corpus,
     )
     windows = []
-    for *head, texts, ends, places, values in sorted(rows, key=itemgetter(1)):
+    for *head, texts, ends, row_ends, values in sorted(rows, key=itemgetter(1)):
         lines = [SourceTokens(*line) for line in zip(texts, ends, strict=True)]
-        windows.append(_window(head, lines, dict(zip(places, values, strict=True)), scale))
+        windows.append(_window(head, lines, dict(zip(row_ends, values, strict=True)), scale))
     return _without_repeats(windows)
 
 
@@ -134,7 +134,7 @@ def strongest_windows(results: Results, features: list[int]) -> dict[int, Window
 
 
 def whole_sequence(results: Results, sequence: int, feature: int, *, scale: float) -> WholeSequence:
-    """A sequence with everything that was kept of a feature on it. Raises NotFound."""
+    """A sequence with the activations kept of a feature on it. Raises NotFound."""
     found = results.row(
         """select document, corpus, held_out, "text", tokens from sequence where sequence = $sequence""",
         sequence=sequence,
@@ -166,7 +166,7 @@ def _window(head: Sequence[Any], lines: Sequence[SourceTokens], activations: dic
 
 
 def _without_repeats(windows: list[Window]) -> list[Window]:
-    """Windows whose words around the peak are the same, gathered under the strongest."""
+    """Groups windows with the same words around the peak under the strongest of them."""
     gathered: dict[tuple[str, ...], list[Window]] = {}
     for window in windows:
         gathered.setdefault(_around_peak(window), []).append(window)

@@ -18,13 +18,13 @@ class BreakdownEntry:
     firings: int
     share: float
     """Of the feature's firings, 0 to 1."""
-    shares: float | None
+    usual: float | None
     """Its share of all rows analysed, 0 to 1; None when unknown."""
 
     @property
     def times(self) -> float | None:
         """The share of firings over the share of all text; None when the latter is unknown."""
-        return self.share / self.shares if self.shares else None
+        return self.share / self.usual if self.usual else None
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Feature:
     coherence: float | None = None
     """Mean similarity of the activations at its firings; 0 for rows that have nothing in common."""
     polysemous: bool | None = None
-    """Whether coherence is so low that it may stand for several things."""
+    """Whether its coherence is low enough that it may stand for several things."""
     readout_ratio: float | None = None
     """Readout from the other sources' activations over the readout from its owner's."""
     kind: str | None = None
@@ -50,7 +50,7 @@ class Feature:
 
     @property
     def claimed(self) -> bool:
-        """Whether some source is said to lack it."""
+        """Whether it is claimed for its owner alone."""
         return bool(self.verdict)
 
 
@@ -148,5 +148,5 @@ def in_sources(results: Results, feature: int) -> list[InSource]:
 
 
 def strongest(logits: Sequence[Logits]) -> float:
-    """The largest effect on either side in any source, for a common scale; 0 when there is none."""
+    """Largest absolute effect over all sources, the common scale of the bars; 0 without logits."""
     return max((abs(one.effect) for each in logits for one in (*each.promoted, *each.suppressed)), default=0.0)

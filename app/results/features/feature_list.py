@@ -46,7 +46,7 @@ COLUMNS = """
 
 @dataclass(frozen=True)
 class FacetValue:
-    """One value that a facet can be narrowed to."""
+    """One value of a facet, with the number of features that have it."""
 
     value: str
     count: int
@@ -55,7 +55,7 @@ class FacetValue:
 
 @dataclass(frozen=True)
 class FeatureList:
-    """One page of the list, and what surrounds it."""
+    """One page of the list, with totals and facets."""
 
     rows: list[FeatureRow]
     total: int
@@ -102,7 +102,7 @@ def every_feature(results: Results, query: FeatureQuery, found: set[int] | None)
 
 
 def random_feature(results: Results, query: FeatureQuery, found: set[int] | None) -> int | None:
-    """Any living feature that passes the filters, or any at all when none of them lives."""
+    """A random living feature that passes the filters; a dead one if none is alive, None if none passes."""
     from_where, parameters = select(query, results, found=found).from_where()
     row = results.row(f"select f.feature {from_where} order by f.firings = 0, random() limit 1", **parameters)
     return int(row[0]) if row else None
@@ -111,7 +111,9 @@ def random_feature(results: Results, query: FeatureQuery, found: set[int] | None
 def ordered_features(results: Results, query: FeatureQuery, found: set[int] | None) -> list[int]:
     """Indexes of all features that pass the filters, in the list's order. Raises BadQuery."""
     from_where, parameters = select(query, results, found=found).from_where(query.order)
-    return [feature for (feature,) in results.rows(f"select f.feature {from_where} order by {query.order}", **parameters)]
+    return [
+        feature for (feature,) in results.rows(f"select f.feature {from_where} order by {query.order}", **parameters)
+    ]
 
 
 def list_position(order: Sequence[int], feature: int) -> ListPosition:
@@ -126,7 +128,7 @@ def list_position(order: Sequence[int], feature: int) -> ListPosition:
 
 
 def facets_of(results: Results, query: FeatureQuery, found: set[int] | None) -> dict[str, list[FacetValue]]:
-    """Counts of every facet's values under the other filters; chosen values stay even when they count nothing."""
+    """Counts of every facet's values under the other filters; chosen values stay even with a count of 0."""
     free = [facet for facet in FACETS if not getattr(query, facet)]
     counts = _counts(results, select(query, results, found=found), free)
     for facet in FACETS:
@@ -163,5 +165,5 @@ def _values(query: FeatureQuery, facet: str, counts: dict[str, int]) -> list[Fac
 
 
 def _shown(facet: str, value: str) -> str:
-    """Features that make no claim have an empty verdict, which an address cannot carry."""
+    """Value of a facet in an address; the empty verdict of features without a claim is written `none`."""
     return "none" if facet == "verdict" and value == "" else value

@@ -50,7 +50,7 @@ FACETS = {
     "corpus": "f.main_corpus",
     "language": "f.main_language",
 }
-"""What the list can be narrowed to, by the values that occur."""
+"""Columns that the list can be filtered by, value by value."""
 
 RANGES = {
     "density": "f.density",
@@ -60,11 +60,11 @@ RANGES = {
     "q": "f.q_value",
     "readout": "f.readout_ratio",
 }
-"""What the list can be narrowed to by bounds."""
+"""Columns that the list can be filtered by with bounds."""
 
 
 ASCENDING = ("feature", "owner", "corpus", "verdict", "kind", "q_value", "readout_ratio")
-"""Columns whose small values come first when they are first sorted by."""
+"""Columns that are first sorted ascending."""
 
 
 class FeatureQuery(BaseModel):
@@ -104,7 +104,7 @@ class FeatureQuery(BaseModel):
     page: int = Field(default=1, ge=1, le=100_000)
 
     def pairs(self, **changes: Any) -> list[tuple[str, str]]:
-        """The state as query pairs, defaults left out; changes replace fields."""
+        """Query parameters of the state, without defaults; `changes` replace fields."""
         state = self.model_copy(update=changes)
         pairs: list[tuple[str, str]] = []
         for name, field in FeatureQuery.model_fields.items():
@@ -129,7 +129,7 @@ class FeatureQuery(BaseModel):
 
     @property
     def order(self) -> str:
-        """The ORDER BY that the state means; ties are broken by index, so that paging is stable. Raises BadQuery."""
+        """ORDER BY expression; ties are broken by index, so that paging is stable. Raises BadQuery."""
         column = self.sort.removeprefix("-")
         if column not in SORTS:
             raise BadQuery(f"The list cannot be sorted by {column!r}.", remedy=f"Sort by one of: {', '.join(SORTS)}.")
@@ -138,12 +138,12 @@ class FeatureQuery(BaseModel):
 
     @property
     def narrowed(self) -> bool:
-        """Whether anything but order and page is set."""
+        """Whether any filter is set."""
         return bool(self._restricting())
 
     @property
     def narrowed_beside_text(self) -> bool:
-        """Whether anything narrows it but text to look for."""
+        """Whether a filter other than the search text is set."""
         return bool(self._restricting() - {"q", "within"})
 
     def _restricting(self) -> set[str]:
@@ -152,13 +152,13 @@ class FeatureQuery(BaseModel):
 
 @dataclass(frozen=True)
 class Selection:
-    """A WHERE clause with its parameters; `f` is the feature, `s` what it is in the chosen source."""
+    """A WHERE clause with its parameters; `f` is the feature's row, `s` its row for the chosen source."""
 
     conditions: tuple[str, ...]
     parameters: dict[str, Any]
 
     def from_where(self, *used: str) -> tuple[str, dict[str, Any]]:
-        """FROM and WHERE with their parameters; sources are joined where a condition or what is `used` needs them."""
+        """FROM and WHERE with their parameters; joins sources if a condition or an expression in `used` needs them."""
         where = f"where {' and '.join(self.conditions)}" if self.conditions else ""
         if not any("s." in text for text in (*self.conditions, *used)):
             parameters = {name: value for name, value in self.parameters.items() if name != "share_source"}

@@ -27,7 +27,7 @@ def features_peaking_on(catalog: RunCatalog, run: str, text: str) -> set[int]:
 
 
 def peak_tokens(results: Results) -> dict[str, set[int]]:
-    """Features by the lower-case tokens that end where their kept firings peak: an inverted table."""
+    """Inverted index: lower-case tokens that end at the peaks of kept firings, with their features."""
     rows = results.rows(
         """
         select distinct feature, lower(token."text")

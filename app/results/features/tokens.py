@@ -1,6 +1,6 @@
 """Cuts a window of text into rows, with every source's tokens, the activation and the shade that shows it.
 
-Activations exist at rows only: places where a token ends in every source. A row holds, per source, the
+Activations exist at rows only: byte positions at which a token ends in every source. A row holds, per source, the
 tokens since the row before; the last of them is the one that was read and carries the value.
 """
 
@@ -96,7 +96,7 @@ def token_rows(
 
 
 def _specials(columns: Sequence["_Column"], end: int) -> list[Row]:
-    """The row of tokens without text that follow a place."""
+    """The row of tokens without text after byte `end`."""
     return [Row(-1, None, 0, False, True, tuple([column.specials.get(end, ()) for column in columns]))]
 
 

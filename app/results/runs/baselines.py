@@ -211,13 +211,13 @@ def _passage_spans(
     start: int, text: str, tokens: list[list[dict[str, Any]]], spans: list[dict[str, Any]]
 ) -> tuple[PassageSpan, ...]:
     """The spans of a passage; those without a divergence are shaded by how far apart the surprises are."""
-    found = {span["byte_end"]: span for span in spans}
+    span_at = {span["byte_end"]: span for span in spans}
     values = {
         end: abs(span["source_surprise"] - span["base_surprise"]) if span["divergence"] is None else span["divergence"]
-        for end, span in found.items()
+        for end, span in span_at.items()
     }
-    bare = any(span["divergence"] is None for span in spans)
-    scale = max(values.values(), default=1.0) if bare else STRONGEST
+    without_divergence = any(span["divergence"] is None for span in spans)
+    scale = max(values.values(), default=1.0) if without_divergence else STRONGEST
     peak = max(values, key=lambda end: values[end], default=None)
     rows = token_rows(
         [SourceTokens.from_tokens(line) for line in tokens],
@@ -230,10 +230,10 @@ def _passage_spans(
     return tuple(
         PassageSpan(
             row.byte_end,
-            tuple(tuple(token.text for token in mine) for mine in row.tokens),
+            tuple(tuple(token.text for token in tokens_of_source) for tokens_of_source in row.tokens),
             row.level,
             row.peak,
-            *(found.get(row.byte_end, {}).get(key) for key in ("divergence", "base_surprise", "source_surprise")),
+            *(span_at.get(row.byte_end, {}).get(key) for key in ("divergence", "base_surprise", "source_surprise")),
         )
         for row in rows
     )

@@ -27,7 +27,7 @@ KNOWN_MEASURES = (
     "kl_zero",
     "positions_replaced",
 )
-"""Measures on held-out rows, in the order they are read: the crosscoder's own, then what it does to the models."""
+"""Measures on held-out rows, in display order: the crosscoder's own, then its effect on the models."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class HistogramBin:
 
 @dataclass(frozen=True)
 class VerdictCount:
-    """Living features of one owner with one verdict and of one kind."""
+    """Number of living features of one owner with one verdict and kind of difference."""
 
     owner: str
     verdict: str
@@ -54,7 +54,7 @@ class VerdictCount:
 
 @dataclass(frozen=True)
 class GroupCount:
-    """A group of the dictionary and how much of it lives."""
+    """A group of the dictionary, with how many of its features are alive."""
 
     group: str
     features: int
@@ -63,12 +63,12 @@ class GroupCount:
     alive_share: float | None
     """Part of them that fired on held-out rows, 0 to 1."""
     l0: float | None
-    """Of them active per held-out row, on average."""
+    """Features of the group active per held-out row, on average."""
 
 
 @dataclass(frozen=True)
 class TrainingCurve:
-    """A measure over training."""
+    """One training metric by step."""
 
     measure: str
     steps: tuple[int, ...]
@@ -86,13 +86,13 @@ class Evaluation:
 
     @property
     def of_whole(self) -> bool:
-        """Whether it is about the dictionary and not about any source."""
+        """Whether it applies to the whole dictionary only, not to single sources."""
         return self.whole is not None and all(value is None for value in self.sources)
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """What survived alignment of one corpus part."""
+    """How much of one corpus part could be aligned."""
 
     corpus: str
     measures: dict[str, float]
@@ -103,7 +103,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class CalibrationMeasure:
-    """A measure from null runs or spike-ins."""
+    """One measure of the null run or the spike-ins."""
 
     kind: str
     measure: str
@@ -111,7 +111,7 @@ class CalibrationMeasure:
 
 
 def norm_histogram(results: Results) -> list[HistogramBin]:
-    """Living features by where their decoder norm lies, 0 to 1, per owner.
+    """Histogram of living features by decoder norm, 0 to 1, per owner.
 
     For two sources the relative norm of the second one; otherwise the norm share of the last source.
     """
@@ -129,13 +129,13 @@ def norm_histogram(results: Results) -> list[HistogramBin]:
 
 
 def share_of_relative(relative: float) -> float:
-    """The norm share that a relative norm means for two sources; one grows with the other."""
+    """Converts a relative norm to the norm share, for two sources; monotonic."""
     ratio = 2 * relative if relative <= 0.5 else 1 / max(2 * (1 - relative), 1e-12)
     return ratio / (1 + ratio)
 
 
 def density_histogram(results: Results) -> list[HistogramBin]:
-    """Living features by the decimal logarithm of their density, per owner."""
+    """Histogram of living features by the decimal logarithm of their density, per owner."""
     rows = results.rows(
         """
         select floor(log10(density) * $bins)::integer, owner, count(*)
@@ -148,7 +148,7 @@ def density_histogram(results: Results) -> list[HistogramBin]:
 
 
 def counts(results: Results) -> list[VerdictCount]:
-    """Living features per owner, verdict and kind."""
+    """Number of living features per owner, verdict and kind."""
     sql = "select owner, verdict, kind, count(*) from feature where firings > 0 group by all order by all"
     rows = results.rows(sql)
     return [VerdictCount(*row) for row in rows]
@@ -168,7 +168,7 @@ def groups(results: Results) -> list[GroupCount]:
 
 
 def evaluation(results: Results) -> list[Evaluation]:
-    """Every measure on held-out rows, in the order they are read."""
+    """Every measure on held-out rows, in display order."""
     found: defaultdict[str, dict[int | None, float]] = defaultdict(dict)
     for source, measure, value in results.rows("select source, measure, value from evaluation"):
         found[measure][source] = value
@@ -181,7 +181,7 @@ def evaluation(results: Results) -> list[Evaluation]:
 
 
 def training_curves(results: Results) -> list[TrainingCurve]:
-    """Everything watched during training, as curves by name."""
+    """All training metrics, one curve each."""
     found: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
     for step, measure, value in results.rows("select step, measure, value from training_metric order by measure, step"):
         found[measure].append((step, value))
@@ -192,7 +192,7 @@ def training_curves(results: Results) -> list[TrainingCurve]:
 
 
 def coverage(results: Results) -> list[Coverage]:
-    """What survived alignment, per corpus part."""
+    """How much text could be aligned, per corpus part."""
     found: defaultdict[str, dict[tuple[int | None, str], float]] = defaultdict(dict)
     for corpus, source, measure, value in results.rows(
         "select corpus, source, measure, value from coverage order by 1"
@@ -209,7 +209,7 @@ def coverage(results: Results) -> list[Coverage]:
 
 
 def calibration(results: Results) -> list[CalibrationMeasure]:
-    """What null runs and spike-ins showed; empty until the run is calibrated."""
+    """Measures of the null run and the spike-ins; empty until the run is calibrated."""
     rows = results.rows("select kind, measure, value from calibration order by kind, measure")
     return [CalibrationMeasure(*row) for row in rows]
 

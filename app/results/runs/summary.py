@@ -12,7 +12,7 @@ from app.results.folders import Plan, Progress, plan_of, read_plan, read_progres
 
 @dataclass(frozen=True)
 class OwnerCount:
-    """How many features belong to one owner; all but `features` count living ones."""
+    """Features of one owner; all counts but `features` are of living ones."""
 
     owner: str
     alive: int
@@ -27,7 +27,7 @@ class OwnerCount:
 
 @dataclass(frozen=True)
 class Headline:
-    """A finished run in a few figures."""
+    """Main figures of a finished run."""
 
     created_at: datetime.datetime
     sources: tuple[Source, ...]
@@ -42,7 +42,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder: what it compares, what it is doing, what it found."""
+    """One run folder: its plan, its progress and its main results."""
 
     run: str
     status: str
@@ -85,7 +85,7 @@ def one_run(catalog: RunCatalog, run: str) -> Run:
 
 
 def comparisons(runs: list[Run]) -> list[Comparison]:
-    """Runs gathered by the sources they compare, in the order they came; those of unknown sources last."""
+    """Runs grouped by the sources they compare, in their given order; those of unknown sources last."""
     gathered: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Run]] = {}
     for run in runs:
         key = (run.plan.sources, run.plan.models) if run.plan else ((), ())
@@ -131,7 +131,7 @@ def recipe_of(results: Results) -> dict[str, Any]:
 
 
 def recorded_plan(results: Results) -> Plan:
-    """What the recipe inside the results says; sources come from the results themselves."""
+    """The plan in the results' recipe; sources come from the table of sources."""
     plan = plan_of(recipe_of(results))
     return Plan(
         name=plan.name,

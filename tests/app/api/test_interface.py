@@ -21,7 +21,7 @@ def visitor(own_home: Path) -> Iterator[TestClient]:
         yield client
 
 
-def test_runs_say_what_scripts_rely_on(own_home: Path, visitor: TestClient):
+def test_runs_have_the_fields_that_scripts_rely_on(own_home: Path, visitor: TestClient):
     write_progress(own_home / "runs" / "live-00000001")
     write_tiny_run(own_home, features=64)
 
@@ -119,7 +119,7 @@ def test_health_readiness_and_metrics(reader: TestClient):
     assert not any("BREW" in line for line in lines), "nor do methods that a client invents"
 
 
-def test_a_labels_database_that_cannot_be_read_keeps_no_results_from_being_read(tiny_home: Path, tmp_path: Path):
+def test_results_can_be_read_without_a_readable_labels_database(tiny_home: Path, tmp_path: Path):
     broken = tmp_path / "labels.db"
     broken.write_bytes(b"this is no database at all" * 100)
     with TestClient(create_app(Settings(home=tiny_home, database_url=f"sqlite:///{broken}"))) as client:

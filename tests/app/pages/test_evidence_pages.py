@@ -40,12 +40,12 @@ def claims(judged: TestClient, **filters: str) -> list[dict]:
     return judged.get(API, params={"owner": "gemma3", "sort": "feature", "life": "alive", **filters}).json()["features"]
 
 
-def test_in_one_space_the_rule_names_no_ratio_that_refutes_although_it_is_well(tmp_path: Path):
+def test_the_criteria_page_names_no_refuting_ratio_within_one_space(tmp_path: Path):
     verdict = '{"analysis": {"verdict": {"readout_contrast": 0.5, "equal_readout": 0.8}}}'
-    rule = (*JUDGED, f"update run set recipe_json = '{verdict}'")
-    write_tiny_run(tmp_path, amend=rule, run="apart-00000000")
+    judged_with_thresholds = (*JUDGED, f"update run set recipe_json = '{verdict}'")
+    write_tiny_run(tmp_path, amend=judged_with_thresholds, run="apart-00000000")
     allowed = "update evidence set threshold = 0.9 where test = 'readout_contrast'"
-    write_tiny_run(tmp_path, amend=(*rule, allowed), run="one-space-00000000")
+    write_tiny_run(tmp_path, amend=(*judged_with_thresholds, allowed), run="one-space-00000000")
     with TestClient(create_app(Settings(home=tmp_path))) as client:
         apart, one_space = (
             text_of(client.get(f"/runs/{run}/evidence")) for run in ("apart-00000000", "one-space-00000000")
@@ -56,7 +56,7 @@ def test_in_one_space_the_rule_names_no_ratio_that_refutes_although_it_is_well(t
     assert "refuted from 0.8" not in one_space
 
 
-def test_a_supported_claim_stands_in_a_sentence_with_kind_and_error(judged: TestClient):
+def test_a_supported_claim_is_a_sentence_with_kind_and_q_value(judged: TestClient):
     feature = claims(judged, kind="absent")[0]["feature"]
 
     text = text_of(judged.get(f"{LIST}/{feature}"))
@@ -67,7 +67,7 @@ def test_a_supported_claim_stands_in_a_sentence_with_kind_and_error(judged: Test
     assert "It may stand for several things" in text
 
 
-def test_every_test_of_a_claim_stands_in_the_table_with_what_it_says(judged: TestClient):
+def test_the_evidence_table_has_every_result_with_its_effect(judged: TestClient):
     feature = claims(judged, verdict="undecided")[0]["feature"]
     page = judged.get(f"{LIST}/{feature}").text
     tests = judged.get(f"{API}/{feature}").json()["tests"]
@@ -90,7 +90,7 @@ def test_every_test_of_a_claim_stands_in_the_table_with_what_it_says(judged: Tes
     assert "the tests leave it undecided: it fired too seldom." in text_of(judged.get(f"{LIST}/{feature}"))
 
 
-def test_what_decided_stands_before_the_contexts_with_value_and_threshold(judged: TestClient):
+def test_deciding_tests_come_before_the_contexts_with_value_and_threshold(judged: TestClient):
     feature = claims(judged, verdict="undecided")[0]["feature"]
     page = judged.get(f"{LIST}/{feature}").text
     tests = judged.get(f"{API}/{feature}").json()["tests"]
@@ -128,7 +128,7 @@ def test_the_strongest_twin_is_compared_row_by_row(judged: TestClient):
     assert f'href="{LIST}/{twin["twin"]}"' in page
 
 
-def test_where_it_fires_is_held_against_the_text(judged: TestClient):
+def test_shares_of_firings_are_compared_with_all_text(judged: TestClient):
     ground = judged.get(f"{API}/3").json()["ground"]
 
     assert [(part["name"], part["share"], part["usual"]) for part in ground["corpora"]] == [("wiki", 1.0, 0.6)]
@@ -202,7 +202,7 @@ def test_verdicts_are_counted_with_the_supported_ones_first(judged: TestClient):
     assert re.search(r"claims of exclusivity supported \d+ of \d+ variance explained", facts), "the finding comes first"
 
 
-def test_the_overview_says_how_many_candidates_hold_and_what_null_and_spike_ins_say(judged: TestClient):
+def test_the_overview_has_verdict_counts_null_run_and_spike_ins(judged: TestClient):
     text = text_of(judged.get(f"/runs/{RUN}"))
     every = [row for row in judged.get(f"{API}.json", params={"life": "alive"}).json() if row["verdict"]]
     supported = [row for row in every if row["verdict"] == "supported"]
@@ -244,7 +244,7 @@ def test_recall_is_drawn_per_owner_and_frequency(judged: TestClient):
     assert judged.get(f"/api/v1/runs/{RUN}/plots/spike-ins?measure=found").status_code == 404
 
 
-def test_the_rule_of_a_run_has_every_test_with_its_threshold_and_what_it_said(judged: TestClient):
+def test_the_criteria_page_has_every_test_with_threshold_and_counts(judged: TestClient):
     page = judged.get(f"/runs/{RUN}/evidence").text
     text = text_of(judged.get(f"/runs/{RUN}/evidence"))
 
@@ -260,21 +260,21 @@ def test_the_rule_of_a_run_has_every_test_with_its_threshold_and_what_it_said(ju
     )
 
 
-def test_the_rule_is_linked_from_every_claim_at_the_test_it_explains(judged: TestClient):
+def test_each_test_of_a_claim_links_to_its_criterion(judged: TestClient):
     feature = claims(judged)[0]["feature"]
     page = judged.get(f"{LIST}/{feature}").text
 
     places = re.findall(rf'href="/runs/{RUN}/evidence#(\w+)"', page)
-    rule = judged.get(f"/runs/{RUN}/evidence").text
+    criteria_page = judged.get(f"/runs/{RUN}/evidence").text
     assert len(places) == 6
-    assert all(f'id="{place}"' in rule for place in places)
+    assert all(f'id="{place}"' in criteria_page for place in places)
 
 
-def test_a_run_without_results_has_no_rule(judged: TestClient):
+def test_a_run_without_results_has_no_criteria_page(judged: TestClient):
     assert judged.get("/runs/nowhere/evidence").status_code == 404
 
 
-def test_the_overview_has_a_json_twin_of_what_its_verdicts_rest_on(judged: TestClient):
+def test_the_json_of_a_run_has_its_reliability(judged: TestClient):
     trust = judged.get(f"/api/v1/runs/{RUN}").json()["trust"]
 
     assert trust["null"] == {"claims": 200, "supported": 0.005}

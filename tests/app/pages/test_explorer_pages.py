@@ -31,7 +31,7 @@ def test_the_overview_counts_owners_and_links_each_count_to_its_features(reader:
     assert "exclusive_share: 0.15" in page
 
 
-def test_every_chart_has_a_table_twin_and_a_figure(reader: TestClient):
+def test_every_chart_has_a_table_and_a_figure(reader: TestClient):
     page = html.unescape(reader.get(f"/runs/{RUN}").text)
 
     figures = re.findall(r'data-plot="([^"]+)"', page)
@@ -190,7 +190,7 @@ def test_hostile_text_stays_text_everywhere(reader: TestClient, tables: duckdb.D
         assert "\u202e" not in page
 
 
-def test_the_feature_page_says_whose_it_is_and_that_it_is_untested(reader: TestClient):
+def test_the_feature_page_names_its_owner_and_that_it_is_untested(reader: TestClient):
     page = html.unescape(reader.get(f"{LIST}/200").text)
 
     assert "Claimed for smollm2 alone — a candidate, not yet tested." in page
@@ -211,7 +211,7 @@ def test_both_tokenizations_stand_in_the_same_row(reader: TestClient, tables: du
     assert ">ight</span>" not in alone
 
 
-def test_every_token_that_fired_says_its_value(reader: TestClient):
+def test_every_token_that_fired_has_its_value(reader: TestClient):
     page = reader.get(f"{LIST}/3").text
 
     coloured = re.findall(r'<span class="r a(\d+)[^"]*" data-v="([^"]+)" tabindex="(-?\d)"', page)
@@ -220,7 +220,7 @@ def test_every_token_that_fired_says_its_value(reader: TestClient):
     assert {tab for *_, tab in coloured} == {"0", "-1"}
 
 
-def test_a_dead_feature_has_a_page_that_says_so(reader: TestClient):
+def test_the_page_of_a_dead_feature_calls_it_dead(reader: TestClient):
     page = reader.get(f"{LIST}/15").text
 
     assert "Dead: it never fired" in page
@@ -236,7 +236,7 @@ def test_contexts_can_be_narrowed_to_a_part_of_the_corpus(reader: TestClient):
         assert f'<span class="muted">{part}</span>' in reader.get(f"{LIST}/3?corpus_part={part}").text
 
 
-def test_the_way_through_the_list_keeps_filters_and_reading(reader: TestClient):
+def test_previous_and_next_links_keep_filters_and_context_selection(reader: TestClient):
     order = rows_of(reader.get(f"{LIST}?owner=gemma3").text)
 
     page = reader.get(f"{LIST}/{order[1]}?tokens=smollm2&owner=gemma3").text
@@ -246,7 +246,7 @@ def test_the_way_through_the_list_keeps_filters_and_reading(reader: TestClient):
     assert f"2 of {len(order)} filtered" in " ".join(page.split())
 
 
-def test_a_sequence_opens_whole_and_knows_which_feature_looks(reader: TestClient):
+def test_a_whole_sequence_has_the_activations_of_its_feature(reader: TestClient):
     page = reader.get(f"{LIST}/3").text
     address = html.unescape(re.search(r'class="whole" href="([^"]+)"', page).group(1))
 
@@ -309,7 +309,7 @@ def test_a_run_with_one_source_is_shown_as_well(own_home: Path):
         ("undecided", "the tests leave it undecided"),
     ],
 )
-def test_a_verdict_is_said_in_words_with_its_error_rate(own_home: Path, verdict: str, words: str):
+def test_a_verdict_is_in_words_with_its_q_value(own_home: Path, verdict: str, words: str):
     write_tiny_run(own_home, features=64, amend=(f"update feature set verdict = '{verdict}', q_value = 0.0123",))
     with TestClient(create_app(Settings(home=own_home))) as client:
         page = html.unescape(client.get(f"{LIST}/60").text)
@@ -317,7 +317,7 @@ def test_a_verdict_is_said_in_words_with_its_error_rate(own_home: Path, verdict:
         assert f'class="verdict {verdict}"' in page
 
 
-def test_the_tiny_world_is_as_varied_as_it_says(tables: duckdb.DuckDBPyConnection):
+def test_the_tiny_run_has_every_trigger_text(tables: duckdb.DuckDBPyConnection):
     texts = " ".join(text for (text,) in tables.execute("select distinct text from firing").fetchall())
 
     for _, trigger, _ in THEMES.values():

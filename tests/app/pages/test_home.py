@@ -31,19 +31,19 @@ def write_recipe(folder: Path) -> None:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE), encoding="utf-8")
 
 
-def test_with_nothing_compared_the_page_says_what_to_run(visitor: TestClient):
+def test_the_home_page_without_runs_names_the_commands(visitor: TestClient):
     page = visitor.get("/").text
 
     assert "Nothing has been compared yet" in page
     assert "<code>make demo</code>" in page
 
 
-def test_a_home_that_is_not_there_is_an_empty_one(tmp_path: Path):
+def test_a_missing_home_folder_counts_as_empty(tmp_path: Path):
     with TestClient(create_app(Settings(home=tmp_path / "not" / "yet"))) as client:
         assert "Nothing has been compared yet" in client.get("/").text
 
 
-def test_a_run_at_work_shows_its_stages_rate_and_measures(home: Path, visitor: TestClient):
+def test_a_running_run_shows_its_stages_rate_and_measures(home: Path, visitor: TestClient):
     write_progress(home / "runs" / "live-00000001")
     write_recipe(home / "runs" / "live-00000001")
 
@@ -70,7 +70,7 @@ def test_htmx_gets_the_runs_alone_while_they_go_on(home: Path, visitor: TestClie
     assert "2,000 of" in visitor.get("/", headers=headers).text
 
 
-def test_a_failed_run_says_what_happened_and_what_to_do(home: Path, visitor: TestClient):
+def test_a_failed_run_shows_its_error_and_remedy(home: Path, visitor: TestClient):
     sentence = "The disk is full while writing <x>. Free some room and run the same command again."
     write_progress(home / "runs" / "full-00000001", status="failed", stage="harvest", error=sentence)
 
@@ -88,12 +88,12 @@ def test_a_run_whose_process_died_is_shown_as_stopped(home: Path, visitor: TestC
 
     assert page.count("stopped in train:") == 2
     assert "The process that ran it is gone. The same command goes on from here." in page
-    assert "It has said nothing for more than a minute." in page
+    assert "It has not reported progress for more than a minute." in page
     states = {run["run"]: run["status"] for run in visitor.get("/api/v1/runs").json()["runs"]}
     assert states == {"dead-00000001": "stopped", "mute-00000001": "stopped"}
 
 
-def test_a_finished_run_stands_under_what_it_compares_with_its_figures(reader: TestClient):
+def test_a_finished_run_is_listed_under_its_sources_with_its_figures(reader: TestClient):
     page = reader.get("/").text
 
     assert f'<a href="/runs/{RUN}">' in page
@@ -154,7 +154,7 @@ def test_odd_files_in_a_run_folder_hide_no_other_run(
     assert {run["run"] for run in visitor.get("/api/v1/runs").json()["runs"]} == {RUN, "odd-00000001"}
 
 
-def test_a_run_that_works_again_keeps_its_results_in_reach(home: Path, tiny_home: Path, visitor: TestClient):
+def test_a_run_started_again_still_links_to_its_results(home: Path, tiny_home: Path, visitor: TestClient):
     folder = home / "runs" / RUN
     shutil.copytree(tiny_home / "runs" / RUN, folder)
     write_progress(folder, stage="train")

@@ -43,7 +43,7 @@ def test_figures_of_a_passage_are_reached_by_keyboard_and_need_no_pointer(own_ho
     assert "darker" not in page, "in the dark theme stronger is lighter"
 
 
-def test_a_place_is_shaded_by_its_divergence_against_ln_2(own_home: Path):
+def test_a_span_is_shaded_by_its_divergence_over_ln_2(own_home: Path):
     write_tiny_run(own_home, features=64, amend=COMPARED)
 
     with TestClient(create_app(Settings(home=own_home))) as client:
@@ -62,14 +62,14 @@ def test_a_place_is_shaded_by_its_divergence_against_ln_2(own_home: Path):
     assert found["states"]["lens"]["state"] == "undefined"
 
 
-def test_a_run_that_says_nothing_of_baselines_has_no_such_section(own_home: Path):
+def test_a_run_without_baselines_has_no_such_section(own_home: Path):
     write_tiny_run(own_home, features=64)
 
     with TestClient(create_app(Settings(home=own_home))) as client:
         assert "without-training" not in client.get(f"/runs/{RUN}").text
 
 
-def test_models_that_only_surprises_compare_are_shaded_by_those(own_home: Path):
+def test_spans_without_divergence_are_shaded_by_surprise(own_home: Path):
     places = PLACES.replace("'divergence': 0.35", "'divergence': null").replace(
         "'divergence': 0.0", "'divergence': null"
     )

@@ -14,7 +14,7 @@ MEASURED = {"cross_entropy": 2.83, "loss_recovered_zero": 0.952, "kl_reconstruct
 
 
 @pytest.mark.parametrize("measured", [True, False])
-def test_what_the_models_lose_is_said_in_words_where_it_was_measured(own_home: Path, measured: bool):
+def test_loss_recovered_is_shown_where_it_was_measured(own_home: Path, measured: bool):
     rows = ", ".join(f"(0, '{measure}', {value})" for measure, value in MEASURED.items())
     write_tiny_run(own_home, features=64, amend=(f"insert into evaluation values {rows}",) if measured else ())
 

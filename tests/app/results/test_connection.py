@@ -37,7 +37,7 @@ def cut_short(folder: Path) -> None:
 
 
 def rot(folder: Path) -> None:
-    """The file opens, and breaks where it is read."""
+    """The file opens, and reading it fails."""
     data = bytearray(file_of(folder).read_bytes())
     data[20_000:-300_000] = b"\x5a" * (len(data) - 320_000)
     file_of(folder).write_bytes(data)
@@ -112,7 +112,7 @@ def test_results_published_anew_are_seen_without_a_restart(tmp_path: Path):
     assert held.row("select count(*) from feature") == (240,), "a request under way reads what it began with"
 
 
-def test_what_is_worked_out_once_is_worked_out_again_for_new_results(tmp_path: Path):
+def test_cached_values_are_computed_again_for_new_results(tmp_path: Path):
     write_tiny_run(tmp_path)
     catalog = RunCatalog(tmp_path / "runs")
     count = lambda results: results.row("select count(*) from feature")[0]  # noqa: E731
@@ -129,7 +129,7 @@ def test_results_cannot_be_written_through_the_explorer(runs: Path):
         results.cursor.execute("delete from feature")
 
 
-def test_a_run_without_results_and_one_that_is_not_there_are_told_apart(runs: Path):
+def test_a_run_without_results_and_an_unknown_run_raise_different_errors(runs: Path):
     write_progress(runs / "running-11111111")
     catalog = RunCatalog(runs)
 
@@ -141,7 +141,7 @@ def test_a_run_without_results_and_one_that_is_not_there_are_told_apart(runs: Pa
         catalog.results("..")
 
 
-def test_few_files_are_open_at_once(runs: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_number_of_open_files_is_limited(runs: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("app.results.connection.OPEN_FILES", 1)
     catalog = RunCatalog(runs)
 

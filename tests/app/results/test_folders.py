@@ -21,18 +21,18 @@ def dead() -> int:
 
 
 def test_a_run_whose_process_is_gone_has_stopped(tmp_path: Path, dead: int):
-    progress = said_by(tmp_path, pid=dead, host=platform.node())
+    progress = progress_of(tmp_path, pid=dead, host=platform.node())
 
     assert progress.status == "stopped"
     assert progress.error == "The process that ran it is gone. The same command goes on from here."
 
 
-def test_a_process_in_another_container_is_taken_at_its_word(tmp_path: Path, dead: int):
-    assert said_by(tmp_path, pid=dead, host="another-machine").status == "running"
+def test_a_process_in_another_container_counts_as_alive(tmp_path: Path, dead: int):
+    assert progress_of(tmp_path, pid=dead, host="another-machine").status == "running"
 
 
-def said_by(folder: Path, **process: object):
-    """Progress of a run that says it is running, in a process of the caller's choice."""
+def progress_of(folder: Path, **process: object):
+    """Progress of a run marked as running, with the given `pid` and `host`."""
     write_progress(folder, status="running", stage="train")
     path = folder / "progress.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | process))

@@ -61,7 +61,7 @@ def test_a_duration_has_two_units_at_most(seconds: float | None, shown: str):
         (datetime.timedelta(seconds=-5), "just now"),
     ],
 )
-def test_how_long_ago_is_said_in_words(before: datetime.timedelta, shown: str):
+def test_time_since_is_in_words(before: datetime.timedelta, shown: str):
     assert ago(NOON - before, NOON) == shown
     assert ago((NOON - before).replace(tzinfo=None), NOON) == shown, "times in results have no zone and mean UTC"
 
@@ -80,4 +80,6 @@ def test_an_address_leaves_empty_values_out_and_escapes_the_rest():
 def test_dataclasses_become_plain_data():
     from app.results.runs.overview import HistogramBin
 
-    assert as_json({"bins": [HistogramBin(0.0, 0.5, "a", 3)]}) == {"bins": [{"low": 0.0, "high": 0.5, "owner": "a", "count": 3}]}
+    assert as_json({"bins": [HistogramBin(0.0, 0.5, "a", 3)]}) == {
+        "bins": [{"low": 0.0, "high": 0.5, "owner": "a", "count": 3}]
+    }

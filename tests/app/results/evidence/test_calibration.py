@@ -7,17 +7,17 @@ from app.results.evidence.calibration import Null, interval
 
 
 @pytest.mark.parametrize(("count", "n"), [(0, 820), (1, 200), (14, 40), (31, 96), (40, 40)])
-def test_an_interval_is_wilsons_as_scipy_has_it(count: int, n: int):
+def test_interval_equals_scipys_wilson_interval(count: int, n: int):
     expected = binomtest(count, n).proportion_ci(0.95, method="wilson")
 
     assert interval(count, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
-def test_without_trials_everything_is_possible():
+def test_the_interval_without_trials_is_0_to_1():
     assert interval(0, 0) == (0.0, 1.0)
 
 
-def test_a_null_run_without_a_supported_claim_still_leaves_some_error_possible():
+def test_a_null_run_without_supported_claims_has_a_positive_upper_bound():
     null = Null(claims=820, supported=0.0)
 
     low, high = null.interval

@@ -10,7 +10,7 @@ from app.results.features.corpus_breakdown import corpus_shares
 from app.results.features.feature import in_sources, one_feature
 
 
-def test_the_dossier_holds_what_each_table_says(results: Results, tables: duckdb.DuckDBPyConnection):
+def test_feature_detail_holds_the_rows_of_each_table(results: Results, tables: duckdb.DuckDBPyConnection):
     for feature in (3, 15, 200):
         found = feature_detail(results, feature, {})
 
@@ -48,6 +48,6 @@ def test_a_feature_that_is_not_there_is_not_found(results: Results):
         feature_detail(results, 240, {})
 
 
-def test_shares_of_the_text_add_up_for_each_kind_of_part(results: Results):
+def test_corpus_shares_add_up_to_one_for_each_kind(results: Results):
     for parts in corpus_shares(results).values():
         assert sum(parts.values()) == pytest.approx(1)

@@ -61,14 +61,14 @@ def inside(first: float, second: float, **more: float) -> list[InSource]:
     ]
 
 
-def test_a_norm_that_could_not_be_otherwise_makes_a_claim_by_construction():
+def test_a_claim_of_a_dedicated_group_is_called_true_by_construction():
     claim = claim_in_words(EXCLUSIVE, inside(0.0, 1.2))
 
     assert claim.value == 1.0
     assert "cannot write to smollm2: this is so by construction" in claim.meaning
 
 
-def test_a_norm_that_was_free_is_called_exaggerated_and_not_by_construction():
+def test_a_claim_from_a_free_norm_is_called_exaggerated():
     claim = claim_in_words(dataclasses.replace(EXCLUSIVE, group="shared"), inside(0.04, 0.96))
 
     assert claim.value == 0.96
@@ -142,7 +142,7 @@ def test_a_verdict_is_a_sentence_that_names_owner_kind_and_error(feature: Featur
     assert verdict_in_words(feature, SOURCES, [], TWINS) == words
 
 
-def test_what_leaves_a_claim_undecided_is_named():
+def test_an_undecided_verdict_names_its_doubts():
     tests = [
         criterion_result("firings", 12.0, 100.0, 12, "doubts"),
         criterion_result("template_share", 0.9, 0.5, 12, "doubts"),
@@ -154,14 +154,14 @@ def test_what_leaves_a_claim_undecided_is_named():
     assert words.endswith("undecided: it fired too seldom and it fires mostly on chat templates.")
 
 
-def test_a_test_that_has_no_words_here_is_shown_under_its_own_name():
+def test_an_unknown_criterion_is_shown_under_its_own_name():
     found = criterion_result("moon_phase", 0.5, None, None, "refutes")
 
     assert (found.name, found.asks, found.side) == ("Moon phase", "", "")
     assert verdict_in_words(judged("refuted"), SOURCES, [found], []).endswith("smollm2 has it as well.")
 
 
-def test_tests_that_speak_come_first_and_the_weightiest_of_them_before_the_rest():
+def test_results_are_sorted_by_effect_then_by_criterion():
     names = [*CRITERIA, "moon_phase"]
     tests = [criterion_result(name, 0.0, None, None, EFFECTS[place % 4]) for place, name in enumerate(names)]
 
@@ -202,7 +202,7 @@ def test_measures_that_were_not_taken_are_left_out():
     assert "Feature 9 (shared)" in found[-1].meaning
 
 
-def test_low_coherence_warns_of_several_meanings_and_none_says_nothing():
+def test_only_low_coherence_warns_of_several_meanings():
     assert "several things" in coherence_in_words(dataclasses.replace(EXCLUSIVE, coherence=0.02, polysemous=True))
     assert "several things" not in coherence_in_words(dataclasses.replace(EXCLUSIVE, coherence=0.3, polysemous=False))
     assert coherence_in_words(EXCLUSIVE) is None
@@ -222,7 +222,7 @@ def test_agreement_counts_rows_where_both_and_where_only_one_fires():
     assert agreement_of([]) is None
 
 
-def test_parts_are_held_against_their_share_of_the_text_and_small_ones_are_added_up():
+def test_breakdown_entries_have_shares_of_all_text_and_sum_small_ones():
     usual = {"en": 0.8, "de": 0.1, **{f"l{place}": 0.01 for place in range(8)}}
     parts = breakdown_entries({"de": 60, "en": 32, **{f"l{place}": 1 for place in range(8)}}, usual)
 

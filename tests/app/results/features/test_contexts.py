@@ -10,17 +10,17 @@ from app.results.features.search import feature_with_index, features_peaking_on,
 from tests.worlds.tiny_results import RUN
 
 
-def told(windows) -> int:
-    """Windows with those folded under them."""
+def count_with_repeats(windows) -> int:
+    """Number of windows, repeats included."""
     return sum(1 + len(window.repeats) for window in windows)
 
 
-def test_windows_come_strongest_first_and_none_is_lost_by_folding(results: Results):
+def test_windows_come_strongest_first_and_grouping_loses_none(results: Results):
     windows = kept_windows(results, 3, "top", "", scale=1.0)
 
     peaks = [window.peak for window in windows]
     assert peaks == sorted(peaks, reverse=True)
-    assert told(windows) == 8
+    assert count_with_repeats(windows) == 8
     for window in windows:
         assert all(repeat.peak <= window.peak for repeat in window.repeats)
 
@@ -32,7 +32,7 @@ def test_the_peak_of_a_window_has_its_strongest_activation(results: Results):
         assert window.peak == pytest.approx(strongest)
 
 
-def test_folded_windows_have_the_same_words_around_the_peak(results: Results):
+def test_repeats_have_the_same_words_around_the_peak(results: Results):
     folded = [
         (window, repeat)
         for feature in range(60)
@@ -62,7 +62,7 @@ def test_kinds_of_contexts_are_counted_per_corpus_part(results: Results, tables:
     assert bucket_counts(kept, "nowhere") == []
 
 
-def test_a_whole_sequence_knows_activations_inside_kept_windows_alone(results: Results, tables):
+def test_a_whole_sequence_has_activations_inside_kept_windows_only(results: Results, tables):
     sequence, start, size = tables.execute(
         "select sequence, byte_start, strlen(text) from firing where feature = 3 order by byte_start desc limit 1"
     ).fetchone()
@@ -91,7 +91,7 @@ def test_the_example_of_a_feature_is_its_strongest_kept_firing(results: Results)
     assert strongest_windows(results, []) == {}
 
 
-def test_text_is_found_in_windows_whatever_its_case(results: Results, tables):
+def test_text_search_in_windows_ignores_case(results: Results, tables):
     expected = {
         feature for feature, text in tables.execute("select feature, text from firing").fetchall() if "Straße" in text
     }

@@ -50,7 +50,7 @@ def indexes(results: Results, **state) -> list[int]:
         ({"density_min": "", "owner": "", "q": ""}, bool),
     ],
 )
-def test_a_filter_keeps_what_a_look_through_all_features_keeps(results: Results, everything, state, keeps):
+def test_a_filter_agrees_with_a_scan_of_all_features(results: Results, everything, state, keeps):
     assert sorted(indexes(results, **state)) == [f["feature"] for f in everything if keeps(f)]
     assert list_features(results, FeatureQuery(**state), None).total == sum(map(bool, map(keeps, everything)))
 
@@ -98,7 +98,7 @@ def test_a_facet_counts_its_values_under_the_other_filters(results: Results, eve
     assert [value.value for value in facets["owner"] if value.chosen] == ["gemma3"]
 
 
-def test_a_chosen_value_that_counts_nothing_can_still_be_taken_away(results: Results):
+def test_a_chosen_value_with_a_count_of_0_stays_in_its_facet(results: Results):
     facets = list_features(results, FeatureQuery(owner="nobody"), None).facets
 
     assert {(value.value, value.count, value.chosen) for value in facets["owner"]} >= {("nobody", 0, True)}
@@ -112,7 +112,7 @@ def test_text_restricts_to_the_features_it_was_found_in(results: Results):
     assert every_feature(results, query, set()) == []
 
 
-def test_neighbours_are_those_of_the_filtered_list(results: Results):
+def test_list_position_follows_the_filtered_list(results: Results):
     order = ordered_features(results, FeatureQuery(owner="gemma3", sort="-density"), None)
     assert order == indexes(results, owner="gemma3", sort="-density")
 
@@ -122,7 +122,7 @@ def test_neighbours_are_those_of_the_filtered_list(results: Results):
     assert list_position(order, order[-1]).next is None
 
 
-def test_from_a_feature_outside_the_list_the_list_begins():
+def test_a_feature_outside_the_list_is_followed_by_its_first():
     found = list_position([7, 3, 5], 4)
 
     assert (found.position, found.previous, found.next, found.total) == (None, None, 7, 3)
@@ -136,7 +136,7 @@ def test_a_random_feature_lives_and_passes_the_filters(results: Results):
     assert random_feature(results, FeatureQuery(owner="nobody"), None) is None
 
 
-def test_what_makes_no_sense_is_refused_with_what_would(results: Results):
+def test_an_unknown_sort_key_or_source_is_refused_with_the_known_ones(results: Results):
     with pytest.raises(BadQuery, match="Sort by one of: score, feature"):
         list_features(results, FeatureQuery(sort="-beauty"), None)
     with pytest.raises(BadQuery, match="Its sources are smollm2, gemma3"):
@@ -152,14 +152,14 @@ def test_an_address_leaves_defaults_out_and_gives_the_same_state_back():
     assert FeatureQuery().pairs() == []
 
 
-def test_choosing_a_facet_again_takes_it_away_and_goes_to_the_first_page():
+def test_toggling_a_chosen_value_removes_it_and_goes_to_the_first_page():
     query = FeatureQuery(owner="a", page=4)
 
     assert query.toggled("owner", "b") == [("owner", "a"), ("owner", "b")]
     assert query.toggled("owner", "a") == []
 
 
-def test_a_column_sorts_first_by_its_strongest_and_then_the_other_way():
+def test_a_columns_first_sort_is_by_its_strongest_and_the_second_reverses_it():
     assert FeatureQuery().sorted_by("density") == [("sort", "-density")]
     assert FeatureQuery(sort="-density").sorted_by("density") == [("sort", "density")]
     assert FeatureQuery(sort="density").sorted_by("density") == [("sort", "-density")]

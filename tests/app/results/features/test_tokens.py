@@ -54,7 +54,7 @@ def test_tokens_after_the_last_shared_end_are_shown_without_a_value():
     assert (rows[1].activation, rows[1].byte_end, rows[1].peak) == (None, -1, False)
 
 
-def test_a_window_inside_a_context_counts_bytes_from_the_context():
+def test_a_windows_byte_ends_count_from_the_start_of_the_sequence():
     rows = token_rows([tokens(("b", 12))] * 2, {12: 1.0}, scale=1.0, peak=12, text=b"b", start=11)
 
     assert [(row.byte_end, row.peak, row.activation) for row in rows] == [(12, True, 1.0)]
