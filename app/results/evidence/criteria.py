@@ -157,7 +157,7 @@ CRITERIA = {
     ),
     "first_token_share": Criterion(
         "On first tokens",
-        "The share of its firings in the first eight rows of a sequence, where it may only mark the place.",
+        "The share of its firings in the first eight rows of a sequence, where it may mark nothing but the position.",
         "share",
         "≤",
         "it fires mostly on first tokens",
