@@ -150,7 +150,7 @@ def _verdict_measures(experiment: _Experiment) -> dict[str, float]:
 
 
 def _contrast_measures(experiment: _Experiment, least: float) -> dict[str, float]:
-    """Number of claims that could be judged, and quantiles of their readout ratios."""
+    """Number of claims that could be judged, and quantiles of their readout contrasts."""
     ratios = 1 - np.array(_judged_strengths(experiment, least))
     percents = (0, 1, 5, 50, 95) if len(ratios) else ()
     quantiles = {f"readout_contrast.{percent}": float(np.quantile(ratios, percent / 100)) for percent in percents}
