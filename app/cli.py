@@ -113,7 +113,7 @@ def demo(recipe: Path, port: int | None, no_browser: bool) -> None:
     run's progress and keeps running until Ctrl-C. If the run is already finished, the explorer opens at once.
     """
     from app.server import explorer_process, listening_settings, open_browser
-    from trainer.pipeline import run as run_recipe
+    from trainer.pipeline.commands import run as run_recipe
 
     with explorer_process(listening_settings(None, port)) as (address, wait):
         click.echo(f"The explorer is at {address}")
@@ -180,7 +180,7 @@ def calibrate(run: str, overrides: tuple[str, ...], force: bool) -> None:
     """
     from app.results.connection import RunCatalog
     from app.settings import Settings
-    from trainer.pipeline import calibrate_run
+    from trainer.pipeline.commands import calibrate_run
     from trainer.run.folder import RunFolder
 
     folder = RunFolder(RunCatalog(Settings.from_environment().runs).folder(run))
@@ -268,7 +268,7 @@ def import_(path: Path, name: str, tool: str | None, overrides: tuple[str, ...],
     Then measure it on activations of the same sources: `crossdiff run FOLDER/recipe.yaml --activations DIR`.
     """
     from trainer.interchange.formats import FORMATS
-    from trainer.pipeline import import_crosscoder
+    from trainer.pipeline.commands import import_crosscoder
     from trainer.recipe.recipe import load_recipe
 
     given = {key: value for key, value in options.items() if value not in (None, ())}
@@ -326,7 +326,7 @@ def _run(
     activations: Path | None = None,
 ) -> None:
     """Run stages and print the run's folder, for use in scripts."""
-    from trainer.pipeline import run as run_recipe
+    from trainer.pipeline.commands import run as run_recipe
 
     folder = run_recipe(recipe, overrides, stages=stages, activations=activations, force=force)
     click.echo(folder.path)

@@ -106,13 +106,13 @@ def _records(part: CorpusPart, tally: PartTally, rng: random.Random, column: _Te
     if archives.is_address(part.path):
         files = [archives.fetch(part.path, "corpora", notify=tally.notify)]
     else:
-        files = _files(part.path)
+        files = find_files(part.path)
     rng.shuffle(files)
     for file in files:
         yield from read_records(file, tally, column.choose)
 
 
-def _files(path: str) -> list[Path]:
+def find_files(path: str) -> list[Path]:
     """The files that a path, a folder or a glob pattern refers to. Raises CorpusError if there are none."""
     location = Path(path).expanduser()
     if location.is_file():
