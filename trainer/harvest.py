@@ -68,7 +68,7 @@ class Harvest:
         self.record = HarvestRecord(fingerprint, inputs or {})
         self.discarded: str | None = None
         """Why an unfinished harvest was not resumed; None if there was none, or if it is resumed."""
-        if (path / "harvest.json").exists():
+        if any(path.glob("*")):
             found = _read_record(path / "harvest.json")
             self.discarded = _obstacle(path, found, self.record)
             self.record = found if found is not None and self.discarded is None else self.record
@@ -248,7 +248,7 @@ def _read_record(path: Path) -> HarvestRecord | None:
 def _obstacle(path: Path, found: HarvestRecord | None, wanted: HarvestRecord) -> str | None:
     """Why an unfinished harvest cannot be resumed; None if it can."""
     if found is None:
-        return "its record harvest.json is damaged"
+        return "its record harvest.json is missing or damaged"
     if found.fingerprint != wanted.fingerprint:
         return "it was begun with other settings"
     if found.inputs != wanted.inputs:

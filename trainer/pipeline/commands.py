@@ -44,6 +44,8 @@ def run(
     wanted = stages or STAGES
     if len(runs) > 1:
         runs[0].execute(tuple(stage for stage in wanted if stage == "harvest"))
+        for one in runs[1:]:  # they share its activations
+            one.to_redo.discard("harvest")
         if "train" in wanted:
             train_side_by_side(runs)
     for one in runs:

@@ -73,7 +73,7 @@ class Run:
             given = None if self.activations is None else ActivationStore.open(self.activations).identity()
             folder = RunFolder.for_recipe(recipe, given)
         self.folder = folder
-        self._to_redo = set(STAGES) if force else set()
+        self.to_redo = set(STAGES) if force else set()
         """Stages that are due although their inputs have not changed."""
         self._verified: set[Path] = set()
         self.progress = Progress(self.folder, recipe.name)
@@ -127,7 +127,7 @@ class Run:
         """Whether a stage is to be done: again by request, or because its inputs or its products have changed."""
         if stage == "calibrate" and self.calibration is None:
             return False
-        if stage in self._to_redo:
+        if stage in self.to_redo:
             return True
         if stage == "harvest":
             return self._harvest_obstacle() is not None
@@ -144,7 +144,7 @@ class Run:
         if inputs != self.fingerprint(stage):
             self.progress.notify(f"{stage}: what it reads changed while it ran. Run the same command again.")
         record_finished(self.folder, stage, inputs, self._products(stage))
-        self._to_redo.discard(stage)
+        self.to_redo.discard(stage)
 
     def _products(self, stage: str) -> list[Path]:
         """Files of the run's folder that a stage writes."""
@@ -232,7 +232,7 @@ class Run:
         path = self.store_path()
         # Asked again: another process may have harvested while this one waited for it.
         obstacle = self._harvest_obstacle()
-        if obstacle is None and "harvest" not in self._to_redo:
+        if obstacle is None and "harvest" not in self.to_redo:
             return
         if obstacle:
             self.progress.notify(f"harvest: reading the text again, because {obstacle}")
@@ -261,7 +261,7 @@ class Run:
 
     def discard_forced_checkpoints(self) -> None:
         """Make a forced training start from the first step, not from the last checkpoint."""
-        if "train" in self._to_redo:
+        if "train" in self.to_redo:
             discard(self.folder.checkpoints)
 
     def _evaluate(self) -> None:
@@ -288,7 +288,7 @@ class Run:
 
     def _calibrate(self) -> None:
         assert self.calibration is not None, "without calibration the stage is skipped"
-        if "calibrate" in self._to_redo:  # as for training
+        if "calibrate" in self.to_redo:  # as for training
             discard(self.folder.calibration_work)
         crosscoder = Crosscoder.load(self.folder.path)
         store = self._store_for(crosscoder)

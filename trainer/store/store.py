@@ -104,7 +104,7 @@ class ActivationStore:
             store._check_shapes(shard)
         sequences = store.manifest.sequences
         if sequences is not None and not (path / sequences).is_file():
-            raise StoreError(f"{path}: {sequences} is missing. Copy it beside the manifest, or set sequences to null.")
+            raise StoreError(f"{path}: {sequences} is missing. Copy it beside the manifest, or harvest again.")
         return store
 
     @property
