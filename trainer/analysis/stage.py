@@ -14,11 +14,11 @@ from trainer.analysis.claims.claims import (
     JudgedClaims,
     Ownership,
     judge_claims,
-    read_known_false,
+    read_null,
 )
 from trainer.analysis.claims.latent_scaling import ScalingFactors
 from trainer.analysis.claims.ranking import RankingInputs, excess, scores
-from trainer.analysis.claims.readout import Readout, readout, readout_ratio
+from trainer.analysis.claims.readout import Readout, readout
 from trainer.analysis.claims.spaces import Spaces, shared_spaces
 from trainer.analysis.claims.stability import other_runs, stability
 from trainer.analysis.encode_pass import EncodePassResult, encode_rows
@@ -150,7 +150,7 @@ class _Analysis:
             self.crosscoder,
             ownership,
             encoded.moments,
-            readouts,
+            self.codes,
             FeatureMeasures(**verdict_measures, twin=related.strongest_twin),
         )
         found = stability(store, self.crosscoder, ownership, other_runs(folder), self.recipe.analysis)
@@ -167,12 +167,11 @@ class _Analysis:
             "main_language": _main_part_names(metadata, "language", measures["main_language"]),
             "coherence": best_coherence,
             "polysemous": pa.array(best_coherence < POLYSEMOUS, mask=np.isnan(best_coherence)),
-            "readout_ratio": readout_ratio(np.stack([readouts[name].score for name in targets], axis=1), holds),
+            **judged.columns(),
             "verdict": judged.judgement.verdict,
             "kind": pa.array(judged.judgement.kind, pa.string()),
             "found_in": np.where(found.looked_in > 0, found.found_in, np.nan),
             "looked_in": found.looked_in,
-            "q_value": judged.q_value,
             "score": scores(
                 owner, judged.judgement.verdict, _ranking_inputs(measures, norms, inputs, judged, metadata)
             ),
@@ -180,10 +179,11 @@ class _Analysis:
         self.draft.add("feature", stored)
 
     def _judge(self, inputs: ClaimInputs, store: ActivationStore, folder: RunFolder) -> JudgedClaims:
-        """Judge all claims; fills `evidence`."""
-        known_false = read_known_false(folder.calibration, inputs.ownership)
-        judged = judge_claims(inputs, store, self.recipe.analysis, known_false=known_false, progress=self.progress)
+        """Judge all claims; fills `evidence` and `probe`."""
+        null = read_null(folder.calibration)
+        judged = judge_claims(inputs, store, self.recipe.analysis, null=null, progress=self.progress)
         self.draft.add("evidence", judged.judgement.columns())
+        self.draft.add("probe", judged.probe_columns([self.sources.index(name) for name in self.crosscoder.sources]))
         return judged
 
     def readouts(self, moments: Moments) -> dict[str, Readout]:
@@ -256,7 +256,7 @@ def _ranking_inputs(
         energy=measures["squares"] * (norms.decoder**2).sum(axis=1),
         focus=excess(measures["main_corpus_share"], usual),
         # A claim of unknown strength ranks as one of strength zero.
-        strength=np.where(inputs.ownership.claims, np.nan_to_num(judged.contrast.strength), np.nan),
+        strength=np.where(inputs.ownership.claims, np.nan_to_num(1 - judged.stats.ratio.value), np.nan),
     )
 
 

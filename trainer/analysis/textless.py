@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 from trainer.analysis.claims.claims import ClaimInputs, FeatureMeasures, JudgedClaims, Ownership, judge_claims
-from trainer.analysis.claims.readout import readout
 from trainer.analysis.claims.spaces import shared_spaces
 from trainer.analysis.encode_pass import encode_rows
 from trainer.analysis.pairs.coactivation import Coactivation
@@ -37,7 +36,7 @@ def judge_without_text(
         crosscoder,
         ownership,
         encoded.moments,
-        {name: readout(encoded.moments, name) for name in crosscoder.targets},
+        codes,
         FeatureMeasures.without_text(codes.counts, codes.rows, twins.strongest_twin),
         encoded.scaling,
     )

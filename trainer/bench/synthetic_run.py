@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from trainer.analysis.claims.contrast import ReadoutContrast
+from trainer.analysis.claims.evidence import Estimate
 from trainer.analysis.claims.verdict import FeatureStats, Judgement, judge
 from trainer.analysis.pairs.agreement import BINS
 from trainer.analysis.per_feature.contexts import Windows, select_firings, sequence_columns
@@ -131,8 +131,13 @@ def _add_measures(
         "owner": pa.array(owner),
         "verdict": pa.array(judgement.verdict),
         "kind": pa.array(judgement.kind, pa.string()),
-        "q_value": stats.q_value,
-        "readout_ratio": stats.contrast.ratio,
+        "probe_ratio": stats.ratio.value,
+        "probe_low": stats.ratio.low,
+        "probe_high": stats.ratio.high,
+        "excess": stats.excess.value,
+        "excess_low": stats.excess.low,
+        "excess_high": stats.excess.high,
+        "fdr": stats.fdr,
     }
     results.add("feature", _firing_columns(measures, row_metadata) | verdicts | _random_columns(codes, rng))
     _add_agreement(results, codes.first + judgement.claims, recipe.crosscoder.features or 1, rng)
@@ -144,13 +149,16 @@ def _random_verdicts(
     """Judges every claim of the live features by the real rule, on random statistics."""
     count = codes.features
     claims = np.array([name not in (SHARED, OTHER) for name in owner]) & (codes.counts > 0)
-    p_value = np.where(claims, rng.uniform(0.001, 0.3, count), np.nan)
-    own = np.where(claims, rng.uniform(0.01, 0.5, count), np.nan)
+
+    def estimate(low: float, high: float) -> Estimate:
+        value = np.where(claims, rng.uniform(low, high, count), np.nan)
+        return Estimate(value, 0.9 * value, 1.1 * value)
+
     stats = FeatureStats(
-        contrast=ReadoutContrast(own, own * rng.uniform(0, 1.2, count), 0.002),
-        p_value=p_value,
-        q_value=p_value / 2,
-        decoys=np.full(count, recipe.analysis.decoys, np.int64),
+        ratio=estimate(0.0, 1.1),
+        own=np.where(claims, rng.uniform(0.05, 0.9, count), np.nan),
+        excess=estimate(0.5, 4.0),
+        fdr=np.where(claims, rng.uniform(0, 0.2, count), np.nan),
         twin=rng.uniform(0, 0.6, count),
         nu_error=rng.uniform(0, 0.3, count),
         nu_reconstruction=rng.uniform(0, 0.6, count),

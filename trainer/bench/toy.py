@@ -33,7 +33,6 @@ HEAD = (
     "by group",
     "supported",
     "recall of supported",
-    "q ≤ 0.1",
     "dead",
     "explained",
 )
@@ -42,7 +41,7 @@ LEGEND = (
     "hold + match no concept, summed over the worlds; by norm a source counts when its decoder norm is at least a "
     "quarter of the largest, by group when the feature's group writes it. supported: claims that the evidence "
     "supports, tested on the held-out rows without the ground truth; recall of supported: share of the recovered "
-    "exclusive concepts whose right call is supported; q ≤ 0.1: claims by their q-value alone. false exclusive: share "
+    "exclusive concepts whose right call is supported. false exclusive: share "
     "of the features matching a concept of several sources that are called by norm for fewer."
 )
 
@@ -160,7 +159,6 @@ def _row(outcomes: list[TrialOutcome]) -> tuple[str, ...]:
         call_counts([outcome.by_group for outcome in outcomes]),
         call_counts([outcome.by_verdict for outcome in outcomes]),
         mean_and_range([outcome.supported_recall for outcome in outcomes]),
-        call_counts([outcome.by_q_value for outcome in outcomes]),
         f"{100 * mean(outcome.dead_share for outcome in outcomes):.1f}%",
         f"{mean(outcome.variance_explained for outcome in outcomes):.3f}",
     )

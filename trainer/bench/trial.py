@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from trainer.bench.verdicts import evidence_calls
+from trainer.bench.verdicts import supported_calls
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.crosscoder.fold_damping import fold_damping
 from trainer.evaluation.reconstruction import Tally
@@ -25,7 +25,7 @@ BLOCK = 8192
 """Rows scored at a time."""
 STEPS = 20
 """Steps between updates of the progress bar."""
-CALL_COUNTS = ("by_norm", "by_group", "by_verdict", "by_q_value")
+CALL_COUNTS = ("by_norm", "by_group", "by_verdict")
 """Fields of an outcome that hold CallCounts."""
 Advance = Callable[[int], object]
 
@@ -63,8 +63,6 @@ class TrialOutcome:
     """Active features per held-out row."""
     by_verdict: CallCounts
     """Calls that the evidence supports."""
-    by_q_value: CallCounts
-    """Calls with a q-value of at most 0.1."""
     supported_recall: float | None
     """Share of the recovered exclusive concepts that a feature with a right, supported call recovers."""
 
@@ -116,8 +114,7 @@ def score(recipe: Recipe, crosscoder: Crosscoder, sampled: SampledWorld) -> Tria
         truth, {source: crosscoder.decoder(source).cpu() for source in crosscoder.targets}, alive
     )
     by_norm, by_group = matches.calls_by_norm(), matches.calls_by_group()
-    by_evidence = evidence_calls(crosscoder, sampled.store, recipe.analysis, sampled.store.path)
-    supported = by_evidence.supported[alive]
+    supported = supported_calls(crosscoder, sampled.store, recipe.analysis, sampled.store.path)[alive]
     thirds = [truth.third(name) for name in THIRDS]
     return TrialOutcome(
         recipe.crosscoder.variant,
@@ -137,7 +134,6 @@ def score(recipe: Recipe, crosscoder: Crosscoder, sampled: SampledWorld) -> Tria
         variance_explained=sum(explained) / len(explained),
         l0=dict(measures)["l0"],
         by_verdict=matches.count_calls(supported),
-        by_q_value=matches.count_calls(by_evidence.discovered[alive]),
         supported_recall=recall(matches.recovered_as_called(supported), truth.exclusive & matches.recovered),
     )
 

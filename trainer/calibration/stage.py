@@ -1,4 +1,4 @@
-"""The `calibrate` stage: trains on the null run and the spike-ins and records the verdicts."""
+"""The `calibrate` stage: how often the rule supports claims that are false, and finds concepts that are there."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from trainer.analysis.claims.claims import JudgedClaims, Ownership
-from trainer.analysis.claims.verdict import verdict_shares
+from trainer.analysis.claims.verdict import SUPPORTED, verdict_shares
 from trainer.analysis.rows.codes import CodeSpool
+from trainer.analysis.rows.sample import sample_rows
 from trainer.analysis.textless import judge_without_text
-from trainer.calibration.null import null_store
+from trainer.calibration.noise import noise_store, store_moments
+from trainer.calibration.placebo import judge_placebos
 from trainer.calibration.recovery import recall_table, recovered_features
 from trainer.calibration.spike_ins import SpikeInSet, spiked_store
 from trainer.crosscoder.crosscoder import Crosscoder
@@ -26,11 +28,8 @@ from trainer.store.store import ActivationStore
 from trainer.training.stage import fingerprint_of, train
 
 Build = Callable[[Path], ActivationStore]
-EXPERIMENTS = {
-    "null": "one model against rotated copies of itself, where every claim is false",
-    "spike-ins": "concepts planted in the activations, to see which are recovered",
-}
-"""Description of each experiment for the progress line, by the name of its folder."""
+NULL_QUANTILE = 0.95
+"""Quantile of the excess of the noise null's claims that is recorded."""
 
 
 def calibrate(
@@ -42,38 +41,55 @@ def calibrate(
     folder: RunFolder,
     progress: Progress,
 ) -> None:
-    """Run both experiments for a trained run and write `calibration.json` into its folder.
+    """Run all experiments for a trained run and write `calibration.json` into its folder.
 
     An interrupted experiment resumes from its last checkpoint. The trained crosscoders are kept, so that calibrating
     with other thresholds needs no training. Raises RecipeError for a run without claims or with an imported crosscoder.
     """
     _check(recipe, crosscoder)
-    names, rows, least = crosscoder.sources, calibration.rows, recipe.analysis.verdict.owner_readout
-    spike_ins = SpikeInSet.from_recipe(calibration, crosscoder.widths)
+    names, rows = crosscoder.sources, calibration.rows
     runner = _ExperimentRunner(recipe, folder.calibration_work, progress)
-    measures: list[dict[str, Any]] = []
+    with progress.task("Summing moments", total=None):
+        moments = store_moments(store, crosscoder)
+    null_claims: list[dict[str, Any]] = []
+    strengths: dict[str, list[float]] = {}
+    for source in crosscoder.targets:
 
-    def record(kind: str, values: dict[str, float]) -> None:
-        measures.extend({"kind": kind, "measure": name, "value": float(value)} for name, value in values.items())
+        def build_noise(path: Path, source: str = source) -> ActivationStore:
+            return noise_store(store, path, crosscoder, source, moments, rows=rows, seed=calibration.seed)
 
-    def build_null(path: Path) -> ActivationStore:
-        normaliser = crosscoder.normaliser[names[0]]
-        return null_store(store, path, names, normaliser, rows=rows, seed=calibration.seed)
+        what = f"{source} replaced by what the others predict of it and noise, where its claims are false"
+        with runner.run(f"noise-{source}", what, build_noise) as noise:
+            of_source = noise.claims_of(source)
+            strengths[source] = noise.judged_claims.null_strengths(of_source)
+            null_claims.append({"kind": "noise", "source": source, "rows": noise.rows} | _null_counts(noise, of_source))
 
-    with runner.run("null", build_null) as null:
-        record("null", _verdict_measures(null) | _contrast_measures(null, least))
+    spike_ins = SpikeInSet.from_recipe(calibration, crosscoder.widths)
 
     def build_spiked(path: Path) -> ActivationStore:
         return spiked_store(store, path, names, crosscoder.normaliser, spike_ins, rows=rows)
 
-    with runner.run("spike-ins", build_spiked) as spiked:
+    planted = "concepts planted in the activations, to see which are recovered"
+    with runner.run("spike-ins", planted, build_spiked) as spiked:
         feature = recovered_features(spiked.codes, spiked.crosscoder, spike_ins)
         table = recall_table(
             spike_ins.concepts, feature, spiked.ownership.owner, spiked.judged_claims.judgement.verdict
         )
-        record("spike-in", _verdict_measures(spiked) | _contrast_measures(spiked, least) | _recall_measures(table))
-    known_false = {"null": _judged_strengths(null, least)}
-    write_json(folder.calibration, {"measures": measures, "spike_in": table, "known_false": known_false})
+        measures = _verdict_measures(spiked) | _recall_measures(table)
+        densities = spiked.densities()
+    with progress.task("Judging placebos", total=None):
+        sample = sample_rows(store, crosscoder)
+        counts = judge_placebos(sample, crosscoder.targets, moments, densities, recipe.analysis.verdict)
+        null_claims += [count._asdict() | {"rows": sample.size, "excess_95": None} for count in counts]
+    write_json(
+        folder.calibration,
+        {
+            "measures": [{"kind": "spike-in", "measure": name, "value": float(x)} for name, x in measures.items()],
+            "spike_in": table,
+            "null_claims": null_claims,
+            "noise_strengths": strengths,
+        },
+    )
 
 
 def _check(recipe: Recipe, crosscoder: Crosscoder) -> None:
@@ -93,10 +109,24 @@ def _check(recipe: Recipe, crosscoder: Crosscoder) -> None:
 class _Experiment:
     """A crosscoder trained on rows with known ground truth, and the verdicts on its claims."""
 
+    rows: int
+    """Training rows."""
     crosscoder: Crosscoder
     codes: CodeSpool
     ownership: Ownership
     judged_claims: JudgedClaims
+
+    def claims_of(self, owner: str) -> np.ndarray:
+        """Which of the judged claims are live features of an owner, bool [claims]."""
+        claims = self.judged_claims.claims
+        named = np.array(self.ownership.owner, object)[claims] == owner
+        return np.asarray(named & (self.codes.counts[claims] > 0), bool)
+
+    def densities(self) -> list[float]:
+        """Shares of the rows on which claimed features fire, without those that never do."""
+        counts = self.codes.counts[self.judged_claims.claims]
+        shares: list[float] = (counts[counts > 0] / max(self.codes.rows, 1)).tolist()
+        return shares
 
 
 @dataclass(frozen=True)
@@ -108,18 +138,19 @@ class _ExperimentRunner:
     progress: Progress
 
     @contextmanager
-    def run(self, name: str, build: Build) -> Iterator[_Experiment]:
-        """Build rows, train and judge; the rows are deleted when the context ends."""
+    def run(self, name: str, what: str, build: Build) -> Iterator[_Experiment]:
+        """Build rows, train and judge; the rows are deleted when the context ends. `what` describes it to the user."""
         folder = RunFolder(self.path / name)
         rows = folder.path / "rows"
         discard(rows)
         try:
-            self.progress.notify(f"calibrate: {EXPERIMENTS[name]}")
+            self.progress.notify(f"calibrate: {what}")
             store = build(rows)
             crosscoder = self._trained(store, folder)
             with CodeSpool(folder.path, crosscoder.features) as codes:
                 verdicts = judge_without_text(store, crosscoder, codes, self.recipe.analysis, progress=self.progress)
-                yield _Experiment(crosscoder, codes, verdicts.ownership, verdicts.judged_claims)
+                rows_trained = store.count("train")
+                yield _Experiment(rows_trained, crosscoder, codes, verdicts.ownership, verdicts.judged_claims)
         finally:
             discard(rows)
 
@@ -136,11 +167,18 @@ class _ExperimentRunner:
         return Crosscoder.load(folder.path)
 
 
-def _judged_strengths(experiment: _Experiment, least: float) -> list[float]:
-    """Strengths of the claims whose owner's readout suffices to judge them."""
-    contrast, claims = experiment.judged_claims.contrast, experiment.ownership.claims
-    strengths: list[float] = contrast.strength[claims & (contrast.own >= least)].tolist()
-    return strengths
+def _null_counts(experiment: _Experiment, claims: np.ndarray) -> dict[str, Any]:
+    """How many of some false claims, bool [claims], could be judged and are supported."""
+    judged_claims = experiment.judged_claims
+    verdict = np.array(judged_claims.judgement.verdict, object)[judged_claims.claims]
+    excess = judged_claims.evidence.excess.value
+    judged = np.isfinite(excess) & np.isfinite(judged_claims.evidence.ratio.value) & claims
+    return {
+        "claims": int(claims.sum()),
+        "judged": int(judged.sum()),
+        "supported": int((claims & (verdict == SUPPORTED)).sum()),
+        "excess_95": float(np.quantile(excess[judged], NULL_QUANTILE)) if judged.any() else None,
+    }
 
 
 def _verdict_measures(experiment: _Experiment) -> dict[str, float]:
@@ -150,14 +188,6 @@ def _verdict_measures(experiment: _Experiment) -> dict[str, float]:
         verdict for verdict, live in zip(experiment.judged_claims.judgement.verdict, alive, strict=True) if live
     ]
     return {"claims": sum(map(bool, verdicts))} | verdict_shares(verdicts)
-
-
-def _contrast_measures(experiment: _Experiment, least: float) -> dict[str, float]:
-    """Number of claims that could be judged, and quantiles of their readout contrasts."""
-    ratios = 1 - np.array(_judged_strengths(experiment, least))
-    percents = (0, 1, 5, 50, 95) if len(ratios) else ()
-    quantiles = {f"readout_contrast.{percent}": float(np.quantile(ratios, percent / 100)) for percent in percents}
-    return {"judged": len(ratios)} | quantiles
 
 
 def _recall_measures(table: list[dict[str, Any]]) -> dict[str, float]:

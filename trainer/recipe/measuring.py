@@ -40,25 +40,25 @@ class ContextsRecipe(RecipeSection):
 class VerdictRecipe(RecipeSection):
     """Criteria for supporting or refuting a claim of exclusivity (`trainer/analysis/claims/verdict.py`)."""
 
-    q_value: float = Field(default=0.05, gt=0, le=1)
-    """Maximum false discovery rate of supported claims, as estimated from decoys."""
-    readout_contrast: float = Field(default=0.5, gt=0, le=1)
-    """Maximum ratio of the other side's readout to the owner's readout for a supported claim."""
-    readout_contrast_same_space: float = Field(default=0.9, gt=0, le=1)
+    probe_ratio: float = Field(default=0.5, gt=0, le=1)
+    """A claim can be supported if the other side tells at most this share of what the owner tells of its firings."""
+    probe_ratio_same_space: float = Field(default=0.9, gt=0, le=1)
     """The same where latent scaling is possible, because a fine-tune may use what its base only represents."""
-    equal_readout: float = Field(default=0.8, gt=0)
-    """A claim is refuted from this readout ratio on."""
+    equal_probe: float = Field(default=0.8, gt=0)
+    """A claim is refuted from this probe ratio on."""
     absent_below: float = Field(default=0.1, ge=0, le=1)
-    """Up to this readout ratio a feature is absent on the other side, above it is weaker there."""
-    refuted_from: float = Field(default=0.1, gt=0, le=1)
-    """A claim is refuted if at least this share of the decoys look as exclusive."""
+    """Up to this probe ratio a feature is absent on the other side, above it is weaker there."""
+    excess: float = Field(default=1.1, gt=0)
+    """A claim can be supported if the feature fires at least this many times as often as noise would make it."""
+    fdr: float = Field(default=0.1, gt=0, le=1)
+    """Largest share of noise to be expected among claims as strong, in a run that is calibrated."""
     twin: float = Field(default=0.5, gt=0, le=1)
     """A claim is refuted if a feature of another owner correlates more than this."""
     nu_error: float = Field(default=0.2, gt=0)
     """Above this ν of latent scaling, a claim is not supported (arXiv 2504.02922)."""
     nu_reconstruction: float = Field(default=0.5, gt=0)
-    owner_readout: float = Field(default=0.02, ge=0, lt=1)
-    """Minimum share of a feature's variance that its owner's readout explains; below, readouts are not compared."""
+    own_probe: float = Field(default=0.05, ge=0, lt=1)
+    """Least R-precision of the owner's probe; below it the two sides are not compared."""
     firings: int = Field(default=100, ge=0)
     documents: int = Field(default=20, ge=0)
     density: float = Field(default=0.05, gt=0, le=1)
@@ -86,8 +86,6 @@ class AnalysisRecipe(RecipeSection):
     same_space: Literal["auto"] | tuple[tuple[str, ...], ...] = "auto"
     """Sources that share a space, such as `[[base, tuned]]`, so that latent scaling can apply directions of one to the
     other; `auto` compares the decoder directions, and `[]` means none."""
-    decoys: int = Field(default=1024, ge=0)
-    """Shared features per owner that are tested as if they were claimed, to estimate how false claims behave."""
     verdict: VerdictRecipe = VerdictRecipe()
 
 

@@ -32,6 +32,7 @@ from trainer.recipe.measuring import (
     BaselinesRecipe,
     CalibrationRecipe,
     EvaluationRecipe,
+    VerdictRecipe,
 )
 from trainer.recipe.overrides import apply_override
 
@@ -48,12 +49,22 @@ ADDED_KEYS = (
 """Section and key of settings added after the first version. While unset, they do not enter a run's identity, so that
 older recipes keep their fingerprint."""
 
-RENAMED_KEYS = (
-    ("analysis.verdict", "readout_ratio", "readout_contrast"),
-    ("analysis.verdict", "readout_ratio_same_space", "readout_contrast_same_space"),
+REMOVED_KEYS: tuple[tuple[str, str, Any], ...] = (
+    ("analysis", "decoys", 1024),
+    ("analysis.verdict", "q_value", 0.05),
+    ("analysis.verdict", "readout_ratio", 0.5),
+    ("analysis.verdict", "readout_ratio_same_space", 0.9),
+    ("analysis.verdict", "readout_contrast", 0.5),
+    ("analysis.verdict", "readout_contrast_same_space", 0.9),
+    ("analysis.verdict", "equal_readout", 0.8),
+    ("analysis.verdict", "refuted_from", 0.1),
+    ("analysis.verdict", "owner_readout", 0.02),
 )
-"""Section, old and new name of renamed keys. Old names are accepted, and used in a run's identity, so that older
-recipes keep their fingerprint."""
+"""Section, key and default of settings that are gone. A recipe may still give the default."""
+IDENTITY_KEYS = tuple(removed for removed in REMOVED_KEYS if "readout_contrast" not in removed[1])
+"""Removed settings that a run's identity still has, so that older recipes keep their fingerprint."""
+LATER_VERDICT_KEYS = ("probe_ratio", "probe_ratio_same_space", "equal_probe", "excess", "fdr", "own_probe")
+"""Settings of `analysis.verdict` that enter a run's identity only where they differ from their default."""
 
 
 class Recipe(RecipeSection):
@@ -108,15 +119,19 @@ class Recipe(RecipeSection):
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def identity(self) -> dict[str, Any]:
-        """The recipe as plain data, without unset keys that were added later and with the old names of renamed keys."""
+        """The recipe as plain data, without unset keys that were added later, and with those that are gone."""
         data = self.model_dump(mode="json")
         if self.baselines == BaselinesRecipe():
             del data["baselines"]
         for section, key in ADDED_KEYS:
             if (data[section] if section else data)[key] is None:
                 del (data[section] if section else data)[key]
-        for section, old, new in RENAMED_KEYS:
-            _rename_key(data, section, new, old)
+        defaults = VerdictRecipe()
+        for key in LATER_VERDICT_KEYS:
+            if data["analysis"]["verdict"][key] == getattr(defaults, key):
+                del data["analysis"]["verdict"][key]
+        for path, key, value in IDENTITY_KEYS:
+            _section_of(data, path)[key] = value
         return data
 
     def variants(self) -> tuple["Recipe", ...]:
@@ -173,8 +188,7 @@ def parse_recipe(data: dict[str, Any], *, origin: str, overrides: tuple[str, ...
     """Validate a recipe given as plain data, after applying overrides. Raises RecipeError that names `origin`."""
     for override in overrides:
         apply_override(data, override)
-    for section, old, new in RENAMED_KEYS:
-        _rename_key(data, section, old, new)
+    _drop_removed_keys(data, origin)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -191,13 +205,20 @@ def absolute(address: str | None, *, is_path: bool = False) -> str | None:
     return path if local else address
 
 
-def _rename_key(data: dict[str, Any], section: str, name: str, to: str) -> None:
-    """Rename a key of a section in place, if the section has it and not the new name as well."""
-    data_section: Any = data
-    for step in section.split("."):
-        data_section = data_section.get(step) if isinstance(data_section, dict) else None
-    if isinstance(data_section, dict) and name in data_section and to not in data_section:
-        data_section[to] = data_section.pop(name)
+def _drop_removed_keys(data: dict[str, Any], origin: str) -> None:
+    """Drop settings that are gone, in place. Raises RecipeError for one that is not at its former default."""
+    for path, key, default in REMOVED_KEYS:
+        section = _section_of(data, path)
+        if key in section and section.pop(key) != default:
+            raise RecipeError(f"{origin}: {path}.{key} is gone with the rule that it belonged to. Leave it out.")
+
+
+def _section_of(data: dict[str, Any], path: str) -> dict[str, Any]:
+    """A section of plain data; an empty one that belongs to nothing if the data lacks it."""
+    section: Any = data
+    for step in path.split("."):
+        section = section.get(step) if isinstance(section, dict) else None
+    return section if isinstance(section, dict) else {}
 
 
 def _example() -> Path:

@@ -338,13 +338,10 @@ class _Estimator:
         return self._analysis("analyse", self.kept_rows, models=True)
 
     def _analysis(self, stage: str, rows: float, *, models: bool) -> StageCost:
-        """One encoder pass, moments of features and decoys, and the readouts."""
+        """One encoder pass, moments of features, the readouts, and the sample of rows that claims are judged on."""
         recipe = self.recipe.analysis
         wide = sum(self.widths.values())
-        decoys = recipe.decoys * len(self.widths)
-        moments = 2 * 4 * (self.features + decoys) * wide + 2 * 3 * 8 * max(self.widths.values()) ** 2 * len(
-            self.widths
-        )
+        moments = 2 * 4 * self.features * wide + 2 * 3 * 8 * max(self.widths.values()) ** 2 * len(self.widths)
         loaded = self._weights(lambda shape: shape.parameters) + self._tokenizers() if models else 0.0
         heads = sum(shape.vocabulary * shape.width for shape in self.shapes.values()) if models else 0
         contexts = recipe.contexts.top + 5 * recipe.contexts.per_quantile

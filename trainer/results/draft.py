@@ -23,7 +23,7 @@ import pyarrow as pa
 from trainer.errors import DiskFull
 from trainer.recipe.recipe import Recipe
 from trainer.run.checksum import sha256_of
-from trainer.run.folder import RunFolder, discard, is_disk_full, write_json
+from trainer.run.folder import RunFolder, discard, is_disk_full, read_json, write_json
 
 SCHEMA = Path(__file__).with_name("schema.sql")
 SORTED_BY_FEATURE = frozenset(
@@ -38,6 +38,7 @@ SORTED_BY_FEATURE = frozenset(
         "histogram",
         "logit",
         "neighbour",
+        "probe",
     }
 )
 """Tables that must arrive sorted by feature."""
@@ -283,18 +284,18 @@ def read_baselines(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def read_calibration(path: Path, sources: Sequence[str]) -> dict[str, dict[str, pa.Array]]:
-    """Columns of `calibration` and `spike_in` from a run's `calibration.json`; empty without that file.
+    """Columns of `calibration`, `spike_in` and `null_claims` from a run's `calibration.json`; empty without that file.
 
-    Files from before schema 3 call the quantiles of the readout contrast `readout_ratio`.
+    A calibration of an earlier version says nothing of the nulls of this one, and counts as none.
     """
-    if not path.is_file():
+    content = read_json(path)
+    if not isinstance(content, dict) or "null_claims" not in content:
         return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
-    for row in content["measures"]:
-        row["measure"] = row["measure"].replace("readout_ratio.", "readout_contrast.")
     index = {name: number for number, name in enumerate(sources)}
-    spike_ins = [row | {"source": index.get(row["source"])} for row in content["spike_in"]]
-    tables = {"calibration": content["measures"], "spike_in": spike_ins}
+    tables = {"calibration": content["measures"]} | {
+        table: [row | {"source": index.get(row["source"])} for row in content[table]]
+        for table in ("spike_in", "null_claims")
+    }
     return {
         table: {name: pa.array([row[name] for row in rows]) for name in rows[0]}
         for table, rows in tables.items()

@@ -54,13 +54,18 @@ create table feature (
     main_corpus text,
     main_corpus_share double,
     verdict text not null,
-    q_value double,
+    fdr double,
     score double,
     main_language text,
     main_language_share double,
     coherence double,
     polysemous boolean,
-    readout_ratio double,
+    probe_ratio double,
+    probe_low double,
+    probe_high double,
+    excess double,
+    excess_low double,
+    excess_high double,
     kind text,
     found_in integer,
     looked_in integer
@@ -79,16 +84,21 @@ comment on column feature.first_token_share is 'Share of its firings in the firs
 comment on column feature.documents is 'Documents in which it fired.';
 comment on column feature.main_corpus is 'Corpus part with most of its firings; null when it never fired.';
 comment on column feature.main_corpus_share is 'Share of its firings in that corpus part, 0 to 1.';
-comment on column feature.verdict is 'supported, refuted, undecided or untested: what the evidence says about the claim that only its owner has it; empty for features without a claim. The rule is in trainer/analysis/claims/verdict.py.';
-comment on column feature.q_value is 'Expected share of false claims among the owner''s claims at least this strong, 0 to 1, estimated with decoys: features known to be shared that are tested like claims. Of several sets of decoys the one with the largest p-value counts; null if the claim could not be tested.';
+comment on column feature.verdict is 'supported, refuted or undecided: what the evidence says about the claim that only its owner has it; empty for features without a claim. The rule is in trainer/analysis/claims/verdict.py.';
+comment on column feature.fdr is 'Expected share of noise among the owner''s claims at least as strong, 0 to 1: claims that the noise null of `crossdiff calibrate` gives with a lower bound of excess as large, over those of this run, both among claims that the probes support; null without calibration, and for claims weaker than any of those.';
 comment on column feature.score is 'Score of the default ranking: larger is more defensible; comparable within one run. Supported claims are from 3 to 4, undecided ones from 2 to 3, refuted ones from 1 to 2, features without a claim up to 1.';
 comment on column feature.main_language is 'Language of most of its firings, as an ISO 639 code, und if undetermined; null when it never fired.';
 comment on column feature.main_language_share is 'Share of its firings in that language, 0 to 1.';
 comment on column feature.coherence is 'Similarity of the activations at two of its firings from different documents: mean inner product over the mean squared norm of all rows, centred, weighted by activation, in the source of its owner where it is largest. 0 for unrelated rows; null when it fired in too few documents.';
 comment on column feature.polysemous is 'Warning that the feature may be polysemous: coherence is below 0.07; null without coherence.';
-comment on column feature.readout_ratio is 'Explained variance of the best linear readout of the feature from a source outside its owner over that of the best from inside: near 0 if the others do not predict it, near 1 if they predict it as well; null for shared features, and where the readout from inside explains less than 0.02.';
+comment on column feature.probe_ratio is 'How well the sources outside the owner tell where it fires, over how well the owner does: R-precision of the best linear probe outside over that of the best inside. 0 if the others tell nothing, 1 if they tell as much; null for features without a claim and with too few firings.';
+comment on column feature.probe_low is 'Lower bound of the 90 % interval of probe_ratio, over documents.';
+comment on column feature.probe_high is 'Upper bound of the 90 % interval of probe_ratio, over documents.';
+comment on column feature.excess is 'Firings over those that would be expected if the owner held, beyond what the others predict linearly, nothing but Gaussian noise of the same covariance: about 1 for a direction that means nothing; null without a claim.';
+comment on column feature.excess_low is 'Lower bound of the 90 % interval of excess, over documents.';
+comment on column feature.excess_high is 'Upper bound of the 90 % interval of excess, over documents.';
 
-comment on column feature.kind is 'Kind of difference that is claimed: absent, the other sources'' activations predict next to nothing of the feature; weaker, they predict a part; analogue, a feature of another owner fires on the same rows. Null for features without a claim, for those refuted by readouts, and where the claim could not be tested.';
+comment on column feature.kind is 'Kind of difference that is claimed: absent, the other sources tell next to nothing of the feature; weaker, they tell a part; analogue, a feature of another owner fires on the same rows; noise, it fires no more often than noise would make it. Null for features without a claim, for those that the probes refute, and where the claim could not be tested.';
 comment on column feature.found_in is 'Other runs of the same comparison in which a feature of the same owner has the same direction and fires on the same rows; null when there are no other runs.';
 comment on column feature.looked_in is 'Other runs of the same comparison with features of the same owner.';
 
@@ -260,16 +270,20 @@ create table evidence (
     feature integer not null,
     test text not null,
     value double not null,
+    low double,
+    high double,
     threshold double,
     n bigint,
     says text not null
 );
 comment on table evidence is 'Outcome of each test of the claim that only its owner has a feature; no rows for features without a claim.';
 comment on column evidence.feature is 'Index of the feature.';
-comment on column evidence.test is 'readout_contrast: readout score of the other sources over that of the owner''s; like_decoys: share of decoys that are at least as strong; q_value; twin: correlation with a feature of another owner; nu_error, nu_reconstruction: latent scaling, the largest of the other sources; owner_readout: share of its variance that the owner''s activations explain; firings; documents; density; template_share; first_token_share; found_again: share of the other runs that have the feature.';
+comment on column evidence.test is 'probe_ratio: how well the other sources tell where it fires, over how well the owner does; excess: firings over those that noise would give; fdr: expected share of noise among claims as strong; twin: correlation with a feature of another owner; nu_error, nu_reconstruction: latent scaling, the largest of the other sources; own_probe: R-precision of the owner''s probe; firings; documents; density; template_share; first_token_share; found_again: share of the other runs that have the feature.';
 comment on column evidence.value is 'The measured value.';
+comment on column evidence.low is 'Lower bound of the value''s 90 % interval over documents; null when it has none.';
+comment on column evidence.high is 'Upper bound of the value''s 90 % interval over documents; null when it has none.';
 comment on column evidence.threshold is 'Threshold of the test; null when it has none.';
-comment on column evidence.n is 'Number of rows, decoys or runs behind the value; null where that does not apply.';
+comment on column evidence.n is 'Number of firings or runs behind the value; null where that does not apply.';
 comment on column evidence.says is 'supports; refutes; doubts, which prevents the verdict supported; or silent, which has no effect.';
 
 create table evaluation (
@@ -297,10 +311,40 @@ create table calibration (
     measure text not null,
     value double not null
 );
-comment on table calibration is 'Null runs and spike-ins; empty until the run is calibrated.';
-comment on column calibration.kind is 'null: the first source against rotated copies of itself, where every claim is false; spike-in: concepts planted in the real activations.';
+comment on table calibration is 'Measures of the run with spike-ins; empty until the run is calibrated.';
+comment on column calibration.kind is 'spike-in: concepts planted in the real activations.';
 comment on column calibration.measure is 'What was measured.';
 comment on column calibration.value is 'The value.';
+
+create table null_claims (
+    kind text not null,
+    source tinyint not null,
+    rows bigint not null,
+    claims integer not null,
+    judged integer not null,
+    supported integer not null,
+    excess_95 double
+);
+comment on table null_claims is 'Claims that are false by construction, and how many of them the rule supports; empty until the run is calibrated.';
+comment on column null_claims.kind is 'noise: claims of the same recipe trained on a source that was replaced by what the others predict of it, plus Gaussian noise of the residual''s covariance; isotropic, whitened: random directions of the source, thresholded to fire as often as claimed features do.';
+comment on column null_claims.source is 'Index of the source that the claims are about.';
+comment on column null_claims.rows is 'Rows that the null was trained on (noise) or judged on.';
+comment on column null_claims.claims is 'Number of claims.';
+comment on column null_claims.judged is 'Claims with a probe ratio and an excess.';
+comment on column null_claims.supported is 'Claims that the rule supports, all of them wrongly.';
+comment on column null_claims.excess_95 is '95 % quantile of the excess of the judged claims; null for placebos.';
+
+create table probe (
+    feature integer not null,
+    source tinyint not null,
+    r_precision double not null,
+    auc double not null
+);
+comment on table probe is 'How well a linear probe of each source tells where a claimed feature fires, on documents that the probe was not fitted on.';
+comment on column probe.feature is 'Index of the feature.';
+comment on column probe.source is 'Index of the source.';
+comment on column probe.r_precision is 'Share of firings among the rows that the probe ranks first, as many as there are firings.';
+comment on column probe.auc is 'Chance that the probe ranks a row with a firing above one without.';
 
 create table spike_in (
     placement text not null,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.bench.verdicts import evidence_calls
+from trainer.bench.verdicts import supported_calls
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.crosscoder.groups import Group
 from trainer.crosscoder.normalisation import Normaliser
@@ -62,19 +62,13 @@ def made_from(world: World) -> tuple[Crosscoder, torch.Tensor]:
 
 def test_true_claims_are_supported_and_false_ones_are_not(world, store, tmp_path):
     crosscoder, holders = made_from(world)
-    calls = evidence_calls(crosscoder, store, AnalysisRecipe(), tmp_path)
-    supported = ~calls.supported.all(dim=1)
+    calls = supported_calls(crosscoder, store, AnalysisRecipe(), tmp_path)
+    supported = ~calls.all(dim=1)
 
     assert int((holders == 1).sum()) == 40
-    assert int(supported[holders == 1].sum()) >= 36
+    # Concepts of the toy world occur together: of some exclusive ones the other source tells by what goes with them.
+    assert int(supported[holders == 1].sum()) >= 20
     assert not supported[holders == 2].any()
-    assert not (~calls.discovered.all(dim=1))[holders == 2].any()
     # The call is the source that holds the concept.
-    assert torch.equal(calls.supported[supported].sum(dim=1), torch.ones(int(supported.sum()), dtype=torch.int64))
+    assert torch.equal(calls[supported].sum(dim=1), torch.ones(int(supported.sum()), dtype=torch.int64))
     assert list(tmp_path.iterdir()) == [], "temporary files are gone"
-
-
-def test_without_decoys_no_claim_is_supported(world, store, tmp_path):
-    crosscoder, _ = made_from(world)
-
-    assert evidence_calls(crosscoder, store, AnalysisRecipe(decoys=0), tmp_path).supported.all()

@@ -1,36 +1,31 @@
-"""Gathers the inputs of all claims and judges them against the decoys of their owners."""
+"""Gathers the inputs of all claims and judges them."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from trainer.analysis.claims.contrast import ReadoutContrast, readout_contrast, readout_slack
-from trainer.analysis.claims.decoys import decoy_contrasts, transplant_decoys
+from trainer.analysis.claims.evidence import ClaimedFeatures, ClaimEvidence, Estimate, measure_claims
 from trainer.analysis.claims.latent_scaling import ScalingFactors
-from trainer.analysis.claims.q_values import largest_p_values, p_values, q_values
-from trainer.analysis.claims.readout import Readout
-from trainer.analysis.claims.verdict import FeatureStats, Judgement, judge, ratio_limit
+from trainer.analysis.claims.verdict import SUPPORTS, FeatureStats, Judgement, judge
 from trainer.analysis.per_feature.decoder_norms import DecoderNorms, claims, holders, owners
-from trainer.analysis.rows.cross_fit import TwoFold
+from trainer.analysis.rows.codes import CodeSpool
 from trainer.analysis.rows.moments import Moments
+from trainer.analysis.rows.sample import RowSample, sample_rows
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.recipe.measuring import AnalysisRecipe
+from trainer.run.folder import read_json
 from trainer.run.progress import Progress
 from trainer.store.store import ActivationStore
 
-MIN_DECOYS = 100
-"""Smallest set of decoys that is used; a smaller one cannot resolve small p-values."""
-
-FalseClaimStrengths = Mapping[str, np.ndarray]
-"""Strengths of claims that are known to be false, by owner."""
+NullStrengths = Mapping[str, np.ndarray]
+"""By owner, strengths of claims that noise of the same shape gave and that the probes would support."""
 
 
 @dataclass(frozen=True)
 class FeatureMeasures:
-    """Measures of every feature beside its readouts [F]; NaN where unknown."""
+    """Measures of every feature beside the evidence on its claim [F]; NaN where unknown."""
 
     firings: np.ndarray
     documents: np.ndarray
@@ -45,18 +40,6 @@ class FeatureMeasures:
         """Measures for a store without texts."""
         unknown = np.full(len(firings), np.nan)
         return cls(firings, unknown, firings / max(rows, 1), unknown, unknown, twin)
-
-
-@dataclass(frozen=True)
-class JudgedClaims:
-    """Claims with their p-values, q-values and verdicts. Axis F: features."""
-
-    contrast: ReadoutContrast
-    p_value: np.ndarray
-    q_value: np.ndarray
-    decoys: FalseClaimStrengths
-    """Strengths of the transplanted decoys, by owner."""
-    judgement: Judgement
 
 
 @dataclass(frozen=True)
@@ -79,13 +62,12 @@ class Ownership:
 
 @dataclass(frozen=True)
 class ClaimInputs:
-    """Everything that is measured of a crosscoder's features before their claims are judged."""
+    """Everything that is known of a crosscoder's features before their claims are judged."""
 
     crosscoder: Crosscoder
     ownership: Ownership
     moments: Moments
-    readouts: Mapping[str, Readout]
-    """Readouts by source, at least of the crosscoder's targets."""
+    codes: CodeSpool
     measures: FeatureMeasures
     scaling: ScalingFactors | None = None
     found_again: np.ndarray | None = None
@@ -94,108 +76,123 @@ class ClaimInputs:
     """Number of other runs, per feature [F] or for all."""
 
 
+@dataclass(frozen=True)
+class JudgedClaims:
+    """Evidence and verdicts. Axes: F features, C claims, S sources."""
+
+    claims: np.ndarray
+    """Features with a claim, int64 [C]."""
+    evidence: ClaimEvidence
+    """Of the claims [C]."""
+    stats: FeatureStats
+    judgement: Judgement
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Measures of all features for the table `feature`; NaN without a claim [F]."""
+        stats = self.stats
+        return {
+            "probe_ratio": stats.ratio.value,
+            "probe_low": stats.ratio.low,
+            "probe_high": stats.ratio.high,
+            "excess": stats.excess.value,
+            "excess_low": stats.excess.low,
+            "excess_high": stats.excess.high,
+            "fdr": stats.fdr,
+        }
+
+    def probe_columns(self, sources: list[int]) -> dict[str, np.ndarray]:
+        """Columns of the table `probe`; `sources` are the results' indices of the crosscoder's sources."""
+        known = ~np.isnan(self.evidence.r_precision)
+        claim, source = np.nonzero(known)
+        return {
+            "feature": self.claims[claim],
+            "source": np.array(sources)[source],
+            "r_precision": self.evidence.r_precision[claim, source],
+            "auc": self.evidence.auc[claim, source],
+        }
+
+    def null_strengths(self, owner: np.ndarray) -> list[float]:
+        """Strengths of an owner's claims, bool [C], that the probes support; see `null_rate`."""
+        outcome = {test.name: test.says for test in self.judgement.tests}
+        strengths: list[float] = self.evidence.excess.low[owner & (outcome["probe_ratio"] == SUPPORTS)].tolist()
+        return strengths
+
+
 def judge_claims(
     inputs: ClaimInputs,
     store: ActivationStore,
     recipe: AnalysisRecipe,
     *,
-    known_false: Sequence[FalseClaimStrengths] = (),
+    null: NullStrengths | None = None,
+    sample: RowSample | None = None,
     progress: Progress,
 ) -> JudgedClaims:
-    """Judge all claims by comparison with transplanted decoys and with other claims `known_false`.
-
-    Makes one more pass over the store, for the decoys.
-    """
-    crosscoder, ownership = inputs.crosscoder, inputs.ownership
-    contrast = readout_contrast(
-        {name: inputs.readouts[name].score for name in crosscoder.targets},
-        ownership.holds,
-        readout_slack(inputs.moments),
-    )
-    decoys = _decoys(inputs, store, recipe, progress)
-    nu_error, nu_reconstruction = _largest_nu_outside(inputs.scaling, crosscoder, ownership.holds)
-    unknown = np.full(len(ownership.owner), np.nan)
+    """Judge all claims; reads the store once more unless a `sample` of its rows is given."""
+    ownership, features = inputs.ownership, np.flatnonzero(inputs.ownership.claims)
+    with progress.task("Judging claims", total=None, unit="claims"):
+        sample = sample or sample_rows(store, inputs.crosscoder)
+        claimed = ClaimedFeatures.of_crosscoder(inputs.crosscoder, features, ownership.holds, inputs.codes, sample)
+        evidence = measure_claims(sample, claimed, inputs.moments.row_moments)
+    count = len(ownership.owner)
+    nu_error, nu_reconstruction = _largest_nu_outside(inputs.scaling, inputs.crosscoder, ownership.holds)
+    unknown = np.full(count, np.nan)
     stats = FeatureStats(
-        contrast,
-        p_value=unknown,
-        q_value=unknown,
-        decoys=np.zeros(len(unknown), np.int64),
+        ratio=_estimates(evidence.ratio, features, count),
+        own=_values(evidence.own, features, count),
+        excess=_estimates(evidence.excess, features, count),
+        fdr=unknown,
         nu_error=nu_error,
         nu_reconstruction=nu_reconstruction,
         found_again=unknown if inputs.found_again is None else inputs.found_again,
-        other_runs=np.full(len(unknown), inputs.other_runs),
+        other_runs=np.full(count, inputs.other_runs),
         **vars(inputs.measures),
     )
-    p, q, count = claim_significance(
-        ownership,
-        contrast,
-        ratio_limit(stats, recipe.verdict),
-        [decoys, *known_false],
-        least=recipe.verdict.owner_readout,
-    )
-    stats = replace(stats, p_value=p, q_value=q, decoys=count)
-    return JudgedClaims(contrast, p, q, decoys, judge(ownership.claims, stats, recipe.verdict))
+    judged = JudgedClaims(features, evidence, stats, judge(ownership.claims, stats, recipe.verdict))
+    if null is None:
+        return judged
+    owner = np.array(ownership.owner, object)[features]
+    rates = np.full(len(features), np.nan)
+    for name in set(owner) & set(null):
+        of_owner = owner == name
+        rates[of_owner] = null_rate(evidence.excess.low[of_owner], judged.null_strengths(of_owner), null[name])
+    stats = replace(stats, fdr=_values(rates, features, count))
+    return JudgedClaims(features, evidence, stats, judge(ownership.claims, stats, recipe.verdict))
 
 
-def _decoys(
-    inputs: ClaimInputs, store: ActivationStore, recipe: AnalysisRecipe, progress: Progress
-) -> FalseClaimStrengths:
-    """Strengths of transplanted decoys, by owner with claims; NaN for decoys whose own readout is too poor."""
-    ownership, owner, least = inputs.ownership, np.array(inputs.ownership.owner), recipe.verdict.owner_readout
-    readouts = {name: inputs.readouts[name] for name in inputs.crosscoder.targets}
-    decoys = []
-    for name in sorted(set(owner[ownership.claims])) if recipe.decoys else ():
-        claims_of_owner = ownership.claims & (owner == name)
-        decoys.append(
-            transplant_decoys(name, readouts, ownership.holds, claims_of_owner, count=recipe.decoys, least=least)
-        )
-    contrasts = decoy_contrasts(
-        store,
-        inputs.crosscoder,
-        [one for one in decoys if one is not None],
-        inputs.measures.density,
-        folds=TwoFold.from_store(store),
-        row_moments=inputs.moments.row_moments,
-        progress=progress,
-    )
-    return {name: np.where(one.own >= least, one.strength, np.nan) for name, one in contrasts.items()}
+def null_rate(strength: np.ndarray, run: list[float], null: np.ndarray) -> np.ndarray:
+    """Expected share of noise among an owner's claims at least as strong as each [C]; NaN for unknown strengths.
 
-
-def claim_significance(
-    ownership: Ownership,
-    contrast: ReadoutContrast,
-    limit: np.ndarray,
-    sets: Sequence[FalseClaimStrengths],
-    *,
-    least: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """p-values, q-values and numbers of decoys behind them, each [F], computed owner by owner.
-
-    A claim whose readout ratio exceeds its limit enters the q-values with p = 1: the difference is not worth the name.
-    A claim whose owner's readout score is below `least` is not tested. Of several sets of false claims the largest
-    p-value counts. Sets of different sizes bound p-values from below differently; only the largest set's bound applies,
-    so that a smaller set counts only for claims that one of its decoys matches. Sets below MIN_DECOYS are ignored.
+    The *strength* of a claim is the lower bound of its excess. The rate is the number of claims in the null that are at
+    least as strong over that in the run, among claims that the probes support; it does not fall as strength falls.
     """
-    owner = np.array(ownership.owner)
-    p, q, count = np.full(len(owner), np.nan), np.full(len(owner), np.nan), np.zeros(len(owner), np.int64)
-    for name in set(owner[ownership.claims]):
-        claims_of_owner = np.flatnonzero(ownership.claims & (owner == name))
-        strength = np.where(contrast.own[claims_of_owner] >= least, contrast.strength[claims_of_owner], np.nan)
-        decoy_sets = [strengths[name][~np.isnan(strengths[name])] for strengths in sets if name in strengths]
-        decoy_sets = [decoys for decoys in decoy_sets if len(decoys) >= MIN_DECOYS]
-        largest = max(map(len, decoy_sets), default=0)
-        p_by_set = [_drop_lower_bound(p_values(strength, decoys), len(decoys), largest) for decoys in decoy_sets]
-        above_limit = contrast.ratio[claims_of_owner] > limit[claims_of_owner]
-        p[claims_of_owner] = largest_p_values(p_by_set, len(claims_of_owner))
-        q[claims_of_owner] = q_values(np.where(above_limit & ~np.isnan(p[claims_of_owner]), 1.0, p[claims_of_owner]))
-        count[claims_of_owner] = largest
-    return p, q, count
+    if not len(run):
+        return np.full(len(strength), np.nan)
+    levels = np.sort(np.array(run))[::-1]
+    in_null = (np.asarray(null)[None, :] >= levels[:, None]).sum(axis=1)
+    # The smallest rate of all cuts that accept a claim: a weaker cut may be purer by chance, and accepts it too.
+    rate = np.minimum.accumulate((in_null / np.arange(1, len(levels) + 1))[::-1])[::-1]
+    place = np.searchsorted(-levels, -strength, side="right") - 1
+    found: np.ndarray = np.where(place >= 0, np.minimum(rate[np.maximum(place, 0)], 1.0), np.nan)
+    stronger = strength > levels[0]
+    return np.where(np.isnan(strength), np.nan, np.where(stronger, np.minimum(rate[0], 1.0), found))
 
 
-def _drop_lower_bound(p: np.ndarray, decoys: int, largest: int) -> np.ndarray:
-    """p-values of a set of decoys, NaN where a set that is not the largest has no decoy as strong as the claim."""
-    at_bound = (decoys < largest) & (p <= 1 / (1 + decoys))
-    return np.where(at_bound, np.nan, p)
+def read_null(path: Path) -> NullStrengths | None:
+    """Strengths of the noise null's claims from a run's `calibration.json`; None without that file."""
+    content = read_json(path)
+    strengths = content.get("noise_strengths") if isinstance(content, dict) else None
+    return {name: np.array(values, float) for name, values in strengths.items()} if strengths else None
+
+
+def _values(values: np.ndarray, features: np.ndarray, count: int) -> np.ndarray:
+    """Values of claims as values of features [F]; NaN for features without a claim."""
+    result = np.full(count, np.nan)
+    result[features] = values
+    return result
+
+
+def _estimates(estimate: Estimate, features: np.ndarray, count: int) -> Estimate:
+    return Estimate(*(_values(part, features, count) for part in vars(estimate).values()))
 
 
 def _largest_nu_outside(
@@ -211,15 +208,3 @@ def _largest_nu_outside(
         return np.where(np.isinf(outside), np.nan, outside)
 
     return largest(scaling.nu_error), largest(scaling.nu_reconstruction)
-
-
-def read_known_false(path: Path, ownership: Ownership) -> list[FalseClaimStrengths]:
-    """Strengths of false claims from a run's `calibration.json`, by owner; empty without that file.
-
-    All sources of a null run are copies of one, so its claims serve as decoys for every owner.
-    """
-    if not path.is_file():
-        return []
-    strengths = json.loads(path.read_text(encoding="utf-8"))["known_false"]
-    owners = {name for name, claim in zip(ownership.owner, ownership.claims, strict=True) if claim}
-    return [dict.fromkeys(owners, np.array(values, float)) for values in strengths.values()]

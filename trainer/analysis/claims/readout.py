@@ -20,9 +20,6 @@ MIN_FIRINGS = 20
 """Firings that a feature needs in each fold; with fewer its score would be mostly noise."""
 RIDGE_STRENGTHS = tuple(10.0**power for power in range(-5, 2))
 """Candidate ridge strengths, in units of the mean variance of the source's coordinates."""
-MIN_OWN_SCORE = 0.02
-"""Score of the owner's readout below which a ratio is meaningless: about seven times the overfitting loss of a fit of
-six hundred coordinates to two hundred thousand rows."""
 BLOCK = 1024
 """Features solved for at a time."""
 
@@ -89,17 +86,6 @@ class Readout:
     moments: Moments = field(repr=False)
     source: str
 
-    def weight(self, features: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Weights [n, W] and intercepts [n], fp64, on normalised activations, of some features, fitted on all rows."""
-        index = torch.as_tensor(np.asarray(features), dtype=torch.int64)
-        centred = _centred(self.moments, self.source, None)
-        raw = self.moments.cross[self.source][:, index].double().sum(dim=0)
-        mean_f = centred.mean_f[index]
-        cross = raw - centred.rows * mean_f[:, None] * centred.mean_x
-        ridge = _Ridge.factorise(centred)
-        weight = ridge.solve(cross, centred.squares[index], centred.rows) @ ridge.axes.T
-        return weight, mean_f - weight @ centred.mean_x
-
 
 def readout(moments: Moments, source: str) -> Readout:
     """Fit every feature from a source's activations on each fold and score it on the other.
@@ -117,20 +103,6 @@ def readout(moments: Moments, source: str) -> Readout:
     total = centred[0].squares + centred[1].squares
     score = torch.where(enough & (total > 0), 1 - errors / total, torch.nan)
     return Readout(score.cpu().numpy(), moments, source)
-
-
-def readout_ratio(score: np.ndarray, holds: np.ndarray) -> np.ndarray:
-    """Best score of the sources that lack a feature over the best of those that have it [F].
-
-    `score` and `holds` (bool, which sources have the feature) are [F, S]. NaN for features that all or no sources have,
-    if the best score inside is below MIN_OWN_SCORE, and if no score outside is known.
-    """
-    known = np.where(np.isnan(score), -np.inf, score)
-    inside = np.where(holds, known, -np.inf).max(axis=1)
-    outside = np.where(holds, -np.inf, known).max(axis=1)
-    valid = (inside >= MIN_OWN_SCORE) & np.isfinite(outside)
-    ratio: np.ndarray = np.divide(outside, inside, out=np.full(len(inside), np.nan), where=valid)
-    return ratio
 
 
 def _errors(cross: Tensor, centred: list[_Centred], fitted: int) -> Iterator[tuple[slice, Tensor]]:

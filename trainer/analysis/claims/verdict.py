@@ -1,32 +1,35 @@
 """Defines the rule that turns evidence into verdicts on claims of exclusivity.
 
-The claim is that only a feature's owner has it. It is
+The claim is that only a feature's owner has it. Two questions decide: is it a feature, and whose is it? It is
 
-- *refuted* if a feature of another owner fires on the same rows (a twin), if the other sources' activations predict the
-  feature nearly as well as the owner's do, or as well as they predict decoys, which both sides have;
-- *supported* if the other sources' activations predict it at most half as well as the owner's, if that is so rare among
-  decoys that the q-value is small, and if there is no reason for doubt: too few firings or documents, a density too
-  high for one meaning, firings mostly on chat templates or first rows, a readout too poor to compare, latent scaling
-  that finds the direction in the other source, or other runs of the comparison without the feature;
-- *undecided* otherwise. A norm ratio or membership of a dedicated group makes a claim and does not support it.
+- *refuted* if a feature of another owner fires on the same rows (a twin), or if the other sources tell at least four
+  fifths as well where it fires: the interval of the probe ratio lies above that;
+- *supported* if it fires clearly more often than noise would make it (the interval of the excess lies above the limit),
+  if the other sources tell at most half as well where it fires (the interval of the probe ratio lies below that), and
+  if there is no reason for doubt: false claims that look as strong in noise of the same shape, too few firings or
+  documents, a density too high for one meaning, firings mostly on chat templates or first rows, latent scaling that
+  finds the direction in the other source, or other runs of the comparison without the feature;
+- *undecided* otherwise. Absence of evidence never refutes, and a norm ratio or membership of a dedicated group makes a
+  claim and does not support it.
 
-A claim also has a *kind*: `absent` if the other sources predict next to nothing of the feature, `weaker` if they
-predict a part, `analogue` if they have a twin. Axis F: features.
+A claim also has a *kind*: `absent` if the other sources tell next to nothing of the feature, `weaker` if they tell a
+part, `analogue` if they have a twin, `noise` if it fires no more often than noise would make it. Axis F: features.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from trainer.analysis.claims.contrast import ReadoutContrast
+from trainer.analysis.claims.evidence import Estimate
 from trainer.recipe.measuring import VerdictRecipe
 
 SUPPORTS, DOUBTS, REFUTES, SILENT = "supports", "doubts", "refutes", "silent"
 """Outcomes of a test. A doubt prevents `supported`; a silent test has no effect."""
 SUPPORTED, REFUTED, UNDECIDED = "supported", "refuted", "undecided"
-REQUIRED = ("readout_contrast", "q_value")
+REQUIRED = ("probe_ratio", "excess")
 """Tests that must support a claim for the verdict `supported`."""
 
 
@@ -34,12 +37,14 @@ REQUIRED = ("readout_contrast", "q_value")
 class FeatureStats:
     """Evidence on every feature [F]; NaN where unknown."""
 
-    contrast: ReadoutContrast
-    p_value: np.ndarray
-    """Share of its owner's decoys that are at least as strong; see `q_values.p_values`."""
-    q_value: np.ndarray
-    decoys: np.ndarray
-    """Number of decoys behind p- and q-value, int64 [F]."""
+    ratio: Estimate
+    """R-precision of the other sources' best probe over that of the owner's."""
+    own: np.ndarray
+    """R-precision of the owner's best probe."""
+    excess: Estimate
+    """Firings over those that noise would give."""
+    fdr: np.ndarray
+    """Expected share of noise among the owner's claims at least as strong; see `null_rate`."""
     firings: np.ndarray
     documents: np.ndarray
     density: np.ndarray
@@ -58,9 +63,11 @@ class FeatureStats:
 
     def select(self, features: np.ndarray) -> "FeatureStats":
         """Evidence on some features, by their indices."""
-        contrast = ReadoutContrast(self.contrast.own[features], self.contrast.other[features], self.contrast.slack)
-        rest = {field.name: getattr(self, field.name)[features] for field in fields(self) if field.name != "contrast"}
-        return FeatureStats(contrast, **rest)
+        found: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        selected: dict[str, Any] = {
+            name: x.select(features) if isinstance(x, Estimate) else x[features] for name, x in found.items()
+        }
+        return FeatureStats(**selected)
 
 
 @dataclass(frozen=True)
@@ -73,9 +80,12 @@ class ClaimTest:
     threshold: np.ndarray
     """What the value is compared with [C]."""
     n: np.ndarray
-    """Sample size behind the value: firings, decoys or other runs, int64 [C]."""
+    """Sample size behind the value: firings or other runs, int64 [C]."""
     says: np.ndarray
     """Outcome: SUPPORTS, DOUBTS, REFUTES or SILENT [C]."""
+    low: np.ndarray
+    """Bounds of the value's 90 % interval [C]; NaN where it has none."""
+    high: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -93,15 +103,17 @@ class Judgement:
     def columns(self) -> dict[str, np.ndarray | pa.Array]:
         """Columns of the table `evidence`, by feature and test, without tests that were not made."""
         tests = np.array([test.name for test in self.tests])
-        value, threshold, n, says = (
+        value, threshold, n, says, low, high = (
             np.stack([getattr(test, name) for test in self.tests], axis=1)
-            for name in ("value", "threshold", "n", "says")
+            for name in ("value", "threshold", "n", "says", "low", "high")
         )
         claim, test = np.nonzero(~np.isnan(value))
         return {
             "feature": self.claims[claim],
             "test": pa.array(tests[test]),
             "value": value[claim, test],
+            "low": low[claim, test],
+            "high": high[claim, test],
             "threshold": threshold[claim, test],
             "n": n[claim, test],
             "says": pa.array(says[claim, test].tolist(), pa.string()),
@@ -123,10 +135,12 @@ def judge(claims: np.ndarray, stats: FeatureStats, recipe: VerdictRecipe) -> Jud
     kinds = np.select(
         [
             outcome["twin"] == REFUTES,
-            refuted | np.isnan(selected.contrast.ratio),
-            selected.contrast.ratio <= recipe.absent_below,
+            refuted,
+            selected.excess.high < recipe.excess,
+            np.isnan(selected.ratio.value),
+            selected.ratio.high <= recipe.absent_below,
         ],
-        ["analogue", "", "absent"],
+        ["analogue", "", "noise", "", "absent"],
         "weaker",
     )
     verdict, kind = np.full(len(claims), "", object), np.full(len(claims), None, object)
@@ -135,49 +149,55 @@ def judge(claims: np.ndarray, stats: FeatureStats, recipe: VerdictRecipe) -> Jud
 
 
 def ratio_limit(stats: FeatureStats, recipe: VerdictRecipe) -> np.ndarray:
-    """Largest readout ratio at which each claim can be supported [F].
+    """Largest probe ratio at which each claim can be supported [F].
 
     Sources of one space carry nearly the same information, even if one of them does not use it. There latent scaling
-    tells whether the other source has the direction, and the readout need only differ from that of decoys.
+    tells whether the other source has the direction, and the probes need only differ.
     """
     scaled = ~np.isnan(stats.nu_error) & ~np.isnan(stats.nu_reconstruction)
-    return np.where(scaled, recipe.readout_contrast_same_space, recipe.readout_contrast)
+    return np.where(scaled, recipe.probe_ratio_same_space, recipe.probe_ratio)
 
 
 def _tests(stats: FeatureStats, recipe: VerdictRecipe) -> Iterator[ClaimTest]:
     """All tests of the rule, in order."""
-    ratio, firings = stats.contrast.ratio, stats.firings.astype(np.int64)
+    firings, unknown = stats.firings.astype(np.int64), np.full(len(stats.firings), np.nan)
 
-    def test(name: str, value: np.ndarray, threshold: float | np.ndarray, says: np.ndarray, n: np.ndarray) -> ClaimTest:
-        return ClaimTest(name, value.astype(float), np.broadcast_to(threshold, value.shape), n, says)
+    def test(
+        name: str,
+        value: np.ndarray,
+        threshold: float | np.ndarray,
+        says: np.ndarray,
+        *,
+        n: np.ndarray = firings,
+        interval: Estimate | None = None,
+    ) -> ClaimTest:
+        low, high = (unknown, unknown) if interval is None else (interval.low, interval.high)
+        return ClaimTest(name, value.astype(float), np.broadcast_to(threshold, value.shape), n, says, low, high)
 
     def at_least(name: str, value: np.ndarray, least: float) -> ClaimTest:
-        return test(name, value, least, np.where(value < least, DOUBTS, SILENT), firings)
+        return test(name, value, least, np.where(value < least, DOUBTS, SILENT))
 
     def at_most(name: str, value: np.ndarray, most: float, beyond: str = DOUBTS, within: str = SILENT) -> ClaimTest:
-        return test(name, value, most, _outcome(np.isnan(value), value <= most, within, beyond), firings)
+        return test(name, value, most, _outcome(np.isnan(value), value <= most, within, beyond))
 
-    limit = ratio_limit(stats, recipe)
-    enough = stats.contrast.own >= recipe.owner_readout
-    equal = enough & (ratio >= np.maximum(limit, recipe.equal_readout))
-    readout_outcome = np.select([np.isnan(ratio), equal, ratio <= limit], [SILENT, REFUTES, SUPPORTS], DOUBTS)
-    yield test("readout_contrast", ratio, limit, readout_outcome, firings)
-    resembles_decoys = (stats.p_value >= recipe.refuted_from) & (ratio > limit)
-    decoy_outcome = np.where(resembles_decoys, REFUTES, SILENT)
-    yield test("like_decoys", stats.p_value, recipe.refuted_from, decoy_outcome, stats.decoys)
-    small = stats.q_value <= recipe.q_value
-    yield test("q_value", stats.q_value, recipe.q_value, np.where(small, SUPPORTS, SILENT), stats.decoys)
+    ratio, excess, limit = stats.ratio, stats.excess, ratio_limit(stats, recipe)
+    equal = ratio.low >= np.maximum(limit, recipe.equal_probe)
+    ratio_outcome = np.select([np.isnan(ratio.value), equal, ratio.high <= limit], [SILENT, REFUTES, SUPPORTS], DOUBTS)
+    yield test("probe_ratio", ratio.value, limit, ratio_outcome, interval=ratio)
+    excess_outcome = np.select([np.isnan(excess.value), excess.low >= recipe.excess], [SILENT, SUPPORTS], DOUBTS)
+    yield test("excess", excess.value, recipe.excess, excess_outcome, interval=excess)
+    yield at_most("fdr", stats.fdr, recipe.fdr)
     yield at_most("twin", stats.twin, recipe.twin, REFUTES)
     yield at_most("nu_error", stats.nu_error, recipe.nu_error, DOUBTS, SUPPORTS)
     yield at_most("nu_reconstruction", stats.nu_reconstruction, recipe.nu_reconstruction, DOUBTS, SUPPORTS)
-    yield at_least("owner_readout", stats.contrast.own, recipe.owner_readout)
+    yield at_least("own_probe", stats.own, recipe.own_probe)
     yield at_least("firings", stats.firings, recipe.firings)
     yield at_least("documents", stats.documents, recipe.documents)
     yield at_most("density", stats.density, recipe.density)
     yield at_most("template_share", stats.template_share, recipe.template_share)
     yield at_most("first_token_share", stats.first_token_share, recipe.first_token_share)
     stability_outcome = np.where(stats.found_again < recipe.found_again, DOUBTS, SILENT)
-    yield test("found_again", stats.found_again, recipe.found_again, stability_outcome, stats.other_runs)
+    yield test("found_again", stats.found_again, recipe.found_again, stability_outcome, n=stats.other_runs)
 
 
 def _outcome(unknown: np.ndarray, within: np.ndarray, if_within: str, beyond: str) -> np.ndarray:

@@ -4,7 +4,9 @@ One pass serves all readouts; memory grows with features times width, not with r
 that a readout fitted on one fold can be scored on the other. Axes: H = 2 folds, F features, W width of a source.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +31,11 @@ class RowMoments:
         """Per source, sum of x, fp64 [H, W]."""
         self.products = {source: _double(FOLDS, width, width, device=device) for source, width in widths.items()}
         """Per source, sum of x x', fp64 [H, W, W]; each block of rows multiplied in fp32."""
+        self.between = {
+            (one, other): _double(FOLDS, widths[one], widths[other], device=device)
+            for one, other in itertools.combinations(widths, 2)
+        }
+        """Per pair of sources, sum of x x' between them, fp64 [H, W of one, W of the other]."""
 
     @torch.no_grad()
     def add(self, rows: Rows, fold: Tensor) -> None:
@@ -40,6 +47,39 @@ class RowMoments:
                 in_fold = x[fold == number]
                 total[number] += in_fold.sum(dim=0, dtype=torch.float64)
                 self.products[source][number] += _gram(in_fold).double()
+        for (one, other), products in self.between.items():
+            for number in range(FOLDS):
+                chosen = fold == number
+                products[number] += (rows[one][chosen].float().T @ rows[other][chosen].float()).double()
+
+    def joint(self, sources: Sequence[str], others: Sequence[str], fold: int | None) -> "CentredProducts":
+        """Centred moments between some sources and others, side by side, on one fold or on all rows (None)."""
+        part = slice(None) if fold is None else slice(fold, fold + 1)
+        rows = max(int(self.rows[part].sum()), 1)
+        mean, other_mean = (
+            torch.cat([self.total[name][part].sum(dim=0) for name in names]) / rows for names in (sources, others)
+        )
+        raw = torch.cat([torch.cat([self._block(a, b, part) for b in others], dim=1) for a in sources])
+        return CentredProducts(rows, mean, other_mean, raw - rows * torch.outer(mean, other_mean))
+
+    def _block(self, one: str, other: str, part: slice) -> Tensor:
+        if one == other:
+            return self.products[one][part].sum(dim=0)
+        if (one, other) in self.between:
+            return self.between[one, other][part].sum(dim=0)
+        return self.between[other, one][part].sum(dim=0).T
+
+
+class CentredProducts(NamedTuple):
+    """Centred sum of x y' of some rows, and the means, fp64."""
+
+    rows: int
+    mean: Tensor
+    """Mean of x [X]."""
+    other_mean: Tensor
+    """Mean of y [Y]."""
+    products: Tensor
+    """[X, Y]."""
 
 
 class Moments:

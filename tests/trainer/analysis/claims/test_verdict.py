@@ -3,16 +3,15 @@
 import numpy as np
 import pytest
 
-from trainer.analysis.claims.contrast import ReadoutContrast
+from trainer.analysis.claims.evidence import Estimate
 from trainer.analysis.claims.verdict import FeatureStats, Judgement, judge, verdict_shares
 from trainer.recipe.measuring import VerdictRecipe
 
 GOOD = {
+    "ratio": (0.05, 0.03, 0.08),
     "own": 0.4,
-    "other": 0.01,
-    "p_value": 0.001,
-    "q_value": 0.01,
-    "decoys": 1000,
+    "excess": (2.0, 1.5, 2.6),
+    "fdr": np.nan,
     "firings": 5000,
     "documents": 300.0,
     "density": 0.01,
@@ -24,16 +23,21 @@ GOOD = {
     "found_again": np.nan,
     "other_runs": 0,
 }
+"""Estimates are value, low and high."""
 SAME_SPACE = {"nu_error": 0.1, "nu_reconstruction": 0.2}
+UNKNOWN = (np.nan, np.nan, np.nan)
 
 
-def judged(*changes: dict[str, float]) -> Judgement:
+def stats_of(*changes: dict[str, object]) -> FeatureStats:
     columns = {name: np.array([{**GOOD, **change}[name] for change in changes]) for name in GOOD}
-    contrast = ReadoutContrast(columns.pop("own"), columns.pop("other"), slack=0.0)
-    return judge(np.ones(len(changes), bool), FeatureStats(contrast, **columns), VerdictRecipe())
+    return FeatureStats(**{name: Estimate(*x.T) if x.ndim == 2 else x for name, x in columns.items()})
 
 
-def verdict(**change: float) -> tuple[str, str | None]:
+def judged(*changes: dict[str, object]) -> Judgement:
+    return judge(np.ones(len(changes), bool), stats_of(*changes), VerdictRecipe())
+
+
+def verdict(**change: object) -> tuple[str, str | None]:
     found = judged(change)
     return found.verdict[0], found.kind[0]
 
@@ -42,18 +46,21 @@ def test_a_claim_that_all_tests_support_is_supported():
     assert verdict() == ("supported", "absent")
 
 
-def test_a_feature_that_the_other_source_predicts_in_part_is_weaker():
-    assert verdict(other=0.1) == ("supported", "weaker")
+def test_a_feature_that_the_other_source_tells_in_part_is_weaker():
+    assert verdict(ratio=(0.3, 0.2, 0.5)) == ("supported", "weaker")
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"q_value": 0.06},
-        {"q_value": np.nan, "p_value": np.nan, "decoys": 0},
-        {"other": 0.3},
-        {"own": np.nan, "other": np.nan},
-        {"own": 0.01, "other": 0.0},
+        {"ratio": (0.45, 0.4, 0.51)},
+        {"ratio": (0.79, 0.75, 0.9)},
+        {"ratio": UNKNOWN},
+        {"excess": (1.2, 1.05, 1.4)},
+        {"excess": (1.0, 0.9, 1.05)},
+        {"excess": UNKNOWN},
+        {"fdr": 0.11},
+        {"own": 0.04},
         {"firings": 99},
         {"documents": 19.0},
         {"density": 0.06},
@@ -64,23 +71,30 @@ def test_a_feature_that_the_other_source_predicts_in_part_is_weaker():
         SAME_SPACE | {"nu_reconstruction": 0.6},
     ],
 )
-def test_a_single_doubt_leaves_a_claim_undecided(change):
+def test_a_single_doubt_leaves_a_claim_undecided_and_refutes_nothing(change):
     assert verdict(**change)[0] == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("excess", "kind"), [((0.8, 0.7, 1.09), "noise"), ((1.0, 0.8, 1.2), "absent"), (UNKNOWN, "absent")]
+)
+def test_what_noise_would_do_as_often_is_called_noise_only_where_the_interval_says_so(excess, kind):
+    assert verdict(excess=excess) == ("undecided", kind)
 
 
 def test_a_twin_refutes_whatever_the_other_tests_say():
     assert verdict(twin=0.6) == ("refuted", "analogue")
 
 
-def test_a_claim_that_looks_like_a_decoy_is_refuted_and_of_no_kind():
-    assert verdict(other=0.38, p_value=0.4, q_value=1.0) == ("refuted", None)
+def test_a_feature_that_the_other_source_tells_nearly_as_well_is_refuted_and_of_no_kind():
+    assert verdict(ratio=(0.9, 0.8, 1.0)) == ("refuted", None)
 
 
-def test_in_one_space_a_feature_may_be_readable_from_both_sources_if_only_one_writes_it():
-    readable = {"other": 0.3, "p_value": 0.001}
+def test_in_one_space_a_feature_may_be_told_from_both_sources_if_only_one_writes_it():
+    told = {"ratio": (0.8, 0.75, 0.89)}
 
-    assert verdict(**readable)[0] == "undecided"
-    assert verdict(**readable, **SAME_SPACE) == ("supported", "weaker")
+    assert verdict(**told)[0] == "undecided"
+    assert verdict(**told, **SAME_SPACE) == ("supported", "weaker")
 
 
 def test_stores_without_text_can_support_a_claim():
@@ -89,30 +103,24 @@ def test_stores_without_text_can_support_a_claim():
     assert verdict(**unknown)[0] == "supported"
 
 
-def test_a_feature_that_the_other_source_predicts_nearly_as_well_is_refuted_however_unlike_decoys():
-    assert verdict(other=0.33) == ("refuted", None)
-
-
 def test_features_without_a_claim_have_no_verdict_and_no_evidence():
-    columns = {name: np.full(2, value) for name, value in GOOD.items()}
-    stats = FeatureStats(ReadoutContrast(columns.pop("own"), columns.pop("other"), slack=0.0), **columns)
-
-    found = judge(np.array([False, True]), stats, VerdictRecipe())
+    found = judge(np.array([False, True]), stats_of({}, {}), VerdictRecipe())
 
     assert (found.verdict, found.kind) == (["", "supported"], [None, "absent"])
     assert set(found.columns()["feature"]) == {1}
 
 
-def test_evidence_has_value_threshold_and_sample_size_of_the_tests_that_were_made():
-    columns = judged({}, {"q_value": np.nan, "twin": 0.7}).columns()
+def test_evidence_has_value_interval_threshold_and_sample_size_of_the_tests_that_were_made():
+    columns = judged({"fdr": 0.02}, {"twin": 0.7}).columns()
     rows = list(zip(*(np.asarray(column).tolist() for column in columns.values()), strict=True))
 
-    assert list(columns) == ["feature", "test", "value", "threshold", "n", "says"]
-    assert (0, "q_value", 0.01, 0.05, 1000, "supports") in rows
-    assert (0, "readout_contrast", pytest.approx(0.025), 0.5, 5000, "supports") in rows
-    assert (1, "twin", 0.7, 0.5, 5000, "refutes") in rows
+    assert list(columns) == ["feature", "test", "value", "low", "high", "threshold", "n", "says"]
+    assert (0, "probe_ratio", 0.05, 0.03, 0.08, 0.5, 5000, "supports") in rows
+    assert (0, "excess", 2.0, 1.5, 2.6, 1.1, 5000, "supports") in rows
+    (twin,) = (row for row in rows if row[:2] == (1, "twin"))
+    assert twin[2] == 0.7 and np.isnan(twin[3]) and twin[-1] == "refutes"
     assert not [row for row in rows if row[1] in ("nu_error", "nu_reconstruction")]
-    assert not [row for row in rows if row[:2] == (1, "q_value")]
+    assert [row[1] for row in rows if row[1] == "fdr"] == ["fdr"]
     assert [row[0] for row in rows] == sorted(row[0] for row in rows)
 
 

@@ -1,0 +1,127 @@
+"""Evidence on claims, against relations between two sources that are known by construction."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.worlds.two_sources import ROWS, WIDTHS, as_sample, planted, two_sources
+from trainer.analysis.claims.claims import null_rate
+from trainer.analysis.claims.evidence import ClaimedFeatures, measure_claims
+from trainer.analysis.claims.linear_map import fit_map, joint
+from trainer.analysis.claims.probes import probe_features
+from trainer.analysis.rows.sample import RowSample
+
+SOURCES = tuple(WIDTHS)
+
+
+def claimed(sample: RowSample, source: str, direction: torch.Tensor, count: int) -> ClaimedFeatures:
+    """A direction of one source, with the threshold that makes it fire `count` times."""
+    score = (sample.rows[source].float() @ direction).numpy()
+    least = np.sort(score)[-count]
+    encoder = {name: torch.zeros(1, width) for name, width in WIDTHS.items()} | {source: direction[None]}
+    holds = np.array([[name == source for name in SOURCES]])
+    return ClaimedFeatures(SOURCES, holds, [np.flatnonzero(score >= least)], encoder, torch.tensor([least]))
+
+
+def test_a_map_finds_the_relation_and_the_covariance_of_what_it_leaves():
+    rows = two_sources(noise=0.7)
+    sample, moments = as_sample(rows)
+    linear_map = fit_map(moments, ["left"], ["right"])
+
+    assert torch.allclose(linear_map.covariance, 0.49 * torch.eye(32).double(), atol=0.03)
+    fold = torch.from_numpy(sample.fold)
+    values = {name: x.float() for name, x in sample.rows.items()}
+    residual = values["right"] - linear_map.predict(values, fold)
+    assert torch.allclose(residual.T @ residual / ROWS, linear_map.covariance.float(), atol=2e-3)
+    assert linear_map.size(residual).square().mean() == pytest.approx(1, abs=0.02)
+
+
+def test_each_row_is_predicted_by_the_map_that_has_not_seen_it():
+    sample, moments = as_sample(two_sources())
+    linear_map = fit_map(moments, ["left"], ["right"])
+    values = {name: x[:8].float() for name, x in sample.rows.items()}
+    for fold in (0, 1):
+        expected = joint(values, ["left"]) @ linear_map.weight[1 - fold] + linear_map.offset[1 - fold]
+        assert torch.equal(linear_map.predict(values, torch.full((8,), fold)), expected)
+
+
+def test_a_probe_ranks_the_rows_of_a_concept_first_in_its_own_source_and_not_in_the_other():
+    rows = two_sources()
+    _, fires = planted(rows, "right", strength=12.0)
+    sample, moments = as_sample(rows)
+    probes = probe_features(sample, [fires, fires[:5]], SOURCES, moments)
+
+    share = probes.hits.sum(axis=1)[:, 0] / len(fires)
+    assert share[1] > 0.98 and share[0] < 0.05
+    assert probes.auc[1, 0] > 0.99 and probes.auc[0, 0] == pytest.approx(0.5, abs=0.08)
+    assert probes.enough.tolist() == [True, False] and np.isnan(probes.auc[:, 1]).all()
+    by_document = np.bincount(sample.cluster[fires], minlength=sample.clusters)
+    assert (probes.hits[1, :, 0] <= by_document).all()
+
+
+def test_a_planted_concept_is_in_excess_and_its_owners_alone_with_intervals_that_hold_the_value():
+    rows = two_sources()
+    direction, fires = planted(rows, "right", strength=6.0)
+    sample, moments = as_sample(rows)
+    evidence = measure_claims(sample, claimed(sample, "right", direction, len(fires)), moments)
+
+    assert evidence.excess.low[0] > 1.5 and evidence.ratio.high[0] < 0.2
+    for estimate in (evidence.excess, evidence.ratio):
+        assert estimate.low[0] <= estimate.value[0] <= estimate.high[0]
+    assert evidence.r_precision[0, 1] == evidence.own[0] > 0.7
+
+
+def test_a_concept_that_both_have_is_told_from_either_side():
+    rows = two_sources()
+    direction, fires = planted(rows, "right", strength=12.0)
+    other = torch.nn.functional.normalize(torch.randn(24, generator=torch.Generator().manual_seed(5)), dim=0)
+    rows["left"][torch.from_numpy(fires)] += 12 * other
+    sample, moments = as_sample(rows)
+    evidence = measure_claims(sample, claimed(sample, "right", direction, len(fires)), moments)
+    assert evidence.ratio.low[0] > 0.8
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_direction_that_means_nothing_fires_as_often_as_noise_would_make_it(seed):
+    sample, moments = as_sample(two_sources(seed=seed))
+    direction = torch.nn.functional.normalize(torch.randn(32, generator=torch.Generator().manual_seed(seed)), dim=0)
+    evidence = measure_claims(sample, claimed(sample, "right", direction, 300), moments)
+    assert evidence.excess.value[0] == pytest.approx(1, abs=0.15)
+    assert evidence.excess.low[0] < 1.1
+
+
+def test_the_same_rows_give_the_same_evidence():
+    sample, moments = as_sample(two_sources())
+    direction = torch.eye(32)[3]
+    one, other = (measure_claims(sample, claimed(sample, "right", direction, 200), moments) for _ in range(2))
+    assert one.ratio.low[0] == other.ratio.low[0] and one.excess.high[0] == other.excess.high[0]
+
+
+def test_what_is_seldom_is_not_judged_and_few_documents_widen_the_interval():
+    sample, moments = as_sample(two_sources())
+    direction = torch.eye(32)[3]
+    few = measure_claims(sample, claimed(sample, "right", direction, 12), moments)
+    assert np.isnan(few.ratio.value[0])
+
+    rows = two_sources()
+    direction, fires = planted(rows, "right", rate=0.002, strength=12.0)
+    sample, moments = as_sample(rows)
+    rare = measure_claims(sample, claimed(sample, "right", direction, len(fires)), moments)
+    documents = len(np.unique(sample.cluster[fires]))
+    assert rare.ratio.value[0] < 0.05 and rare.ratio.high[0] >= 3 / documents
+
+
+@pytest.mark.parametrize(
+    ("strength", "run", "null", "expected"),
+    [
+        ([3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [2.5], [0.0, 0.5, 1 / 3]),
+        ([2.0, 1.0], [2.0, 1.0], [], [0.0, 0.0]),
+        ([2.0, 1.0], [2.0, 1.0], [9.0, 9.0, 9.0], [1.0, 1.0]),
+        ([np.nan, 1.5], [2.0, 1.0], [1.2], [np.nan, 0.0]),
+    ],
+)
+def test_the_rate_of_noise_among_claims_by_hand(strength, run, null, expected):
+    found = null_rate(np.array(strength), run, np.array(null))
+    # A cut that accepts more claims may be purer by chance; a claim gets the rate of the best cut that accepts it.
+    best = [min(expected[i:]) if not np.isnan(expected[i]) else np.nan for i in range(len(expected))]
+    np.testing.assert_allclose(found, best)

@@ -1,0 +1,187 @@
+"""Measures claims: is it a feature (excess firings), and whose is it (probes of either side), with intervals.
+
+All intervals are over documents, drawn with replacement: rows of one document are not independent. Axes: C claims,
+S sources, K documents, B draws.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.analysis.claims.excess import expected_firings
+from trainer.analysis.claims.linear_map import fit_map
+from trainer.analysis.claims.probes import Probes, probe_features
+from trainer.analysis.rows.codes import CodeSpool
+from trainer.analysis.rows.moments import RowMoments
+from trainer.analysis.rows.sample import RowSample
+from trainer.crosscoder.crosscoder import Crosscoder
+
+DRAWS = 400
+"""Bootstrap draws."""
+TAIL = 0.05
+"""Beyond either end of an interval."""
+NOTHING_SEEN = 3.0
+"""With no hit in n documents, up to about 3 / n of them may hold one (the rule of three, at 95 %)."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measure with its 90 % interval [C]; NaN where it cannot be measured."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    def select(self, index: np.ndarray) -> "Estimate":
+        """Of some claims."""
+        return Estimate(self.value[index], self.low[index], self.high[index])
+
+
+@dataclass(frozen=True)
+class ClaimedFeatures:
+    """What is measured: directions with a threshold, said to be some sources' own."""
+
+    sources: tuple[str, ...]
+    holds: np.ndarray
+    """Which sources the owner names, bool [C, S]."""
+    firings: Sequence[np.ndarray]
+    """Of every claim, the rows of the sample where it fires."""
+    encoder: Mapping[str, Tensor]
+    """By source, weights on normalised activations [C, W]."""
+    threshold: Tensor
+    """Activation from which on it fires, less its bias [C]."""
+
+    @classmethod
+    def of_crosscoder(
+        cls, crosscoder: Crosscoder, features: np.ndarray, holds: np.ndarray, codes: CodeSpool, sample: RowSample
+    ) -> "ClaimedFeatures":
+        """Some features of a crosscoder; `holds`, bool [F, T], is over its targets."""
+        index = torch.from_numpy(features)
+        bias = torch.cat([crosscoder.weights[f"encoder_bias.{group.name}"] for group in crosscoder.groups]).detach()
+        firings, least = [], []
+        for feature in features:
+            found = codes.read(int(feature), int(feature) + 1)
+            firings.append(sample.select(found.row))
+            least.append(found.value.min(initial=np.inf))
+        named = [crosscoder.sources.index(name) for name in crosscoder.targets]
+        all_sources = np.zeros((len(features), len(crosscoder.sources)), bool)
+        all_sources[:, named] = holds[features]
+        return cls(
+            crosscoder.sources,
+            all_sources,
+            firings,
+            {
+                name: crosscoder.encoder(name)[index.to(crosscoder.device)] * _factor(crosscoder, index)
+                for name in crosscoder.sources
+            },
+            torch.tensor(np.array(least, np.float32)) - bias.cpu().float()[index],
+        )
+
+
+@dataclass(frozen=True)
+class ClaimEvidence:
+    """What is known of each claim [C]; NaN where it cannot be measured."""
+
+    ratio: Estimate
+    """R-precision of the best probe outside the owner over that of the best inside."""
+    own: np.ndarray
+    """R-precision of the best probe inside."""
+    excess: Estimate
+    """Firings over those that noise would give."""
+    r_precision: np.ndarray
+    """R-precision of every source [C, S]."""
+    auc: np.ndarray
+    """AUC of every source [C, S]."""
+
+
+def measure_claims(sample: RowSample, claimed: ClaimedFeatures, moments: RowMoments) -> ClaimEvidence:
+    """Measure every claim; deterministic."""
+    probes = probe_features(sample, claimed.firings, claimed.sources, moments)
+    fired = np.zeros((sample.clusters, len(claimed.firings)), np.float32)
+    for claim, rows in enumerate(claimed.firings):
+        fired[:, claim] = np.bincount(sample.cluster[rows], minlength=sample.clusters)
+    drawn = _draws(sample.clusters)
+    total = np.where(probes.enough, fired.sum(axis=0), np.nan)
+    r_precision = (probes.hits.sum(axis=1) / total).T
+    inside = _best(np.where(claimed.holds, r_precision, -np.inf))
+    outside = _best(np.where(claimed.holds, -np.inf, r_precision))
+    return ClaimEvidence(
+        _ratio(probes, inside, outside, fired, drawn),
+        np.take_along_axis(r_precision, inside[:, None], axis=1)[:, 0],
+        _excess(sample, claimed, moments, fired, drawn),
+        r_precision,
+        probes.auc.T,
+    )
+
+
+def _draws(clusters: int) -> np.ndarray:
+    """How often each document is drawn [B, K]."""
+    shares = np.full(clusters, 1 / max(clusters, 1))
+    return np.random.default_rng(0).multinomial(clusters, shares, DRAWS).astype(np.float32)
+
+
+def _best(values: np.ndarray) -> np.ndarray:
+    best: np.ndarray = np.where(np.isnan(values), -np.inf, values).argmax(axis=1)
+    return best
+
+
+def _ratio(probes: Probes, inside: np.ndarray, outside: np.ndarray, fired: np.ndarray, drawn: np.ndarray) -> Estimate:
+    claims = np.arange(len(inside))
+    own, other = probes.hits[inside, :, claims].T, probes.hits[outside, :, claims].T
+    value = _quotient(other.sum(axis=0), own.sum(axis=0))
+    low, high = _quantiles(_quotient(drawn @ other, drawn @ own))
+    # Where the other side has hardly a hit, resampling hits says nothing about those that were not met.
+    share = _quotient(own.sum(axis=0), fired.sum(axis=0))
+    documents = (fired > 0).sum(axis=0)
+    high = np.fmax(high, NOTHING_SEEN / np.maximum(documents, 1) / np.maximum(share, 1e-9))
+    return Estimate(*(np.where(probes.enough, part, np.nan) for part in (value, low, high)))
+
+
+def _excess(
+    sample: RowSample, claimed: ClaimedFeatures, moments: RowMoments, fired: np.ndarray, drawn: np.ndarray
+) -> Estimate:
+    parts = np.full((3, len(claimed.firings)), np.nan)
+    for holds in _distinct(claimed.holds):
+        if holds.all() or not holds.any():
+            continue
+        index = np.flatnonzero((claimed.holds == holds).all(axis=1))
+        own = [name for name, has in zip(claimed.sources, holds, strict=True) if has]
+        others = [name for name in claimed.sources if name not in own]
+        chosen = torch.from_numpy(index)
+        expected = expected_firings(
+            sample,
+            fit_map(moments, others, own),
+            torch.cat([claimed.encoder[name].cpu()[chosen] for name in own], dim=1),
+            torch.cat([claimed.encoder[name].cpu()[chosen] for name in others], dim=1),
+            claimed.threshold[chosen],
+        )
+        observed = fired[:, index]
+        parts[0, index] = _quotient(observed.sum(axis=0), expected.sum(axis=0))
+        parts[1, index], parts[2, index] = _quantiles(_quotient(drawn @ observed, drawn @ expected))
+    return Estimate(*parts)
+
+
+def _distinct(holds: np.ndarray) -> Iterable[np.ndarray]:
+    return np.unique(holds, axis=0)
+
+
+def _factor(crosscoder: Crosscoder, index: Tensor) -> Tensor:
+    """Factor of each feature's inputs [C, 1]."""
+    factors = [torch.full((group.features,), crosscoder.read_factor(group)) for group in crosscoder.groups]
+    return torch.cat(factors)[index].to(crosscoder.device)[:, None]
+
+
+def _quotient(over: np.ndarray, under: np.ndarray) -> np.ndarray:
+    result: np.ndarray = np.divide(over, under, out=np.full(np.shape(over), np.nan), where=under > 0)
+    return result
+
+
+def _quantiles(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds of the central interval over the draws, each [C]; NaN where no draw has a value."""
+    known = np.isfinite(draws).any(axis=0)
+    filled = np.where(known, draws, 0)
+    low, high = np.nanquantile(filled, [TAIL, 1 - TAIL], axis=0)
+    return np.where(known, low, np.nan), np.where(known, high, np.nan)

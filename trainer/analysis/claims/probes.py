@@ -1,0 +1,126 @@
+"""Asks how well a source's activations tell on which rows a feature fires.
+
+A linear probe per source, fitted on one half of the documents, ranks the rows of the other half. *R-precision* is the
+share of firings among the P rows that it ranks first, where P is the number of firings; the AUC is the chance that a
+row with a firing ranks above one without. Unlike an explained variance, both are near 1 for a rare feature that is
+told perfectly. Axes: C features, S sources, R rows, W width of a source, K documents.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.analysis.rows.moments import FOLDS, RowMoments
+from trainer.analysis.rows.sample import RowSample
+
+MIN_FIRINGS = 10
+"""Firings that a feature needs in each fold; with fewer, nothing is said about it."""
+RIDGE = 1e-3
+"""Ridge strength of the probes, in units of the mean variance of a coordinate."""
+NEGATIVES = 8192
+"""Rows that the AUC compares with, per fold."""
+BLOCK = 64
+"""Features scored at a time."""
+ROWS = 16384
+"""Rows scored at a time."""
+
+
+@dataclass(frozen=True)
+class Probes:
+    """How well every source tells each of some features."""
+
+    enough: np.ndarray
+    """Whether a feature fires often enough to be asked about, bool [C]."""
+    hits: np.ndarray
+    """Firings among the rows ranked first, by document, fp32 [S, K, C]."""
+    auc: np.ndarray
+    """[S, C]; NaN for features that fire too seldom."""
+
+
+class _Fold(NamedTuple):
+    """One fold of the sample."""
+
+    rows: np.ndarray
+    """Its rows [n]."""
+    firings: list[np.ndarray]
+    """Of every feature, the rows within the fold where it fires."""
+
+
+def probe_features(
+    sample: RowSample, firings: Sequence[np.ndarray], sources: Sequence[str], moments: RowMoments
+) -> Probes:
+    """Fit and score the probes of every feature from every source; `firings` are rows of the sample."""
+    folds = [_fold(sample, firings, number) for number in range(FOLDS)]
+    count = np.array([[len(rows) for rows in fold.firings] for fold in folds])
+    enough = np.asarray((count >= MIN_FIRINGS).all(axis=0))
+    hits = np.zeros((len(sources), sample.clusters, len(firings)), np.float32)
+    auc = np.zeros((len(sources), len(firings)))
+    for source, name in enumerate(sources):
+        inputs = [sample.rows[name][torch.from_numpy(fold.rows)] for fold in folds]
+        for number, (scored, fitted) in enumerate(((0, 1), (1, 0))):
+            weight = _fit(inputs[fitted], folds[fitted].firings, moments, name, fitted)
+            cluster = sample.cluster[folds[scored].rows]
+            scorer = _Scorer(folds[scored], cluster, hits[source], auc[source])
+            scorer.score(inputs[number], weight, np.flatnonzero(enough))
+    return Probes(enough, hits, np.where(enough, auc / np.maximum(count.sum(axis=0), 1), np.nan))
+
+
+def _fold(sample: RowSample, firings: Sequence[np.ndarray], number: int) -> _Fold:
+    rows = np.flatnonzero(sample.fold == number)
+    position = np.zeros(sample.size, np.int64)
+    position[rows] = np.arange(len(rows))
+    return _Fold(rows, [position[fired[sample.fold[fired] == number]] for fired in firings])
+
+
+def _fit(x: Tensor, firings: Sequence[np.ndarray], moments: RowMoments, source: str, fold: int) -> Tensor:
+    """Probe weights, fp32 [C, W]: ridge regression of the indicator of firing, whose direction is Fisher's (1936)."""
+    total = moments.joint([source], [source], fold)
+    fired = torch.zeros(len(firings), x.shape[1], dtype=torch.float64)
+    for feature, rows in enumerate(firings):
+        if len(rows):
+            fired[feature] = x[torch.from_numpy(rows)].float().mean(dim=0).double() - total.mean.cpu()
+    ridge = RIDGE * total.products.diagonal().mean().clamp_min(1e-30)
+    gram = total.products + ridge * torch.eye(x.shape[1], dtype=torch.float64, device=total.products.device)
+    weight: Tensor = torch.linalg.solve(gram, fired.T.to(gram.device)).T.float()
+    return weight
+
+
+class _Scorer(NamedTuple):
+    """Scores the rows of one fold by a source's probes."""
+
+    fold: _Fold
+    cluster: np.ndarray
+    """Document of each row [n]."""
+    hits: np.ndarray
+    """Hits by document, to be added to [K, C]."""
+    auc: np.ndarray
+    """AUC times firings, to be added to [C]."""
+
+    def score(self, x: Tensor, weight: Tensor, features: np.ndarray) -> None:
+        """Score rows x [n, W] for some features."""
+        negatives = np.random.default_rng(0).choice(len(x), min(NEGATIVES, len(x)), replace=False)
+        with ThreadPoolExecutor(2) as workers:
+            for first in range(0, len(features), BLOCK):
+                some = features[first : first + BLOCK]
+                part = weight[torch.from_numpy(some).to(weight.device)]
+                scores = torch.cat([part @ rows.to(part.device).float().T for rows in x.split(ROWS)], dim=1)
+                jobs = [
+                    workers.submit(self._add, *job, negatives) for job in zip(some, scores.cpu().numpy(), strict=True)
+                ]
+                for job in jobs:
+                    job.result()
+
+    def _add(self, feature: int, score: np.ndarray, negatives: np.ndarray) -> None:
+        """Add the hits and the AUC of one feature, given the scores of all rows [n]."""
+        fired = self.fold.firings[feature]
+        at = score[fired]
+        least = np.partition(score, len(score) - len(fired))[len(score) - len(fired)]
+        np.add.at(self.hits[:, feature], self.cluster[fired], (at >= least).astype(np.float32))
+        others = np.sort(score[np.setdiff1d(negatives, fired)])
+        below = np.searchsorted(others, at, side="left") + np.searchsorted(others, at, side="right")
+        self.auc[feature] += below.sum() / (2 * max(len(others), 1))
