@@ -110,7 +110,7 @@ def read(
             raise _StopForward
 
     with torch.inference_mode(), _hook(source, hookpoint, record), suppress(_StopForward):
-        source.body(input_ids=input_ids, attention_mask=_required_mask(source, attention_mask), use_cache=False)
+        source.body(input_ids=input_ids, attention_mask=_required_mask(attention_mask), use_cache=False)
     assert len(recorded) == 1, "a loaded source's hookpoint runs exactly once in a forward pass"
     return recorded[0]
 
@@ -182,14 +182,12 @@ def _unflattened(source: DecoderModel, hookpoint: Hookpoint, activation: Tensor,
     return activation.reshape(*shape, activation.shape[-1])
 
 
-def _required_mask(source: DecoderModel, attention_mask: Tensor | None) -> Tensor | None:
+def _required_mask(attention_mask: Tensor | None) -> Tensor | None:
     """The mask, or None if it hides right padding only, which causal attention ignores anyway.
 
     Without a mask, torch uses its fast attention kernels.
     """
     if attention_mask is None or attention_mask.shape[1] < 2:
-        return attention_mask
-    if getattr(getattr(source.body, "config", None), "use_bidirectional_attention", False):
         return attention_mask
     right_padded = bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all())
     return None if right_padded else attention_mask

@@ -49,6 +49,10 @@ def refusal(name: str, model: str, error: BaseException, *, quantized: str | Non
         problem, remedy = f"has a damaged weight file: {reason}", "Download it again."
     elif isinstance(error, OSError) and "no file named" in reason:
         problem, remedy = "holds no weights", "Give a folder with config.json and .safetensors files."
+    elif isinstance(error, FileNotFoundError):
+        problem, remedy = f"lacks a file: {reason}", "Download it again."
+    elif isinstance(error, OSError):
+        problem, remedy = f"has a file that cannot be read: {reason}", "Download it again."
     else:
         problem, remedy = f"cannot be loaded by transformers: {reason}", MISFIT
     return SourceError(f"{name}: {model} {problem}. {remedy}")

@@ -1,6 +1,8 @@
 """Loads a model's weights from its folder: all of them and nothing else, or a refusal."""
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,15 +19,14 @@ from transformers import (
 )
 
 from trainer.errors import SourceError
+from trainer.models.decoder import find_body
 from trainer.models.files import ModelFiles
 from trainer.models.gguf import silence_libraries
 from trainer.models.refusal import LOADING_ERRORS, first_line, refusal, runs_own_code
 from trainer.recipe.fitting import SourceRecipe
 
-LAYER_WEIGHT = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\..*(?:weight|bias)$")
-"""Name of a weight inside a decoder block."""
-MASKS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", "inv_freq")
-"""Ends of names under which old files store what is no weight."""
+NO_WEIGHTS = ("attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias", "inv_freq", "_cached")
+"""Ends of names under which old files store masks and tables of positions."""
 
 
 def load_config(recipe: SourceRecipe, files: ModelFiles) -> PretrainedConfig:
@@ -69,7 +70,7 @@ def load_model(
         model, report = _load_from_folder(files, config, options)
     except LOADING_ERRORS as error:
         raise refusal(recipe.name, recipe.model, error, quantized=packed) from error
-    _check_report(recipe, report, int(config.get_text_config().num_hidden_layers))
+    _check_report(recipe, report, model)
     return model if "device_map" in options else model.to(device)
 
 
@@ -87,7 +88,7 @@ def _load_from_folder(
     """Load the model and what did not fit, with torch's SDPA attention where the family supports it."""
     auto_class = _auto_class(config)
     # Sizes that differ are reported, where otherwise an error says only that there are some.
-    options = {**options, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    options = {**options, "config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
     with silence_libraries():
         try:
             model, report = auto_class.from_pretrained(files.folder, attn_implementation="sdpa", **options)
@@ -98,7 +99,7 @@ def _load_from_folder(
     return model, report
 
 
-def _check_report(recipe: SourceRecipe, report: dict[str, Any], layers: int) -> None:
+def _check_report(recipe: SourceRecipe, report: dict[str, Any], model: PreTrainedModel) -> None:
     """Raise SourceError unless files and config describe the same weights.
 
     Weights that are missing would be random numbers. Weights that are left over change nothing outside the decoder's
@@ -110,22 +111,38 @@ def _check_report(recipe: SourceRecipe, report: dict[str, Any], layers: int) -> 
             f"{recipe.name}: {weight} of {recipe.model} is {list(found)} in its files and {list(expected)} by its "
             "config.json, so the two do not belong together. Get both from one place."
         )
-    if report["missing_keys"]:
-        raise SourceError(
-            f"{recipe.name}: the files of {recipe.model} lack {min(report['missing_keys'])}. Download it again, or "
-            "save it again with all its weights."
+    if missing := sorted(report["missing_keys"]):
+        kind = type(model).__name__
+        saved = (model.config.architectures or [kind])[0]
+        remedy = (
+            "Download it again, or save it again with all its weights."
+            if saved == kind
+            else f"It was saved as {saved}; give a model that was saved as {kind}."
         )
-    left_over = [key for key in sorted(report["unexpected_keys"]) if _in_a_block(key, layers)]
-    if left_over:
+        raise SourceError(f"{recipe.name}: the files of {recipe.model} lack {missing[0]}. {remedy}")
+    if left_over := sorted(_left_over_in_blocks(report["unexpected_keys"], model)):
         raise SourceError(
             f"{recipe.name}: {recipe.model} holds {left_over[0]}, for which its config.json has no place. Give the "
             "config.json that belongs to these weights."
         )
 
 
-def _in_a_block(key: str, layers: int) -> bool:
-    layer = LAYER_WEIGHT.search(key)
-    return layer is not None and int(layer.group(1)) < layers and not key.endswith(MASKS)
+def _left_over_in_blocks(keys: Iterable[str], model: PreTrainedModel) -> Iterator[str]:
+    """Those of the keys without a place that lie in a decoder block, or make up one more block of the same kind."""
+    layers = int(model.config.get_text_config().num_hidden_layers)
+    _, blocks = find_body("", model, layers)
+    path = next(name for name, module in model.named_modules() if module is blocks)
+    # Files of a model without its head leave out the first part of the path.
+    pattern = re.compile(rf"(?:{re.escape(path)}|{re.escape(path.partition('.')[2] or path)})\.(\d+)\.(.*)")
+    known = {name for block in blocks for name in block.state_dict()}
+    found: defaultdict[int, list[tuple[str, str]]] = defaultdict(list)
+    for key in keys:
+        if (match := pattern.fullmatch(key)) and not key.endswith(NO_WEIGHTS):
+            found[int(match.group(1))].append((key, match.group(2)))
+    for layer, weights in found.items():
+        # Families that predict several tokens have a block of another kind after the last.
+        if layer < layers or all(name in known for _, name in weights):
+            yield from (key for key, _ in weights)
 
 
 def _quantization_method(config: PretrainedConfig) -> str | None:

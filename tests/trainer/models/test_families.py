@@ -43,7 +43,7 @@ REFUSED: dict[str, frozenset[str]] = {
 }  # fmt: skip
 WITHOUT_LOGITS = {"modernbert-decoder", "opt-350m"}
 """Their logits are not unembedding × final norm of the last residual stream."""
-OWN_HIDDEN_STATES = {"falcon_mamba", "mamba", "mamba2"}
+OWN_HIDDEN_STATES = {"falcon_mamba", "mamba", "mamba2", "rwkv"}
 """What they report as hidden states is not what their blocks give."""
 IDS = torch.tensor([[3, 7, 9, 11, 23, 42, 5, 8, 30, 12], [3, 44, 9, 17, 6, 6, 21, 35, 49, 4]])
 LAYER = 1
