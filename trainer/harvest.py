@@ -24,12 +24,15 @@ from trainer.reading.activations import ActivationReader
 from trainer.reading.alignment import NO_END
 from trainer.reading.sequences import Sequence, TokenizedDocument
 from trainer.reading.sequences_table import sequences_table
+from trainer.reading.template_tally import TemplateTally
 from trainer.recipe.fitting import HarvestRecipe
 from trainer.recipe.recipe import Recipe
 from trainer.run.folder import atomic_write, discard, write_json
 from trainer.run.progress import Progress
 from trainer.store.store import ActivationStore, Rows, Shard, Split, StoredSource, StoreWriter
 
+BARREN_POOLS = 3
+"""A corpus is taken to have ended after this many pools in a row without a row to train on."""
 WELL_COVERED = 0.8
 """A document is well covered if at least this share of its possible anchors are anchors."""
 
@@ -49,6 +52,8 @@ class HarvestRecord:
     shards: list[dict[str, Any]] = field(default_factory=list)
     medians: dict[str, float] = field(default_factory=dict)
     """Median norm per source in the first pool; the unit of `outlier_norm`."""
+    templates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What became of chats, per source that reads them by its template; see `TemplateTally`."""
     counts: dict[str, int] = field(default_factory=dict)
     """Counts by `<corpus part>/<source index or empty>/<measure>`."""
 
@@ -67,26 +72,33 @@ class Harvest:
         self.writer = StoreWriter(path, tuple(map(_stored_source, sources)), shards)
         self.counts: Counter[str] = Counter(self.record.counts)
         self.reader = ActivationReader(recipe, sources, medians=self.record.medians, counts=self.counts)
+        self.reader.templates |= {name: TemplateTally(**tally) for name, tally in self.record.templates.items()}
         self.seconds = self.reader.seconds
         """Seconds per kind of work since construction."""
 
     def run(self, progress: Progress) -> ActivationStore:
         """Harvest until there are enough training rows.
 
-        Raises CorpusError if the corpus gives no rows, StoreError if the coverage is below `minimum_coverage`.
+        Raises CorpusError if the corpus gives no rows, StoreError if the coverage is below `minimum_coverage`,
+        SourceError if a source gives no finite row, or its template renders too few chats.
         """
         wanted = self.recipe.harvest.stored_rows
         corpus = open_corpus(self.corpus, notify=progress.notify)
         stream = iter(corpus)
         next(islice(stream, self.record.documents, self.record.documents), None)
+        barren = 0
         with progress.task("harvest", total=wanted, initial=min(self.writer.rows("train"), wanted)) as task:
             while (before := self.writer.rows("train")) < wanted:
                 documents = self.reader.next_pool(stream)
-                if not documents:
-                    progress.notify(f"harvest: the corpus ended after {before:,} of {wanted:,} rows")
+                if not documents or barren == BARREN_POOLS:
+                    ended = "the corpus ended" if not documents else "the corpus gave no more rows"
+                    progress.notify(f"harvest: {ended} after {before:,} of {wanted:,} rows")
                     break
                 self._harvest_pool(documents, wanted - before)
+                barren = 0 if self.writer.rows("train") > before else barren + 1
                 task.advance(self.writer.rows("train") - before)
+        for line in self.reader.lines():
+            progress.notify(f"harvest: {line}")
         for tally in corpus.tallies:
             progress.log(f"corpus: {tally.summary()}")
         progress.log("harvest: " + ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in self.seconds.items()))
@@ -156,15 +168,16 @@ class Harvest:
         record.parts += bool(sequences)
         record.shards = [asdict(shard) for shard in self.writer.shards]
         record.counts = dict(self.counts)
+        record.templates = {name: asdict(tally) for name, tally in self.reader.templates.items()}
         write_json(self.path / "harvest.json", asdict(record))
         _check_coverage(self.counts, self.recipe.harvest)
 
     def _finish(self) -> ActivationStore:
         parts = [self.path / f"sequences-{part:05d}.parquet" for part in range(self.record.parts)]
         table = pa.concat_tables([pq.read_table(part) for part in parts])
-        self.writer.finish(
-            table, {"counts": dict(self.counts), "medians": self.record.medians, "documents": self.record.used}
-        )
+        refusing = {name: tally for name, tally in self.record.templates.items() if tally["plain"]}
+        statistics = {"counts": dict(self.counts), "medians": self.record.medians, "documents": self.record.used}
+        self.writer.finish(table, statistics | ({"templates": refusing} if refusing else {}))
         for part in [*parts, self.path / "harvest.json"]:
             part.unlink(missing_ok=True)
         return ActivationStore.open(self.path)
