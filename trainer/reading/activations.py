@@ -65,7 +65,8 @@ class ActivationReader:
         Raises SourceError if a template that the recipe insists on renders too few of the chats so far.
         """
         limit = self.corpus.context * self.corpus.sequences_per_document
-        documents, anchors = [], 0
+        documents: list[TokenizedDocument] = []
+        anchors = 0
         while anchors < POOL_ROWS and len(documents) < POOL_ROWS:
             with self.timed("corpus"):
                 batch = list(islice(stream, DOCUMENTS_PER_READ))
