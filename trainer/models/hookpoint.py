@@ -105,7 +105,8 @@ def read(
     recorded: list[Tensor] = []
 
     def record(activation: Tensor) -> None:
-        recorded.append(activation)
+        # Falcon adds to the MLP's output in place.
+        recorded.append(activation if stop else activation.clone())
         if stop:
             raise _StopForward
 

@@ -120,28 +120,28 @@ def _check_report(recipe: SourceRecipe, report: dict[str, Any], model: PreTraine
             else f"It was saved as {saved}; give a model that was saved as {kind}."
         )
         raise SourceError(f"{recipe.name}: the files of {recipe.model} lack {missing[0]}. {remedy}")
-    if left_over := sorted(_left_over_in_blocks(report["unexpected_keys"], model)):
+    if left_over := sorted(_left_over_in_blocks(recipe.name, report["unexpected_keys"], model)):
         raise SourceError(
             f"{recipe.name}: {recipe.model} holds {left_over[0]}, for which its config.json has no place. Give the "
             "config.json that belongs to these weights."
         )
 
 
-def _left_over_in_blocks(keys: Iterable[str], model: PreTrainedModel) -> Iterator[str]:
+def _left_over_in_blocks(name: str, keys: Iterable[str], model: PreTrainedModel) -> Iterator[str]:
     """Those of the keys without a place that lie in a decoder block, or make up one more block of the same kind."""
     layers = int(model.config.get_text_config().num_hidden_layers)
-    _, blocks = find_body("", model, layers)
-    path = next(name for name, module in model.named_modules() if module is blocks)
+    _, blocks = find_body(name, model, layers)
+    path = next(path for path, module in model.named_modules() if module is blocks)
     # Files of a model without its head leave out the first part of the path.
     pattern = re.compile(rf"(?:{re.escape(path)}|{re.escape(path.partition('.')[2] or path)})\.(\d+)\.(.*)")
-    known = {name for block in blocks for name in block.state_dict()}
+    known = {weight for block in blocks for weight in block.state_dict()}
     found: defaultdict[int, list[tuple[str, str]]] = defaultdict(list)
     for key in keys:
         if (match := pattern.fullmatch(key)) and not key.endswith(NO_WEIGHTS):
             found[int(match.group(1))].append((key, match.group(2)))
     for layer, weights in found.items():
         # Families that predict several tokens have a block of another kind after the last.
-        if layer < layers or all(name in known for _, name in weights):
+        if layer < layers or all(weight in known for _, weight in weights):
             yield from (key for key, _ in weights)
 
 

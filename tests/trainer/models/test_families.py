@@ -15,7 +15,7 @@ from tests.worlds.families import ENCODERS, FAMILIES, VOCABULARY, WIDTH, save_fa
 from trainer.errors import SourceError
 from trainer.models.hookpoint import editing, locate, read
 from trainer.models.probe import check_source
-from trainer.models.source import Source, load_source
+from trainer.models.source import Source, load_source, truncate_after
 from trainer.recipe.fitting import SourceRecipe
 
 KINDS = ("resid_pre", "resid_post", "mlp_in", "mlp_out", "attn_out")
@@ -84,6 +84,9 @@ def test_every_hookpoint_is_read_and_edited_as_the_library_computes_it_or_refuse
     found = {kind: read(source, point, IDS) for kind, point in points.items()}
     check_reading(source, found, reported=family not in OWN_HIDDEN_STATES)
     check_editing(source, points, found)
+    cut = truncate_after(source, LAYER)
+    for kind, point in points.items():
+        assert torch.equal(read(cut, point, IDS), found[kind]), kind
 
 
 def check_reading(source: Source, found: dict[str, Tensor], *, reported: bool) -> None:
@@ -123,7 +126,7 @@ def check_editing(source: Source, points: dict, found: dict[str, Tensor]) -> Non
         torch.testing.assert_close(after["mlp_out"], after["resid_post"], rtol=1e-3, atol=1e-3)
         with (
             editing(source, points["attn_out"], lambda activation: activation + change),
-            editing(source, points["mlp_out"], lambda _: found["mlp_out"]),
+            editing(source, points["mlp_out"], lambda _: found["mlp_out"].clone()),
         ):
             stream = read(source, points["resid_post"], IDS)
         torch.testing.assert_close(stream, found["resid_post"] + change, rtol=1e-4, atol=1e-4)
