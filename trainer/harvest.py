@@ -20,7 +20,7 @@ from torch import Tensor
 from trainer.corpus.mix import open_corpus
 from trainer.errors import CorpusError, StoreError
 from trainer.models.source import Source
-from trainer.reading.activations import ActivationReader
+from trainer.reading.activations import BARREN_POOLS, ActivationReader
 from trainer.reading.alignment import NO_END
 from trainer.reading.sequences import Sequence, TokenizedDocument
 from trainer.reading.sequences_table import sequences_table
@@ -31,8 +31,6 @@ from trainer.run.folder import atomic_write, discard, write_json
 from trainer.run.progress import Progress
 from trainer.store.store import ActivationStore, Rows, Shard, Split, StoredSource, StoreWriter
 
-BARREN_POOLS = 3
-"""A corpus is taken to have ended after this many pools in a row without a row to train on."""
 WELL_COVERED = 0.8
 """A document is well covered if at least this share of its possible anchors are anchors."""
 

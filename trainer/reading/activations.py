@@ -26,6 +26,8 @@ from trainer.store.store import Rows
 
 POOL_ROWS = 32_768
 """Anchors in a pool of documents, which is collected before the models run."""
+BARREN_POOLS = 3
+"""A corpus is taken to have ended after this many pools in a row without a row to train on."""
 DOCUMENTS_PER_READ = 64
 """Documents read from the corpus at a time."""
 
