@@ -296,7 +296,7 @@ class Run:
 
     def _analyse(self) -> None:
         crosscoder = Crosscoder.load(self.folder.path)
-        unembeddings = {source.name: Unembedding.from_source(source) for source in self._load_models()}
+        unembeddings = Unembedding.from_sources(self._load_models(), self.progress.notify)
         store = self._store_for(crosscoder)
         analyse(self.recipe, store, crosscoder, folder=self.folder, progress=self.progress, unembeddings=unembeddings)
 

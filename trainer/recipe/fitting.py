@@ -32,7 +32,11 @@ class SourceRecipe(RecipeSection):
     quantization: Literal["8bit", "4bit"] | None = None
     """Load the weights quantized (needs bitsandbytes and CUDA)."""
     chat: Literal["auto", "template", "plain"] = "auto"
-    """How chats are rendered: with the model's own template if it has one (auto), or as plain text."""
+    """How chats are rendered: with the model's own template if it has one (auto), or as plain text.
+
+    Chats that the template cannot render are read as plain text and told; with `template`, more than one in ten is an
+    error.
+    """
 
 
 class CorpusPart(RecipeSection):

@@ -13,9 +13,11 @@ import psutil
 import torch
 
 from trainer.device import compute_dtype, pick_device
-from trainer.errors import CrossdiffError, DoesNotFit
+from trainer.errors import CrossdiffError, DoesNotFit, SourceError
+from trainer.models.files import ModelFiles
 from trainer.models.memory import free_bytes
-from trainer.models.shapes import config_of, shape_of
+from trainer.models.shapes import check_context, local_config_and_folder, shape_of
+from trainer.models.tokenizer import check_vocabulary, tokenizer_in
 from trainer.pypi import archives
 from trainer.recipe.fitting import CorpusPart, SourceRecipe
 from trainer.recipe.recipe import Recipe, load_recipe
@@ -64,7 +66,7 @@ def check_recipe(path: Path, overrides: tuple[str, ...] = ()) -> list[Finding]:
         loaded = load_recipe(path, overrides)
         return [
             Finding("recipe", f"{loaded.name}, run {loaded.name}-{loaded.fingerprint()}"),
-            *(_source(source) for source in loaded.sources),
+            *(_source(source, loaded.corpus.context if loaded.corpus else 0) for source in loaded.sources),
             *(_corpus_part(part) for part in (loaded.corpus.mix if loaded.corpus else ())),
             *_stage_estimates(loaded),
         ]
@@ -111,9 +113,16 @@ def free_disk() -> int:
     return int(psutil.disk_usage(str(folder)).free)
 
 
-def _source(source: SourceRecipe) -> Finding:
+def _source(source: SourceRecipe, context: int) -> Finding:
     what = f"source {source.name}"
-    if config_of(source) is not None:
+    if (local := local_config_and_folder(source)) is not None:
+        config, folder = local
+        try:
+            check_context(source, config, context)
+            if isinstance(rows := config.get("vocab_size"), int):
+                check_vocabulary(source, tokenizer_in(source, ModelFiles(folder, "")), rows)
+        except SourceError as error:
+            return Finding(what, str(error), State.BROKEN)
         return Finding(what, f"{source.model} is on this machine")
     if archives.is_address(source.model):
         file = archives.local_path(source.model, "models")

@@ -99,6 +99,10 @@ class Coverage:
     """Over all sources."""
     tokens: tuple[float | None, ...]
     """Tokens read per source, in order."""
+    plain_chats: tuple[float | None, ...]
+    """Chats per source that its template could not render; they were read as plain text."""
+    not_finite: tuple[float | None, ...]
+    """Tokens per source whose activations are NaN or infinite; they were left out."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +206,10 @@ def coverage(results: Results) -> list[Coverage]:
         Coverage(
             corpus,
             {measure: value for (source, measure), value in values.items() if source is None},
-            tuple(values.get((source.source, "tokens")) for source in results.sources),
+            *(
+                tuple(values.get((source.source, measure)) for source in results.sources)
+                for measure in ("tokens", "plain_chats", "not_finite")
+            ),
         )
         for corpus, values in found.items()
     ]

@@ -163,3 +163,22 @@ def test_a_streaming_run_publishes_results_like_any_other(tmp_path):
 def test_streaming_for_two_epochs_is_rejected(tmp_path):
     with pytest.raises(RecipeError, match=r"training\.epochs to 1"):
         load_recipe(tiny_diff(tmp_path, harvest=HARVEST, training=TRAINING | {"epochs": 2}))
+
+
+def test_a_stream_ends_when_pool_after_pool_has_no_finite_row(world, tmp_path, monkeypatch):
+    recipe, sources, store = world
+    original, pools = ActivationReader.next_pool, []
+
+    def counted(self, stream):
+        pools.append(original(self, stream))
+        return pools[-1]
+
+    monkeypatch.setattr(ActivationReader, "next_pool", counted)
+    monkeypatch.setattr(activations, "read", lambda source, *_: torch.full((64, 128, source.width), float("nan")))
+    stream = ActivationStream(recipe, store, lambda: sources, progress_in(tmp_path))
+
+    for batches in stream.rounds():
+        assert all(bool(torch.isfinite(rows["left"]).all()) for rows in batches)
+
+    assert stream.position.entered == store.count("train")
+    assert len(pools) == activations.BARREN_POOLS

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.worlds.tiny_models import byte_level_bpe, tiny_llama
 from trainer.errors import DoesNotFit
 from trainer.pipeline.commands import run
 from trainer.recipe.recipe import load_recipe
@@ -83,6 +84,40 @@ def test_a_recipe_that_cannot_be_read_is_the_only_finding(tmp_path: Path):
 
     assert finding.state is State.BROKEN
     assert "No recipe at" in finding.fact
+
+
+@pytest.mark.parametrize(
+    "config", [{"n_positions": 48}, {"max_position_embeddings": 255}, {"text_config": {"max_position_embeddings": 128}}]
+)
+def test_a_context_beyond_a_models_positions_is_broken(tmp_path: Path, models: tuple[str, str], config: dict[str, Any]):
+    (tmp_path / "left" / "config.json").write_text(json.dumps({"hidden_size": 10, **config}))
+
+    found = findings_on(tmp_path, models, rows=1000, features=64)["source left"]
+
+    assert found.state is State.BROKEN
+    assert "`corpus.context` is 256 tokens" in found.fact and "Set corpus.context to" in found.fact
+
+
+@pytest.mark.parametrize(
+    "config", [{"max_position_embeddings": 256}, {"rope_scaling": {"factor": 4.0}, "n_ctx": 64}, {}]
+)
+def test_a_context_within_a_models_positions_is_fine(tmp_path: Path, models: tuple[str, str], config: dict[str, Any]):
+    (tmp_path / "left" / "config.json").write_text(json.dumps({"hidden_size": 10, **config}))
+
+    assert findings_on(tmp_path, models, rows=1000, features=64)["source left"].state is State.FINE
+
+
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_broken(tmp_path: Path, models: tuple[str, str]):
+    tiny_llama(tmp_path / "left")
+    assert findings_on(tmp_path, models, rows=1000, features=64)["source left"].state is State.FINE
+    tokenizer = byte_level_bpe()
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(tmp_path / "left")
+
+    found = findings_on(tmp_path, models, rows=1000, features=64)["source left"]
+
+    assert found.state is State.BROKEN
+    assert "knows 401 tokens, such as '<extra>', and the model has embeddings for 400" in found.fact
 
 
 def findings_on(folder: Path, models: tuple[str, str], *, rows: int, features: int) -> dict[str, Finding]:

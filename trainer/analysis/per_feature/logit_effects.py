@@ -4,7 +4,7 @@ Direct path only: from the hookpoint through the final norm's gain and the unemb
 is therefore most informative for late layers and hardly so for early ones.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +65,14 @@ class Unembedding:
             return texts
 
         return cls.from_norm(source.final_norm, source.unembedding.detach(), text)
+
+    @classmethod
+    def from_sources(cls, sources: Iterable[Source], notify: Callable[[str], None]) -> dict[str, "Unembedding"]:
+        """Unembeddings by source; `notify` is told which logits are left out, and why."""
+        for source in sources:
+            if source.logit_obstacle is not None:
+                notify(f"{source.name}: which tokens its features promote is left out, because {source.logit_obstacle}")
+        return {source.name: cls.from_source(source) for source in sources if source.logit_obstacle is None}
 
     def through_norm(self, direction: Tensor) -> Tensor:
         """Directions [F, W] after the final norm without its division by the norm, fp32."""
