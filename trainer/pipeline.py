@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from trainer.analysis.stage import analyse
 from trainer.baselines import stage as baselines
 from trainer.calibration.stage import calibrate
 from trainer.crosscoder.crosscoder import Crosscoder, check_sources
+from trainer.device import measuring_device
 from trainer.errors import RecipeError, StoreError
 from trainer.evaluation.fidelity import fidelity, obstacle
 from trainer.evaluation.reconstruction import evaluate
@@ -22,8 +23,8 @@ from trainer.models.source import Source, load_source, truncate_after
 from trainer.reading.stream import ActivationStream
 from trainer.recipe.measuring import CalibrationRecipe
 from trainer.recipe.recipe import Recipe, load_recipe, parse_recipe
-from trainer.resources.doctor import require_fit
-from trainer.results.draft import SCHEMA
+from trainer.resources.free import check_fit
+from trainer.results.columns import SCHEMA
 from trainer.run.checksum import sha256_of
 from trainer.run.folder import RunFolder, atomic_write, discard, home, write_json
 from trainer.run.progress import Progress
@@ -50,6 +51,7 @@ class Run:
         *,
         activations: Path | None = None,
         force: bool = False,
+        anyway: bool = False,
         folder: RunFolder | None = None,
         calibration: CalibrationRecipe | None = None,
     ) -> None:
@@ -57,7 +59,7 @@ class Run:
 
         `folder` defaults to the recipe's own; `calibration` replaces the recipe's. Writes the resolved recipe.
         """
-        self.recipe, self.activations, self.force = recipe, activations, force
+        self.recipe, self.activations, self.force, self.anyway = recipe, activations, force, anyway
         self.calibration = calibration or recipe.calibration
         self.folder = folder or RunFolder.for_recipe(recipe)
         self._verified: set[Path] = set()
@@ -76,7 +78,7 @@ class Run:
             "analyse": self._analyse,
         }
         with self.progress.running():
-            require_fit(self.recipe, self._due_stages(stages), self._store_or_none())
+            self.check_fit(self._due_stages(stages))
             for name, stage in work.items():
                 if name not in stages:
                     continue
@@ -86,6 +88,11 @@ class Run:
                 with self.progress.stage(name):
                     stage()
                 self._mark_finished(name, self._fingerprint(name))
+
+    def check_fit(self, stages: Collection[str], beside: Sequence[Recipe] = ()) -> None:
+        """Warn of stages that may not fit this machine. Raises DoesNotFit for those that cannot; see `check_fit`."""
+        store = self._store_or_none()
+        check_fit(self.recipe, stages, store, warn=self.progress.notify, anyway=self.anyway, beside=beside)
 
     def _due_stages(self, stages: tuple[str, ...]) -> list[str]:
         """The given stages from the first one that is not up to date on; later ones may depend on it."""
@@ -177,8 +184,12 @@ class Run:
         else:
             train(self.recipe, store, self.folder, self.progress)
 
+    def _crosscoder(self) -> Crosscoder:
+        """The trained crosscoder, on the device that it is measured on."""
+        return Crosscoder.load(self.folder.path).to(measuring_device(self.recipe.training.device))
+
     def _evaluate(self) -> None:
-        crosscoder = Crosscoder.load(self.folder.path)
+        crosscoder = self._crosscoder()
         store = self._store_for(crosscoder)
         measures = evaluate(store, crosscoder, self.progress)
         sequences = self.recipe.evaluation.sequences
@@ -203,12 +214,12 @@ class Run:
         assert self.calibration is not None, "without calibration the stage is skipped"
         if self.force:  # as for training, start from the first step
             discard(self.folder.calibration_work)
-        crosscoder = Crosscoder.load(self.folder.path)
+        crosscoder = self._crosscoder()
         store = self._store_for(crosscoder)
         calibrate(self.recipe, self.calibration, store, crosscoder, folder=self.folder, progress=self.progress)
 
     def _analyse(self) -> None:
-        crosscoder = Crosscoder.load(self.folder.path)
+        crosscoder = self._crosscoder()
         unembeddings = {source.name: Unembedding.from_source(source) for source in self._load_models()}
         store = self._store_for(crosscoder)
         analyse(self.recipe, store, crosscoder, folder=self.folder, progress=self.progress, unembeddings=unembeddings)
@@ -244,6 +255,7 @@ def run(
     stages: tuple[str, ...] | None = None,
     activations: Path | None = None,
     force: bool = False,
+    anyway: bool = False,
 ) -> RunFolder:
     """Run a recipe's stages (all by default) and return its folder; for a sweep, the folder of the first run.
 
@@ -260,7 +272,7 @@ def run(
     # Of several variants, only the first can be the run whose folder contains the recipe.
     folders = itertools.chain([own_folder], itertools.repeat(None))
     runs = [
-        Run(variant, activations=activations, force=force, folder=folder)
+        Run(variant, activations=activations, force=force, anyway=anyway, folder=folder)
         for variant, folder in zip(recipe.variants(), folders, strict=False)
     ]
     wanted = stages or STAGES
@@ -323,6 +335,7 @@ def train_side_by_side(runs: list[Run]) -> None:
     store = ActivationStore.open(runs[0].store_path())
     untrained[0].progress.notify(f"sweep: {len(untrained)} of {len(runs)} runs are trained side by side")
     with untrained[0].progress.running(), untrained[0].progress.stage("train"):
+        untrained[0].check_fit(["train"], beside=[run.recipe for run in untrained[1:]])
         train_together([(run.recipe, run.folder) for run in untrained], store, untrained[0].progress)
     for run in untrained:
         run.mark_trained()

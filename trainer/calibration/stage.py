@@ -16,6 +16,7 @@ from trainer.calibration.null import null_store
 from trainer.calibration.recovery import recall_table, recovered_features
 from trainer.calibration.spike_ins import SpikeInSet, spiked_store
 from trainer.crosscoder.crosscoder import Crosscoder
+from trainer.device import measuring_device
 from trainer.errors import RecipeError
 from trainer.recipe.measuring import CalibrationRecipe
 from trainer.recipe.recipe import Recipe
@@ -126,11 +127,14 @@ class _ExperimentRunner:
         """The crosscoder of an earlier calibration with the same fingerprint, else a newly trained one."""
         fingerprint = fingerprint_of(self.recipe, store)
         if folder.crosscoder.is_file() and folder.finished_stages().get("train") == fingerprint:
-            return Crosscoder.load(folder.path)
+            return self._loaded(folder)
         train(self.recipe, store, folder, self.progress)
         write_json(folder.stages, {"train": fingerprint})
         discard(folder.checkpoints)
-        return Crosscoder.load(folder.path)
+        return self._loaded(folder)
+
+    def _loaded(self, folder: RunFolder) -> Crosscoder:
+        return Crosscoder.load(folder.path).to(measuring_device(self.recipe.training.device))
 
 
 def _judged_strengths(experiment: _Experiment, least: float) -> list[float]:

@@ -112,8 +112,8 @@ def logit_effects(direction: Tensor, unembedding: Unembedding, count: int) -> Lo
         high, low = _candidates(rows, weight, min(MARGIN * count, len(weight)))
         parts.append((*_ranked(rows, weight, high, count), *_ranked(-rows, weight, low, count)))
     if not parts:
-        empty = np.zeros((0, count), np.int64)
-        return LogitEffects(empty, empty, empty, empty)
+        ids, effects = np.zeros((0, count), np.int64), np.zeros((0, count), np.float32)
+        return LogitEffects(ids, effects, ids, effects)
     promoted, promotion, suppressed, suppression = (
         torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)
     )
