@@ -10,7 +10,8 @@ from tests.worlds.tiny_models import byte_level_bpe, tiny_llama
 from trainer.errors import DoesNotFit
 from trainer.pipeline.commands import run
 from trainer.recipe.recipe import load_recipe
-from trainer.resources.doctor import Finding, State, check_recipe, require_fit
+from trainer.resources.doctor import Finding, State, check_recipe
+from trainer.resources.free import check_fit
 
 
 @pytest.fixture
@@ -47,7 +48,8 @@ def test_a_disk_that_is_too_small_is_reported_with_settings_that_fit(tmp_path: P
 def test_a_run_is_refused_before_it_begins(tmp_path: Path, models: tuple[str, str]):
     findings_on(tmp_path, models, rows=10**12, features=64)
 
-    with pytest.raises(DoesNotFit, match=r"harvest needs about .* GB of disk and .* What would fit: harvest\.rows="):
+    refusal = r"harvest needs at least .* GB of disk, .* What would fit: harvest\.rows=.* Add --anyway"
+    with pytest.raises(DoesNotFit, match=refusal):
         run(tmp_path / "recipe.yaml")
 
 
@@ -55,9 +57,13 @@ def test_stages_that_will_not_run_are_no_reason_to_refuse(tmp_path: Path, models
     findings_on(tmp_path, models, rows=10**12, features=64)
     loaded = load_recipe(tmp_path / "recipe.yaml")
 
-    require_fit(loaded, ["evaluate"], None)
+    warnings: list[str] = []
+    check_fit(loaded, ["evaluate"], None, warn=warnings.append)
+    assert warnings == []
     with pytest.raises(DoesNotFit):
-        require_fit(loaded, ["harvest"], None)
+        check_fit(loaded, ["harvest"], None, warn=warnings.append)
+    check_fit(loaded, ["harvest"], None, warn=warnings.append, anyway=True)
+    assert warnings[0].startswith("warning: harvest needs at least")
 
 
 def test_nothing_is_estimated_while_a_model_is_missing(tmp_path: Path, models: tuple[str, str]):
