@@ -163,6 +163,6 @@ def discard(path: Path) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON atomically."""
+    """Write JSON atomically. Raises ValueError for NaN and infinity, which JSON has no numbers for."""
     with atomic_write(path) as draft:
-        draft.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        draft.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
