@@ -39,6 +39,11 @@ def fit(store, recipe, path, *, until=None, monkeypatch=None):
         train(recipe, store, folder, Progress(folder, "tiny"))
 
 
+def with_setting(recipe, section, **values):
+    """The recipe with values that a recipe file may not hold."""
+    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=values)})
+
+
 def weights(path):
     return load_file(path / "crosscoder.safetensors")
 
@@ -46,9 +51,10 @@ def weights(path):
 @pytest.mark.parametrize("sparsity", [{}, {"kind": "topk"}, {"kind": "l1"}, {"kind": "jumprelu"}])
 def test_a_diverging_training_stops_at_its_first_loss_that_is_no_number(tmp_path, sparsity):
     recipe = tiny_recipe(
-        training={"learning_rate": 1e30, "checkpoint_every": 1},
+        training={"checkpoint_every": 1},
         crosscoder={"features": 40, "sparsity": {"k": 3, "anneal_share": 0.2} | sparsity},
     )
+    recipe = with_setting(recipe, "training", learning_rate=1e30)
     folder = RunFolder(tmp_path / "run")
 
     with pytest.raises(
@@ -66,13 +72,13 @@ def test_activations_too_large_for_float32_are_not_blamed_on_the_learning_rate(t
     with pytest.raises(TrainingError, match=r"cannot begin: its first loss is not a number\. The activations"):
         fit(
             tiny_activations(tmp_path / "store"),
-            tiny_recipe(crosscoder={"features": 40, "decoder_norm": 1e30, "sparsity": {"k": 3}}),
+            with_setting(tiny_recipe(), "crosscoder", decoder_norm=1e30),
             tmp_path / "run",
         )
 
 
 def test_a_training_that_ends_far_from_its_rows_is_refused(tmp_path):
-    recipe = tiny_recipe(training={"learning_rate": 1e4, "decay_share": 0.0})
+    recipe = with_setting(tiny_recipe(training={"decay_share": 0.0}), "training", learning_rate=1e4)
 
     with pytest.raises(TrainingError, match=r"in the end it explains -.* of the variance of (left|right), where"):
         fit(tiny_activations(tmp_path / "store"), recipe, tmp_path / "run")
