@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,23 @@ from trainer.run.stages import STAGES
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells count it."""
 DEMO = Path(__file__).resolve().parents[1] / "trainer" / "recipes" / "demo.yaml"
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end a command as cleanly as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Failure(click.ClickException):
@@ -35,13 +54,14 @@ class Commands(click.Group):
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. Exit codes: 0 success, 1 failure, 2 usage error, 130 stopped by Ctrl-C."""
+        """Run the command. Exit codes: 0 success, 1 failure, 2 usage error, 130 stopped by Ctrl-C or SIGTERM."""
         # Both are read when torch is first used: huge pages for large tensors where the system offers them, and a short
         # spin for idle GNU OpenMP threads, so that they release their cores to the training step's own threads.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
         try:
-            return super().invoke(ctx)
+            with _sigterm_as_interrupt():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("\nStopped. The same command goes on from here.", err=True)
             ctx.exit(INTERRUPTED)
@@ -113,7 +133,7 @@ def demo(recipe: Path, port: int | None, no_browser: bool) -> None:
     run's progress and keeps running until Ctrl-C. If the run is already finished, the explorer opens at once.
     """
     from app.server import explorer_process, listening_settings, open_browser
-    from trainer.pipeline import run as run_recipe
+    from trainer.pipeline.commands import run as run_recipe
 
     with explorer_process(listening_settings(None, port)) as (address, wait):
         click.echo(f"The explorer is at {address}")
@@ -180,7 +200,7 @@ def calibrate(run: str, overrides: tuple[str, ...], force: bool) -> None:
     """
     from app.results.connection import RunCatalog
     from app.settings import Settings
-    from trainer.pipeline import calibrate_run
+    from trainer.pipeline.commands import calibrate_run
     from trainer.run.folder import RunFolder
 
     folder = RunFolder(RunCatalog(Settings.from_environment().runs).folder(run))
@@ -268,7 +288,7 @@ def import_(path: Path, name: str, tool: str | None, overrides: tuple[str, ...],
     Then measure it on activations of the same sources: `crossdiff run FOLDER/recipe.yaml --activations DIR`.
     """
     from trainer.interchange.formats import FORMATS
-    from trainer.pipeline import import_crosscoder
+    from trainer.pipeline.commands import import_crosscoder
     from trainer.recipe.recipe import load_recipe
 
     given = {key: value for key, value in options.items() if value not in (None, ())}
@@ -326,7 +346,7 @@ def _run(
     activations: Path | None = None,
 ) -> None:
     """Run stages and print the run's folder, for use in scripts."""
-    from trainer.pipeline import run as run_recipe
+    from trainer.pipeline.commands import run as run_recipe
 
     folder = run_recipe(recipe, overrides, stages=stages, activations=activations, force=force)
     click.echo(folder.path)

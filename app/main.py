@@ -19,7 +19,6 @@ from app.api import labels as api_labels
 from app.api import runs as api_runs
 from app.database.engine import database_url, migrated, open_database
 from app.errors import BadQuery, NotFound, ReaderError, ResultsUnreadable, RunNotFound
-from app.generations.follow import saver
 from app.generations.live import LiveGenerations
 from app.inference.connect import connect
 from app.pages import docs, evidence, feature, features, health, home, labels, run, sequence, steering
@@ -66,7 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.catalog = RunCatalog(settings.runs)
     app.state.labels = open_database(database_url(settings))
     app.state.client, app.state.supervisor = connect(settings)
-    app.state.live = LiveGenerations(app.state.client, saver(app.state.labels))
+    app.state.live = LiveGenerations(app.state.client, app.state.labels)
     app.state.environment = make_environment(settings.frontend, settings.root_path)
     app.add_middleware(SameOriginWrites)
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=3)

@@ -4,7 +4,6 @@ Documents are processed in pools. A pool becomes at most two shards (training an
 table of sequences, and is then recorded in `harvest.json`: an interrupted harvest resumes after the last recorded pool.
 """
 
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -22,11 +21,13 @@ from trainer.errors import CorpusError, StoreError
 from trainer.models.source import Source
 from trainer.reading.activations import ActivationReader
 from trainer.reading.alignment import NO_END
+from trainer.reading.inputs import Inputs
 from trainer.reading.sequences import Sequence, TokenizedDocument
 from trainer.reading.sequences_table import sequences_table
 from trainer.recipe.fitting import HarvestRecipe
 from trainer.recipe.recipe import Recipe
-from trainer.run.folder import atomic_write, discard, write_json
+from trainer.run.checksum import known_sha256, sha256_of
+from trainer.run.folder import atomic_write, discard, read_json, write_json
 from trainer.run.progress import Progress
 from trainer.store.store import ActivationStore, Rows, Shard, Split, StoredSource, StoreWriter
 
@@ -39,13 +40,15 @@ class HarvestRecord:
     """State of an unfinished harvest, stored as `harvest.json` with the shards."""
 
     fingerprint: str
+    inputs: Inputs
+    """Fingerprints of the models and texts that are read."""
     documents: int = 0
     """Documents read from the corpus."""
     used: int = 0
     """Number of leading documents that were run or gave no sequence; the last pool may end with unused ones."""
     sequences: int = 0
-    parts: int = 0
-    """Number of parts of the table of sequences written."""
+    parts: list[str] = field(default_factory=list)
+    """SHA-256 of every part of the table of sequences written."""
     shards: list[dict[str, Any]] = field(default_factory=list)
     medians: dict[str, float] = field(default_factory=dict)
     """Median norm per source in the first pool; the unit of `outlier_norm`."""
@@ -56,11 +59,19 @@ class HarvestRecord:
 class Harvest:
     """Harvests a recipe's sources into a store; resumable."""
 
-    def __init__(self, recipe: Recipe, sources: list[Source], path: Path, fingerprint: str) -> None:
-        """Resume the harvest at `path` if it has the same fingerprint, else start from scratch."""
+    def __init__(
+        self, recipe: Recipe, sources: list[Source], path: Path, fingerprint: str, inputs: Inputs | None = None
+    ) -> None:
+        """Resume the harvest at `path` if it has the same fingerprint and inputs, else start from scratch."""
         assert recipe.corpus is not None, "a harvest needs a corpus"
         self.recipe, self.corpus, self.sources, self.path = recipe, recipe.corpus, sources, path
-        self.record = _read_record(path / "harvest.json", fingerprint)
+        self.record = HarvestRecord(fingerprint, inputs or {})
+        self.discarded: str | None = None
+        """Why an unfinished harvest was not resumed; None if there was none, or if it is resumed."""
+        if any(path.glob("*")):
+            found = _read_record(path / "harvest.json")
+            self.discarded = _obstacle(path, found, self.record)
+            self.record = found if found is not None and self.discarded is None else self.record
         if not self.record.documents:
             discard(path)
         shards = tuple(Shard(**shard) for shard in self.record.shards)
@@ -75,6 +86,8 @@ class Harvest:
 
         Raises CorpusError if the corpus gives no rows, StoreError if the coverage is below `minimum_coverage`.
         """
+        if self.discarded is not None:
+            progress.notify(f"harvest: starting over, because {self.discarded}")
         wanted = self.recipe.harvest.stored_rows
         corpus = open_corpus(self.corpus, notify=progress.notify)
         stream = iter(corpus)
@@ -146,25 +159,25 @@ class Harvest:
 
     def _write_part(self, sequences: list[Sequence]) -> None:
         tokenizers = [source.tokenizer for source in self.sources]
-        with atomic_write(self.path / f"sequences-{self.record.parts:05d}.parquet") as draft:
+        part = _part(self.path, len(self.record.parts))
+        with atomic_write(part) as draft:
             pq.write_table(sequences_table(sequences, tokenizers, first=self.record.sequences), draft)
+        self.record.parts.append(sha256_of(part))
 
     def _save_record(self, documents: int, sequences: int) -> None:
         record = self.record
         record.documents += documents
         record.sequences += sequences
-        record.parts += bool(sequences)
         record.shards = [asdict(shard) for shard in self.writer.shards]
         record.counts = dict(self.counts)
         write_json(self.path / "harvest.json", asdict(record))
         _check_coverage(self.counts, self.recipe.harvest)
 
     def _finish(self) -> ActivationStore:
-        parts = [self.path / f"sequences-{part:05d}.parquet" for part in range(self.record.parts)]
+        parts = [_part(self.path, number) for number in range(len(self.record.parts))]
         table = pa.concat_tables([pq.read_table(part) for part in parts])
-        self.writer.finish(
-            table, {"counts": dict(self.counts), "medians": self.record.medians, "documents": self.record.used}
-        )
+        statistics = {"counts": dict(self.counts), "medians": self.record.medians, "documents": self.record.used}
+        self.writer.finish(table, statistics, self.record.inputs)
         for part in [*parts, self.path / "harvest.json"]:
             part.unlink(missing_ok=True)
         return ActivationStore.open(self.path)
@@ -219,10 +232,31 @@ def _check_coverage(counts: Counter[str], recipe: HarvestRecipe) -> None:
         )
 
 
-def _read_record(path: Path, fingerprint: str) -> HarvestRecord:
-    """The record of an unfinished harvest with the same fingerprint, else a new one."""
+def _part(path: Path, number: int) -> Path:
+    """File of one part of the table of sequences."""
+    return path / f"sequences-{number:05d}.parquet"
+
+
+def _read_record(path: Path) -> HarvestRecord | None:
+    """The record of an unfinished harvest; None if it is damaged."""
     try:
-        record = HarvestRecord(**json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
-        return HarvestRecord(fingerprint)
-    return record if record.fingerprint == fingerprint else HarvestRecord(fingerprint)
+        return HarvestRecord(**read_json(path))
+    except TypeError:
+        return None
+
+
+def _obstacle(path: Path, found: HarvestRecord | None, wanted: HarvestRecord) -> str | None:
+    """Why an unfinished harvest cannot be resumed; None if it can."""
+    if found is None:
+        return "its record harvest.json is missing or damaged"
+    if found.fingerprint != wanted.fingerprint:
+        return "it was begun with other settings"
+    if found.inputs != wanted.inputs:
+        return "the models or the texts have changed since it was begun"
+    try:
+        sums = {path / shard["file"]: shard["sha256"] for shard in found.shards}
+        sums |= {_part(path, number): sha256 for number, sha256 in enumerate(found.parts)}
+        damaged = next((file for file, sha256 in sums.items() if known_sha256(file) != sha256), None)
+    except (OSError, TypeError, KeyError) as error:
+        return f"a file of it is missing or damaged ({error})"
+    return None if damaged is None else f"{damaged.name} is damaged"

@@ -8,7 +8,6 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field
 
-from app.generations.follow import follow, snapshot
 from app.generations.generation import Generation
 from app.generations.request import SteeringRequest, steer
 from app.inference.client import WorkerBusy
@@ -61,22 +60,22 @@ def start_generation(
 
 
 @router.get("/generations/{generation}", summary="A generation as it stands")
-def read_generation(generation: str, labels: LabelsEngine, live: Live) -> Generation:
+def read_generation(generation: str, live: Live) -> Generation:
     """Its parameters, and the text of every lane so far."""
-    return snapshot(labels, live, generation).generation
+    return live.snapshot(generation).generation
 
 
 @router.delete("/generations/{generation}", summary="Stop a generation", status_code=202)
-def stop_generation(generation: str, labels: LabelsEngine, live: Live) -> Generation:
+def stop_generation(generation: str, live: Live) -> Generation:
     """End it within one token; its text is kept under the same address."""
-    now = snapshot(labels, live, generation).generation
+    now = live.snapshot(generation).generation
     live.stop(generation)
     return now
 
 
-def _existing(generation: str, labels: LabelsEngine, live: Live) -> str:
+def _existing(generation: str, live: Live) -> str:
     """The id of a generation that exists; looked up before a stream begins, so that a wrong one is a 404."""
-    return snapshot(labels, live, generation).generation.id
+    return live.snapshot(generation).generation.id
 
 
 @router.get(
@@ -86,12 +85,11 @@ def _existing(generation: str, labels: LabelsEngine, live: Live) -> str:
 )
 async def stream_generation(
     generation: Annotated[str, Depends(_existing, scope="function")],
-    labels: LabelsEngine,
     live: Live,
     last_event_id: Annotated[str, Header()] = "",
 ) -> AsyncIterator[ServerSentEvent]:
     """Each event carries the whole generation as it stands; the last one is named `done`."""
     if last_event_id != LAST_EVENT:
-        async for now in follow(labels, live, generation):
+        async for now in live.follow(generation):
             yield ServerSentEvent(raw_data=now.generation.model_dump_json(), id=str(now.version))
     yield ServerSentEvent(raw_data="{}", event="done", id=LAST_EVENT)

@@ -1,7 +1,8 @@
-"""Generations under way in this process: their text so far, and everybody who follows them.
+"""Runs generations, and gives their text so far to everybody who follows them.
 
 Each runs as a task of the web process, independent of its viewers: following, reloading or a second viewer never starts
-anything, and nobody has to stay until it ends.
+anything, and nobody has to stay until it ends. Generations of another process that shares the database are followed in
+there.
 """
 
 import asyncio
@@ -10,8 +11,12 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from app.errors import ReaderError
+from sqlalchemy import Engine
+
+from app.database.engine import transaction
+from app.errors import NotFound, ReaderError
 from app.generations.generation import Generation
+from app.generations.store import find_generation, save_generation
 from app.inference.client import Client, WorkerBusy
 from app.inference.messages import Answer, GenerationRequest
 
@@ -21,6 +26,8 @@ LARGEST_COUNT = 9
 """Generations under way at once, those included that wait for the worker."""
 SAVE_EVERY = 2.0
 """Seconds between two savings of a generation under way."""
+POLL_EVERY = 1.0
+"""Seconds between two reads of a generation that another process of this explorer runs."""
 START_TIMEOUT = 10.0
 """Seconds that the event loop may take to accept a new generation."""
 
@@ -42,16 +49,12 @@ class GenerationSnapshot:
         return frozenset(index for index, changed in enumerate(self.changed) if changed > version)
 
 
-Save = Callable[[Generation], None]
-"""Stores how far a generation has come; may block."""
-
-
 class LiveGenerations:
-    """All generations of this process that are under way."""
+    """All generations of this process that are under way, and those in the database."""
 
-    def __init__(self, client: Client, save: Save) -> None:
+    def __init__(self, client: Client, database: Engine) -> None:
         self._client = client
-        self._save = save
+        self._database = database
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running: dict[str, _RunningGeneration] = {}
 
@@ -84,10 +87,16 @@ class LiveGenerations:
 
         asyncio.run_coroutine_threadsafe(begin(), self._loop).result(START_TIMEOUT)
 
-    def snapshot(self, generation: str) -> GenerationSnapshot | None:
-        """A generation as it stands; None when it is not under way here. May be called from any thread."""
+    def snapshot(self, generation: str) -> GenerationSnapshot:
+        """A generation as it stands, under way or stored. May be called from any thread. Raises NotFound."""
+        # Under way first: what has ended here since then is in storage already.
         running = self._running.get(generation)
-        return running.snapshot if running else None
+        if running is not None:
+            return running.snapshot
+        stored = self._stored(generation)
+        if stored is None:
+            raise NotFound("There is no such generation.", remedy="Check the address; it may have been cut off.")
+        return GenerationSnapshot(stored)
 
     def stop(self, generation: str) -> bool:
         """End a generation within one token; False when it is not under way here. May be called from any thread."""
@@ -98,7 +107,7 @@ class LiveGenerations:
         return True
 
     async def follow(self, generation: str) -> AsyncIterator[GenerationSnapshot]:
-        """Yield a generation now and after changes, until it has finished; nothing if it is not under way here.
+        """Yield a generation now and after changes, until it has finished; nothing if there is none.
 
         A slow follower skips to the newest snapshot.
         """
@@ -112,6 +121,19 @@ class LiveGenerations:
             if snapshot.generation.finished:
                 return
             await running.newer_than(seen)
+        while (stored := await asyncio.to_thread(self._stored, generation)) is not None:
+            yield GenerationSnapshot(stored)
+            if stored.finished:
+                return
+            await asyncio.sleep(POLL_EVERY)
+
+    def _stored(self, generation: str) -> Generation | None:
+        with transaction(self._database) as session:
+            return find_generation(session, generation)
+
+    def _save(self, generation: Generation) -> None:
+        with transaction(self._database, writing=True) as session:
+            save_generation(session, generation)
 
 
 class _RunningGeneration:
@@ -122,7 +144,7 @@ class _RunningGeneration:
         generation: Generation,
         request: GenerationRequest,
         client: Client,
-        save: Save,
+        save: Callable[[Generation], None],
         forget: Callable[[], object],
     ) -> None:
         self.snapshot = GenerationSnapshot(generation, 1, (1,) * len(generation.lanes))

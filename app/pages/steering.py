@@ -13,7 +13,6 @@ from starlette.datastructures import FormData
 
 from app.database.engine import transaction
 from app.errors import ReaderError
-from app.generations.follow import follow, snapshot
 from app.generations.form import SteerForm, steer_form
 from app.generations.generation import Generation
 from app.generations.live import GenerationSnapshot
@@ -120,40 +119,39 @@ def start_generation(request: Request, asking: Annotated[_Asking, Depends()]) ->
 
 @router.get("/generations/{generation}")
 def show_generation(
-    request: Request, generation: str, labels: LabelsEngine, *, live: Live, catalog: Runs, again: bool = False
+    request: Request, generation: str, *, live: Live, catalog: Runs, again: bool = False
 ) -> HTMLResponse:
     """A generation as it stands; a page that is open while it runs follows it."""
-    now = snapshot(labels, live, generation).generation
+    now = live.snapshot(generation).generation
     return _generation_page(request, now, from_storage=again, steered_with=_steered_with(catalog, now))
 
 
 @router.post("/generations/{generation}/stop")
-def stop_generation(request: Request, generation: str, labels: LabelsEngine, live: Live) -> Response:
+def stop_generation(request: Request, generation: str, live: Live) -> Response:
     """End a generation within one token; its text so far stays."""
-    snapshot(labels, live, generation)
+    live.snapshot(generation)
     live.stop(generation)
     if wants_fragment(request):
         return Response(status_code=204)
     return RedirectResponse(address(request.app.state.settings.root_path, f"/generations/{generation}"), 303)
 
 
-def _existing(generation: str, labels: LabelsEngine, live: Live) -> str:
+def _existing(generation: str, live: Live) -> str:
     """The id of a generation that exists; looked up before a stream begins, so that a wrong one is a 404."""
-    return snapshot(labels, live, generation).generation.id
+    return live.snapshot(generation).generation.id
 
 
 @router.get("/generations/{generation}/events", response_class=EventSourceResponse)
 async def stream_generation(
     request: Request,
     generation: Annotated[str, Depends(_existing, scope="function")],
-    labels: LabelsEngine,
     live: Live,
     last_event_id: Annotated[str, Header()] = "",
 ) -> AsyncIterator[ServerSentEvent]:
     """Replay a generation and follow it to its end; opening a stream never starts anything."""
     if last_event_id != LAST_EVENT:
         seen = int(last_event_id) if last_event_id.isdigit() else 0
-        async for now in follow(labels, live, generation):
+        async for now in live.follow(generation):
             yield ServerSentEvent(raw_data=_frame(request, now, seen), id=str(now.version))
             seen = now.version
             await asyncio.sleep(FRAME_EVERY)

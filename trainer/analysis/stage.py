@@ -26,6 +26,7 @@ from trainer.analysis.pairs.agreement import agreement, agreement_columns
 from trainer.analysis.pairs.coactivation import Coactivation
 from trainer.analysis.pairs.twins import Cosines, neighbours
 from trainer.analysis.per_feature.coherence import POLYSEMOUS, best_of_holders, coherence
+from trainer.analysis.per_feature.contexts import Windows, sequence_columns
 from trainer.analysis.per_feature.decoder_norms import (
     DecoderNorms,
     content_hashes,
@@ -35,7 +36,6 @@ from trainer.analysis.per_feature.decoder_norms import (
 from trainer.analysis.per_feature.firings import RowMetadata, corpus_shares, share_of_rows
 from trainer.analysis.per_feature.logit_effects import Unembedding, logit_columns, logit_effects
 from trainer.analysis.per_feature.stage import map_ranges, measure_range
-from trainer.analysis.per_feature.windows import Windows, sequence_columns
 from trainer.analysis.rows.codes import CodeSpool
 from trainer.analysis.rows.moments import Moments
 from trainer.crosscoder.crosscoder import Crosscoder, check_sources

@@ -9,11 +9,10 @@ import pyarrow as pa
 from trainer.analysis.claims.contrast import ReadoutContrast
 from trainer.analysis.claims.verdict import FeatureStats, Judgement, judge
 from trainer.analysis.pairs.agreement import BINS
-from trainer.analysis.per_feature.contexts import select_firings
+from trainer.analysis.per_feature.contexts import Windows, select_firings, sequence_columns
 from trainer.analysis.per_feature.decoder_norms import OTHER, SHARED, DecoderNorms, owners
 from trainer.analysis.per_feature.firings import RowMetadata, firing_measures
 from trainer.analysis.per_feature.histogram import histogram
-from trainer.analysis.per_feature.windows import Windows, sequence_columns
 from trainer.analysis.rows.codes import FeatureCodes
 from trainer.bench.synthetic_text import Vocabulary, synthetic_text
 from trainer.recipe.recipe import Recipe, parse_recipe

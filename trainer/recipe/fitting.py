@@ -146,6 +146,14 @@ class SparsityRecipe(RecipeSection):
     pre_activation_weight: float = Field(default=3e-6, ge=0, le=MAX_FACTOR)
     """`jumprelu`: weight of the loss that raises the pre-activations of features below their threshold."""
 
+    def k_at(self, step: int, steps: int) -> int:
+        """The k of a step: falls linearly from `k_start` to `k` over the first `anneal_share` of the steps."""
+        start = self.k_start or 4 * self.k
+        over = self.anneal_share * steps
+        if step >= over:
+            return self.k
+        return round(start + (self.k - start) * step / over)
+
 
 class DeadFeaturesRecipe(RecipeSection):
     """AuxK: dead features are trained on the reconstruction error of the others."""

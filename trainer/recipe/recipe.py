@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,18 @@ class Recipe(RecipeSection):
             raise ValueError("harvest.stream feeds one training: leave out `sweep` and baselines.diff_sae, or it")
         return self
 
+    def with_absolute_paths(self) -> "Recipe":
+        """The same recipe, with relative paths taken from the current folder: it means the same everywhere."""
+        sources = tuple(
+            source.model_copy(update={"model": absolute(source.model), "adapter": absolute(source.adapter)})
+            for source in self.sources
+        )
+        corpus = self.corpus
+        if corpus is not None:
+            mix = tuple(part.model_copy(update={"path": absolute(part.path, is_path=True)}) for part in corpus.mix)
+            corpus = corpus.model_copy(update={"mix": mix})
+        return self.model_copy(update={"sources": sources, "corpus": corpus})
+
     def fingerprint(self) -> str:
         """Eight hex digits of a hash of `identity`."""
         text = json.dumps(self.identity(), sort_keys=True)
@@ -160,7 +173,7 @@ class Recipe(RecipeSection):
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe and apply `key.path=value` overrides (values are YAML).
+    """Read a recipe and apply `key.path=value` overrides (values are YAML); relative paths become absolute.
 
     Raises RecipeError for a missing file, bad YAML, an unknown key or a value out of range.
     """
@@ -178,7 +191,7 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise RecipeError(f"{path} is not readable YAML: {error}. Correct it there.") from None
     if not isinstance(data, dict):
         raise RecipeError(f"{path} holds no recipe: expected keys such as `name:` and `sources:` at the top.")
-    return parse_recipe(data, origin=str(path), overrides=overrides)
+    return parse_recipe(data, origin=str(path), overrides=overrides).with_absolute_paths()
 
 
 def parse_recipe(data: dict[str, Any], *, origin: str, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -192,6 +205,15 @@ def parse_recipe(data: dict[str, Any], *, origin: str, overrides: tuple[str, ...
     except ValidationError as error:
         lines = [_explain(problem) for problem in error.errors()]
         raise RecipeError(f"{origin}: " + " ".join(lines)) from None
+
+
+def absolute(address: str | None, *, is_path: bool = False) -> str | None:
+    """An address with its path made absolute; package addresses and names on the hub stay, unless it `is_path`."""
+    if address is None or address.startswith("pypi:"):
+        return address
+    path = os.path.abspath(os.path.expanduser(address))  # noqa: PTH100, PTH111 - resolves no links, and keeps patterns
+    local = is_path or address.startswith((".", "~", "/")) or address.endswith(".gguf") or os.path.exists(path)  # noqa: PTH110
+    return path if local else address
 
 
 def _rename_key(data: dict[str, Any], section: str, name: str, to: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from trainer.crosscoder.crosscoder import Crosscoder, initial_weights
 from trainer.crosscoder.groups import build_groups, difference_sources
 from trainer.crosscoder.normalisation import Normaliser, centred_rms, damp_dominant_directions, median_norm
-from trainer.crosscoder.selection import RunningThreshold, annealed_k, nonzero_indices
+from trainer.crosscoder.selection import RunningThreshold, nonzero_indices
 from trainer.device import compute_dtype, pick_device
 from trainer.errors import StoreError, TrainingError
 from trainer.kernels.readback import ScalarReadback
@@ -68,7 +68,7 @@ class Training:
         """
         crosscoder, recipe = self.crosscoder, self.recipe
         rows = crosscoder.normalise(raw)
-        k = annealed_k(recipe.crosscoder.sparsity, self.step, self.steps)
+        k = recipe.crosscoder.sparsity.k_at(self.step, self.steps)
         dead_features = self._find_dead_features()
         encoding = self._encode(rows, k)
         loss = reconstruction_loss(encoding, recipe.crosscoder.loss)

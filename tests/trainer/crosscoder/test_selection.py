@@ -5,9 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.crosscoder.selection import RunningThreshold, Search, annealed_k, batch_topk, guess_margin, ranking_norm
+from trainer.crosscoder.selection import RunningThreshold, Search, batch_topk, guess_margin, ranking_norm
 from trainer.kernels.sparse import entries_above
-from trainer.recipe.fitting import SparsityRecipe
 
 
 def search_in(pre: list[torch.Tensor]) -> Search:
@@ -68,12 +67,6 @@ def test_an_exclusive_feature_competes_at_full_weight_only_by_its_largest_norm(r
     norms = [torch.tensor([shared[0], exclusive[0]]), torch.tensor([shared[1], exclusive[1]])]
 
     assert ranking_norm(norms, rank_by).tolist() == expected
-
-
-def test_k_falls_linearly_from_its_start_and_then_stays():
-    recipe = SparsityRecipe(k=10, k_start=50, anneal_share=0.5)
-
-    assert [annealed_k(recipe, step, steps=8) for step in range(6)] == [50, 40, 30, 20, 10, 10]
 
 
 def test_the_running_threshold_starts_at_the_first_value_and_follows_later_ones_more_slowly():

@@ -18,7 +18,7 @@ from trainer.errors import RecipeError
 from trainer.evaluation.reconstruction import evaluate
 from trainer.harvest import Harvest
 from trainer.models.source import load_source
-from trainer.pipeline import run as run_recipe
+from trainer.pipeline.commands import run as run_recipe
 from trainer.reading import activations
 from trainer.reading.activations import ActivationReader
 from trainer.reading.stream import ActivationStream

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from trainer.errors import DoesNotFit
-from trainer.pipeline import run
+from trainer.pipeline.commands import run
 from trainer.recipe.recipe import load_recipe
 from trainer.resources.doctor import Finding, State, check_recipe, require_fit
 

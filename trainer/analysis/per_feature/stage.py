@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trainer.analysis.per_feature.contexts import select_firings
+from trainer.analysis.per_feature.contexts import Windows, select_firings
 from trainer.analysis.per_feature.firings import RowMetadata, firing_measures
 from trainer.analysis.per_feature.histogram import histogram
-from trainer.analysis.per_feature.windows import Windows
 from trainer.analysis.rows.codes import FeatureCodes
 from trainer.recipe.measuring import ContextsRecipe
 

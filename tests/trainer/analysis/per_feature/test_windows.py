@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from tests.worlds.dense_codes import feature_codes
 from tests.worlds.tiny_store import SEQUENCES, Sequence, rows, text_table
-from trainer.analysis.per_feature.contexts import BUCKETS, TOP, KeptFirings, select_firings
-from trainer.analysis.per_feature.windows import Windows, sequence_columns
+from trainer.analysis.per_feature.contexts import BUCKETS, TOP, KeptFirings, Windows, select_firings, sequence_columns
 from trainer.analysis.rows.row_order import RowOrder
 from trainer.analysis.rows.texts import read_texts
 from trainer.recipe.measuring import ContextsRecipe

@@ -1,9 +1,12 @@
-"""Runs the stages of a recipe in order, and skips those whose inputs have not changed."""
+"""Runs the stages of one run in order, and skips those whose inputs and products have not changed."""
 
+import contextlib
 import hashlib
 import itertools
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +16,28 @@ from trainer.analysis.stage import analyse
 from trainer.baselines import stage as baselines
 from trainer.calibration.stage import calibrate
 from trainer.crosscoder.crosscoder import Crosscoder, check_sources
-from trainer.errors import RecipeError, StoreError
+from trainer.errors import RunError, SourceError, StoreError
 from trainer.evaluation.fidelity import fidelity, obstacle
 from trainer.evaluation.reconstruction import evaluate
 from trainer.harvest import Harvest
-from trainer.interchange.imported import crosscoder_of, recipe_of
+from trainer.interchange.imported import crosscoder_of
 from trainer.models.source import Source, load_source, truncate_after
+from trainer.pypi.archives import to_stderr
+from trainer.reading.inputs import changed_inputs, inputs_of
 from trainer.reading.stream import ActivationStream
+from trainer.recipe.fitting import SourceRecipe
 from trainer.recipe.measuring import CalibrationRecipe
-from trainer.recipe.recipe import Recipe, load_recipe, parse_recipe
+from trainer.recipe.recipe import Recipe
 from trainer.resources.doctor import require_fit
 from trainer.results.draft import SCHEMA
-from trainer.run.checksum import sha256_of
+from trainer.run.checksum import known_sha256
 from trainer.run.folder import RunFolder, atomic_write, discard, home, write_json
+from trainer.run.locks import run_lock, store_lock
 from trainer.run.progress import Progress
+from trainer.run.record import damaged_product, read_record, record_finished
 from trainer.run.stages import STAGES
 from trainer.store.store import ActivationStore
-from trainer.training.stage import fingerprint_of, train, train_streaming, train_together
+from trainer.training.stage import fingerprint_of, train, train_streaming
 
 EVALUATION_KEYS: dict[str, Any] = {
     "evaluation": True,
@@ -37,6 +45,8 @@ EVALUATION_KEYS: dict[str, Any] = {
     "analysis": {"same_space", "logits"},
 }
 """Recipe settings that the evaluate stage depends on, besides the crosscoder and the rows."""
+COMMIT = re.compile(r"[0-9a-f]{40}")
+"""Revision of a model on the hub; folders have a shorter fingerprint."""
 UNJUDGED_KEYS = ("contexts", "logits", "neighbours")
 """Settings of the analysis that no verdict depends on."""
 
@@ -55,15 +65,17 @@ class Run:
     ) -> None:
         """With `activations`, the rows come from an existing store, and nothing is harvested.
 
-        `folder` defaults to the recipe's own; `calibration` replaces the recipe's. Writes the resolved recipe.
+        `folder` defaults to that of the recipe and the given store; `calibration` replaces the recipe's.
         """
-        self.recipe, self.activations, self.force = recipe, activations, force
+        self.recipe, self.activations = recipe, None if activations is None else activations.absolute()
         self.calibration = calibration or recipe.calibration
-        self.folder = folder or RunFolder.for_recipe(recipe)
+        if folder is None:
+            given = None if self.activations is None else ActivationStore.open(self.activations).identity()
+            folder = RunFolder.for_recipe(recipe, given)
+        self.folder = folder
+        self.to_redo = set(STAGES) if force else set()
+        """Stages that are due although their inputs have not changed."""
         self._verified: set[Path] = set()
-        self.folder.path.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.folder.recipe) as draft:
-            draft.write_text(recipe.to_yaml(), encoding="utf-8")
         self.progress = Progress(self.folder, recipe.name)
 
     def execute(self, stages: tuple[str, ...]) -> None:
@@ -75,35 +87,90 @@ class Run:
             "calibrate": self._calibrate,
             "analyse": self._analyse,
         }
-        with self.progress.running():
+        with self.locked(), self.progress.running():
+            self.progress.announce("checking what is up to date")
             require_fit(self.recipe, self._due_stages(stages), self._store_or_none())
             for name, stage in work.items():
                 if name not in stages:
                     continue
-                if not self._is_due(name):
+                if name == "harvest":
+                    write_json(self.folder.store, {"path": str(self.store_path())})
+                if not self.is_due(name):
                     self.progress.skip(name)
                     continue
-                with self.progress.stage(name):
+                with self.progress.stage(name), self.store_held(writing=name == "harvest"):
+                    self._require_products_before(name)
+                    inputs = self.fingerprint(name)
                     stage()
-                self._mark_finished(name, self._fingerprint(name))
+                self.record(name, inputs)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run, waiting for another process that works on it; write the resolved recipe."""
+        with run_lock(self.folder, to_stderr):
+            with atomic_write(self.folder.recipe) as draft:
+                draft.write_text(self.recipe.to_yaml(), encoding="utf-8")
+            yield
+
+    def store_held(self, *, writing: bool) -> AbstractContextManager[None]:
+        """Hold the activations; those that another program wrote are not ours to lock."""
+        if self.activations is not None or self.recipe.corpus is None:
+            return contextlib.nullcontext()
+        return store_lock(self.store_path(), self.progress.notify, writing=writing)
 
     def _due_stages(self, stages: tuple[str, ...]) -> list[str]:
         """The given stages from the first one that is not up to date on; later ones may depend on it."""
         wanted = [name for name in STAGES if name in stages]
-        return list(itertools.dropwhile(lambda name: not self._is_due(name), wanted))
+        return list(itertools.dropwhile(lambda name: not self.is_due(name), wanted))
 
-    def _is_due(self, stage: str) -> bool:
+    def is_due(self, stage: str) -> bool:
+        """Whether a stage is to be done: again by request, or because its inputs or its products have changed."""
         if stage == "calibrate" and self.calibration is None:
             return False
-        return self.force or not self._finished(stage, self._fingerprint(stage))
+        if stage in self.to_redo:
+            return True
+        if stage == "harvest":
+            return self._harvest_obstacle() is not None
+        finished = read_record(self.folder).get(stage)
+        if finished is None or finished.inputs != self.fingerprint(stage) or not finished.inputs:
+            return True
+        damaged = damaged_product(finished, self._products(stage))
+        if damaged is not None:
+            self.progress.notify(f"{stage}: {damaged.name} is missing or damaged, so it is made again")
+        return damaged is not None
 
-    def is_trained(self) -> bool:
-        """Whether the crosscoder exists and is up to date."""
-        return self._finished("train", self._fingerprint("train"))
+    def record(self, stage: str, inputs: str) -> None:
+        """Record that a stage has just finished; `inputs` is its fingerprint from before it began."""
+        if inputs != self.fingerprint(stage):
+            self.progress.notify(f"{stage}: what it reads changed while it ran. Run the same command again.")
+        record_finished(self.folder, stage, inputs, self._products(stage))
+        self.to_redo.discard(stage)
 
-    def mark_trained(self) -> None:
-        """Record that the crosscoder was trained with the current inputs."""
-        self._mark_finished("train", self._fingerprint("train"))
+    def _products(self, stage: str) -> list[Path]:
+        """Files of the run's folder that a stage writes."""
+        folder = self.folder
+        results = folder.results()
+        return {
+            "harvest": [],
+            "train": [folder.crosscoder, folder.weights, *([] if self.recipe.imported else [folder.metrics])],
+            "evaluate": [folder.evaluation, folder.baselines],
+            "calibrate": [folder.calibration],
+            "analyse": [folder.current, *([] if results is None else [results])],
+        }[stage]
+
+    def _require_products_before(self, stage: str) -> None:
+        """Raise StoreError or RunError if something that a stage reads is damaged."""
+        if stage == "harvest":
+            return
+        self._store().check_files()
+        record = read_record(self.folder)
+        for earlier in STAGES[1 : STAGES.index(stage)]:
+            if earlier not in record or (damaged := damaged_product(record[earlier], self._products(earlier))) is None:
+                continue
+            raise RunError(
+                f"{damaged} is missing or damaged. Make it again: crossdiff run {self.folder.recipe} --stage {earlier}"
+                f"{'' if self.activations is None else f' --activations {self.activations}'}"
+            )
 
     def store_path(self) -> Path:
         """Folder of the activation store; runs with the same sources, corpus and harvest settings share one."""
@@ -114,7 +181,7 @@ class Run:
         identity = self.recipe.identity()
         return _digest({part: identity[part] for part in ("sources", "corpus", "harvest")})
 
-    def _fingerprint(self, stage: str) -> str:
+    def fingerprint(self, stage: str) -> str:
         """Hash of everything that a stage reads; empty if training has no store yet."""
         if stage == "harvest":
             return str(self.activations) if self.activations else self._harvest_fingerprint()
@@ -125,46 +192,61 @@ class Run:
             return "" if store is None else fingerprint_of(self.recipe, store)
         measured = (self.folder.evaluation, self.folder.baselines) if stage == "analyse" else ()
         files = [self.folder.weights, *measured]
-        sums = [sha256_of(part) if part.is_file() else "" for part in files]
+        sums = [known_sha256(part) if part.is_file() else "" for part in files]
         if self.recipe.imported is not None and store is not None:
             # A crosscoder trained here belongs to one store; an imported one may be measured on several.
             sums += [shard.sha256 for shard in store.manifest.shards]
         wanted: list[Any] = [self.recipe.model_dump(mode="json", include=EVALUATION_KEYS)]
         if stage == "analyse" and self.folder.calibration.is_file():
-            sums.append(sha256_of(self.folder.calibration))
+            sums.append(known_sha256(self.folder.calibration))
         if stage == "analyse":
-            sums += [sha256_of(other.weights) for other in other_runs(self.folder) if other.weights.is_file()]
+            sums += [known_sha256(other.weights) for other in other_runs(self.folder) if other.weights.is_file()]
             wanted = [self.recipe.identity()["analysis"], SCHEMA.read_text()]
         if stage == "calibrate" and self.calibration is not None:
             analysis = self.recipe.identity()["analysis"]
             criteria = {key: value for key, value in analysis.items() if key not in UNJUDGED_KEYS}
             wanted = [criteria, self.calibration.model_dump(mode="json")]
-        return _digest([sums, wanted, self._fingerprint("train")])
+        return _digest([sums, wanted, self.fingerprint("train")])
 
-    def _finished(self, stage: str, fingerprint: str) -> bool:
-        product = {
-            "harvest": self.store_path() / "manifest.json",
-            "train": self.folder.crosscoder,
-            "evaluate": self.folder.evaluation,
-            "calibrate": self.folder.calibration,
-            "analyse": self.folder.current,
-        }[stage]
-        return product.is_file() and self.folder.finished_stages().get(stage) == fingerprint != ""
+    def _harvest_obstacle(self) -> str | None:
+        """Why there must be a harvest, empty if there was none before; None if the activations are up to date.
 
-    def _mark_finished(self, stage: str, fingerprint: str) -> None:
-        write_json(self.folder.stages, self.folder.finished_stages() | {stage: fingerprint})
+        Raises StoreError for activations that another program wrote and that are missing or damaged.
+        """
+        if self.activations is None and not (self.store_path() / "manifest.json").exists():
+            return ""
+        try:
+            store = self._store()
+            store.check_files()
+        except StoreError as error:
+            if self.activations is not None:
+                raise
+            return str(error)
+        if self.activations is not None:
+            return None
+        return "; ".join(changed_inputs(store.manifest.inputs, inputs_of(self.recipe), self.recipe)) or None
 
     def _harvest(self) -> None:
-        path = self.store_path()
-        write_json(self.folder.store, {"path": str(path)})
-        if (path / "manifest.json").is_file():
-            ActivationStore.open(path)
-            return
         if self.activations is not None:
-            raise StoreError(f"No activation store at {path}: manifest.json is missing. Give the folder that has it.")
-        Harvest(self.recipe, self._load_truncated_models(), path, self._harvest_fingerprint()).run(self.progress)
+            return
+        path = self.store_path()
+        # Asked again: another process may have harvested while this one waited for it.
+        obstacle = self._harvest_obstacle()
+        if obstacle is None and "harvest" not in self.to_redo:
+            return
+        if obstacle:
+            self.progress.notify(f"harvest: reading the text again, because {obstacle}")
+        if obstacle != "":
+            discard(path)
+        inputs = inputs_of(self.recipe)
+        models = self._load_truncated_models()
+        Harvest(self.recipe, models, path, self._harvest_fingerprint(), inputs).run(self.progress)
+        if changes := changed_inputs(inputs, inputs_of(self.recipe), self.recipe):
+            discard(path)
+            raise StoreError(f"While it was read, {'; '.join(changes)}. Run the same command again.")
 
     def _train(self) -> None:
+        self.discard_forced_checkpoints()
         if self.recipe.imported is not None:
             crosscoder_of(self.recipe.imported).save(self.folder.path)
             return
@@ -176,6 +258,11 @@ class Run:
             train_streaming(self.recipe, store, self.folder, stream, self.progress)
         else:
             train(self.recipe, store, self.folder, self.progress)
+
+    def discard_forced_checkpoints(self) -> None:
+        """Make a forced training start from the first step, not from the last checkpoint."""
+        if "train" in self.to_redo:
+            discard(self.folder.checkpoints)
 
     def _evaluate(self) -> None:
         crosscoder = Crosscoder.load(self.folder.path)
@@ -201,7 +288,7 @@ class Run:
 
     def _calibrate(self) -> None:
         assert self.calibration is not None, "without calibration the stage is skipped"
-        if self.force:  # as for training, start from the first step
+        if "calibrate" in self.to_redo:  # as for training
             discard(self.folder.calibration_work)
         crosscoder = Crosscoder.load(self.folder.path)
         store = self._store_for(crosscoder)
@@ -218,8 +305,22 @@ class Run:
         return [truncate_after(source, source.recipe.layer) for source in self._load_models()]
 
     def _load_models(self) -> list[Source]:
-        """The whole models; empty if the recipe has no sources."""
-        return [load_source(source) for source in self.recipe.sources]
+        """The whole models; empty if the recipe has no sources. Raises SourceError if one is not what was harvested."""
+        store = None if self.activations is not None else self._store_or_none()
+        harvested = {} if store is None else {source.name: source.revision for source in store.sources}
+        return [self._load_model(source, harvested.get(source.name)) for source in self.recipe.sources]
+
+    def _load_model(self, recipe: SourceRecipe, harvested: str | None) -> Source:
+        self.progress.announce(f"loading {recipe.name} ({recipe.model})")
+        # A name on the hub stands for the commit that was harvested, whatever has been pushed since.
+        commit = COMMIT.match(harvested or "")
+        source = load_source(recipe.model_copy(update={"revision": commit[0]}) if commit else recipe)
+        if harvested is not None and source.revision != harvested:
+            raise SourceError(
+                f"{recipe.name}: {recipe.model} is at {source.revision}, but its activations were read at {harvested}. "
+                f"Read them again: crossdiff run {self.folder.recipe} --force"
+            )
+        return source
 
     def _store(self) -> ActivationStore:
         return ActivationStore.open(self.store_path())
@@ -234,98 +335,13 @@ class Run:
         return store
 
     def _store_or_none(self) -> ActivationStore | None:
-        return self._store() if (self.store_path() / "manifest.json").is_file() else None
-
-
-def run(
-    recipe_path: Path,
-    overrides: tuple[str, ...] = (),
-    *,
-    stages: tuple[str, ...] | None = None,
-    activations: Path | None = None,
-    force: bool = False,
-) -> RunFolder:
-    """Run a recipe's stages (all by default) and return its folder; for a sweep, the folder of the first run.
-
-    Raises CrossdiffError for errors that the user can correct; the same call resumes where it stopped.
-    """
-    recipe = load_recipe(recipe_path, overrides)
-    if activations is None and (not recipe.sources or recipe.corpus is None):
-        raise RecipeError(
-            f"{recipe_path}: `sources` and `corpus` are needed to run models. "
-            "To train on activations you already have, add --activations DIR."
-        )
-    # A recipe in a run's folder belongs to that run, even if it lacks settings that were added later.
-    own_folder = None if overrides else RunFolder.containing(recipe_path)
-    # Of several variants, only the first can be the run whose folder contains the recipe.
-    folders = itertools.chain([own_folder], itertools.repeat(None))
-    runs = [
-        Run(variant, activations=activations, force=force, folder=folder)
-        for variant, folder in zip(recipe.variants(), folders, strict=False)
-    ]
-    wanted = stages or STAGES
-    if force and "train" in wanted:
-        for one in runs:  # start from the first step, not from the last checkpoint
-            discard(one.folder.checkpoints)
-    if len(runs) > 1:
-        runs[0].execute(tuple(stage for stage in wanted if stage == "harvest"))
-        if "train" in wanted:
-            train_side_by_side(runs)
-    for one in runs:
-        one.execute(wanted)
-    return runs[0].folder
-
-
-def import_crosscoder(
-    path: Path,
-    name: str,
-    *,
-    format: str | None = None,  # noqa: A002
-    options: dict[str, Any],
-    overrides: tuple[str, ...] = (),
-) -> RunFolder:
-    """Create a run from another tool's checkpoint and return its folder; it can be evaluated and analysed as any run.
-
-    `options` are those of the format (`trainer.interchange`). Raises CrossdiffError for errors that the user can
-    correct.
-    """
-    recipe = recipe_of(path, name, format=format, options=options, overrides=overrides)
-    imported = Run(recipe, force=True)
-    imported.execute(("train",))
-    return imported.folder
-
-
-def calibrate_run(folder: RunFolder, overrides: tuple[str, ...] = (), *, force: bool = False) -> None:
-    """Calibrate a finished run, with or without `calibration` in its recipe, and publish its results again.
-
-    `overrides` apply to the recipe's `calibration`. Raises CrossdiffError for errors that the user can correct.
-    """
-    recipe = load_recipe(folder.recipe)
-    plain = {} if recipe.calibration is None else recipe.calibration.model_dump(mode="json")
-    wanted = parse_recipe({"name": recipe.name, "calibration": plain}, origin="calibration", overrides=overrides)
-    store = json.loads(folder.store.read_text(encoding="utf-8"))["path"] if folder.store.is_file() else None
-    has_models = recipe.sources and recipe.corpus is not None
-    one = Run(
-        recipe,
-        activations=None if has_models or store is None else Path(store),
-        force=force,
-        folder=folder,
-        calibration=wanted.calibration,
-    )
-    one.execute(("calibrate", "analyse"))
-
-
-def train_side_by_side(runs: list[Run]) -> None:
-    """Train the runs of a sweep that are not up to date, reading the rows once for all of them."""
-    untrained = [run for run in runs if run.force or not run.is_trained()]
-    if not untrained:
-        return
-    store = ActivationStore.open(runs[0].store_path())
-    untrained[0].progress.notify(f"sweep: {len(untrained)} of {len(runs)} runs are trained side by side")
-    with untrained[0].progress.running(), untrained[0].progress.stage("train"):
-        train_together([(run.recipe, run.folder) for run in untrained], store, untrained[0].progress)
-    for run in untrained:
-        run.mark_trained()
+        """The store; None if there is none, or one that has to be harvested again."""
+        try:
+            return self._store()
+        except StoreError:
+            if self.activations is not None:
+                raise
+            return None
 
 
 def _digest(value: Any) -> str:
