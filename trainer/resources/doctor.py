@@ -4,6 +4,7 @@ import importlib.metadata
 import math
 import os
 import platform
+import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -100,15 +101,23 @@ def _memory() -> Finding:
 
 
 def _disk() -> Finding:
-    return Finding("disk", f"{_gib(free_disk())} free for {home()}")
+    folder = _nearest_folder(home())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return Finding("disk", f"{_gib(free_disk())} free for {home()}")
+    except OSError as error:
+        fact = f"nothing can be written to {home()}: {error.strerror} at {folder}"
+        return Finding("disk", fact, State.BROKEN, "Set CROSSDIFF_HOME to a folder that you may write to.")
 
 
 def free_disk() -> int:
     """Free bytes on the disk where runs are written; the folder need not exist yet."""
-    folder = home()
-    while not folder.exists():
-        folder = folder.parent
-    return int(psutil.disk_usage(str(folder)).free)
+    return int(psutil.disk_usage(str(_nearest_folder(home()))).free)
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The path itself, or the nearest parent that exists; a file if one stands in the way."""
+    return next(one for one in (path, *path.parents) if os.path.lexists(one))
 
 
 def _source(source: SourceRecipe) -> Finding:

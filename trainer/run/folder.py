@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import DiskFull
+from trainer.errors import DiskFull, UsageError
 from trainer.recipe.recipe import Recipe
 
 
 def home() -> Path:
-    """Folder of runtime data: CROSSDIFF_HOME, else ./data."""
-    return Path(os.environ.get("CROSSDIFF_HOME", "data")).absolute()
+    """Folder of runtime data: CROSSDIFF_HOME, else ./data. Raises UsageError for a `~name` of no user."""
+    path = Path(os.environ.get("CROSSDIFF_HOME") or "data")
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise UsageError(f"CROSSDIFF_HOME is {path}, and there is no such user. Give a whole path.") from None
 
 
 @dataclass(frozen=True)

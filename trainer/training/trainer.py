@@ -41,7 +41,7 @@ class Training:
         if not self.batches.per_epoch:
             raise StoreError(
                 f"{store.path} has {store.count('train'):,} training rows, fewer than one batch of "
-                f"{recipe.training.batch:,}. Set training.batch lower or harvest more rows."
+                f"{recipe.training.batch:,}. Set training.batch lower, or harvest more rows of a larger corpus."
             )
         self.steps = self.batches.per_epoch * recipe.training.epochs
         self.crosscoder = fresh_crosscoder(recipe, store, self.device)
