@@ -16,6 +16,12 @@ from app.errors import ReaderError
 from trainer.errors import CrossdiffError
 from trainer.run.stages import STAGES
 
+FULL = {errno.ENOSPC, errno.EDQUOT}
+UNUSABLE = {
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE),
+}
+"""Errors of a file or folder that lie with the machine or a setting."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells count it."""
 DEMO = Path(__file__).resolve().parents[1] / "trainer" / "recipes" / "demo.yaml"
@@ -70,10 +76,16 @@ class Commands(click.Group):
         except ReaderError as error:
             raise Failure(str(error), 1) from error
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno in FULL:
+                where = f" while writing {error.filename}" if error.filename else ""
+                raise Failure(f"The disk is full{where}. Free some room and run the same command again.", 1) from error
+            if error.errno not in UNUSABLE or error.filename is None:
                 raise
-            where = f" while writing {error.filename}" if error.filename else ""
-            raise Failure(f"The disk is full{where}. Free some room and run the same command again.", 1) from error
+            raise Failure(
+                f"{error.filename} cannot be used ({error.strerror}). Check its permissions, or set CROSSDIFF_HOME "
+                "to a folder that you may write to.",
+                1,
+            ) from error
 
 
 EXAMPLES = """\b

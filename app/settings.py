@@ -34,10 +34,10 @@ class Settings:
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
         """Settings from CROSSDIFF_* variables, with defaults for those that are absent or empty.
 
-        Raises BadSetting for an invalid port.
+        Raises BadSetting for an invalid port, or a home of nobody.
         """
         return cls(
-            home=Path(environment.get("CROSSDIFF_HOME") or "data").absolute(),
+            home=_folder(environment.get("CROSSDIFF_HOME") or "data"),
             database_url=environment.get("CROSSDIFF_DATABASE_URL") or None,
             worker_url=environment.get("CROSSDIFF_WORKER_URL") or None,
             worker_token=environment.get("CROSSDIFF_WORKER_TOKEN") or None,
@@ -50,6 +50,13 @@ class Settings:
     def runs(self) -> Path:
         """Folder with one folder per run."""
         return self.home / "runs"
+
+
+def _folder(text: str) -> Path:
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise BadSetting(f"CROSSDIFF_HOME is {text}, and there is no such user.", remedy="Give a whole path.") from None
 
 
 def _port(text: str) -> int:

@@ -22,7 +22,7 @@ from trainer.models.source import Source
 from trainer.reading.activations import BARREN_POOLS, ActivationReader
 from trainer.reading.alignment import NO_END
 from trainer.reading.inputs import Inputs
-from trainer.reading.sequences import Sequence, TokenizedDocument
+from trainer.reading.sequences import MIN_ANCHORS, Sequence, TokenizedDocument
 from trainer.reading.sequences_table import sequences_table
 from trainer.reading.template_tally import TemplateTally
 from trainer.recipe.fitting import HarvestRecipe
@@ -88,8 +88,8 @@ class Harvest:
     def run(self, progress: Progress) -> ActivationStore:
         """Harvest until there are enough training rows.
 
-        Raises CorpusError if the corpus gives no rows, StoreError if the coverage is below `minimum_coverage`,
-        SourceError if a source gives no finite row, or its template renders too few chats.
+        Raises CorpusError if the corpus gives no rows to train on or none held out, StoreError if the coverage is below
+        `minimum_coverage`, SourceError if a source gives no finite row, or its template renders too few chats.
         """
         if self.discarded is not None:
             progress.notify(f"harvest: starting over, because {self.discarded}")
@@ -113,10 +113,26 @@ class Harvest:
         for tally in corpus.tallies:
             progress.log(f"corpus: {tally.summary()}")
         progress.log("harvest: " + ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in self.seconds.items()))
-        if not self.writer.rows("train"):
-            raise CorpusError("The corpus gave no aligned rows. Check `corpus.mix`, and `language` in it.")
+        self._require_rows()
         progress.notify(coverage_line(self.counts))
         return self._finish()
+
+    def _require_rows(self) -> None:
+        """Raise CorpusError, in terms of the recipe, unless there are rows to train on and rows held out."""
+        train, held_out = self.writer.rows("train"), self.writer.rows("held_out")
+        if train and held_out:
+            return
+        documents = f"{self.record.documents:,} documents"
+        if not self.record.sequences:
+            raise CorpusError(
+                f"The corpus gave no rows: none of its {documents} has {MIN_ANCHORS} tokens that end together in all "
+                f"sources within corpus.context ({self.corpus.context}). Give longer texts, or a larger corpus.context."
+            )
+        missing = "held out, which every measure needs" if train else "to train on"
+        raise CorpusError(
+            f"The corpus gave {train + held_out:,} rows from {documents}, and none {missing}; corpus.held_out is "
+            f"{self.corpus.held_out:g}. Add documents to corpus.mix, or change corpus.held_out or harvest.rows."
+        )
 
     def _harvest_pool(self, documents: list[TokenizedDocument], wanted: int) -> None:
         """Run one pool through every source, write its shards and record it."""

@@ -143,7 +143,8 @@ class _ExperimentRunner:
 def _judged_strengths(experiment: _Experiment, least: float) -> list[float]:
     """Strengths of the claims whose owner's readout suffices to judge them."""
     contrast, claims = experiment.judged_claims.contrast, experiment.ownership.claims
-    strengths: list[float] = contrast.strength[claims & (contrast.own >= least)].tolist()
+    strength = contrast.strength[claims & (contrast.own >= least)]
+    strengths: list[float] = strength[np.isfinite(strength)].tolist()
     return strengths
 
 

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,7 +23,7 @@ from trainer.recipe.fitting import CorpusPart, SourceRecipe
 from trainer.recipe.recipe import Recipe, load_recipe
 from trainer.resources.estimate import StageCost, stage_costs
 from trainer.resources.fit import fit_problems
-from trainer.resources.free import free_disk, free_resources
+from trainer.resources.free import free_disk, free_resources, nearest_folder
 from trainer.resources.speed import measure_speed
 from trainer.run.folder import home
 
@@ -102,7 +103,13 @@ def _memory() -> Finding:
 
 
 def _disk() -> Finding:
-    return Finding("disk", f"{_gib(free_disk())} free for {home()}")
+    folder = nearest_folder(home())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return Finding("disk", f"{_gib(free_disk())} free for {home()}")
+    except OSError as error:
+        fact = f"nothing can be written to {home()}: {error.strerror} at {folder}"
+        return Finding("disk", fact, State.BROKEN, "Set CROSSDIFF_HOME to a folder that you may write to.")
 
 
 def _source(source: SourceRecipe, context: int) -> Finding:

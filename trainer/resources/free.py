@@ -1,7 +1,9 @@
 """What is free on this machine for a run, and whether a run can fit at all."""
 
 import math
+import os
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 import psutil
 import torch
@@ -19,10 +21,12 @@ from trainer.store.store import ActivationStore
 
 def free_disk() -> int:
     """Free bytes on the disk where runs are written; the folder need not exist yet."""
-    folder = home()
-    while not folder.exists():
-        folder = folder.parent
-    return int(psutil.disk_usage(str(folder)).free)
+    return int(psutil.disk_usage(str(nearest_folder(home()))).free)
+
+
+def nearest_folder(path: Path) -> Path:
+    """The path itself, or the nearest parent that exists; a file if one stands in the way."""
+    return next(one for one in (path, *path.parents) if os.path.lexists(one))
 
 
 def free_resources(device: torch.device) -> Available:

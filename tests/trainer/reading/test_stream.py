@@ -27,6 +27,7 @@ from trainer.run.folder import RunFolder
 from trainer.run.progress import Progress
 from trainer.store.store import ActivationStore
 from trainer.training.stage import train, train_streaming
+from trainer.training.trainer import Training
 
 TRAINING = {"batch": 64, "epochs": 1, "learning_rate": 0.02, "checkpoint_every": 4}
 HARVEST = {"rows": 2300, "outlier_norm": 20, "stream": {"buffer": 400, "sample": 500}}
@@ -139,6 +140,35 @@ def test_a_killed_streaming_training_resumes_to_identical_weights(world, tmp_pat
     steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
     assert not (tmp_path / "killed" / "checkpoints").exists(), "buffered rows are no longer needed"
+
+
+class Interrupted(Exception):
+    """Stands for a kill between two steps."""
+
+
+@pytest.mark.parametrize("kind", ["waiting", "step"])
+def test_damage_to_a_streams_checkpoint_or_its_buffered_rows_is_passed_over(world, tmp_path, monkeypatch, capsys, kind):
+    expected = streamed(world, tmp_path / "whole")
+    run_step = Training.run_step
+
+    def run_and_stop(self, rows):
+        if len(list((tmp_path / "cut" / "checkpoints").glob("step-*"))) == 2:
+            raise Interrupted
+        return run_step(self, rows)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Training, "run_step", run_and_stop)
+        streamed(world, tmp_path / "cut")
+    newest = max((tmp_path / "cut" / "checkpoints").glob(f"{kind}-*"))
+    size = newest.stat().st_size
+    with newest.open("r+b") as file:
+        file.seek(size // 2)
+        file.write(bytes(size - size // 2))
+
+    found = streamed(world, tmp_path / "cut")
+
+    assert f"checkpoint step-{newest.name.partition('-')[2]} is damaged and passed over" in capsys.readouterr().err
+    assert all(torch.equal(found.weights[name], weight) for name, weight in expected.weights.items())
 
 
 def test_a_corpus_that_ends_early_is_reported_with_its_number_of_rows(world, tmp_path, capsys):
