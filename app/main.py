@@ -18,6 +18,7 @@ from app.api import generations as api_generations
 from app.api import labels as api_labels
 from app.api import runs as api_runs
 from app.database.engine import database_url, migrated, open_database
+from app.database.write_queue import WriteQueue
 from app.errors import BadQuery, NotFound, ReaderError, ResultsUnreadable, RunNotFound
 from app.generations.follow import saver
 from app.generations.live import LiveGenerations
@@ -65,6 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.metrics = Metrics()
     app.state.catalog = RunCatalog(settings.runs)
     app.state.labels = open_database(database_url(settings))
+    app.state.writers = WriteQueue(app.state.labels)
     app.state.client, app.state.supervisor = connect(settings)
     app.state.live = LiveGenerations(app.state.client, saver(app.state.labels))
     app.state.environment = make_environment(settings.frontend, settings.root_path)
@@ -92,6 +94,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     if app.state.supervisor is not None:
         await asyncio.to_thread(app.state.supervisor.stop)
+    await asyncio.to_thread(app.state.writers.close)
     app.state.labels.dispose()
     app.state.catalog.close()
 
@@ -138,6 +141,13 @@ def _error_response(request: Request, error: Exception) -> Response:
     run_pages_help = isinstance(error, NotFound | BadQuery) and not isinstance(error, RunNotFound)
     run = request.path_params.get("run", "") if run_pages_help else ""
     page = ErrorPage(error.status, error.title, error.fact, error.remedy, run)
+    answer = _error_answer(request, page)
+    if error.retry_after is not None:
+        answer.headers["Retry-After"] = str(error.retry_after)
+    return answer
+
+
+def _error_answer(request: Request, page: ErrorPage) -> Response:
     if request.url.path.startswith("/api/"):
         body = {"status": page.status, "title": page.title, "message": page.fact, "remedy": page.remedy}
         return JSONResponse({"error": body}, page.status)
