@@ -2,7 +2,6 @@
 
 import logging
 from array import array
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
@@ -25,6 +24,7 @@ from app.results.features.corpus_breakdown import corpus_shares
 from app.results.features.feature_list import ordered_features
 from app.results.features.query import FeatureQuery
 from app.results.features.search import feature_with_index, features_peaking_on, features_with_text
+from app.results.once import Once
 from app.results.owners import Owner, owners_of
 from app.settings import Settings
 
@@ -191,14 +191,10 @@ class RunRequest:
         found = self.matching()
         if found is not None:
             return ordered_features(self.results, self.query, found)
-        orders: OrderedDict[tuple[tuple[str, str], ...], Sequence[int]]
-        orders = self.catalog.cached(self.run, "orders", lambda _: OrderedDict())
+        orders: Once[tuple[tuple[str, str], ...]]
+        orders = self.catalog.cached(self.run, "orders", lambda _: Once(CACHED_ORDERS))
         key = tuple(self.query.pairs(page=1))
-        if key not in orders:
-            orders[key] = array("i", ordered_features(self.results, self.query, None))
-        if len(orders) > CACHED_ORDERS:
-            orders.popitem(last=False)
-        return orders[key]
+        return orders.get(key, lambda: array("i", ordered_features(self.results, self.query, None)))
 
 
 async def _view(
