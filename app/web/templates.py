@@ -57,10 +57,10 @@ def make_environment(frontend: Path, root_path: str) -> Environment:
         return address(root_path, path, query)
 
     def asset(name: str) -> str:
-        return f"{root_path}/static/{name}?v={_version(frontend / 'static' / name)}"
+        return f"{root_path}/static/{name}?v={file_version(frontend / 'static' / name)}"
 
     def vendor(name: str) -> str:
-        return f"{root_path}/vendor/{name}?v={_version(frontend / 'node_modules' / VENDOR[name])}"
+        return f"{root_path}/vendor/{name}?v={file_version(frontend / 'node_modules' / VENDOR[name])}"
 
     environment.globals.update(url=url, asset=asset, vendor=vendor, missing_assets=missing_assets(frontend))
     return environment
@@ -101,7 +101,7 @@ def _file(request: Request, page: Page) -> str:
     return page.fragments.get(target, page.template)
 
 
-def _version(path: Path) -> str:
+def file_version(path: Path) -> str:
     """A short hash of the file, so that browsers may cache it for ever."""
     try:
         changed = path.stat().st_mtime_ns
