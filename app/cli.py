@@ -254,7 +254,9 @@ def runs() -> None:
         click.echo(f"No runs in {settings.runs} yet. Create one with `crossdiff demo`.")
     width = max((len(one.run) for one in found), default=0)
     for one in found:
-        click.echo(f"{one.run:<{width}}  {one.status:<10}  {_headline(one)}".rstrip())
+        line = f"{one.run:<{width}}  {one.status:<10}  {_headline(one)}".rstrip()
+        # What a file holds never moves the cursor or begins a line.
+        click.echo("".join(each if each.isprintable() else " " for each in line))
 
 
 @main.command()

@@ -1,9 +1,7 @@
 """Bins and counts a whole run in the database, so that its size does not slow the page."""
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
 
 from app.results.connection import Results
 
@@ -219,10 +217,3 @@ def calibration(results: Results) -> list[CalibrationMeasure]:
     """Measures of the null run and the spike-ins; empty until the run is calibrated."""
     rows = results.rows("select kind, measure, value from calibration order by kind, measure")
     return [CalibrationMeasure(*row) for row in rows]
-
-
-def versions(results: Results) -> dict[str, Any]:
-    """Versions of what made the results."""
-    (text,) = results.row("select versions_json from run") or ("{}",)
-    found = json.loads(text)
-    return found if isinstance(found, dict) else {}
