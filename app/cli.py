@@ -16,6 +16,12 @@ from app.errors import ReaderError
 from trainer.errors import CrossdiffError
 from trainer.run.stages import STAGES
 
+FULL = {errno.ENOSPC, errno.EDQUOT}
+UNUSABLE = {
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE),
+}
+"""Errors of a file or folder that lie with the machine or a setting."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells count it."""
 DEMO = Path(__file__).resolve().parents[1] / "trainer" / "recipes" / "demo.yaml"
@@ -70,10 +76,16 @@ class Commands(click.Group):
         except ReaderError as error:
             raise Failure(str(error), 1) from error
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno in FULL:
+                where = f" while writing {error.filename}" if error.filename else ""
+                raise Failure(f"The disk is full{where}. Free some room and run the same command again.", 1) from error
+            if error.errno not in UNUSABLE or error.filename is None:
                 raise
-            where = f" while writing {error.filename}" if error.filename else ""
-            raise Failure(f"The disk is full{where}. Free some room and run the same command again.", 1) from error
+            raise Failure(
+                f"{error.filename} cannot be used ({error.strerror}). Check its permissions, or set CROSSDIFF_HOME "
+                "to a folder that you may write to.",
+                1,
+            ) from error
 
 
 EXAMPLES = """\b
@@ -108,6 +120,7 @@ def recipe_options(command: Command) -> Command:
         click.argument("recipe", type=click.Path(path_type=Path)),
         overrides_option,
         click.option("--force", is_flag=True, help="Do again what is already up to date."),
+        click.option("--anyway", is_flag=True, help="Go on even if a stage cannot fit this machine by arithmetic."),
     )
     for option in reversed(options):
         command = option(command)
@@ -149,37 +162,35 @@ def demo(recipe: Path, port: int | None, no_browser: bool) -> None:
 @recipe_options
 @activations_option
 @click.option("--stage", "stages", multiple=True, type=click.Choice(STAGES), help="Only this stage. May be repeated.")
-def run(
-    recipe: Path, overrides: tuple[str, ...], force: bool, activations: Path | None, stages: tuple[str, ...]
-) -> None:
+def run(recipe: Path, overrides: tuple[str, ...], stages: tuple[str, ...], **options: Any) -> None:
     """Run all stages of a recipe, skipping what is already done.
 
     Ctrl-C stops cleanly; the same command continues from there.
     """
-    _run(recipe, overrides, force=force, stages=stages or None, activations=activations)
+    _run(recipe, overrides, stages=stages or None, **options)
 
 
 @main.command()
 @recipe_options
-def harvest(recipe: Path, overrides: tuple[str, ...], force: bool) -> None:
+def harvest(recipe: Path, overrides: tuple[str, ...], force: bool, anyway: bool) -> None:
     """Run the models on the text and store their activations."""
-    _run(recipe, overrides, force=force, stages=("harvest",))
+    _run(recipe, overrides, force=force, anyway=anyway, stages=("harvest",))
 
 
 @main.command()
 @recipe_options
 @activations_option
-def train(recipe: Path, overrides: tuple[str, ...], force: bool, activations: Path | None) -> None:
+def train(recipe: Path, overrides: tuple[str, ...], force: bool, anyway: bool, activations: Path | None) -> None:
     """Fit the crosscoder to stored activations."""
-    _run(recipe, overrides, force=force, stages=("train",), activations=activations)
+    _run(recipe, overrides, force=force, anyway=anyway, stages=("train",), activations=activations)
 
 
 @main.command()
 @recipe_options
 @activations_option
-def evaluate(recipe: Path, overrides: tuple[str, ...], force: bool, activations: Path | None) -> None:
+def evaluate(recipe: Path, overrides: tuple[str, ...], force: bool, anyway: bool, activations: Path | None) -> None:
     """Measure the crosscoder on text that training never saw."""
-    _run(recipe, overrides, force=force, stages=("evaluate",), activations=activations)
+    _run(recipe, overrides, force=force, anyway=anyway, stages=("evaluate",), activations=activations)
 
 
 @main.command()
@@ -211,9 +222,9 @@ def calibrate(run: str, overrides: tuple[str, ...], force: bool) -> None:
 @main.command()
 @recipe_options
 @activations_option
-def analyse(recipe: Path, overrides: tuple[str, ...], force: bool, activations: Path | None) -> None:
+def analyse(recipe: Path, overrides: tuple[str, ...], force: bool, anyway: bool, activations: Path | None) -> None:
     """Measure every feature and publish the results."""
-    _run(recipe, overrides, force=force, stages=("analyse",), activations=activations)
+    _run(recipe, overrides, force=force, anyway=anyway, stages=("analyse",), activations=activations)
 
 
 @main.command()
@@ -243,7 +254,9 @@ def runs() -> None:
         click.echo(f"No runs in {settings.runs} yet. Create one with `crossdiff demo`.")
     width = max((len(one.run) for one in found), default=0)
     for one in found:
-        click.echo(f"{one.run:<{width}}  {one.status:<10}  {_headline(one)}".rstrip())
+        line = f"{one.run:<{width}}  {one.status:<10}  {_headline(one)}".rstrip()
+        # What a file holds never moves the cursor or begins a line.
+        click.echo("".join(each if each.isprintable() else " " for each in line))
 
 
 @main.command()
@@ -342,13 +355,14 @@ def _run(
     overrides: tuple[str, ...],
     *,
     force: bool,
+    anyway: bool,
     stages: tuple[str, ...] | None,
     activations: Path | None = None,
 ) -> None:
     """Run stages and print the run's folder, for use in scripts."""
     from trainer.pipeline.commands import run as run_recipe
 
-    folder = run_recipe(recipe, overrides, stages=stages, activations=activations, force=force)
+    folder = run_recipe(recipe, overrides, stages=stages, activations=activations, force=force, anyway=anyway)
     click.echo(folder.path)
 
 

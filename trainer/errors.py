@@ -44,6 +44,10 @@ class CrosscoderError(CrossdiffError):
     """Saved crosscoder weights are missing or inconsistent."""
 
 
+class TrainingError(CrossdiffError):
+    """A training diverged."""
+
+
 class DiskFull(CrossdiffError):
     """The disk is full; files that were complete are kept."""
 

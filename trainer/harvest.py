@@ -19,11 +19,12 @@ from torch import Tensor
 from trainer.corpus.mix import open_corpus
 from trainer.errors import CorpusError, StoreError
 from trainer.models.source import Source
-from trainer.reading.activations import ActivationReader
+from trainer.reading.activations import BARREN_POOLS, ActivationReader
 from trainer.reading.alignment import NO_END
 from trainer.reading.inputs import Inputs
-from trainer.reading.sequences import Sequence, TokenizedDocument
+from trainer.reading.sequences import MIN_ANCHORS, Sequence, TokenizedDocument
 from trainer.reading.sequences_table import sequences_table
+from trainer.reading.template_tally import TemplateTally
 from trainer.recipe.fitting import HarvestRecipe
 from trainer.recipe.recipe import Recipe
 from trainer.run.checksum import known_sha256, sha256_of
@@ -52,6 +53,8 @@ class HarvestRecord:
     shards: list[dict[str, Any]] = field(default_factory=list)
     medians: dict[str, float] = field(default_factory=dict)
     """Median norm per source in the first pool; the unit of `outlier_norm`."""
+    templates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What became of chats, per source that reads them by its template; see `TemplateTally`."""
     counts: dict[str, int] = field(default_factory=dict)
     """Counts by `<corpus part>/<source index or empty>/<measure>`."""
 
@@ -78,13 +81,15 @@ class Harvest:
         self.writer = StoreWriter(path, tuple(map(_stored_source, sources)), shards)
         self.counts: Counter[str] = Counter(self.record.counts)
         self.reader = ActivationReader(recipe, sources, medians=self.record.medians, counts=self.counts)
+        self.reader.templates |= {name: TemplateTally(**tally) for name, tally in self.record.templates.items()}
         self.seconds = self.reader.seconds
         """Seconds per kind of work since construction."""
 
     def run(self, progress: Progress) -> ActivationStore:
         """Harvest until there are enough training rows.
 
-        Raises CorpusError if the corpus gives no rows, StoreError if the coverage is below `minimum_coverage`.
+        Raises CorpusError if the corpus gives no rows to train on or none held out, StoreError if the coverage is below
+        `minimum_coverage`, SourceError if a source gives no finite row, or its template renders too few chats.
         """
         if self.discarded is not None:
             progress.notify(f"harvest: starting over, because {self.discarded}")
@@ -92,21 +97,42 @@ class Harvest:
         corpus = open_corpus(self.corpus, notify=progress.notify)
         stream = iter(corpus)
         next(islice(stream, self.record.documents, self.record.documents), None)
+        barren = 0
         with progress.task("harvest", total=wanted, initial=min(self.writer.rows("train"), wanted)) as task:
             while (before := self.writer.rows("train")) < wanted:
                 documents = self.reader.next_pool(stream)
-                if not documents:
-                    progress.notify(f"harvest: the corpus ended after {before:,} of {wanted:,} rows")
+                if not documents or barren == BARREN_POOLS:
+                    ended = "the corpus ended" if not documents else "the corpus gave no more rows"
+                    progress.notify(f"harvest: {ended} after {before:,} of {wanted:,} rows")
                     break
                 self._harvest_pool(documents, wanted - before)
+                barren = 0 if self.writer.rows("train") > before else barren + 1
                 task.advance(self.writer.rows("train") - before)
+        for line in self.reader.lines():
+            progress.notify(f"harvest: {line}")
         for tally in corpus.tallies:
             progress.log(f"corpus: {tally.summary()}")
         progress.log("harvest: " + ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in self.seconds.items()))
-        if not self.writer.rows("train"):
-            raise CorpusError("The corpus gave no aligned rows. Check `corpus.mix`, and `language` in it.")
+        self._require_rows()
         progress.notify(coverage_line(self.counts))
         return self._finish()
+
+    def _require_rows(self) -> None:
+        """Raise CorpusError, in terms of the recipe, unless there are rows to train on and rows held out."""
+        train, held_out = self.writer.rows("train"), self.writer.rows("held_out")
+        if train and held_out:
+            return
+        documents = f"{self.record.documents:,} documents"
+        if not self.record.sequences:
+            raise CorpusError(
+                f"The corpus gave no rows: none of its {documents} has {MIN_ANCHORS} tokens that end together in all "
+                f"sources within corpus.context ({self.corpus.context}). Give longer texts, or a larger corpus.context."
+            )
+        missing = "held out, which every measure needs" if train else "to train on"
+        raise CorpusError(
+            f"The corpus gave {train + held_out:,} rows from {documents}, and none {missing}; corpus.held_out is "
+            f"{self.corpus.held_out:g}. Add documents to corpus.mix, or change corpus.held_out or harvest.rows."
+        )
 
     def _harvest_pool(self, documents: list[TokenizedDocument], wanted: int) -> None:
         """Run one pool through every source, write its shards and record it."""
@@ -170,13 +196,16 @@ class Harvest:
         record.sequences += sequences
         record.shards = [asdict(shard) for shard in self.writer.shards]
         record.counts = dict(self.counts)
+        record.templates = {name: asdict(tally) for name, tally in self.reader.templates.items()}
         write_json(self.path / "harvest.json", asdict(record))
         _check_coverage(self.counts, self.recipe.harvest)
 
     def _finish(self) -> ActivationStore:
         parts = [_part(self.path, number) for number in range(len(self.record.parts))]
         table = pa.concat_tables([pq.read_table(part) for part in parts])
+        refusing = {name: tally for name, tally in self.record.templates.items() if tally["plain"]}
         statistics = {"counts": dict(self.counts), "medians": self.record.medians, "documents": self.record.used}
+        statistics |= {"templates": refusing} if refusing else {}
         self.writer.finish(table, statistics, self.record.inputs)
         for part in [*parts, self.path / "harvest.json"]:
             part.unlink(missing_ok=True)

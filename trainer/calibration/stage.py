@@ -18,6 +18,7 @@ from trainer.calibration.placebo import judge_placebos
 from trainer.calibration.recovery import recall_table, recovered_features
 from trainer.calibration.spike_ins import SpikeInSet, spiked_store
 from trainer.crosscoder.crosscoder import Crosscoder
+from trainer.device import measuring_device
 from trainer.errors import RecipeError
 from trainer.recipe.measuring import CalibrationRecipe
 from trainer.recipe.recipe import Recipe
@@ -160,11 +161,14 @@ class _ExperimentRunner:
         products = (folder.crosscoder, folder.weights)
         finished = read_record(folder).get("train")
         if finished is not None and finished.inputs == fingerprint and damaged_product(finished, products) is None:
-            return Crosscoder.load(folder.path)
+            return self._loaded(folder)
         train(self.recipe, store, folder, self.progress)
         record_finished(folder, "train", fingerprint, products)
         discard(folder.checkpoints)
-        return Crosscoder.load(folder.path)
+        return self._loaded(folder)
+
+    def _loaded(self, folder: RunFolder) -> Crosscoder:
+        return Crosscoder.load(folder.path).to(measuring_device(self.recipe.training.device))
 
 
 def _null_counts(experiment: _Experiment, claims: np.ndarray) -> dict[str, Any]:

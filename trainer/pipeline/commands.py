@@ -22,6 +22,7 @@ def run(
     stages: tuple[str, ...] | None = None,
     activations: Path | None = None,
     force: bool = False,
+    anyway: bool = False,
 ) -> RunFolder:
     """Run a recipe's stages (all by default) and return its folder; for a sweep, the folder of the first run.
 
@@ -38,7 +39,7 @@ def run(
     # Of several variants, only the first can be the run whose folder contains the recipe.
     folders = itertools.chain([own_folder], itertools.repeat(None))
     runs = [
-        Run(variant, activations=activations, force=force, folder=folder)
+        Run(variant, activations=activations, force=force, anyway=anyway, folder=folder)
         for variant, folder in zip(recipe.variants(), folders, strict=False)
     ]
     wanted = stages or STAGES
@@ -104,6 +105,7 @@ def train_side_by_side(runs: list[Run]) -> None:
         first = untrained[0]
         first.progress.notify(f"sweep: {len(untrained)} of {len(runs)} runs are trained side by side")
         with first.progress.running(), first.progress.stage("train"), first.store_held(writing=False):
+            first.check_fit(["train"], beside=[one.recipe for one in untrained[1:]])
             inputs = [one.fingerprint("train") for one in untrained]
             for one in untrained:
                 one.discard_forced_checkpoints()

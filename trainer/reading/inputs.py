@@ -79,7 +79,7 @@ def _part(part: CorpusPart) -> str | None:
     if archives.is_address(part.path):
         return _files([archives.local_path(part.path, "corpora")])
     try:
-        return _files(find_files(part.path))
+        return _files(find_files(part))
     except CorpusError:
         return None
 

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,13 @@ from trainer.recipe.measuring import (
     VerdictRecipe,
 )
 from trainer.recipe.overrides import apply_override
+from trainer.recipe.yaml_text import read_yaml
 
 FIXED_IN_A_SWEEP = ("training.batch", "training.epochs", "training.shuffle_seed", "training.device")
 """Settings that determine the batches and the device, which runs trained side by side share."""
+
+MAX_SWEEP = 256
+"""Runs of one sweep; they are trained side by side."""
 
 ADDED_KEYS = (
     ("", "imported"),
@@ -94,6 +99,17 @@ class Recipe(RecipeSection):
         return self
 
     @model_validator(mode="after")
+    def _sweep_of_some_runs(self) -> "Recipe":
+        for path, values in self.sweep.items():
+            if not values:
+                raise ValueError(f"sweep: {path} has no values; list some, or leave it out")
+        if (runs := math.prod(map(len, self.sweep.values()))) > MAX_SWEEP:
+            raise ValueError(
+                f"sweep has {runs:,} combinations, and at most {MAX_SWEEP} are possible; vary less at once"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _streamed_once(self) -> "Recipe":
         if self.harvest.stream is not None and self.training.epochs != 1:
             raise ValueError("harvest.stream reads every row once: set training.epochs to 1, or leave it out")
@@ -137,8 +153,8 @@ class Recipe(RecipeSection):
     def variants(self) -> tuple["Recipe", ...]:
         """The recipes of a sweep, each complete, followed by those that `baselines.diff_sae` adds.
 
-        Only this recipe if nothing is varied or added. Raises RecipeError for a setting that does not exist, or that
-        cannot vary because the runs of a sweep share their rows.
+        Only this recipe if nothing is varied or added. Raises RecipeError for a setting that does not exist, that
+        cannot vary because the runs of a sweep share their rows, or for the same run twice.
         """
         plain = self.model_dump(mode="json", exclude={"sweep"})
         recipes: list[Recipe] = []
@@ -148,7 +164,10 @@ class Recipe(RecipeSection):
                 if path.split(".")[0] not in ("crosscoder", "training") or path in FIXED_IN_A_SWEEP:
                     raise RecipeError(f"sweep: {path!r} cannot vary within one, because its runs share their rows.")
                 apply_override(data, f"{path}={json.dumps(value)}")
-            recipes.append(parse_recipe(data, origin=f"sweep of {self.name}"))
+            recipe = parse_recipe(data, origin=f"sweep of {self.name}")
+            if recipe in recipes:
+                raise RecipeError(f"sweep: {', '.join(self.sweep)} lists the same values twice. Leave one out.")
+            recipes.append(recipe)
         diff_saes = [variant for recipe in recipes if (variant := recipe.diff_sae_variant()) is not None]
         return (*recipes, *diff_saes)
 
@@ -174,9 +193,15 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     Raises RecipeError for a missing file, bad YAML, an unknown key or a value out of range.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        data = read_yaml(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         raise RecipeError(f"No recipe at {path}. Give the path of a YAML file, for example {_example()}.") from None
+    except IsADirectoryError:
+        inside = path / "recipe.yaml"
+        hint = f"Did you mean {inside}?" if inside.is_file() else f"Give a YAML file, for example {_example()}."
+        raise RecipeError(f"{path} is a folder, not a recipe. {hint}") from None
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}. Check the file and its permissions.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not readable YAML: {error}. Correct it there.") from None
     if not isinstance(data, dict):

@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import DiskFull
+from trainer.errors import DiskFull, UsageError
 from trainer.recipe.recipe import Recipe
 
 
 def home() -> Path:
-    """Folder of runtime data: CROSSDIFF_HOME, else ./data."""
-    return Path(os.environ.get("CROSSDIFF_HOME", "data")).absolute()
+    """Folder of runtime data: CROSSDIFF_HOME, else ./data. Raises UsageError for a `~name` of no user."""
+    path = Path(os.environ.get("CROSSDIFF_HOME") or "data")
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise UsageError(f"CROSSDIFF_HOME is {path}, and there is no such user. Give a whole path.") from None
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,6 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: object, *, durable: bool = True) -> None:
-    """Write JSON atomically; see `atomic_write`."""
+    """Write JSON atomically; see `atomic_write`. Raises ValueError for NaN and infinity, which JSON does not have."""
     with atomic_write(path, durable=durable) as draft:
-        draft.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        draft.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import math
 import os
 import platform
 import sys
@@ -138,10 +139,11 @@ class Progress:
             self._write()
 
     def advance(self, done: int, **measures: float) -> None:
-        """Add `done` units; `measures` are the latest values to show."""
+        """Add `done` units; `measures` are the latest values to show, those that are finite."""
         state = self._state
         state["done"] += done
-        state["measures"].update({name: float(value) for name, value in measures.items()})
+        finite = {name: float(value) for name, value in measures.items() if math.isfinite(value)}
+        state["measures"] = {name: value for name, value in state["measures"].items() if name not in measures} | finite
         now = time.monotonic()
         rate = (state["done"] - self._initial) / max(now - self._task_started, 1e-6)
         # Without progress there is no rate to estimate the remaining time from.
