@@ -14,7 +14,7 @@ from app.errors import ReaderError
 from app.inference.messages import ANSWER, Answer, GenerationRequest, SourceState
 
 STATES = TypeAdapter(list[SourceState])
-GENERATION_TIMEOUT = httpx.Timeout(10.0, read=20.0)
+GENERATION_TIMEOUT = httpx.Timeout(10.0, read=60.0)
 """The worker says every other second that it lives, also while it loads a model."""
 QUICK_TIMEOUT = httpx.Timeout(2.0)
 """For requests that a page waits for."""
@@ -227,7 +227,10 @@ def _unreachable(error: Exception | None) -> WorkerUnreachable:
     elif isinstance(error, ValidationError):
         fact = "The inference worker runs another version of Crossdiff."
     else:
-        fact = "The inference worker ended in the middle; a model that is too large for the memory does that."
+        fact = (
+            "The inference worker ended in the middle: a model that is too large for the memory does that, "
+            "and a worker that no longer answers is ended."
+        )
     return WorkerUnreachable(
         fact, remedy="It is started again by itself; try once more, and see its log if it repeats."
     )

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -10,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-import httpx
+import psutil
 from filelock import FileLock, Timeout
 
 from app.inference.client import Address, WorkerUnreachable
@@ -27,8 +28,8 @@ STABLE_AFTER = 60.0
 """Seconds after which a worker counts as stable, and the next delay is short again."""
 ASKED_EVERY = 2.0
 """Seconds between two questions whether the worker answers."""
-FROZEN_AFTER = 30.0
-"""Seconds without an answer after which a worker is killed, to be started again."""
+FROZEN_AFTER = 20.0
+"""Seconds without an answer and without work after which a worker is killed, to be started again."""
 FOLDER = "crossdiff-worker-"
 """How the folders of sockets begin."""
 LOCK = "explorer.lock"
@@ -90,7 +91,6 @@ class Supervisor:
         return self._folder / "worker.sock"
 
     def _start(self) -> None:
-        self._socket.unlink(missing_ok=True)
         command = [sys.executable, "-m", "app.worker.server", "--home", str(self._home)]
         command += ["--socket", str(self._socket), "--until-input-ends"]
         # The worker ends when the other end of this pipe is gone. A session of its own keeps Ctrl-C from it.
@@ -103,6 +103,7 @@ class Supervisor:
             worker, began = self._worker, time.monotonic()
             assert worker is not None, "the first worker is started before it is watched"
             code = self._outlived(worker)
+            self._socket.unlink(missing_ok=True)
             if self._stopping.is_set():
                 return
             failures = 0 if time.monotonic() - began > STABLE_AFTER else failures + 1
@@ -116,24 +117,38 @@ class Supervisor:
                     self._start()
 
     def _outlived(self, worker: "subprocess.Popen[bytes]") -> int:
-        """The worker's exit code, once it has ended; it is killed when it does not answer for too long."""
-        silent_until = time.monotonic() + START_TIMEOUT
+        """The worker's exit code, once it has ended; it is killed when it neither answers nor works for too long."""
+        alive, worked = time.monotonic(), 0.0
         while True:
             try:
                 return worker.wait(ASKED_EVERY)
             except subprocess.TimeoutExpired:
-                if _answers(self._socket):
-                    silent_until = time.monotonic() + FROZEN_AFTER
-                elif time.monotonic() > silent_until:
+                # While libraries and models are loaded, it may not come to answer for long.
+                before, worked = worked, _seconds_worked(worker.pid)
+                if _answers(self._socket) or worked - before > 0.05 * ASKED_EVERY:
+                    alive = time.monotonic()
+                elif time.monotonic() - alive > FROZEN_AFTER:
                     log.error("The inference worker has not answered for %.0f s and is ended.", FROZEN_AFTER)
                     worker.kill()
 
 
-def _answers(socket: Path) -> bool:
+def _seconds_worked(process: int) -> float:
+    """Processor time that a process has taken."""
     try:
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=ASKED_EVERY) as http:
-            return http.get("http://worker/healthz").is_success
-    except httpx.HTTPError:
+        times = psutil.Process(process).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
+
+
+def _answers(path: Path) -> bool:
+    try:
+        with socket.socket(socket.AF_UNIX) as asking:
+            asking.settimeout(ASKED_EVERY)
+            asking.connect(str(path))
+            asking.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+            return b" 200 " in asking.recv(64)
+    except OSError:
         return False
 
 
