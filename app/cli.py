@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,32 @@ from app.errors import ReaderError
 from trainer.errors import CrossdiffError
 from trainer.run.stages import STAGES
 
+FULL = {errno.ENOSPC, errno.EDQUOT}
+UNUSABLE = {
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE),
+}
+"""Errors of a file or folder that lie with the machine or a setting."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells count it."""
 DEMO = Path(__file__).resolve().parents[1] / "trainer" / "recipes" / "demo.yaml"
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end a command as cleanly as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Failure(click.ClickException):
@@ -35,13 +60,14 @@ class Commands(click.Group):
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. Exit codes: 0 success, 1 failure, 2 usage error, 130 stopped by Ctrl-C."""
+        """Run the command. Exit codes: 0 success, 1 failure, 2 usage error, 130 stopped by Ctrl-C or SIGTERM."""
         # Both are read when torch is first used: huge pages for large tensors where the system offers them, and a short
         # spin for idle GNU OpenMP threads, so that they release their cores to the training step's own threads.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
         try:
-            return super().invoke(ctx)
+            with _sigterm_as_interrupt():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("\nStopped. The same command goes on from here.", err=True)
             ctx.exit(INTERRUPTED)
@@ -50,10 +76,16 @@ class Commands(click.Group):
         except ReaderError as error:
             raise Failure(str(error), 1) from error
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno in FULL:
+                where = f" while writing {error.filename}" if error.filename else ""
+                raise Failure(f"The disk is full{where}. Free some room and run the same command again.", 1) from error
+            if error.errno not in UNUSABLE or error.filename is None:
                 raise
-            where = f" while writing {error.filename}" if error.filename else ""
-            raise Failure(f"The disk is full{where}. Free some room and run the same command again.", 1) from error
+            raise Failure(
+                f"{error.filename} cannot be used ({error.strerror}). Check its permissions, or set CROSSDIFF_HOME "
+                "to a folder that you may write to.",
+                1,
+            ) from error
 
 
 EXAMPLES = """\b
@@ -88,6 +120,7 @@ def recipe_options(command: Command) -> Command:
         click.argument("recipe", type=click.Path(path_type=Path)),
         overrides_option,
         click.option("--force", is_flag=True, help="Do again what is already up to date."),
+        click.option("--anyway", is_flag=True, help="Go on even if a stage cannot fit this machine by arithmetic."),
     )
     for option in reversed(options):
         command = option(command)
@@ -113,7 +146,7 @@ def demo(recipe: Path, port: int | None, no_browser: bool) -> None:
     run's progress and keeps running until Ctrl-C. If the run is already finished, the explorer opens at once.
     """
     from app.server import explorer_process, listening_settings, open_browser
-    from trainer.pipeline import run as run_recipe
+    from trainer.pipeline.commands import run as run_recipe
 
     with explorer_process(listening_settings(None, port)) as (address, wait):
         click.echo(f"The explorer is at {address}")
@@ -129,37 +162,35 @@ def demo(recipe: Path, port: int | None, no_browser: bool) -> None:
 @recipe_options
 @activations_option
 @click.option("--stage", "stages", multiple=True, type=click.Choice(STAGES), help="Only this stage. May be repeated.")
-def run(
-    recipe: Path, overrides: tuple[str, ...], force: bool, activations: Path | None, stages: tuple[str, ...]
-) -> None:
+def run(recipe: Path, overrides: tuple[str, ...], stages: tuple[str, ...], **options: Any) -> None:
     """Run all stages of a recipe, skipping what is already done.
 
     Ctrl-C stops cleanly; the same command continues from there.
     """
-    _run(recipe, overrides, force=force, stages=stages or None, activations=activations)
+    _run(recipe, overrides, stages=stages or None, **options)
 
 
 @main.command()
 @recipe_options
-def harvest(recipe: Path, overrides: tuple[str, ...], force: bool) -> None:
+def harvest(recipe: Path, overrides: tuple[str, ...], force: bool, anyway: bool) -> None:
     """Run the models on the text and store their activations."""
-    _run(recipe, overrides, force=force, stages=("harvest",))
+    _run(recipe, overrides, force=force, anyway=anyway, stages=("harvest",))
 
 
 @main.command()
 @recipe_options
 @activations_option
-def train(recipe: Path, overrides: tuple[str, ...], force: bool, activations: Path | None) -> None:
+def train(recipe: Path, overrides: tuple[str, ...], force: bool, anyway: bool, activations: Path | None) -> None:
     """Fit the crosscoder to stored activations."""
-    _run(recipe, overrides, force=force, stages=("train",), activations=activations)
+    _run(recipe, overrides, force=force, anyway=anyway, stages=("train",), activations=activations)
 
 
 @main.command()
 @recipe_options
 @activations_option
-def evaluate(recipe: Path, overrides: tuple[str, ...], force: bool, activations: Path | None) -> None:
+def evaluate(recipe: Path, overrides: tuple[str, ...], force: bool, anyway: bool, activations: Path | None) -> None:
     """Measure the crosscoder on text that training never saw."""
-    _run(recipe, overrides, force=force, stages=("evaluate",), activations=activations)
+    _run(recipe, overrides, force=force, anyway=anyway, stages=("evaluate",), activations=activations)
 
 
 @main.command()
@@ -180,7 +211,7 @@ def calibrate(run: str, overrides: tuple[str, ...], force: bool) -> None:
     """
     from app.results.connection import RunCatalog
     from app.settings import Settings
-    from trainer.pipeline import calibrate_run
+    from trainer.pipeline.commands import calibrate_run
     from trainer.run.folder import RunFolder
 
     folder = RunFolder(RunCatalog(Settings.from_environment().runs).folder(run))
@@ -191,9 +222,9 @@ def calibrate(run: str, overrides: tuple[str, ...], force: bool) -> None:
 @main.command()
 @recipe_options
 @activations_option
-def analyse(recipe: Path, overrides: tuple[str, ...], force: bool, activations: Path | None) -> None:
+def analyse(recipe: Path, overrides: tuple[str, ...], force: bool, anyway: bool, activations: Path | None) -> None:
     """Measure every feature and publish the results."""
-    _run(recipe, overrides, force=force, stages=("analyse",), activations=activations)
+    _run(recipe, overrides, force=force, anyway=anyway, stages=("analyse",), activations=activations)
 
 
 @main.command()
@@ -223,7 +254,9 @@ def runs() -> None:
         click.echo(f"No runs in {settings.runs} yet. Create one with `crossdiff demo`.")
     width = max((len(one.run) for one in found), default=0)
     for one in found:
-        click.echo(f"{one.run:<{width}}  {one.status:<10}  {_headline(one)}".rstrip())
+        line = f"{one.run:<{width}}  {one.status:<10}  {_headline(one)}".rstrip()
+        # What a file holds never moves the cursor or begins a line.
+        click.echo("".join(each if each.isprintable() else " " for each in line))
 
 
 @main.command()
@@ -268,7 +301,7 @@ def import_(path: Path, name: str, tool: str | None, overrides: tuple[str, ...],
     Then measure it on activations of the same sources: `crossdiff run FOLDER/recipe.yaml --activations DIR`.
     """
     from trainer.interchange.formats import FORMATS
-    from trainer.pipeline import import_crosscoder
+    from trainer.pipeline.commands import import_crosscoder
     from trainer.recipe.recipe import load_recipe
 
     given = {key: value for key, value in options.items() if value not in (None, ())}
@@ -322,13 +355,14 @@ def _run(
     overrides: tuple[str, ...],
     *,
     force: bool,
+    anyway: bool,
     stages: tuple[str, ...] | None,
     activations: Path | None = None,
 ) -> None:
     """Run stages and print the run's folder, for use in scripts."""
-    from trainer.pipeline import run as run_recipe
+    from trainer.pipeline.commands import run as run_recipe
 
-    folder = run_recipe(recipe, overrides, stages=stages, activations=activations, force=force)
+    folder = run_recipe(recipe, overrides, stages=stages, activations=activations, force=force, anyway=anyway)
     click.echo(folder.path)
 
 

@@ -8,6 +8,8 @@ class ReaderError(Exception):
 
     status = 400
     title = "This cannot be done"
+    retry_after: int | None = None
+    """Seconds after which it may work, if waiting helps."""
 
     def __init__(self, fact: str, *, remedy: str) -> None:
         super().__init__(f"{fact} {remedy}")

@@ -2,14 +2,17 @@
 
 import asyncio
 import logging
+import platform
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
+from urllib.parse import parse_qsl, quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 
@@ -18,6 +21,7 @@ from app.api import generations as api_generations
 from app.api import labels as api_labels
 from app.api import runs as api_runs
 from app.database.engine import database_url, migrated, open_database
+from app.database.write_queue import WriteQueue
 from app.errors import BadBody, BadQuery, NotFound, ReaderError, ResultsUnreadable, RunNotFound
 from app.generations.live import LiveGenerations
 from app.inference.connect import connect
@@ -25,8 +29,8 @@ from app.pages import docs, evidence, feature, features, health, home, labels, r
 from app.results.connection import RunCatalog
 from app.settings import Settings
 from app.web.metrics import CountRequests, Metrics
-from app.web.security import SameOriginWrites, SecurityHeaders
-from app.web.templates import VENDOR, make_environment, missing_assets, render, wants_fragment
+from app.web.security import KnownHosts, RequestLimits, SameOriginWrites, SecurityHeaders
+from app.web.templates import VENDOR, address, file_version, make_environment, missing_assets, render, wants_fragment
 
 log = logging.getLogger("crossdiff.explorer")
 
@@ -46,6 +50,34 @@ class ErrorPage:
     """The run to link to; empty when its pages would not help."""
 
 
+class Problem(BaseModel):
+    """What went wrong, and what to do about it."""
+
+    status: int
+    title: str
+    message: str
+    remedy: str
+
+
+class ProblemAnswer(BaseModel):
+    """Every error, in one shape."""
+
+    error: Problem
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ProblemAnswer, "description": "What was sent cannot be read or done."},
+    403: {"model": ProblemAnswer, "description": "Another site asked for a change."},
+    404: {"model": ProblemAnswer, "description": "There is no such thing."},
+    413: {"model": ProblemAnswer, "description": "More was sent than a form holds."},
+    414: {"model": ProblemAnswer, "description": "The address is too long."},
+    421: {"model": ProblemAnswer, "description": "The explorer does not go by the name in the Host header."},
+    422: {"model": ProblemAnswer, "description": "A parameter is not valid."},
+    503: {"model": ProblemAnswer, "description": "Results or labels cannot be used now."},
+}
+"""Errors that every operation can answer with."""
+
+
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The explorer as an ASGI application; nothing is opened before the first request."""
     settings = settings or Settings.from_environment()
@@ -59,16 +91,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url="/api/openapi.json",
+        # Done below: Starlette's own leads to the name in the Host header and forgets the prefix.
+        redirect_slashes=False,
+        responses=REFUSALS,
     )
     app.state.settings = settings
     app.state.metrics = Metrics()
     app.state.catalog = RunCatalog(settings.runs)
     app.state.labels = open_database(database_url(settings))
+    app.state.writers = WriteQueue(app.state.labels)
     app.state.client, app.state.supervisor = connect(settings)
     app.state.live = LiveGenerations(app.state.client, app.state.labels)
     app.state.environment = make_environment(settings.frontend, settings.root_path)
     app.add_middleware(SameOriginWrites)
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=3)
+    app.add_middleware(RequestLimits)
+    app.add_middleware(KnownHosts, names=_names(settings))
     app.add_middleware(SecurityHeaders)
     app.add_middleware(CountRequests, metrics=app.state.metrics)
     _add_errors(app)
@@ -78,6 +116,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for interface in (api_runs, api_features, api_labels, api_generations):
         app.include_router(interface.router)
     return app
+
+
+def _names(settings: Settings) -> set[str]:
+    """Names that this explorer goes by, beside addresses and those of loopback."""
+    own = {platform.node()} if settings.beyond_loopback else set()
+    return {settings.host, *settings.hosts, *own}
 
 
 @asynccontextmanager
@@ -91,6 +135,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     if app.state.supervisor is not None:
         await asyncio.to_thread(app.state.supervisor.stop)
+    await asyncio.to_thread(app.state.writers.close)
     app.state.labels.dispose()
     app.state.catalog.close()
 
@@ -100,10 +145,16 @@ def _add_files(app: FastAPI, settings: Settings) -> None:
 
     def file_response(request: Request, root: str, path: str) -> Response:
         folder = (settings.frontend / root).resolve()
-        file = (folder / path).resolve()
-        if not file.is_relative_to(folder) or not file.is_file():
-            raise NotFound(f"There is no file {path!r}.", remedy="Reload the page; if that fails, run `make setup`.")
-        cache_control = "public, max-age=31536000, immutable" if "v" in request.query_params else "no-cache"
+        try:
+            file = (folder / path).resolve()
+            known = file.is_relative_to(folder) and file.is_file()
+        except (OSError, ValueError):  # too long, or with a zero byte
+            known = False
+        if not known:
+            fact = f"There is no file {path[:200]!r}."
+            raise NotFound(fact, remedy="Reload the page; if that fails, run `make setup`.")
+        lasting = request.query_params.get("v") == file_version(file)
+        cache_control = "public, max-age=31536000, immutable" if lasting else "no-cache"
         return FileResponse(file, headers={"Cache-Control": cache_control})
 
     @app.get("/static/{path:path}", include_in_schema=False)
@@ -137,6 +188,13 @@ def _error_response(request: Request, error: Exception) -> Response:
     run_pages_help = isinstance(error, NotFound | BadQuery) and not isinstance(error, RunNotFound)
     run = request.path_params.get("run", "") if run_pages_help else ""
     page = ErrorPage(error.status, error.title, error.fact, error.remedy, run)
+    answer = _error_answer(request, page)
+    if error.retry_after is not None:
+        answer.headers["Retry-After"] = str(error.retry_after)
+    return answer
+
+
+def _error_answer(request: Request, page: ErrorPage) -> Response:
     if request.url.path.startswith("/api/"):
         body = {"status": page.status, "title": page.title, "message": page.fact, "remedy": page.remedy}
         return JSONResponse({"error": body}, page.status)
@@ -150,7 +208,12 @@ def _http_error(request: Request, error: Exception) -> Response:
     """Handle unknown routes and disallowed methods."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        fact = f"There is no page at {request.url.path}."
+        path: str = request.scope["path"]
+        if path.endswith("/") and path.strip("/") and request.method in ("GET", "HEAD"):
+            root_path = request.app.state.settings.root_path
+            where = address(root_path, f"/{quote(path.strip('/'))}", parse_qsl(request.url.query))
+            return RedirectResponse(where, 307)
+        fact = f"There is no page at {path[:200]}."
         return _error_response(request, NotFound(fact, remedy="Start from the home page."))
     refusal = ReaderError(f"{error.detail}.", remedy="Go back and use the page's own links and forms.")
     refusal.status = error.status_code

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import logging
 import os
 import signal
 import socket
@@ -83,21 +84,71 @@ def serve_pages(settings: Settings, *, until_input_ends: bool = False) -> None:
     import uvicorn
 
     from app.main import create_app
+    from app.web.connections import KEEP_ALIVE_SECONDS, LARGEST_HEAD, PatientProtocol
 
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started and not until_input_ends:
+                sys.stderr.write(f"The explorer is at {_addresses(settings)} (Ctrl-C ends it)\n")
+
+    if settings.beyond_loopback:
+        sys.stderr.write(
+            f"The explorer listens on {settings.host}, beyond this machine: anybody who can reach it may read all "
+            "results and write labels; there are no accounts. Put a proxy with a login in front of it.\n"
+        )
     if until_input_ends:
         threading.Thread(target=_exit_with_stdin, daemon=True).start()
-    else:
-        sys.stderr.write(f"The explorer is at {explorer_url(settings)} (Ctrl-C ends it)\n")
+    logging.getLogger("asyncio").addFilter(_Seldom())
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
         port=settings.port,
+        http=PatientProtocol,
+        ws="none",
         log_level="warning",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=3,
+        h11_max_incomplete_event_size=LARGEST_HEAD,
         server_header=False,
     )
+    logging.getLogger("uvicorn.error").addFilter(_Seldom())
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run()
+        Server(config).run()
+
+
+class _Seldom(logging.Filter):
+    """Lets the same message pass once in ten seconds: what a client can cause must not fill the disk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the message was not logged a moment ago."""
+        key = f"{record.name}:{record.lineno}:{str(record.msg)[:60]}"
+        now = time.monotonic()
+        if now - self._last.get(key, -10.0) < 10.0:
+            return False
+        self._last[key] = now
+        return True
+
+
+def _addresses(settings: Settings) -> str:
+    """Every address at which the explorer is reached: all of this machine's when it listens on all."""
+    if settings.host not in ("0.0.0.0", "::"):  # noqa: S104
+        return explorer_url(settings)
+    import psutil
+
+    families = {socket.AF_INET} if settings.host == "0.0.0.0" else {socket.AF_INET, socket.AF_INET6}  # noqa: S104
+    hosts = [
+        entry.address
+        for entries in psutil.net_if_addrs().values()
+        for entry in entries
+        if entry.family in families and not entry.address.startswith(("127.", "fe80:", "::1"))
+    ]
+    urls = [explorer_url(dataclasses.replace(settings, host=host)) for host in hosts]
+    return " and ".join([explorer_url(settings), *urls])
 
 
 @contextlib.contextmanager

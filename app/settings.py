@@ -1,5 +1,6 @@
 """Settings that the explorer reads from CROSSDIFF_* environment variables at start."""
 
+import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ class Settings:
     """Secret shared with that worker."""
     host: str = "127.0.0.1"
     port: int = 8000
+    hosts: tuple[str, ...] = ()
+    """Further names under which browsers reach it, such as that of a reverse proxy; loopback names, addresses, and
+    the name it listens on are known."""
     root_path: str = ""
     """Prefix that a reverse proxy strips from addresses, such as `/crossdiff`; no slash at its end."""
     frontend: Path = REPOSITORY / "frontend"
@@ -34,17 +38,25 @@ class Settings:
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
         """Settings from CROSSDIFF_* variables, with defaults for those that are absent or empty.
 
-        Raises BadSetting for an invalid port or token.
+        Raises BadSetting for an invalid port or token, or a home of nobody.
         """
         return cls(
-            home=Path(environment.get("CROSSDIFF_HOME") or "data").absolute(),
+            home=_folder(environment.get("CROSSDIFF_HOME") or "data"),
             database_url=environment.get("CROSSDIFF_DATABASE_URL") or None,
             worker_url=environment.get("CROSSDIFF_WORKER_URL") or None,
             worker_token=worker_token(environment),
             host=environment.get("CROSSDIFF_HOST") or "127.0.0.1",
             port=_port(environment.get("CROSSDIFF_PORT") or "8000"),
+            hosts=tuple(environment.get("CROSSDIFF_HOSTS", "").replace(",", " ").split()),
             root_path=(environment.get("CROSSDIFF_ROOT_PATH") or "").rstrip("/"),
         )
+
+    @property
+    def beyond_loopback(self) -> bool:
+        """Whether other machines can reach it."""
+        if is_address(self.host):
+            return not ipaddress.ip_address(self.host).is_loopback
+        return self.host != "localhost"
 
     @property
     def runs(self) -> Path:
@@ -62,6 +74,22 @@ def worker_token(environment: Mapping[str, str]) -> str | None:
         fact = "CROSSDIFF_WORKER_TOKEN holds a control character, such as a line end."
         raise BadSetting(fact, remedy="Give the explorer and the worker the same token in one line.")
     return token or None
+
+
+def _folder(text: str) -> Path:
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise BadSetting(f"CROSSDIFF_HOME is {text}, and there is no such user.", remedy="Give a whole path.") from None
+
+
+def is_address(host: str) -> bool:
+    """Whether a host is an IP address and not a name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _port(text: str) -> int:

@@ -1,5 +1,6 @@
 """What every test stands on: fixed seeds, no network, no settings of the developer's, and honest skips."""
 
+import functools
 import importlib.util
 import os
 import random
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 # Before torch is imported anywhere: tests are tiny, and threads would only fight over the cores. Some tests fork, and
 # OpenMP's threads do not come along.
@@ -24,6 +26,9 @@ for name in [name for name in os.environ if name.startswith("CROSSDIFF_") and no
 
 # What is started in the background inherits that Ctrl-C is ignored, and so would every program that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# An explorer answers under the names of this machine alone.
+TestClient.__init__ = functools.partialmethod(TestClient.__init__, base_url="http://localhost")  # type: ignore[method-assign,assignment]
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")

@@ -23,6 +23,12 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def measuring_device(name: str) -> torch.device:
+    """As `pick_device`, but the CPU in place of MPS: what is measured is summed in float64, which MPS lacks."""
+    device = pick_device(name)
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device; copies from the CPU to a CUDA device are asynchronous, from pinned memory."""
     if device.type == "cuda" and tensor.device.type == "cpu":

@@ -36,8 +36,16 @@ class StoreError(CrossdiffError):
     """An activation store is missing, incomplete or damaged."""
 
 
+class RunError(CrossdiffError):
+    """A file of a run is missing or damaged."""
+
+
 class CrosscoderError(CrossdiffError):
     """Saved crosscoder weights are missing or inconsistent."""
+
+
+class TrainingError(CrossdiffError):
+    """A training diverged."""
 
 
 class DiskFull(CrossdiffError):

@@ -4,7 +4,6 @@ Documents are processed in pools. A pool becomes at most two shards (training an
 table of sequences, and is then recorded in `harvest.json`: an interrupted harvest resumes after the last recorded pool.
 """
 
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -20,13 +19,16 @@ from torch import Tensor
 from trainer.corpus.mix import open_corpus
 from trainer.errors import CorpusError, StoreError
 from trainer.models.source import Source
-from trainer.reading.activations import ActivationReader
+from trainer.reading.activations import BARREN_POOLS, ActivationReader
 from trainer.reading.alignment import NO_END
-from trainer.reading.sequences import Sequence, TokenizedDocument
+from trainer.reading.inputs import Inputs
+from trainer.reading.sequences import MIN_ANCHORS, Sequence, TokenizedDocument
 from trainer.reading.sequences_table import sequences_table
+from trainer.reading.template_tally import TemplateTally
 from trainer.recipe.fitting import HarvestRecipe
 from trainer.recipe.recipe import Recipe
-from trainer.run.folder import atomic_write, discard, write_json
+from trainer.run.checksum import known_sha256, sha256_of
+from trainer.run.folder import atomic_write, discard, read_json, write_json
 from trainer.run.progress import Progress
 from trainer.store.store import ActivationStore, Rows, Shard, Split, StoredSource, StoreWriter
 
@@ -39,16 +41,20 @@ class HarvestRecord:
     """State of an unfinished harvest, stored as `harvest.json` with the shards."""
 
     fingerprint: str
+    inputs: Inputs
+    """Fingerprints of the models and texts that are read."""
     documents: int = 0
     """Documents read from the corpus."""
     used: int = 0
     """Number of leading documents that were run or gave no sequence; the last pool may end with unused ones."""
     sequences: int = 0
-    parts: int = 0
-    """Number of parts of the table of sequences written."""
+    parts: list[str] = field(default_factory=list)
+    """SHA-256 of every part of the table of sequences written."""
     shards: list[dict[str, Any]] = field(default_factory=list)
     medians: dict[str, float] = field(default_factory=dict)
     """Median norm per source in the first pool; the unit of `outlier_norm`."""
+    templates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What became of chats, per source that reads them by its template; see `TemplateTally`."""
     counts: dict[str, int] = field(default_factory=dict)
     """Counts by `<corpus part>/<source index or empty>/<measure>`."""
 
@@ -56,44 +62,77 @@ class HarvestRecord:
 class Harvest:
     """Harvests a recipe's sources into a store; resumable."""
 
-    def __init__(self, recipe: Recipe, sources: list[Source], path: Path, fingerprint: str) -> None:
-        """Resume the harvest at `path` if it has the same fingerprint, else start from scratch."""
+    def __init__(
+        self, recipe: Recipe, sources: list[Source], path: Path, fingerprint: str, inputs: Inputs | None = None
+    ) -> None:
+        """Resume the harvest at `path` if it has the same fingerprint and inputs, else start from scratch."""
         assert recipe.corpus is not None, "a harvest needs a corpus"
         self.recipe, self.corpus, self.sources, self.path = recipe, recipe.corpus, sources, path
-        self.record = _read_record(path / "harvest.json", fingerprint)
+        self.record = HarvestRecord(fingerprint, inputs or {})
+        self.discarded: str | None = None
+        """Why an unfinished harvest was not resumed; None if there was none, or if it is resumed."""
+        if any(path.glob("*")):
+            found = _read_record(path / "harvest.json")
+            self.discarded = _obstacle(path, found, self.record)
+            self.record = found if found is not None and self.discarded is None else self.record
         if not self.record.documents:
             discard(path)
         shards = tuple(Shard(**shard) for shard in self.record.shards)
         self.writer = StoreWriter(path, tuple(map(_stored_source, sources)), shards)
         self.counts: Counter[str] = Counter(self.record.counts)
         self.reader = ActivationReader(recipe, sources, medians=self.record.medians, counts=self.counts)
+        self.reader.templates |= {name: TemplateTally(**tally) for name, tally in self.record.templates.items()}
         self.seconds = self.reader.seconds
         """Seconds per kind of work since construction."""
 
     def run(self, progress: Progress) -> ActivationStore:
         """Harvest until there are enough training rows.
 
-        Raises CorpusError if the corpus gives no rows, StoreError if the coverage is below `minimum_coverage`.
+        Raises CorpusError if the corpus gives no rows to train on or none held out, StoreError if the coverage is below
+        `minimum_coverage`, SourceError if a source gives no finite row, or its template renders too few chats.
         """
+        if self.discarded is not None:
+            progress.notify(f"harvest: starting over, because {self.discarded}")
         wanted = self.recipe.harvest.stored_rows
         corpus = open_corpus(self.corpus, notify=progress.notify)
         stream = iter(corpus)
         next(islice(stream, self.record.documents, self.record.documents), None)
+        barren = 0
         with progress.task("harvest", total=wanted, initial=min(self.writer.rows("train"), wanted)) as task:
             while (before := self.writer.rows("train")) < wanted:
                 documents = self.reader.next_pool(stream)
-                if not documents:
-                    progress.notify(f"harvest: the corpus ended after {before:,} of {wanted:,} rows")
+                if not documents or barren == BARREN_POOLS:
+                    ended = "the corpus ended" if not documents else "the corpus gave no more rows"
+                    progress.notify(f"harvest: {ended} after {before:,} of {wanted:,} rows")
                     break
                 self._harvest_pool(documents, wanted - before)
+                barren = 0 if self.writer.rows("train") > before else barren + 1
                 task.advance(self.writer.rows("train") - before)
+        for line in self.reader.lines():
+            progress.notify(f"harvest: {line}")
         for tally in corpus.tallies:
             progress.log(f"corpus: {tally.summary()}")
         progress.log("harvest: " + ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in self.seconds.items()))
-        if not self.writer.rows("train"):
-            raise CorpusError("The corpus gave no aligned rows. Check `corpus.mix`, and `language` in it.")
+        self._require_rows()
         progress.notify(coverage_line(self.counts))
         return self._finish()
+
+    def _require_rows(self) -> None:
+        """Raise CorpusError, in terms of the recipe, unless there are rows to train on and rows held out."""
+        train, held_out = self.writer.rows("train"), self.writer.rows("held_out")
+        if train and held_out:
+            return
+        documents = f"{self.record.documents:,} documents"
+        if not self.record.sequences:
+            raise CorpusError(
+                f"The corpus gave no rows: none of its {documents} has {MIN_ANCHORS} tokens that end together in all "
+                f"sources within corpus.context ({self.corpus.context}). Give longer texts, or a larger corpus.context."
+            )
+        missing = "held out, which every measure needs" if train else "to train on"
+        raise CorpusError(
+            f"The corpus gave {train + held_out:,} rows from {documents}, and none {missing}; corpus.held_out is "
+            f"{self.corpus.held_out:g}. Add documents to corpus.mix, or change corpus.held_out or harvest.rows."
+        )
 
     def _harvest_pool(self, documents: list[TokenizedDocument], wanted: int) -> None:
         """Run one pool through every source, write its shards and record it."""
@@ -146,25 +185,28 @@ class Harvest:
 
     def _write_part(self, sequences: list[Sequence]) -> None:
         tokenizers = [source.tokenizer for source in self.sources]
-        with atomic_write(self.path / f"sequences-{self.record.parts:05d}.parquet") as draft:
+        part = _part(self.path, len(self.record.parts))
+        with atomic_write(part) as draft:
             pq.write_table(sequences_table(sequences, tokenizers, first=self.record.sequences), draft)
+        self.record.parts.append(sha256_of(part))
 
     def _save_record(self, documents: int, sequences: int) -> None:
         record = self.record
         record.documents += documents
         record.sequences += sequences
-        record.parts += bool(sequences)
         record.shards = [asdict(shard) for shard in self.writer.shards]
         record.counts = dict(self.counts)
+        record.templates = {name: asdict(tally) for name, tally in self.reader.templates.items()}
         write_json(self.path / "harvest.json", asdict(record))
         _check_coverage(self.counts, self.recipe.harvest)
 
     def _finish(self) -> ActivationStore:
-        parts = [self.path / f"sequences-{part:05d}.parquet" for part in range(self.record.parts)]
+        parts = [_part(self.path, number) for number in range(len(self.record.parts))]
         table = pa.concat_tables([pq.read_table(part) for part in parts])
-        self.writer.finish(
-            table, {"counts": dict(self.counts), "medians": self.record.medians, "documents": self.record.used}
-        )
+        refusing = {name: tally for name, tally in self.record.templates.items() if tally["plain"]}
+        statistics = {"counts": dict(self.counts), "medians": self.record.medians, "documents": self.record.used}
+        statistics |= {"templates": refusing} if refusing else {}
+        self.writer.finish(table, statistics, self.record.inputs)
         for part in [*parts, self.path / "harvest.json"]:
             part.unlink(missing_ok=True)
         return ActivationStore.open(self.path)
@@ -219,10 +261,31 @@ def _check_coverage(counts: Counter[str], recipe: HarvestRecipe) -> None:
         )
 
 
-def _read_record(path: Path, fingerprint: str) -> HarvestRecord:
-    """The record of an unfinished harvest with the same fingerprint, else a new one."""
+def _part(path: Path, number: int) -> Path:
+    """File of one part of the table of sequences."""
+    return path / f"sequences-{number:05d}.parquet"
+
+
+def _read_record(path: Path) -> HarvestRecord | None:
+    """The record of an unfinished harvest; None if it is damaged."""
     try:
-        record = HarvestRecord(**json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
-        return HarvestRecord(fingerprint)
-    return record if record.fingerprint == fingerprint else HarvestRecord(fingerprint)
+        return HarvestRecord(**read_json(path))
+    except TypeError:
+        return None
+
+
+def _obstacle(path: Path, found: HarvestRecord | None, wanted: HarvestRecord) -> str | None:
+    """Why an unfinished harvest cannot be resumed; None if it can."""
+    if found is None:
+        return "its record harvest.json is missing or damaged"
+    if found.fingerprint != wanted.fingerprint:
+        return "it was begun with other settings"
+    if found.inputs != wanted.inputs:
+        return "the models or the texts have changed since it was begun"
+    try:
+        sums = {path / shard["file"]: shard["sha256"] for shard in found.shards}
+        sums |= {_part(path, number): sha256 for number, sha256 in enumerate(found.parts)}
+        damaged = next((file for file, sha256 in sums.items() if known_sha256(file) != sha256), None)
+    except (OSError, TypeError, KeyError) as error:
+        return f"a file of it is missing or damaged ({error})"
+    return None if damaged is None else f"{damaged.name} is damaged"

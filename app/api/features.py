@@ -144,7 +144,7 @@ def _row(row: Row) -> dict[str, Any]:
 def _with_labels(view: RunRequest) -> Iterator[dict[str, Any]]:
     rows = every_feature(view.results, view.query, view.matching())
     labels = view.labels.latest(view.run, [row.feature for row in rows])
-    return ({**asdict(row), "label": labels.get(row.feature)} for row in rows)
+    return (as_json(row) | {"label": labels.get(row.feature)} for row in rows)
 
 
 def _with_end(parts: Iterable[str], empty: str, end: str) -> Iterator[str]:

@@ -3,27 +3,33 @@
 import datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Depends, Path, Query
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
+from app.database.engine import transaction
 from app.labels.store import (
+    LabelChange,
     LabelConflict,
     LabelTarget,
     Revision,
+    change_label,
+    count_current,
+    count_revisions,
     current_labels,
     history,
-    restore_label,
-    save_label,
-    withdraw_label,
 )
 from app.labels.wording import author_name
 from app.results.features.feature import one_feature
-from app.web.dependencies import LabelsToRead, LabelsToWrite, RunResults
+from app.web.dependencies import LabelsEngine, RunResults, Writers
 
 router = APIRouter(prefix="/api/v1/runs/{run}/features/{feature}", tags=["labels"])
 
-Index = Annotated[int, Path(ge=0, le=2**31 - 1)]
+PER_PAGE = 100
+"""Revisions on a page of the history, and current labels at most."""
+LARGEST = 2**31 - 1
+"""Integer that the database can hold."""
+Index = Annotated[int, Path(ge=0, le=LARGEST)]
 
 
 class LabelRevision(BaseModel):
@@ -44,8 +50,12 @@ class Labels(BaseModel):
     run: str
     feature: int
     content_hash: str = Field(description="Of the feature's decoder directions; survives re-indexing.")
-    labels: list[LabelRevision] = Field(description="Every author's current label.")
-    history: list[LabelRevision] = Field(description="Every revision, newest first.")
+    labels: list[LabelRevision] = Field(description="Authors' current labels, by author; 100 at most.")
+    authors: int = Field(description="Authors with a current label.")
+    history: list[LabelRevision] = Field(description="One page of the revisions, newest first.")
+    revisions: int = Field(description="Revisions of all authors.")
+    page: int
+    pages: int = Field(description="Pages of the history.")
 
 
 class Refusal(BaseModel):
@@ -70,9 +80,11 @@ class NewLabel(BaseModel):
     author: str
     text: str = ""
     note: str = ""
-    revision: int = Field(default=0, ge=0, description="The author's revision that this one is based on; 0 for none.")
+    revision: int = Field(
+        default=0, ge=0, le=LARGEST, description="The author's revision that this one is based on; 0 for none."
+    )
     action: Literal["save", "withdraw", "restore"] = "save"
-    restore: int = Field(default=0, description="The revision to bring back, for `restore`.")
+    restore: int = Field(default=0, ge=0, le=LARGEST, description="The revision to bring back, for `restore`.")
 
 
 def _target(run: str, feature: Index, results: RunResults) -> LabelTarget:
@@ -83,14 +95,24 @@ Target = Annotated[LabelTarget, Depends(_target)]
 
 
 @router.get("/labels", summary="Everybody's labels of a feature, with their history")
-def read_labels(target: Target, session: LabelsToRead) -> Labels:
-    """Current labels and every revision."""
+def read_labels(target: Target, engine: LabelsEngine, page: Annotated[int, Query(ge=1, le=1_000_000)] = 1) -> Labels:
+    """Current labels, and the history in pages of a hundred revisions."""
+    run, feature = target.run, target.feature
+    with transaction(engine) as session:
+        revisions = count_revisions(session, run, feature)
+        current = current_labels(session, run, feature, limit=PER_PAGE)
+        authors = count_current(session, run, feature)
+        past = history(session, run, feature, limit=PER_PAGE, offset=(page - 1) * PER_PAGE)
     return Labels(
-        run=target.run,
-        feature=target.feature,
+        run=run,
+        feature=feature,
         content_hash=target.content_hash,
-        labels=[_revision(one) for one in current_labels(session, target.run, target.feature)],
-        history=[_revision(one) for one in history(session, target.run, target.feature)],
+        labels=[_revision(one) for one in current],
+        authors=authors,
+        history=[_revision(one) for one in past],
+        revisions=revisions,
+        page=page,
+        pages=max(-(-revisions // PER_PAGE), 1),
     )
 
 
@@ -107,15 +129,11 @@ def read_labels(target: Target, session: LabelsToRead) -> Labels:
         }
     },
 )
-def write_label(target: Target, session: LabelsToWrite, new: NewLabel) -> LabelRevision | Response:
+async def write_label(target: Target, writers: Writers, new: NewLabel) -> LabelRevision | Response:
     """Add a revision; nothing is ever overwritten."""
-    author = author_name(new.author)
+    change = LabelChange(author_name(new.author), new.revision, new.action, new.text, new.note, new.restore)
     try:
-        if new.action == "withdraw":
-            return _revision(withdraw_label(session, target, author, based_on=new.revision))
-        if new.action == "restore":
-            return _revision(restore_label(session, target, author, revision=new.restore, based_on=new.revision))
-        return _revision(save_label(session, target, author, text=new.text, note=new.note, based_on=new.revision))
+        return _revision(await writers.run(lambda session: change_label(session, target, change)))
     except LabelConflict as conflict:
         error = Refusal(status=conflict.status, title=conflict.title, message=conflict.fact, remedy=conflict.remedy)
         answer = Conflict(error=error, latest=_revision(conflict.latest) if conflict.latest else None)

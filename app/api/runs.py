@@ -9,7 +9,7 @@ from app.errors import NotFound
 from app.results.evidence.calibration import OUTCOMES, verdict_reliability
 from app.results.runs import overview
 from app.results.runs.baselines import baselines_of
-from app.results.runs.summary import Headline, Run, all_runs, one_run, recipe_of
+from app.results.runs.summary import Headline, Run, all_runs, one_run, recipe_of, versions
 from app.web.dependencies import RunRequest, RunResults, Runs, RunView
 from app.web.plots import curves, recall, stacked_histogram
 from app.web.templates import address, as_json
@@ -63,7 +63,7 @@ def read_run(run: str, results: RunResults, catalog: Runs) -> dict[str, Any]:
         "densities": as_json(overview.density_histogram(results)),
         "training": as_json(overview.training_curves(results)),
         "recipe": recipe_of(results),
-        "versions": overview.versions(results),
+        "versions": versions(results),
     }
 
 

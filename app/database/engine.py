@@ -2,13 +2,17 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import sqlite3
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import filelock
+import psycopg
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
@@ -18,15 +22,24 @@ from sqlalchemy import Connection, Engine, event, make_url
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from app.errors import ReaderError
+from app.errors import BadQuery, ReaderError
 from app.settings import REPOSITORY, Settings
 
 log = logging.getLogger("crossdiff.labels")
 
 RETRY_INTERVAL = 20.0
 """Seconds between attempts to migrate a labels database that was unusable at server start."""
-WRITE_TIMEOUT = 15.0
-"""Seconds a writer waits for another writer of the same SQLite file."""
+PATIENCE = 5.0
+"""Seconds that a statement, a free connection, or a lock of the file may take before the database counts as silent."""
+CONNECT_PATIENCE = 3
+"""Seconds for a connection to PostgreSQL."""
+MIGRATION_PATIENCE = 20.0
+"""The same for migrations, which may wait for another server's."""
+START_PATIENCE = 5.0
+"""Seconds that the explorer waits for its labels before it starts without them."""
+REST = 3.0
+"""Seconds after a silence in which nobody but one asks again; the others are told at once."""
+TRY_AGAIN = "Nothing was saved. Copy what you typed and try again soon."
 URL_REMEDY = "Set CROSSDIFF_DATABASE_URL to postgresql://user:password@host/name, or unset it to use a file."
 MIGRATION_KEY = 7_203_941
 """Key of the PostgreSQL advisory lock that serialises migrations of several servers."""
@@ -37,6 +50,7 @@ class LabelsUnusable(ReaderError):
 
     status = 503
     title = "The labels cannot be read"
+    retry_after = 5
 
     def __init__(self, fact: str, *, remedy: str) -> None:
         super().__init__(f"The labels database cannot be used: {fact}", remedy=remedy)
@@ -48,11 +62,38 @@ def database_url(settings: Settings | None = None) -> str:
     return settings.database_url or f"sqlite:///{settings.home / 'labels.db'}"
 
 
-def open_database(url: str, *, foreign_keys: bool = True) -> Engine:
+class Outage:
+    """Whether a database was silent a moment ago, so that not everybody waits to learn it. Safe between threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._until = 0.0
+
+    def check(self) -> None:
+        """Raise LabelsUnusable during an outage; after each rest one caller passes, and finds out."""
+        with self._lock:
+            if not self._until:
+                return
+            now = time.monotonic()
+            if now < self._until:
+                raise LabelsUnusable("it has not answered for some seconds.", remedy=TRY_AGAIN)
+            self._until = now + PATIENCE + REST
+
+    def begin(self) -> None:
+        """The database was silent."""
+        with self._lock:
+            self._until = time.monotonic() + REST
+
+    def end(self) -> None:
+        """The database answered."""
+        self._until = 0.0
+
+
+def open_database(url: str, *, foreign_keys: bool = True, patience: float = PATIENCE) -> Engine:
     """An engine on a labels database, SQLite or PostgreSQL; nothing is connected yet.
 
-    `foreign_keys` is off for migrations alone, because SQLite changes a table by replacing it.
-    Raises LabelsUnusable for an address that is neither.
+    `foreign_keys` is off for migrations alone, because SQLite changes a table by replacing it. `patience` is the
+    seconds that anything may take. Raises LabelsUnusable for an address that is neither.
     """
     try:
         address = make_url(url)
@@ -60,11 +101,15 @@ def open_database(url: str, *, foreign_keys: bool = True) -> Engine:
         raise LabelsUnusable("its address is not a database URL.", remedy=URL_REMEDY) from None
     if address.drivername in ("postgres", "postgresql"):
         address = address.set(drivername="postgresql+psycopg")
+    # Reading and writing fail apart: a lock stops only writers.
+    options = {"outages": {False: Outage(), True: Outage()}}
     if address.get_backend_name() == "postgresql":
-        return sa.create_engine(address, pool_pre_ping=True)
+        engine = sa.create_engine(address, pool_pre_ping=True, pool_timeout=patience, execution_options=options)
+        event.listen(engine, "do_connect", functools.partial(_connect_patiently, patience))
+        return engine
     if address.get_backend_name() != "sqlite":
         raise LabelsUnusable(f"labels cannot be kept in {address.get_backend_name()}.", remedy=URL_REMEDY)
-    engine = sa.create_engine(address, connect_args={"timeout": WRITE_TIMEOUT})
+    engine = sa.create_engine(address, connect_args={"timeout": patience}, execution_options=options)
     event.listen(engine, "connect", _configure_with_foreign_keys if foreign_keys else _configure_connection)
     event.listen(engine, "begin", _begin)
     return engine
@@ -75,7 +120,7 @@ def migrate(url: str) -> None:
 
     Raises LabelsUnusable when the database cannot be opened, is damaged, or is newer than this program.
     """
-    engine = open_database(url, foreign_keys=False)
+    engine = open_database(url, foreign_keys=False, patience=MIGRATION_PATIENCE)
     try:
         with _file_lock(engine), engine.connect().execution_options(writing=True) as connection, connection.begin():
             if engine.dialect.name == "postgresql":
@@ -84,10 +129,9 @@ def migrate(url: str) -> None:
     except CommandError as error:
         remedy = "Start the newer Crossdiff, or name another database with CROSSDIFF_DATABASE_URL."
         raise LabelsUnusable(f"its schema is newer than this program knows ({error}).", remedy=remedy) from error
-    except (sa.exc.DBAPIError, OSError) as error:
-        cause = str(getattr(error, "orig", None) or error).strip().rstrip(".")
+    except (sa.exc.DBAPIError, OSError) as error:  # a lock file that is held too long is an OSError
         remedy = "Check that the server runs and the file can be written, or restore a backup."
-        raise LabelsUnusable(f"{cause}.", remedy=remedy) from error
+        raise LabelsUnusable(f"{_cause(error)}.", remedy=remedy) from error
     finally:
         engine.dispose()
 
@@ -112,42 +156,58 @@ def transaction(engine: Engine, *, writing: bool = False) -> Iterator[Session]:
 
     Pass `writing` for a transaction that writes: SQLite then takes the write lock at the beginning and waits for it.
     A transaction that reads first and writes later fails at once if another one wrote in between.
-    Raises LabelsUnusable when the database fails.
+    Do nothing else meanwhile: no request, no rendering, no change of thread.
+    Raises LabelsUnusable when the database fails or stays silent, and BadQuery for values that it cannot store.
     """
+    outage: Outage = engine.get_execution_options()["outages"][writing]
+    outage.check()
     bound = engine.execution_options(writing=True) if writing else engine
+    began = time.monotonic()
     try:
         with Session(bound, expire_on_commit=False) as session, session.begin():
             yield session
-    except (sa.exc.OperationalError, sa.exc.ProgrammingError) as error:
+        outage.end()
+    except sa.exc.IntegrityError:
+        raise
+    except sa.exc.DataError as error:
+        raise BadQuery(f"The labels cannot hold this: {_cause(error)}.", remedy="Check the address.") from error
+    except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
         # No connection, no table, a full disk: the visitor can do nothing about it, and must not lose the text.
-        cause = str(error.orig or error).strip().splitlines()[0].rstrip(".")
-        raise LabelsUnusable(
-            f"{cause}.", remedy="Nothing was saved. Copy what you typed and try again soon."
-        ) from error
+        if time.monotonic() - began >= REST:
+            outage.begin()
+        raise LabelsUnusable(f"{_cause(error)}.", remedy=TRY_AGAIN) from error
+
+
+def _cause(error: Exception) -> str:
+    """The first line of what the database says, without a full stop."""
+    return (str(getattr(error, "orig", None) or error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 @contextlib.asynccontextmanager
 async def migrated(url: str) -> AsyncIterator[None]:
-    """Migrate, then run the body; retries an unusable database in the background, since results stay readable."""
-    waiting: asyncio.Task[None] | None = None
+    """Migrate, then run the body; a database that is silent or unusable is migrated when it can, beside the body."""
+    migrating = asyncio.create_task(_migrate_until_done(url))
     try:
-        await asyncio.to_thread(migrate, url)
-    except LabelsUnusable as error:
-        log.error("%s", error)
-        waiting = asyncio.create_task(_migrate_later(url))
-    try:
+        await asyncio.wait([migrating], timeout=START_PATIENCE)
         yield
     finally:
-        if waiting is not None:
-            waiting.cancel()
+        migrating.cancel()
 
 
-async def _migrate_later(url: str) -> None:
+async def _migrate_until_done(url: str) -> None:
+    """Migrate; results stay readable meanwhile."""
+    failed = False
     while True:
-        await asyncio.sleep(RETRY_INTERVAL)
-        with contextlib.suppress(LabelsUnusable):
+        try:
             await asyncio.to_thread(migrate, url)
-            log.warning("The labels database can be used again.")
+        except LabelsUnusable as error:
+            if not failed:
+                log.error("%s", error)
+            failed = True
+            await asyncio.sleep(RETRY_INTERVAL)
+        else:
+            if failed:
+                log.warning("The labels database can be used again.")
             return
 
 
@@ -159,8 +219,34 @@ def _file_lock(engine: Engine) -> Iterator[None]:
         return
     path = Path(str(engine.url.database))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path.with_name(path.name + ".lock")):
+    with filelock.FileLock(path.with_name(path.name + ".lock"), timeout=MIGRATION_PATIENCE):
         yield
+
+
+class _PatientConnection(psycopg.Connection[Any]):
+    """A connection that is given up when the server stays silent: a frozen one never closes it."""
+
+    patience = PATIENCE
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        """As of every connection, for a limited time. Raises OperationalError."""
+        try:
+            return super().wait(gen, interval, timeout or self.patience)
+        except psycopg.OperationalError as error:
+            if self.pgconn.transaction_status != psycopg.pq.TransactionStatus.ACTIVE:
+                raise
+            self.pgconn.finish()
+            raise psycopg.OperationalError(f"the server has been silent for {self.patience:g} seconds") from error
+
+
+def _connect_patiently(patience: float, _dialect: Any, _entry: Any, arguments: Any, options: dict[str, Any]) -> Any:
+    """Connect to PostgreSQL; the server ends what takes too long, and the connection where the server does not."""
+    connection = _PatientConnection.connect(*arguments, **{"connect_timeout": CONNECT_PATIENCE, **options})
+    connection.patience = patience + 1
+    connection.execute(f"set statement_timeout = {round(1000 * patience)}")
+    connection.execute("set idle_in_transaction_session_timeout = 60000")
+    connection.commit()
+    return connection
 
 
 def _configure_connection(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:

@@ -5,8 +5,22 @@ from dataclasses import dataclass, replace
 from sqlalchemy.orm import Session
 
 from app.errors import ReaderError
-from app.labels.store import LabelConflict, LabelTarget, Revision, current, history
+from app.labels.store import (
+    LabelConflict,
+    LabelTarget,
+    Revision,
+    count_current,
+    count_revisions,
+    current_labels,
+    history,
+    own_label,
+)
 from app.labels.wording import NAME_LIMIT, NOTE_LIMIT, TEXT_LIMIT, WordingRefused
+
+PER_PAGE = 20
+"""Revisions on a page of the history."""
+SHOWN_LABELS = 50
+"""Current labels that are shown; more are counted."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +32,15 @@ class LabelsPanel:
     author: str
     """Name the visitor signs with; empty until one was given."""
     current: list[Revision]
+    """Current labels, as many as are shown."""
+    authors: int
+    """Current labels that there are."""
     history: list[Revision]
-    """Every revision, newest first."""
+    """One page of the revisions, newest first."""
+    page: int
+    """From 1."""
+    revisions: int
+    """Revisions that there are."""
     own: Revision | None
     """The author's newest revision, also when it is withdrawn."""
     text: str
@@ -40,25 +61,31 @@ class LabelsPanel:
     note_limit: int = NOTE_LIMIT
 
     @property
+    def pages(self) -> int:
+        """Pages of the history."""
+        return max(-(-self.revisions // PER_PAGE), 1)
+
+    @property
     def withdrawn(self) -> bool:
         """Whether the author withdrew the label."""
         return self.own is not None and self.own.withdrawn
 
 
-def labels_panel(session: Session, target: LabelTarget, author: str, *, news: str = "") -> LabelsPanel:
-    """Load the panel for this author, whose own label fills the form."""
-    return panel_from_revisions(history(session, target.run, target.feature), target, author, news=news)
-
-
-def panel_from_revisions(revisions: list[Revision], target: LabelTarget, author: str, *, news: str = "") -> LabelsPanel:
-    """Build the panel from all revisions of the feature, newest first."""
-    own = max((each for each in revisions if each.author == author), key=lambda each: each.revision, default=None)
+def labels_panel(session: Session, target: LabelTarget, author: str, *, page: int = 1, news: str = "") -> LabelsPanel:
+    """Load the panel for this author, whose own label fills the form, with one page of the history."""
+    run, feature = target.run, target.feature
+    own = own_label(session, run, feature, author) if author else None
+    revisions = count_revisions(session, run, feature)
+    page = min(page, max(-(-revisions // PER_PAGE), 1))
     return LabelsPanel(
-        run=target.run,
-        feature=target.feature,
+        run=run,
+        feature=feature,
         author=author,
-        current=current(revisions),
-        history=revisions,
+        current=current_labels(session, run, feature, limit=SHOWN_LABELS),
+        authors=count_current(session, run, feature),
+        history=history(session, run, feature, limit=PER_PAGE, offset=(page - 1) * PER_PAGE) if revisions else [],
+        page=page,
+        revisions=revisions,
         own=own,
         text=own.text if own else "",
         note=own.note if own else "",

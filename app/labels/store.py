@@ -1,8 +1,9 @@
 """Reads and adds label revisions; the history is append-only."""
 
 import datetime
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Literal
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
@@ -10,6 +11,9 @@ from sqlalchemy.orm import Session, aliased
 from app.database.tables import Label
 from app.errors import ReaderError
 from app.labels.wording import folded, label_text, note_text
+
+IN_A_QUERY = 1000
+"""Features that are named one by one in a query; beyond that the whole run is read."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,30 @@ class LabelConflict(ReaderError):
         self.text, self.note = text, note
 
 
-def current_labels(session: Session, run: str, feature: int) -> list[Revision]:
+@dataclass(frozen=True)
+class LabelChange:
+    """What an author does with their label of a feature."""
+
+    author: str
+    based_on: int
+    """The author's revision that was seen; 0 for none."""
+    action: Literal["save", "withdraw", "restore"] = "save"
+    text: str = ""
+    note: str = ""
+    restore: int = 0
+    """The revision to bring back."""
+
+
+def current_labels(session: Session, run: str, feature: int, *, limit: int | None = None) -> list[Revision]:
     """Every author's current label of a feature, ordered by author; withdrawn ones are left out."""
-    newest = _newest().where(Label.run == run, Label.feature == feature).subquery()
-    label = aliased(Label, newest)
-    rows = session.scalars(sa.select(label).where(~label.withdrawn).order_by(label.author))
-    return [_revision(row) for row in rows]
+    query = sa.select(Label).where(Label.run == run, Label.feature == feature, _is_newest(), ~Label.withdrawn)
+    return [_revision(row) for row in session.scalars(query.order_by(Label.author).limit(limit))]
+
+
+def count_current(session: Session, run: str, feature: int) -> int:
+    """Authors with a current label of a feature."""
+    query = sa.select(sa.func.count()).where(Label.run == run, Label.feature == feature, _is_newest(), ~Label.withdrawn)
+    return session.scalars(query).one()
 
 
 def own_label(session: Session, run: str, feature: int, author: str) -> Revision | None:
@@ -68,30 +90,26 @@ def own_label(session: Session, run: str, feature: int, author: str) -> Revision
     return _revision(row) if row else None
 
 
-def history(session: Session, run: str, feature: int) -> list[Revision]:
-    """Every revision of every author, newest first."""
+def history(session: Session, run: str, feature: int, *, limit: int | None = None, offset: int = 0) -> list[Revision]:
+    """Revisions of every author, newest first."""
     query = sa.select(Label).where(Label.run == run, Label.feature == feature)
-    return [_revision(row) for row in session.scalars(query.order_by(Label.created_at.desc(), Label.id.desc()))]
+    query = query.order_by(Label.created_at.desc(), Label.id.desc()).limit(limit).offset(offset)
+    return [_revision(row) for row in session.scalars(query)]
 
 
-def histories(session: Session, run: str, features: Collection[int]) -> dict[int, list[Revision]]:
-    """Every revision of each of these features, newest first; an empty list for those that have none."""
-    # Selects columns, not ORM objects: the result is read-only, and building objects would slow the page.
-    columns = (Label.revision, Label.author, Label.text, Label.note, Label.withdrawn, Label.restores, Label.created_at)
-    query = sa.select(Label.feature, *columns).where(Label.run == run, Label.feature.in_(features))
-    found: dict[int, list[Revision]] = {feature: [] for feature in features}
-    for row in session.execute(query.order_by(Label.created_at.desc(), Label.id.desc())):
-        found[row.feature].append(Revision(*row[1:]))
-    return found
+def count_revisions(session: Session, run: str, feature: int) -> int:
+    """Revisions of every author."""
+    return session.scalars(sa.select(sa.func.count()).where(Label.run == run, Label.feature == feature)).one()
 
 
-def current(revisions: Iterable[Revision]) -> list[Revision]:
-    """Every author's current label, ordered by author; withdrawn ones are left out."""
-    newest: dict[str, Revision] = {}
-    for each in revisions:
-        if each.author not in newest or each.revision > newest[each.author].revision:
-            newest[each.author] = each
-    return [newest[author] for author in sorted(newest) if not newest[author].withdrawn]
+def change_label(session: Session, target: LabelTarget, change: LabelChange) -> Revision:
+    """Save, withdraw or restore a label. Raises what these three do."""
+    author, based_on = change.author, change.based_on
+    if change.action == "withdraw":
+        return withdraw_label(session, target, author, based_on=based_on)
+    if change.action == "restore":
+        return restore_label(session, target, author, revision=change.restore, based_on=based_on)
+    return save_label(session, target, author, text=change.text, note=change.note, based_on=based_on)
 
 
 def save_label(session: Session, target: LabelTarget, author: str, *, text: str, note: str, based_on: int) -> Revision:
@@ -129,18 +147,23 @@ def features_matching(session: Session, run: str, query: str) -> set[int]:
 
     An empty query gives every labelled feature.
     """
-    newest = _newest().where(Label.run == run).subquery()
-    label = aliased(Label, newest)
-    wanted = [label.folded.contains(word, autoescape=True) for word in folded(query).split()]
-    return set(session.scalars(sa.select(label.feature).where(~label.withdrawn, *wanted)))
+    wanted = [Label.folded.contains(word, autoescape=True) for word in folded(query).split()]
+    return set(
+        session.scalars(sa.select(Label.feature).where(Label.run == run, _is_newest(), ~Label.withdrawn, *wanted))
+    )
 
 
 def latest_labels(session: Session, run: str, features: Collection[int]) -> dict[int, str]:
     """The most recent current label of each of these features that has one."""
-    newest = _newest().where(Label.run == run, Label.feature.in_(features)).subquery()
-    label = aliased(Label, newest)
-    rows = session.scalars(sa.select(label).where(~label.withdrawn).order_by(label.created_at, label.id))
-    return {row.feature: row.text for row in rows}
+    newest_first = (Label.created_at.desc(), Label.id.desc())
+    place = sa.func.row_number().over(partition_by=Label.feature, order_by=newest_first).label("place")
+    ranked = sa.select(Label.feature, Label.text, place).where(Label.run == run, _is_newest(), ~Label.withdrawn)
+    if len(features) <= IN_A_QUERY:
+        ranked = ranked.where(Label.feature.in_(features))
+    labels = ranked.subquery()
+    wanted = set(features)
+    rows = session.execute(sa.select(labels.c.feature, labels.c.text).where(labels.c.place == 1))
+    return {feature: text for feature, text in rows if feature in wanted}
 
 
 @dataclass(frozen=True)
@@ -178,8 +201,8 @@ def _add(session: Session, target: LabelTarget, author: str, words: _Content, *,
     return _revision(row)
 
 
-def _newest() -> sa.Select[Label]:
-    """Select the newest revision of every author and feature."""
+def _is_newest() -> sa.ColumnElement[bool]:
+    """Whether a revision is its author's newest of the feature."""
     later = aliased(Label)
     replaced = sa.exists().where(
         later.run == Label.run,
@@ -187,7 +210,7 @@ def _newest() -> sa.Select[Label]:
         later.author == Label.author,
         later.revision > Label.revision,
     )
-    return sa.select(Label).where(~replaced)
+    return ~replaced
 
 
 def _revision(row: Label) -> Revision:

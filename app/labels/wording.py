@@ -44,8 +44,8 @@ def author_name(typed: str) -> str:
 def name_from_cookie(value: str) -> str:
     """Author name from the cookie's value; empty when it is not a valid name."""
     try:
-        return author_name(unquote(value))
-    except WordingRefused:
+        return author_name(unquote(value, errors="strict"))
+    except (WordingRefused, UnicodeDecodeError):
         return ""
 
 

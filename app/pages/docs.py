@@ -11,8 +11,12 @@ from app.web.templates import render
 router = APIRouter(include_in_schema=False)
 
 METHODS = ("get", "post", "put", "patch", "delete")
-GENERAL = "422"
-"""Status for invalid parameters, which every operation with parameters has; the page explains it once."""
+GENERAL = frozenset({"400", "403", "404", "413", "414", "421", "422"})
+"""Statuses that every operation has; the page explains them once."""
+
+
+BUSY = "Results or labels cannot be used now."
+"""The description of 503 where an operation has none of its own."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def _operation(method: str, path: str, entry: dict[str, Any], description: dict[
         refusals=tuple(
             (status, str(answer.get("description", "")))
             for status, answer in sorted(entry.get("responses", {}).items())
-            if status.isdigit() and int(status) >= 400 and status != GENERAL
+            if status.isdigit() and int(status) >= 400 and status not in GENERAL and answer.get("description") != BUSY
         ),
     )
 

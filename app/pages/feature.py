@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from fastapi import APIRouter, Cookie, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import HTMLResponse
 
 from app.errors import BadQuery
 from app.generations.form import SteerForm, panel_form
 from app.labels.panel import LabelsPanel
 from app.labels.store import LabelTarget
-from app.labels.wording import NAME_COOKIE, name_from_cookie
 from app.results.connection import Source
 from app.results.evidence.agreement import Agreement
 from app.results.evidence.criteria import CriterionResult
@@ -38,13 +37,12 @@ from app.results.features.feature import ActivationBin, Feature, InSource, Logit
 from app.results.features.feature_list import ListPosition, list_position
 from app.results.features.query import FeatureQuery
 from app.results.owners import Owner, owner_of
-from app.web.dependencies import RunView
+from app.web.dependencies import RunView, Visitor
 from app.web.templates import render
 
 router = APIRouter(include_in_schema=False)
 
 Index = Annotated[int, Path(ge=0, le=2**31 - 1)]
-SavedName = Annotated[str, Cookie(alias=NAME_COOKIE, max_length=600)]
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def show_feature(
     feature: Index,
     view: RunView,
     selection: Annotated[ContextSelection, Depends()],
-    name: SavedName = "",
+    visitor: Visitor,
 ) -> HTMLResponse:
     """The page of a feature."""
     results, run = view.results, view.run
@@ -129,7 +127,7 @@ def show_feature(
     one, inside, neighbours = found.feature, found.inside, found.neighbours
     kept = kept_counts(results, feature)
     target = LabelTarget(run, feature, one.content_hash)
-    panel, names = view.labels.panel_and_names(target, name_from_cookie(name), [each.feature for each in neighbours])
+    panel, names = view.labels.panel_and_names(target, visitor, [each.feature for each in neighbours])
     page = FeaturePage(
         run=run,
         file=results.file,

@@ -3,22 +3,26 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from fastapi import APIRouter, Cookie, Depends, Form, Path, Request
+from fastapi import APIRouter, Depends, Form, Path, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
 
+from app.database.engine import transaction
+from app.errors import ReaderError
 from app.labels.panel import LabelsPanel, labels_panel, with_problem
-from app.labels.store import LabelConflict, LabelTarget, restore_label, save_label, withdraw_label
-from app.labels.wording import NAME_COOKIE, WordingRefused, author_name, name_from_cookie, name_to_cookie
+from app.labels.store import LabelChange, LabelConflict, LabelTarget, Revision, change_label
+from app.labels.wording import NAME_COOKIE, WordingRefused, author_name, name_to_cookie
 from app.results.features.feature import one_feature
-from app.web.dependencies import LabelsToRead, LabelsToWrite, RunResults
+from app.web.dependencies import LabelsEngine, RunResults, Visitor, Writers
 from app.web.templates import address, render, wants_fragment
 
 router = APIRouter(include_in_schema=False)
 
-Index = Annotated[int, Path(ge=0, le=2**31 - 1)]
+LARGEST = 2**31 - 1
+"""Integer that the database can hold."""
+Index = Annotated[int, Path(ge=0, le=LARGEST)]
 A_YEAR = 365 * 24 * 3600
-SavedName = Annotated[str, Cookie(alias=NAME_COOKIE, max_length=600)]
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,10 @@ class LabelForm(BaseModel):
     author: str = ""
     text: str = ""
     note: str = ""
-    revision: int = 0
+    revision: int = Field(default=0, ge=0, le=LARGEST)
     """The revision that the person saw; 0 for none."""
     action: Literal["save", "withdraw", "restore"] = "save"
-    restore: int = 0
+    restore: int = Field(default=0, ge=0, le=LARGEST)
     """The revision to bring back."""
 
 
@@ -55,45 +59,59 @@ Target = Annotated[LabelTarget, Depends(_target)]
 
 
 @router.get("/runs/{run}/features/{feature}/labels")
-def show_labels(request: Request, target: Target, session: LabelsToRead, name: SavedName = "") -> HTMLResponse:
-    """Everybody's labels of a feature."""
-    return render(
-        request, LabelsPage(target.run, target.feature, labels_panel(session, target, name_from_cookie(name)))
-    )
+def show_labels(
+    request: Request,
+    target: Target,
+    engine: LabelsEngine,
+    visitor: Visitor,
+    page: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
+) -> HTMLResponse:
+    """Everybody's labels of a feature, with one page of their history."""
+    with transaction(engine) as session:
+        panel = labels_panel(session, target, visitor, page=page)
+    return render(request, LabelsPage(target.run, target.feature, panel))
 
 
 @router.post("/runs/{run}/features/{feature}/labels")
-def write_label(
-    request: Request, target: Target, session: LabelsToWrite, form: Annotated[LabelForm, Form()]
+async def write_label(
+    request: Request, target: Target, writers: Writers, engine: LabelsEngine, form: Annotated[LabelForm, Form()]
 ) -> Response:
     """Save, withdraw or restore one's own label; a refused form comes back as it was typed."""
     try:
-        author = author_name(form.author)
-        news = _write(session, target, author, form)
+        change = LabelChange(author_name(form.author), form.revision, form.action, form.text, form.note, form.restore)
+        saved = await writers.run(lambda session: change_label(session, target, change))
     except (WordingRefused, LabelConflict) as error:
-        panel = labels_panel(session, target, form.author)
-        panel = with_problem(panel, error, text=form.text, note=form.note, author=form.author)
-        return render(request, LabelsPage(target.run, target.feature, panel), error.status)
+        return await run_in_threadpool(_refused, request, target, engine, form, error)
+    return await run_in_threadpool(_saved, request, target, engine, form, saved)
+
+
+def _refused(
+    request: Request, target: LabelTarget, engine: LabelsEngine, form: LabelForm, error: ReaderError
+) -> Response:
+    """The form as it was typed, with what is wrong."""
+    known = "" if isinstance(error, WordingRefused) and error.field == "author" else form.author
+    with transaction(engine) as session:
+        panel = labels_panel(session, target, known)
+    panel = with_problem(panel, error, text=form.text, note=form.note, author=form.author)
+    return render(request, LabelsPage(target.run, target.feature, panel), error.status)
+
+
+def _saved(request: Request, target: LabelTarget, engine: LabelsEngine, form: LabelForm, saved: Revision) -> Response:
+    """The panel with what is there now, or the way back to the feature."""
     if wants_fragment(request):
-        panel = labels_panel(session, target, author, news=news)
+        news = {
+            "save": "Saved.",
+            "withdraw": "Your label is withdrawn; the history keeps it.",
+            "restore": f"Revision {saved.restores} is your label again.",
+        }[form.action]
+        with transaction(engine) as session:
+            panel = labels_panel(session, target, saved.author, news=news)
         answer: Response = render(request, LabelsPage(target.run, target.feature, panel))
     else:
         root_path = request.app.state.settings.root_path
         answer = RedirectResponse(address(root_path, f"/runs/{target.run}/features/{target.feature}") + "#labels", 303)
-    _remember_name(request, answer, author)
+    _remember_name(request, answer, saved.author)
     return answer
-
-
-def _write(session: LabelsToWrite, target: LabelTarget, author: str, form: LabelForm) -> str:
-    """Perform the form's action; returns the confirmation."""
-    if form.action == "withdraw":
-        withdraw_label(session, target, author, based_on=form.revision)
-        return "Your label is withdrawn; the history keeps it."
-    if form.action == "restore":
-        restored = restore_label(session, target, author, revision=form.restore, based_on=form.revision)
-        return f"Revision {restored.restores} is your label again."
-    save_label(session, target, author, text=form.text, note=form.note, based_on=form.revision)
-    return "Saved."
 
 
 def _remember_name(request: Request, answer: Response, author: str) -> None:

@@ -12,7 +12,7 @@ from app.results.evidence.calibration import VerdictReliability, verdict_reliabi
 from app.results.owners import Owner, owners_of
 from app.results.runs import overview
 from app.results.runs.baselines import Baselines, baselines_of
-from app.results.runs.summary import Headline, Run, headline_of, one_run, recipe_of
+from app.results.runs.summary import Headline, Run, headline_of, one_run, recipe_of, versions
 from app.web.dependencies import RunResults, Runs
 from app.web.templates import render
 
@@ -65,7 +65,7 @@ def show_run(
         headline=catalog.cached(run, "headline", headline_of),
         state=one_run(catalog, run),
         recipe_text=yaml.safe_dump(recipe_of(results), sort_keys=False, allow_unicode=True),
-        versions=overview.versions(results),
+        versions=versions(results),
         scale=scale,
         norms=catalog.cached(run, "norms", overview.norm_histogram),
         densities=catalog.cached(run, "densities", overview.density_histogram),

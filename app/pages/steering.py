@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from fastapi import APIRouter, Cookie, Depends, Header, Request
+from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.datastructures import FormData
@@ -21,11 +21,10 @@ from app.generations.store import recent_generations
 from app.inference.client import WorkerBusy
 from app.inference.messages import SourceState
 from app.labels.store import latest_labels
-from app.labels.wording import NAME_COOKIE, name_from_cookie
 from app.results.connection import Results, RunCatalog
 from app.results.features.feature import Feature, one_feature
 from app.results.owners import Owner, owner_of
-from app.web.dependencies import Inference, LabelsEngine, Live, RunResults, Runs
+from app.web.dependencies import Inference, LabelsEngine, Live, RunResults, Runs, Visitor
 from app.web.templates import address, render, wants_fragment
 
 router = APIRouter(include_in_schema=False)
@@ -93,7 +92,7 @@ class _Asking:
     labels: LabelsEngine
     live: Live
     client: Inference
-    name: Annotated[str, Cookie(alias=NAME_COOKIE, max_length=600)] = ""
+    visitor: Visitor
 
 
 @router.post("/runs/{run}/generations")
@@ -102,7 +101,7 @@ def start_generation(request: Request, asking: Annotated[_Asking, Depends()]) ->
     typed = dict(asking.typed)
     panel = typed.pop("panel", "")
     try:
-        author = name_from_cookie(asking.name) or None
+        author = asking.visitor or None
         generation, known = steer(asking.labels, asking.results, asking.live, parse_request(typed), author)
     except (CannotSteer, WorkerBusy) as error:
         return _refused(request, asking, typed, error)

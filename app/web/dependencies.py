@@ -2,7 +2,6 @@
 
 import logging
 from array import array
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
@@ -13,16 +12,19 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.database.engine import transaction
+from app.database.write_queue import WriteQueue
 from app.errors import ReaderError
 from app.generations.live import LiveGenerations
 from app.inference.client import Client
-from app.labels.panel import LabelsPanel, panel_from_revisions
-from app.labels.store import LabelTarget, current, features_matching, histories, latest_labels
+from app.labels.panel import LabelsPanel, labels_panel
+from app.labels.store import LabelTarget, features_matching, latest_labels
+from app.labels.wording import NAME_COOKIE, name_from_cookie
 from app.results.connection import Results, RunCatalog
 from app.results.features.corpus_breakdown import corpus_shares
 from app.results.features.feature_list import ordered_features
 from app.results.features.query import FeatureQuery
 from app.results.features.search import feature_with_index, features_peaking_on, features_with_text
+from app.results.once import Once
 from app.results.owners import Owner, owners_of
 from app.settings import Settings
 
@@ -87,22 +89,19 @@ class LabelReader:
 
         (None, {}) when labels cannot be read.
         """
-        found = self._query(lambda session: histories(session, target.run, {target.feature, *others}), None)
-        if found is None:
-            return None, {}
-        current_labels = {feature: current(revisions) for feature, revisions in found.items()}
-        newest = {
-            feature: max(labels, key=lambda one: one.created_at) for feature, labels in current_labels.items() if labels
-        }
-        names = {feature: label.text for feature, label in newest.items()}
-        return panel_from_revisions(found[target.feature], target, name), names
+
+        def read(session: Session) -> tuple[LabelsPanel | None, dict[int, str]]:
+            panel = labels_panel(session, target, name)
+            return panel, latest_labels(session, target.run, {target.feature, *others})
+
+        return self._query(read, (None, {}))
 
     def _query(self, read: Callable[[Session], Value], default: Default) -> Value | Default:
         try:
             with transaction(self.engine) as session:
                 return read(session)
         except (SQLAlchemyError, ReaderError, OSError) as error:
-            log.warning("labels cannot be read: %s", error)
+            log.warning("labels cannot be read: %s", str(error))  # the text alone: the error holds its connection
             return default
 
 
@@ -129,8 +128,21 @@ async def _engine(request: Request) -> Engine:
     return _labels_engine(request)
 
 
+async def _writers(request: Request) -> WriteQueue:
+    queue: WriteQueue = request.app.state.writers
+    return queue
+
+
+async def _visitor(request: Request) -> str:
+    return name_from_cookie(request.cookies.get(NAME_COOKIE, ""))
+
+
 LabelsEngine = Annotated[Engine, Depends(_engine)]
 """The database of labels and generations, for code that opens its own transactions."""
+Writers = Annotated[WriteQueue, Depends(_writers)]
+"""The queue of those who write labels."""
+Visitor = Annotated[str, Depends(_visitor)]
+"""Name the visitor signs with; empty until one was given. A cookie that is no name counts as none."""
 Live = Annotated[LiveGenerations, Depends(_live)]
 """Generations in progress in this process."""
 Inference = Annotated[Client, Depends(_client)]
@@ -179,14 +191,10 @@ class RunRequest:
         found = self.matching()
         if found is not None:
             return ordered_features(self.results, self.query, found)
-        orders: OrderedDict[tuple[tuple[str, str], ...], Sequence[int]]
-        orders = self.catalog.cached(self.run, "orders", lambda _: OrderedDict())
+        orders: Once[tuple[tuple[str, str], ...]]
+        orders = self.catalog.cached(self.run, "orders", lambda _: Once(CACHED_ORDERS))
         key = tuple(self.query.pairs(page=1))
-        if key not in orders:
-            orders[key] = array("i", ordered_features(self.results, self.query, None))
-        if len(orders) > CACHED_ORDERS:
-            orders.popitem(last=False)
-        return orders[key]
+        return orders.get(key, lambda: array("i", ordered_features(self.results, self.query, None)))
 
 
 async def _view(
@@ -196,19 +204,3 @@ async def _view(
 
 
 RunView = Annotated[RunRequest, Depends(_view)]
-
-
-def _read_session(request: Request) -> Iterator[Session]:
-    with transaction(_labels_engine(request)) as session:
-        yield session
-
-
-def _write_session(request: Request) -> Iterator[Session]:
-    with transaction(_labels_engine(request), writing=True) as session:
-        yield session
-
-
-LabelsToRead = Annotated[Session, Depends(_read_session, scope="function")]
-"""One transaction that only reads."""
-LabelsToWrite = Annotated[Session, Depends(_write_session, scope="function")]
-"""One transaction, committed before the answer leaves."""

@@ -57,10 +57,10 @@ def make_environment(frontend: Path, root_path: str) -> Environment:
         return address(root_path, path, query)
 
     def asset(name: str) -> str:
-        return f"{root_path}/static/{name}?v={_version(frontend / 'static' / name)}"
+        return f"{root_path}/static/{name}?v={file_version(frontend / 'static' / name)}"
 
     def vendor(name: str) -> str:
-        return f"{root_path}/vendor/{name}?v={_version(frontend / 'node_modules' / VENDOR[name])}"
+        return f"{root_path}/vendor/{name}?v={file_version(frontend / 'node_modules' / VENDOR[name])}"
 
     environment.globals.update(url=url, asset=asset, vendor=vendor, missing_assets=missing_assets(frontend))
     return environment
@@ -101,7 +101,7 @@ def _file(request: Request, page: Page) -> str:
     return page.fragments.get(target, page.template)
 
 
-def _version(path: Path) -> str:
+def file_version(path: Path) -> str:
     """A short hash of the file, so that browsers may cache it for ever."""
     try:
         changed = path.stat().st_mtime_ns
@@ -116,11 +116,13 @@ def _digest(path: Path, changed: int) -> str:  # noqa: ARG001 - the time of chan
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number with `digits` significant digits and thousands separators; a dash for None."""
+    """A number with `digits` significant digits and thousands separators; a dash for None and for what is no number."""
     if value is None:
         return "–"
     if isinstance(value, int) or value == 0:
         return f"{int(value):,}"
+    if not math.isfinite(value):
+        return "–"
     exponent = math.floor(math.log10(abs(value)))
     if exponent < -4:
         return f"{value:.{digits - 1}e}"
@@ -129,7 +131,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def percent(value: float | None, digits: int = 1) -> str:
     """A share as a percentage; tiny shares keep two significant digits."""
-    if value is None:
+    if value is None or not math.isfinite(value):
         return "–"
     if 0 < abs(value) < 0.001:
         return f"{number(value * 100, 2)} %"
@@ -138,7 +140,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def compact(value: float | None) -> str:
     """A count in few characters: 950, 12.3k, 4.5M."""
-    if value is None:
+    if value is None or not math.isfinite(value):
         return "–"
     for size, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
@@ -149,12 +151,12 @@ def compact(value: float | None) -> str:
 
 def signed(value: float | None, digits: int = 2) -> str:
     """A number with its sign."""
-    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+    return "–" if value is None or not math.isfinite(value) else f"{value:+.{digits}f}".replace("-", "−")
 
 
 def duration(seconds: float | None) -> str:
     """A span of time: 42 s, 3 min 5 s, 2 h 10 min."""
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return "–"
     whole = round(seconds)
     if whole < 60:
@@ -185,11 +187,13 @@ def ago(value: datetime.datetime | None, now: datetime.datetime | None = None) -
 
 
 def as_json(value: object) -> Any:
-    """Plain data for JSON: dataclasses become objects."""
+    """Plain data for JSON: dataclasses become objects; JSON has no word for numbers that are not finite."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {key: as_json(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [as_json(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return value

@@ -255,3 +255,16 @@ def wait_until_it_answers(server: "subprocess.Popen[bytes]", port: int) -> None:
             return
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize(("host", "beyond"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_a_server_says_where_it_is_and_what_that_means(host: str, beyond: bool):
+    port = free_port()
+    command = [sys.executable, "-m", "app.cli", "serve", "--host", host, "--port", str(port)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        lines = [server.stderr.readline() for _ in range(2 if beyond else 1)]
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=START_LIMIT)
+    assert f"http://127.0.0.1:{port}" in lines[-1]
+    assert ("anybody who can reach it may read all results and write labels" in lines[0]) == beyond

@@ -1,5 +1,6 @@
 """The explorer as a whole: files, headers, and errors as page, fragment or JSON."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -135,14 +136,51 @@ def test_a_write_that_another_site_asks_for_is_refused(reader: TestClient):
     assert "elsewhere" not in reader.get(path).text
 
 
-@pytest.mark.parametrize("headers", [{"Sec-Fetch-Site": "same-origin"}, {"Origin": "http://testserver"}, {}])
+@pytest.mark.parametrize("headers", [{"Sec-Fetch-Site": "same-origin"}, {"Origin": "http://localhost"}, {}])
 def test_a_write_from_our_own_pages_or_from_a_program_passes(reader: TestClient, headers: dict[str, str]):
     assert reader.post("/nowhere", headers=headers).status_code == 404
 
 
-def test_files_with_a_version_may_be_kept_for_ever_and_others_not(reader: TestClient):
-    assert "immutable" in reader.get("/static/site.css?v=1").headers["cache-control"]
-    assert reader.get("/static/site.css").headers["cache-control"] == "no-cache"
+def test_a_file_of_the_version_in_its_address_may_be_kept_for_ever_and_others_not(reader: TestClient):
+    (ours,) = set(re.findall(r"/static/site\.css\?v=\w+", reader.get("/").text))
+    assert "immutable" in reader.get(ours).headers["cache-control"]
+    for other in (
+        "/static/site.css",
+        "/static/site.css?v=1",
+        "/static/site.css?v=",
+        f"{ours}x",
+        "/static/site.css?v=x&v=",
+    ):
+        assert reader.get(other).headers["cache-control"] == "no-cache"
+
+
+@pytest.mark.parametrize("path", [*PAGES, "/api/v1/runs", f"/api/v1/runs/{RUN}/features/3", "/healthz", "/metrics"])
+def test_pages_are_kept_by_no_cache_without_asking_again(reader: TestClient, path: str):
+    assert reader.get(path).headers["cache-control"] == "private, no-cache"
+
+
+@pytest.mark.parametrize("root", ["static", "vendor"])
+@pytest.mark.parametrize("name", ["%00", "a%00b", "x" * 300, "x/" * 2000, "..%00", "%ff", "."])
+def test_a_file_that_cannot_be_is_not_found(reader: TestClient, root: str, name: str):
+    assert reader.get(f"/{root}/{name}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("asked", "led_to"),
+    [
+        (f"/runs/{RUN}/", f"/runs/{RUN}"),
+        (f"/runs/{RUN}/features/?q=a%26b&owner=x", f"/runs/{RUN}/features?q=a%26b&owner=x"),
+        ("//evil.example/", "/evil.example"),
+        ("/%5Cevil.example/", "/%5Cevil.example"),
+        ("/%0D%0ASet-Cookie:a=b/", "/%0D%0ASet-Cookie%3Aa%3Db"),
+    ],
+)
+@pytest.mark.parametrize("root_path", ["", "/crossdiff"])
+def test_a_slash_too_many_leads_to_the_page_below_the_prefix(tiny_home: Path, root_path: str, asked: str, led_to: str):
+    app = create_app(Settings(home=tiny_home, root_path=root_path))
+    with TestClient(app, follow_redirects=False) as client:
+        answer = client.get(f"http://localhost{asked}", headers={"Host": "10.0.0.1:99"})
+    assert (answer.status_code, answer.headers["location"]) == (307, root_path + led_to)
 
 
 def test_behind_a_proxy_that_strips_a_prefix_every_address_has_it(tiny_home: Path):

@@ -1,5 +1,6 @@
 """Harvest stores what each model computes at every anchor, and resumes after a kill."""
 
+import json
 import multiprocessing
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from trainer.models.hookpoint import locate, read
 from trainer.models.source import load_source
 from trainer.reading import activations
 from trainer.reading.activations import batches_by_length
+from trainer.recipe.fitting import CorpusRecipe
 from trainer.recipe.recipe import load_recipe
 from trainer.run.folder import RunFolder
 from trainer.run.progress import Progress
@@ -160,3 +162,30 @@ def test_batches_group_similar_lengths_within_the_token_limit():
     assert sorted(index for batch in batches for index in batch) == list(range(6))
     assert all(max(lengths[i] for i in batch) * len(batch) <= 12 for batch in batches)
     assert batches[0] == [2]
+
+
+@pytest.mark.parametrize(
+    ("texts", "context", "message"),
+    [
+        (["short"] * 5, 64, r"no rows: none of its \d documents has 8 tokens .* corpus\.context \(64\)"),
+        (
+            [f"a much longer text, number {n}, with many words in it to read" for n in range(9)],
+            8,
+            r"corpus\.context \(8\)",
+        ),
+        (
+            ["one text alone, with many words in it, to read and to learn from"],
+            64,
+            r"and none held out, .* corpus\.held_out is",
+        ),
+    ],
+)
+def test_a_corpus_that_is_too_small_is_told_in_terms_of_the_recipe(world, tmp_path, texts, context, message):
+    (tmp_path / "small.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    corpus = CorpusRecipe.model_validate(
+        {"context": context, "held_out": 1e-9, "mix": [{"path": str(tmp_path / "small.jsonl")}]}
+    )
+
+    with pytest.raises(CorpusError, match=message):
+        run(world, tmp_path / "store", corpus=corpus)
+    assert not (tmp_path / "store" / "manifest.json").exists()

@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -44,7 +45,7 @@ def postgres_server() -> Iterator[str]:
         _wait(server, folder)
         yield f"postgresql://tester@/{{database}}?host={folder}"
     finally:
-        server.terminate()
+        server.send_signal(signal.SIGINT)  # does not wait for clients
         server.wait(20)
         shutil.rmtree(folder, ignore_errors=True)
 

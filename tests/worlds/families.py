@@ -5,10 +5,18 @@ All have width 32 and 4 layers where the family allows it, and token ids 0 to 63
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 VOCABULARY, WIDTH, LAYERS = 64, 32, 4
 
@@ -98,6 +106,24 @@ def _takes(config: PretrainedConfig, name: str) -> bool:
         return False
 
 
+def letters() -> PreTrainedTokenizerFast:
+    """A tokenizer that fits every family: letters, digits and signs are tokens, all else is unknown; adds no BOS."""
+    characters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,;:!?-"
+    backend = Tokenizer(
+        models.WordLevel({token: number for number, token in enumerate(["<p>", "<s>", "</s>", *characters])}, "<p>")
+    )
+    backend.pre_tokenizer = pre_tokenizers.Split("", behavior="isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<p>", bos_token="<s>", eos_token="</s>")
+
+
+def save_family(family: str, folder: Path) -> PreTrainedModel:
+    """The tiny model of a family, saved with a tokenizer to a folder."""
+    model = tiny_family_model(family)
+    model.save_pretrained(folder)
+    letters().save_pretrained(folder)
+    return model
+
+
 def tiny_family_model(family: str, seed: int = 0) -> PreTrainedModel:
     """A model of one of FAMILIES or ENCODERS with random weights, in evaluation mode, fp32, without gradients."""
     torch.manual_seed(seed)
@@ -137,6 +163,7 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
 """Causal language models by `model_type`; each call gives a new config."""
 FAMILIES |= {
     "opt-350m": partial(tiny_config, "opt", word_embed_proj_dim=16, do_layer_norm_before=False),
+    "granite-scaled": partial(tiny_config, "granite", residual_multiplier=0.22, logits_scaling=8.0),
     "gpt_neox-sequential": partial(tiny_config, "gpt_neox", use_parallel_residual=False),
     "falcon-new": partial(tiny_config, "falcon", new_decoder_architecture=True, num_kv_heads=2),
     "stablelm-parallel": partial(tiny_config, "stablelm", use_parallel_residual=True),

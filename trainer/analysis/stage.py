@@ -87,8 +87,8 @@ def analyse(
         draft.add_rows("training_metric", read_metrics(folder.metrics))
         measures = analysis.measure_features(encoded.metadata)
         analysis.compare_features(measures, encoded, store, folder)
-        for table, columns in read_calibration(folder.calibration, [source.name for source in sources]).items():
-            draft.add(table, columns)
+        for table, records in read_calibration(folder.calibration, [source.name for source in sources]).items():
+            draft.add_records(table, records)
         if unembeddings:
             analysis.add_logit_effects(unembeddings)
     atomic_write = folder.results()
@@ -123,7 +123,8 @@ class _Analysis:
                 parts.append(results.measures)
                 self.progress.advance(results.features)
         if windows is not None:
-            self.draft.add("sequence", sequence_columns(windows.texts, sequences))
+            for first in range(0, len(sequences), SEQUENCES):
+                self.draft.add("sequence", sequence_columns(windows.texts, sequences[first : first + SEQUENCES]))
             self.draft.add("text_part", metadata.text_part_columns())
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -221,6 +222,8 @@ class _Analysis:
             self.draft.add("logit", {name: whole[name].take(order) for name in whole.column_names})
 
 
+SEQUENCES = 1024
+"""Sequences added to the results at a time."""
 FEATURE_MEASURES = (
     "firings",
     "density",

@@ -116,12 +116,15 @@ def _predict(
 
 
 def divergence_rows(scores: Sequence[SpanScores], indexes: tuple[int, int]) -> list[dict[str, Any]]:
-    """Rows of the table `baseline_divergence`: means per corpus part and overall; `indexes` are the pair's."""
+    """Rows of the table `baseline_divergence`: means per corpus part and overall; `indexes` are the pair's.
+
+    Means that are not a number, because a model gave some of them, are left out.
+    """
     corpora = sorted({one.sequence.corpus for one in scores})
     rows = []
     for corpus in [None, *corpora]:
         some = [one for one in scores if corpus in (None, one.sequence.corpus)]
-        for measure, source, value, count in _means(some):
+        for measure, source, value, count in (mean for mean in _means(some) if np.isfinite(mean[2])):
             base, other = indexes if source is None else (None, indexes[source])
             rows.append(
                 {"corpus": corpus, "base": base, "source": other, "measure": measure, "value": value, "n": count}
@@ -129,6 +132,7 @@ def divergence_rows(scores: Sequence[SpanScores], indexes: tuple[int, int]) -> l
     return rows
 
 
+@np.errstate(invalid="ignore")
 def _means(scores: Sequence[SpanScores]) -> list[tuple[str, int | None, float, int]]:
     """Measure, index in the pair (None for both), mean, and the number of spans it is over."""
     surprise = np.concatenate([one.surprise[:, one.sequence.scored] for one in scores], axis=1)

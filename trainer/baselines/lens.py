@@ -114,7 +114,7 @@ def lens_rows(
 ) -> list[dict[str, Any]]:
     """Rows of the table `baseline_lens`: tokens promoted and suppressed most through the unembedding of `reader`.
 
-    A difference of norm zero has no rows.
+    A difference of norm zero has no rows; effects that are not a number have none either.
     """
     positions = [position for position in _enough(difference) if difference.norm[position] > 0]
     effects = logit_effects(difference.mean[positions].float(), unembedding, count)
@@ -126,6 +126,8 @@ def lens_rows(
         ):
             tokens = unembedding.text(ids.tolist())
             for rank, (token, value) in enumerate(zip(tokens, values.tolist(), strict=True), start=1):
+                if not np.isfinite(value):
+                    continue
                 rows.append(
                     {
                         "base": indexes[0],

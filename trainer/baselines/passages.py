@@ -56,23 +56,35 @@ def _candidates(scores: SpanScores) -> list[_Passage]:
     candidates = []
     for first, last in pairwise(cuts):
         spans = slice(first, last)
-        if scores.sequence.scored[spans].sum() >= MIN_SCORED:
+        if _usable(scores)[spans].sum() >= MIN_SCORED:
             candidates.append(_Passage(scores, first, last, _apart(scores, spans)))
     return candidates
 
 
+def _usable(scores: SpanScores) -> np.ndarray:
+    """Which spans are scored with numbers by both models, bool [N]; a model may give NaN."""
+    finite = np.isfinite(scores.surprise).all(axis=0)
+    if scores.divergence is not None:
+        finite &= np.isfinite(scores.divergence).all(axis=0)
+    usable: np.ndarray = scores.sequence.scored & finite
+    return usable
+
+
+@np.errstate(invalid="ignore")
 def _apart(scores: SpanScores, spans: slice) -> float:
     """How much the models differ on some spans: mean Jensen-Shannon divergence, or nats of surprisal per byte."""
+    usable = _usable(scores)[spans]
     if scores.divergence is not None:
-        return float(np.nanmean(scores.divergence[2, spans]))
-    size = scores.sequence.lengths[spans][scores.sequence.scored[spans]].sum()
-    return float(np.nansum(np.abs(scores.surprise[1, spans] - scores.surprise[0, spans])) / size)
+        return float(np.nanmean(np.where(usable, scores.divergence[2, spans], np.nan)))
+    size = scores.sequence.lengths[spans][usable].sum()
+    apart = np.abs(scores.surprise[1, spans] - scores.surprise[0, spans])
+    return float(np.nansum(np.where(usable, apart, np.nan)) / size)
 
 
 def _row(rank: int, passage: _Passage, indexes: tuple[int, int]) -> dict[str, Any]:
     scores, sequence = passage.scores, passage.scores.sequence
     start, end = int(sequence.anchors[passage.first]), int(sequence.anchors[passage.last])
-    scored = [span for span in range(passage.first, passage.last) if sequence.scored[span]]
+    scored = [span for span in range(passage.first, passage.last) if _usable(scores)[span]]
     tokens = []
     for index in indexes:
         positions = sequence.positions[index]

@@ -90,6 +90,8 @@ class _Measurement:
                 difference = mean_difference(self.store, *(self.sources[index].name for index in pair))
                 self.tables["baseline_difference"] += difference_rows(difference, pair)
                 for reader in pair:
+                    if self.sources[reader].logit_obstacle is not None:
+                        continue
                     unembedding = Unembedding.from_source(self.sources[reader])
                     self.tables["baseline_lens"] += lens_rows(
                         difference, pair, reader, unembedding, self.recipe.analysis.logits

@@ -13,7 +13,7 @@ from trainer.analysis.per_feature.contexts import Windows, select_firings, seque
 from trainer.analysis.per_feature.decoder_norms import OTHER, SHARED, DecoderNorms, owners
 from trainer.analysis.per_feature.firings import RowMetadata, firing_measures
 from trainer.analysis.per_feature.histogram import histogram
-from trainer.analysis.rows.codes import FeatureCodes
+from trainer.analysis.rows.codes import FeatureCodes, is_run_start
 from trainer.bench.synthetic_text import Vocabulary, synthetic_text
 from trainer.recipe.recipe import Recipe, parse_recipe
 from trainer.results.draft import EvaluationRow, ResultsDraft, SourceRow, publishing
@@ -28,8 +28,8 @@ CONTEXTS_PER_FEATURE = TOP + 5 * PER_QUANTILE
 """Contexts per feature."""
 CLUSTERS, CLUSTER = (100, 300), 3
 """Clusters of firings per feature, at least and at most, and neighbouring rows in each."""
-WORDS = 200
-"""Words per sequence."""
+SEQUENCES, WORDS = (64, 16_384), 200
+"""Sequences, at least and at most, and words per sequence."""
 CHUNK = 512
 """Features generated at a time."""
 NEIGHBOURS, LOGITS, OTHER_RUNS = 5, 10, 3
@@ -58,7 +58,7 @@ class SyntheticRun:
 def publish_synthetic_run(folder: RunFolder, *, features: int, seed: int = 0) -> SyntheticRun:
     """Publish a run of two sources with CONTEXTS_PER_FEATURE contexts per live feature (one in fifty is dead).
 
-    There is one sequence for every four features, at least 64.
+    There is one sequence for every four features, within SEQUENCES.
     """
     rng = np.random.default_rng(seed)
     recipe = parse_recipe(
@@ -71,13 +71,15 @@ def publish_synthetic_run(folder: RunFolder, *, features: int, seed: int = 0) ->
     )
     with atomic_write(folder.recipe) as draft:
         draft.write_text(recipe.to_yaml(), encoding="utf-8")
-    texts, row_order, vocabulary = synthetic_text(max(features // 4, 64), WORDS, rng)
+    texts, row_order, vocabulary = synthetic_text(min(max(features // 4, SEQUENCES[0]), SEQUENCES[1]), WORDS, rng)
     with publishing(folder) as results:
         results.add_run(recipe, folder.run_id)
         results.add_rows("source", SOURCES)
         evaluation = [EvaluationRow(source.source, "variance_explained", 0.8) for source in SOURCES]
         results.add_rows("evaluation", evaluation)
-        results.add("sequence", sequence_columns(texts, np.arange(texts.sequences)))
+        for first in range(0, texts.sequences, CHUNK):
+            some = np.arange(first, min(first + CHUNK, texts.sequences))
+            results.add("sequence", sequence_columns(texts, some))
         windows = Windows(row_order, texts, recipe.analysis.contexts.window)
         row_metadata = RowMetadata.from_texts(len(row_order.sequence), row_order, texts)
         results.add("text_part", row_metadata.text_part_columns())
@@ -98,7 +100,8 @@ def firings(first: int, features: int, rows: int, rng: np.random.Generator) -> F
     owner = np.repeat(np.arange(features), clusters)
     centre = rng.integers(0, rows - CLUSTER, len(owner))
     key = (owner[:, None] * rows + centre[:, None] + np.arange(CLUSTER)).ravel()
-    key = np.unique(key)
+    key.sort()
+    key = key[is_run_start(key)]
     feature, row = key // rows, key % rows
     peak = 10 ** rng.uniform(0.3, 1.6, features)
     value = (peak[feature] * rng.uniform(0.01, 1, len(row))).astype(np.float32)

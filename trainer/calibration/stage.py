@@ -16,11 +16,13 @@ from trainer.calibration.null import null_store
 from trainer.calibration.recovery import recall_table, recovered_features
 from trainer.calibration.spike_ins import SpikeInSet, spiked_store
 from trainer.crosscoder.crosscoder import Crosscoder
+from trainer.device import measuring_device
 from trainer.errors import RecipeError
 from trainer.recipe.measuring import CalibrationRecipe
 from trainer.recipe.recipe import Recipe
 from trainer.run.folder import RunFolder, discard, write_json
 from trainer.run.progress import Progress
+from trainer.run.record import damaged_product, read_record, record_finished
 from trainer.store.store import ActivationStore
 from trainer.training.stage import fingerprint_of, train
 
@@ -125,18 +127,24 @@ class _ExperimentRunner:
     def _trained(self, store: ActivationStore, folder: RunFolder) -> Crosscoder:
         """The crosscoder of an earlier calibration with the same fingerprint, else a newly trained one."""
         fingerprint = fingerprint_of(self.recipe, store)
-        if folder.crosscoder.is_file() and folder.finished_stages().get("train") == fingerprint:
-            return Crosscoder.load(folder.path)
+        products = (folder.crosscoder, folder.weights)
+        finished = read_record(folder).get("train")
+        if finished is not None and finished.inputs == fingerprint and damaged_product(finished, products) is None:
+            return self._loaded(folder)
         train(self.recipe, store, folder, self.progress)
-        write_json(folder.stages, {"train": fingerprint})
+        record_finished(folder, "train", fingerprint, products)
         discard(folder.checkpoints)
-        return Crosscoder.load(folder.path)
+        return self._loaded(folder)
+
+    def _loaded(self, folder: RunFolder) -> Crosscoder:
+        return Crosscoder.load(folder.path).to(measuring_device(self.recipe.training.device))
 
 
 def _judged_strengths(experiment: _Experiment, least: float) -> list[float]:
     """Strengths of the claims whose owner's readout suffices to judge them."""
     contrast, claims = experiment.judged_claims.contrast, experiment.ownership.claims
-    strengths: list[float] = contrast.strength[claims & (contrast.own >= least)].tolist()
+    strength = contrast.strength[claims & (contrast.own >= least)]
+    strengths: list[float] = strength[np.isfinite(strength)].tolist()
     return strengths
 
 

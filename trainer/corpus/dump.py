@@ -13,6 +13,7 @@ MAX_PAGE_CHARACTERS = 2_000_000
 _NAMESPACE = re.compile(r'<namespace key="(?!0")-?\d+"[^<>]*>([^<]+)</namespace>')
 _TITLE = re.compile(r"<title>([^<]*)</title>")
 _REDIRECT = re.compile(r"\s*#\s*redirect", re.IGNORECASE)
+_ENDLESS_NUMBER = re.compile(r"&#[0-9]{4300,};?")
 _TEXT = re.compile(r"<text\b[^<>]*>")
 
 
@@ -23,14 +24,19 @@ def read_articles(stream: TextIO) -> Iterator[str]:
     title = ""
     for line in lines:
         if match := _NAMESPACE.search(line):
-            namespaces.add(html.unescape(match[1]))
+            namespaces.add(_unescape(match[1]))
         elif match := _TITLE.search(line):
-            title = html.unescape(match[1])
+            title = _unescape(match[1])
         elif (match := _TEXT.search(line)) and not match[0].endswith("/>"):
             markup = _text_element(line[match.end() :], lines)
             is_article = title.partition(":")[0] not in namespaces or ":" not in title
             if markup is not None and is_article and not _REDIRECT.match(markup):
-                yield html.unescape(markup)
+                yield _unescape(markup)
+
+
+def _unescape(text: str) -> str:
+    """The text with its entities as characters; one with more digits than Python reads becomes U+FFFD, as too large."""
+    return html.unescape(_ENDLESS_NUMBER.sub("\ufffd", text))
 
 
 def _text_element(first: str, lines: Iterator[str]) -> str | None:

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.corpus.chats import CHAT_COLUMNS, parse_chat
+from trainer.corpus.chats import CHAT_COLUMNS, has_tool_turns, parse_chat
 from trainer.corpus.document import Message, clean
-from trainer.corpus.records import COMPRESSED, SUFFIXES, read_records
-from trainer.corpus.tally import PartTally
+from trainer.corpus.file_type import KINDS, is_metadata, visible_files
+from trainer.corpus.records import file_kind, has_known_suffix, read_records
+from trainer.corpus.tally import Notify, PartTally
 from trainer.errors import CorpusError
 from trainer.pypi import archives
 from trainer.recipe.fitting import CorpusPart
@@ -25,26 +26,43 @@ _WILDCARDS = frozenset("*?[")
 def read_contents(part: CorpusPart, tally: PartTally, rng: random.Random) -> Iterator[Content]:
     """Yield every text or chat of a part in the order of its files; the files themselves are shuffled.
 
-    Raises CorpusError if the origin or the column does not exist, or if most records hold no text.
+    Raises CorpusError if the origin or the column does not exist, if most of the first records hold no text, or none of
+    a file does.
     """
     column = _TextColumn(part)
     found = rejected = 0
-    for record in _records(part, tally, rng, column):
-        content = _content(column.value(record), part)
-        if content is None:
-            rejected += 1
-            tally.unreadable += 1
-        else:
-            found += 1
-            yield content
-        if found + rejected == PROBED_RECORDS and rejected > found:
-            break
+    for origin, records in _origins(part, tally, rng, column):
+        column.origin = origin
+        found_before, rejected_before = found, rejected
+        for record in records:
+            content = _content(column.value(record), part, tally)
+            if content is None:
+                rejected += 1
+            else:
+                found += 1
+                yield content
+            if found + rejected == PROBED_RECORDS and rejected > found:
+                raise CorpusError(_without_text(part, tally, column, rejected, found + rejected))
+        if rejected > rejected_before and found == found_before:
+            raise CorpusError(
+                _without_text(part, tally, column, rejected - rejected_before, rejected - rejected_before)
+            )
     if rejected > found:
-        kind = "chats (lists of turns with `role` and `content`)" if part.format == "chat" else "text"
-        raise CorpusError(
-            f"Corpus part {tally.name!r}: {rejected:,} of {found + rejected:,} records hold no {kind} "
-            f"in column {column.name!r}. Set `column:` or `format:` of this part."
+        raise CorpusError(_without_text(part, tally, column, rejected, found + rejected))
+
+
+def _without_text(part: CorpusPart, tally: PartTally, column: "_TextColumn", rejected: int, records: int) -> str:
+    """What to say of an origin most of whose records hold no text."""
+    where = f"Corpus part {tally.name!r}: {rejected:,} of {records:,} records"
+    if tally.tools > rejected // 2:
+        return (
+            f"{where} of {column.origin} are chats with turns of tools, which templates of different models do not "
+            "agree on. Leave those turns out of the file, or give other chats."
         )
+    kind = "chats (lists of turns with `role` and `content`)" if part.format == "chat" else "text"
+    return (
+        f"{where} hold no {kind} in column {column.name!r} of {column.origin}. Set `column:` or `format:` of this part."
+    )
 
 
 def default_name(part: CorpusPart) -> str:
@@ -67,6 +85,8 @@ class _TextColumn:
         self._part = part
         self._chosen = False
         self.name = part.column
+        self.origin = part.dataset or part.path or ""
+        """The file or data set that is being read, for messages."""
 
     def choose(self, names: list[str]) -> str:
         """Choose the column to read among those that exist. Raises CorpusError if none fits."""
@@ -79,7 +99,7 @@ class _TextColumn:
                 return name
         near = difflib.get_close_matches(self._part.column, names, n=1)
         raise CorpusError(
-            f"{self._part.dataset or self._part.path} has no column {self._part.column!r}; "
+            f"{self.origin} has no column {self._part.column!r}; "
             f"it has {', '.join(map(repr, names)) or 'none'}. Set `column: {near[0] if near else '...'}` of this part."
         )
 
@@ -92,36 +112,45 @@ class _TextColumn:
         return record.get(self.name)
 
 
-def _content(value: Any, part: CorpusPart) -> Content | None:
-    if part.format == "chat":
-        return parse_chat(value)
-    return clean(value) if isinstance(value, str) else None
+def _content(value: Any, part: CorpusPart, tally: PartTally) -> Content | None:
+    """The text or chat in a value; None if there is none, which is then counted."""
+    content = parse_chat(value) if part.format == "chat" else clean(value) if isinstance(value, str) else None
+    if content is None and part.format == "chat" and has_tool_turns(value):
+        tally.tools += 1
+        tally.notify_once(f"Corpus part {tally.name!r}: chats with turns of tools are left out.")
+    elif content is None:
+        tally.unreadable += 1
+    return content
 
 
-def _records(part: CorpusPart, tally: PartTally, rng: random.Random, column: _TextColumn) -> Iterator[Any]:
+def _origins(
+    part: CorpusPart, tally: PartTally, rng: random.Random, column: _TextColumn
+) -> Iterator[tuple[str, Iterator[Any]]]:
+    """Yield every file or data set of a part, with the records in it."""
     if part.dataset is not None:
-        yield from _hub_records(part, rng, column)
+        yield part.dataset, _hub_records(part, rng, column)
         return
     assert part.path is not None, "a part has a dataset or a path"
     if archives.is_address(part.path):
         files = [archives.fetch(part.path, "corpora", notify=tally.notify)]
     else:
-        files = _files(part.path)
+        files = find_files(part, tally.notify_once)
     rng.shuffle(files)
     for file in files:
-        yield from read_records(file, tally, column.choose)
+        yield str(file), read_records(file, tally, column.choose)
 
 
-def _files(path: str) -> list[Path]:
-    """The files that a path, a folder or a glob pattern refers to. Raises CorpusError if there are none."""
-    location = Path(path).expanduser()
+def find_files(part: CorpusPart, notify: Notify = lambda _: None) -> list[Path]:
+    """The files that a part's path, a folder or a glob pattern, refers to.
+
+    `notify` is called with a message about files that are left out. Raises CorpusError if there are none.
+    """
+    assert part.path is not None, "only for parts with a path"
+    path, location = part.path, Path(part.path).expanduser()
     if location.is_file():
         return [location]
     if location.is_dir():
-        found = sorted(file for file in location.rglob("*") if file.is_file() and _has_text_suffix(file))
-        if not found:
-            raise CorpusError(f"{path} holds no file that ends in {', '.join(SUFFIXES)} (or these with .gz).")
-        return found
+        return _files_in(location, part.split, notify)
     if _WILDCARDS & set(path):
         fixed = next(index for index, step in enumerate(location.parts) if _WILDCARDS & set(step))
         folder = Path(*location.parts[:fixed])
@@ -129,12 +158,33 @@ def _files(path: str) -> list[Path]:
         if found:
             return found
         raise CorpusError(f"No file matches {path}. Check {folder.absolute()}.")
+    if location.is_symlink():
+        raise CorpusError(f"{path} is a link to {location.readlink()}, which does not exist. Correct the link.")
+    if location.exists():
+        raise CorpusError(f"{path} is neither a file nor a folder. Write its content to a file and give that.")
     raise CorpusError(f"No file or folder at {path}. {_suggestion(location)}")
 
 
-def _has_text_suffix(file: Path) -> bool:
-    name = file.with_suffix("") if file.suffix in COMPRESSED else file
-    return name.suffix in SUFFIXES
+def _files_in(folder: Path, split: str, notify: Notify) -> list[Path]:
+    """The files of a folder that hold documents; of a saved data set with splits, those of one split.
+
+    Beside records, files that describe them are left out. Raises CorpusError if there are none.
+    """
+    if (folder / "dataset_dict.json").is_file():
+        if not (folder / split).is_dir():
+            splits = ", ".join(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+            raise CorpusError(f"{folder} has no split {split!r}; it has {splits}. Set `split:` of this part.")
+        folder = folder / split
+    files = list(visible_files(folder))
+    found = [file for file in files if has_known_suffix(file)]
+    if any(file_kind(file) != "txt" for file in found):
+        found = [file for file in found if not is_metadata(file)]
+    if not found:
+        raise CorpusError(f"{folder} holds no file that ends in {', '.join(KINDS)} (or these with .gz or .zst).")
+    if left_out := [file.name for file in files if file not in set(found)]:
+        names = ", ".join(left_out[:3]) + (f" and {len(left_out) - 3:,} more" if len(left_out) > 3 else "")
+        notify(f"corpus: {names} in {folder} left out, which hold no documents")
+    return found
 
 
 def _suggestion(location: Path) -> str:
@@ -142,7 +192,10 @@ def _suggestion(location: Path) -> str:
     folder = location.absolute().parent
     while not folder.is_dir():
         location, folder = folder, folder.parent
-    names = sorted(entry.name for entry in folder.iterdir())
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        return f"{folder} cannot be read: {error.strerror}."
     near = difflib.get_close_matches(location.name, names, n=1, cutoff=0.5)
     return f"Did you mean {folder / near[0]}?" if near else f"{folder} exists, but holds nothing of a similar name."
 

@@ -1,23 +1,36 @@
-"""Reads the records of a text, JSON, parquet or XML file one by one, in bounded memory."""
+"""Reads the records of a text, JSON, CSV, parquet, arrow or XML file one by one, in bounded memory."""
 
 import bz2
 import contextlib
 import gzip
 import json
 import lzma
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from io import TextIOWrapper
+from io import BufferedReader, TextIOWrapper
 from pathlib import Path
 from typing import IO, Any, TextIO
 
 from trainer.corpus import dump
+from trainer.corpus.file_type import KINDS, PROBED_BYTES, TABLES, file_type
+from trainer.corpus.tables import ChooseColumn, arrow_rows, csv_rows, parquet_rows
 from trainer.corpus.tally import PartTally
 from trainer.errors import CorpusError
 
-COMPRESSED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".parquet", ".xml")
-"""Suffixes that determine the file type, alone or before a suffix in COMPRESSED."""
+
+def _open_zstandard(path: Path) -> IO[bytes]:
+    import pyarrow
+
+    return BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
+
+
+COMPRESSED: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zstandard,
+}
 
 MIN_TEXT_CHARACTERS = 2_000
 """A document of a .txt file ends at the first blank line after this many characters,"""
@@ -32,58 +45,89 @@ CHUNK = 1 << 20
 _TRUNCATION_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
 
 
-def read_records(path: Path, tally: PartTally, choose_column: Callable[[list[str]], str]) -> Iterator[Any]:
-    """Yield the records of one file: JSON values, parquet rows, or texts of .txt files and MediaWiki exports.
+def read_records(path: Path, tally: PartTally, choose_column: ChooseColumn) -> Iterator[Any]:
+    """Yield the records of one file: JSON values, rows of tables, or texts of .txt files and MediaWiki exports.
 
-    `choose_column` takes the column names of a parquet file and returns the one to read. A truncated file yields its
-    complete records. Raises CorpusError for a file that cannot be opened or whose content does not match its name.
+    `choose_column` takes the column names of a table and returns the one to read. A truncated file yields its complete
+    records. Raises CorpusError for a file that cannot be opened or whose content does not match its name.
     """
     count = 0
     try:
         for record in _read_file(path, tally, choose_column):
             count += 1
             yield record
-    except _TRUNCATION_ERRORS as error:
+    except (*_TRUNCATION_ERRORS, OSError) as error:
+        # Decompressors give no number to the errors of what they read.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise CorpusError(f"{path} cannot be read: {error.strerror}. Check the file and its permissions.") from None
         if not count:
             raise CorpusError(f"{path} is damaged ({error}): nothing in it can be read. Fetch it again.") from None
         tally.notify_once(f"{path.name} is truncated after {count:,} records; those are used.")
-    except OSError as error:
-        raise CorpusError(
-            f"{path} cannot be read: {error.strerror or error}. Check the file and its permissions."
-        ) from None
     if not count:
         tally.notify_once(f"{path.name} holds no documents.")
 
 
-def _read_file(path: Path, tally: PartTally, choose_column: Callable[[list[str]], str]) -> Iterator[Any]:
-    file_type = _file_type(path)
-    if file_type == "parquet":
-        yield from _parquet_records(path, choose_column)
+def has_known_suffix(file: Path) -> bool:
+    """Whether a file's name says that it holds records or text."""
+    return _without_compression(file).suffix.casefold() in KINDS
+
+
+def file_kind(path: Path) -> str:
+    """What a file with a known suffix holds, by that suffix."""
+    return KINDS[_without_compression(path).suffix.casefold()]
+
+
+def _read_file(path: Path, tally: PartTally, choose_column: ChooseColumn) -> Iterator[Any]:
+    beginning = _beginning(path)
+    kind, encoding = file_type(path, _without_compression(path).suffix, beginning)
+    if kind in TABLES:
+        yield from _table_rows(path, kind, choose_column)
         return
-    with _open(path) as raw, TextIOWrapper(raw, "utf-8-sig", errors="replace", newline="") as lines:
-        if file_type == "xml":
+    if kind == "xml" and dump.ROOT_TAG not in beginning.decode(encoding, "replace"):
+        raise CorpusError(f"{path} is XML, but no MediaWiki export. Convert it to text or JSON lines.")
+    encoding = "utf-8-sig" if encoding == "utf-8" else encoding
+    with open_decompressed(path) as raw, TextIOWrapper(raw, encoding, errors="replace", newline="") as lines:
+        if kind == "xml":
             yield from dump.read_articles(lines)
-        elif file_type == "jsonl":
+        elif kind == "jsonl":
             yield from _json_lines(lines, path, tally)
-        elif file_type == "json":
+        elif kind == "json":
             yield from _json_values(lines, path, tally)
+        elif kind == "csv":
+            yield from csv_rows(lines, path)
         else:
             yield from _split_text(lines)
 
 
-def _file_type(path: Path) -> str:
-    """The file type by suffix, else by the first bytes."""
-    name = path.with_suffix("") if path.suffix in COMPRESSED else path
-    known = {".md": "txt", ".ndjson": "jsonl"}
-    if name.suffix in SUFFIXES:
-        return known.get(name.suffix, name.suffix[1:])
-    with _open(path) as file:
-        beginning = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
-    prefixes = {b"PAR1": "parquet", dump.ROOT_TAG.encode(): "xml", b"<?xml": "xml", b"[": "json", b"{": "json"}
-    return next((file_type for prefix, file_type in prefixes.items() if beginning.startswith(prefix)), "txt")
+def _beginning(path: Path) -> bytes:
+    """The first PROBED_BYTES of a file, decompressed; fewer if it is shorter or truncated."""
+    found = b""
+    with open_decompressed(path) as raw, contextlib.suppress(*_TRUNCATION_ERRORS):
+        while len(found) < PROBED_BYTES and (part := raw.read(min(1024, PROBED_BYTES - len(found)))):
+            found += part
+    return found
 
 
-def _open(path: Path) -> IO[bytes]:
+def _table_rows(path: Path, kind: str, choose_column: ChooseColumn) -> Iterator[Any]:
+    read_rows = parquet_rows if kind == "parquet" else arrow_rows
+    if path.suffix not in COMPRESSED:
+        with path.open("rb") as file:
+            yield from read_rows(file, path, choose_column)
+        return
+    # Tables need random access, so a compressed file is decompressed first.
+    with tempfile.TemporaryFile() as decompressed, open_decompressed(path) as raw:
+        while chunk := raw.read(CHUNK):
+            decompressed.write(chunk)
+        decompressed.seek(0)
+        yield from read_rows(decompressed, path, choose_column)
+
+
+def _without_compression(path: Path) -> Path:
+    return path.with_suffix("") if path.suffix in COMPRESSED else path
+
+
+def open_decompressed(path: Path) -> IO[bytes]:
+    """Open a file for reading, decompressed as its suffix says."""
     opener = COMPRESSED.get(path.suffix)
     file: IO[bytes] = opener(path) if opener else path.open("rb")
     return file
@@ -163,26 +207,3 @@ def _report_end(rest: str, count: int, path: Path, tally: PartTally) -> None:
     if not count:
         raise CorpusError(f"{path} is not JSON: its first value cannot be read. Check the file.")
     tally.notify_once(f"{path.name} is truncated after {count:,} records; those are used.")
-
-
-def _parquet_records(path: Path, choose_column: Callable[[list[str]], str]) -> Iterator[Any]:
-    import tempfile
-
-    import pyarrow
-    import pyarrow.parquet
-
-    with tempfile.TemporaryFile() as decompressed:
-        # Parquet needs random access, so a compressed file is decompressed first.
-        file: Path | IO[bytes] = path
-        if path.suffix in COMPRESSED:
-            with _open(path) as raw:
-                while chunk := raw.read(CHUNK):
-                    decompressed.write(chunk)
-            file = decompressed
-        try:
-            table = pyarrow.parquet.ParquetFile(file)
-            column = choose_column(list(table.schema_arrow.names))
-            for batch in table.iter_batches(batch_size=256, columns=[column]):
-                yield from batch.to_pylist()
-        except pyarrow.ArrowException as error:
-            raise CorpusError(f"{path} is not a readable parquet file: {error}. Fetch or write it again.") from None

@@ -21,6 +21,8 @@ class PartTally:
     """Estimated rows of the documents yielded."""
     unreadable: int = 0
     """Damaged, without text, or with turns of unknown roles."""
+    tools: int = 0
+    """Chats with turns of tools."""
     empty: int = 0
     """Empty or too short after cleaning."""
     other_language: int = 0
@@ -42,6 +44,7 @@ class PartTally:
         """One line for the log: documents yielded, and records dropped by reason."""
         left_out = {
             "unreadable": self.unreadable,
+            "with turns of tools": self.tools,
             "empty": self.empty,
             "in another language": self.other_language,
             "duplicates": self.duplicates,

@@ -26,6 +26,8 @@ DROPPED_TAGS = {
 }
 MAX_UNCLOSED = 300
 """Pages with more unclosed tags, tables or templates are dropped: the parser would take minutes."""
+MAX_UNCLOSED_COMMENTS = 3
+"""For each of them the parser reads the rest of the page once per link that is open."""
 LINE_BREAK_TAGS = {"br", "p", "div", "center", "blockquote"}
 
 _BULLETS = {"*": "- ", "#": "- ", ":": "", ";": ""}
@@ -44,18 +46,19 @@ _HATNOTE = (
     r"[^\n]{0,200}$"
 )
 _CLEANUPS = [
-    (re.compile(r"^\s*(?:\{\||\|\}|\|-|!|\|).*$", re.MULTILINE), ""),
+    # White space is matched whether a table follows or not, so that a long run of it is read once.
+    (re.compile(r"^(?:\s*+(?:\{\||\|\}|\|-|!|\|).*$|(\s++))", re.MULTILINE), r"\1"),
     (re.compile(r"__[A-Z]{3,20}__"), ""),
     (re.compile(r"'{2,5}"), ""),
     (re.compile(r"\[\[|\]\]|\{\{|\}\}"), ""),
     (re.compile(r"[ \t\xa0]+"), " "),
     (re.compile(r" ?(?:\([ ,;:]*\)|\[ ?\])"), ""),
-    (re.compile(r" +([,.;:)])(?=\s|$)"), r"\1"),
+    (re.compile(r"(?<! ) +([,.;:)])(?=\s|$)"), r"\1"),
     (re.compile(r",{2,}"), ","),
     (re.compile(r"^(?:- ?){2,}", re.MULTILINE), "- "),
     (re.compile(_HATNOTE, re.MULTILINE), ""),
     (re.compile(r"\( +"), "("),
-    (re.compile(r"^[ \t]+|[ \t]+$", re.MULTILINE), ""),
+    (re.compile(r"^[ \t]+|(?<![ \t])[ \t]+$", re.MULTILINE), ""),
     (re.compile(r"^[-–—*#:;,.|!=\s]+$", re.MULTILINE), ""),
     (re.compile(r"\n{3,}"), "\n\n"),
 ]
@@ -65,10 +68,12 @@ def strip_wikitext(markup: str) -> str:
     """Plain text of a page, without templates, tables, references, files, categories and link lists.
 
     Links, emphasis and headings keep their text; a bullet becomes `- `. Handles about 3 MB of markup per second.
-    Markup with more than MAX_UNCLOSED unclosed elements gives an empty text.
+    Markup with more than MAX_UNCLOSED unclosed elements, or MAX_UNCLOSED_COMMENTS comments, gives an empty text.
     """
     import mwparserfromhell
 
+    if markup.count("<!--") - markup.count("-->") > MAX_UNCLOSED_COMMENTS:
+        return ""
     if any(len(opening.findall(markup)) - len(closing.findall(markup)) > MAX_UNCLOSED for opening, closing in _PAIRS):
         return ""
     text = _plain_text(mwparserfromhell.parse(_without_link_lists(markup), skip_style_tags=True))

@@ -7,10 +7,11 @@ feature.
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -83,6 +84,17 @@ class Crosscoder:
     def device(self) -> torch.device:
         """Device of the weights."""
         return self.weights[f"encoder_bias.{self.groups[0].name}"].device
+
+    def to(self, device: torch.device) -> "Crosscoder":
+        """The same crosscoder with its tensors on a device; itself if they are there."""
+        if self.device == device:
+            return self
+        return replace(
+            self,
+            weights={name: tensor.to(device) for name, tensor in self.weights.items()},
+            normaliser={source: normaliser.to(device) for source, normaliser in self.normaliser.items()},
+            threshold={group: tensor.to(device) for group, tensor in self.threshold.items()},
+        )
 
     def normalise(self, rows: Rows) -> Rows:
         """Normalise raw activations, fp32; differences are taken of the raw ones."""
@@ -176,16 +188,26 @@ class Crosscoder:
                 total[source] += sum_by_row(pattern, codes.value[in_group], weight)
         return {source: self.normaliser[source].denormalise(x) if raw else x for source, x in total.items()}
 
-    def decoder(self, source: str) -> Tensor:
-        """Decoder directions of all features in a source [features, W]; zero where a feature does not write."""
-        return self._concatenated("decoder", source, lambda group: source in group.writes)
+    def decoder(self, source: str, features: np.ndarray | None = None) -> Tensor:
+        """Decoder directions of all or some features in a source [n, W], fp32; zero where a feature does not write."""
+        return self._directions("decoder", source, features, lambda group: source in group.writes)
 
-    def encoder(self, source: str) -> Tensor:
-        """Encoder directions of all features from a source [features, W]; zero where a feature does not read."""
-        return self._concatenated("encoder", source, lambda group: source in group.reads)
+    def encoder(self, source: str, features: np.ndarray | None = None) -> Tensor:
+        """Encoder directions of all or some features from a source [n, W], fp32; zero where a feature reads not."""
+        return self._directions("encoder", source, features, lambda group: source in group.reads)
 
-    def _concatenated(self, kind: str, source: str, present: Callable[[Group], bool]) -> Tensor:
+    def _directions(
+        self, kind: str, source: str, features: np.ndarray | None, present: Callable[[Group], bool]
+    ) -> Tensor:
         width = self.widths[source]
+        if features is not None:
+            index = torch.as_tensor(features, dtype=torch.int64, device=self.device)
+            some = torch.zeros(len(index), width, device=self.device)
+            for group in filter(present, self.groups):
+                inside = (index >= group.first) & (index < group.stop)
+                block = self.weights[f"{kind}.{source}.{group.name}"].detach()
+                some[inside] = block[index[inside] - group.first].float()
+            return some
         parts = [
             self.weights[f"{kind}.{source}.{group.name}"].detach().float()
             if present(group)

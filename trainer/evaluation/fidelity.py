@@ -7,6 +7,7 @@ sequence first; then activations are replaced in one source at a time. The predi
 """
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,7 +79,10 @@ class Losses:
                 self.divergence[number] += float(torch.linalg.vecdot(probability, log_p - log_q).double().sum())
 
     def measures(self, source: str) -> list[dict[str, Any]]:
-        """Rows of the results' evaluation table; without loss recovered for ablations that do not raise the loss."""
+        """Rows of the results' evaluation table; without loss recovered for ablations that do not raise the loss.
+
+        Measures that are not a number, because some logits are not, are left out.
+        """
         clean, *changed = (self.cross_entropy / self.predictions).tolist()
         values = {"cross_entropy": clean}
         values |= {f"cross_entropy_{name}": value for name, value in zip(CONDITIONS, changed, strict=True)}
@@ -89,7 +93,11 @@ class Losses:
         divergences = (self.divergence / self.predictions).tolist()
         values |= {f"kl_{name}": value for name, value in zip(CONDITIONS, divergences, strict=True)}
         values["positions_replaced"] = self.replaced / self.tokens
-        return [{"source": source, "measure": measure, "value": value} for measure, value in values.items()]
+        return [
+            {"source": source, "measure": measure, "value": value}
+            for measure, value in values.items()
+            if math.isfinite(value)
+        ]
 
 
 def obstacle(store: ActivationStore, crosscoder: Crosscoder, models: Collection[str], sequences: int) -> str | None:
@@ -124,6 +132,9 @@ def fidelity(
         for sequence in chosen:
             add_sequence(sequence, sources, reconstruct, means, losses)
             task.advance(1)
+    for name, sums in losses.items():
+        if sums.predictions and not bool(sums.cross_entropy.isfinite().all()):
+            progress.notify(f"evaluate: the loss of {name} is not a number on some text, and is left out")
     return [row for name, sums in losses.items() if sums.predictions for row in sums.measures(name)]
 
 

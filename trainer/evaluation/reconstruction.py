@@ -4,6 +4,7 @@ Explained variance has two definitions in the literature, and both are measured:
 over rows.
 """
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -49,10 +50,18 @@ class Tally:
             self.share[source] += float((1 - error / spread.clamp_min(1e-12)).double().sum())
 
     def measures(self) -> list[dict[str, Any]]:
-        """Rows of the results' evaluation table: source name or None, measure, value."""
+        """Rows of the results' evaluation table: source name or None, measure, value.
+
+        Raises StoreError for a measure that is not a number.
+        """
         table: list[dict[str, Any]] = []
 
         def record(measure: str, value: float, source: str | None = None) -> None:
+            if not math.isfinite(value):
+                raise StoreError(
+                    f"{measure} of {source or 'the crosscoder'} is not a number on the held-out rows: they "
+                    "are too large for float32, or the crosscoder is damaged. Check the sources' hookpoints and dtype."
+                )
             table.append({"source": source, "measure": measure, "value": float(value)})
 
         for source in self.crosscoder.targets:
@@ -85,7 +94,15 @@ def evaluate(store: ActivationStore, crosscoder: Crosscoder, progress: Progress)
         for block in store.blocks("held_out", rows=BLOCK):
             tally.add(block.rows, crosscoder.encode(block.rows))
             task.advance(len(next(iter(block.rows.values()))))
-    return tally.measures()
+    measures = tally.measures()
+    for row in measures:
+        if row["measure"] == "variance_explained" and row["value"] < 0:
+            progress.notify(
+                f"evaluate: reconstructions of {row['source']} are further from its activations than their mean "
+                f"(variance explained {row['value']:.3g}), so its features mean nothing. Train longer or with a lower "
+                "training.learning_rate; an imported crosscoder needs the activations and scales it was trained with."
+            )
+    return measures
 
 
 def _means(store: ActivationStore, crosscoder: Crosscoder) -> Rows:

@@ -5,6 +5,7 @@ training standardises activations per neuron and per corpus and saves neither me
 checkpoint must be normalised beforehand by somebody who has these statistics.
 """
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -130,18 +131,18 @@ def _with_row_k(crosscoder: Crosscoder, settings: dict[str, object], origin: Pat
 def _partition(file: TensorFile, settings: dict[str, object], features: int) -> Partition:
     """The partition in the settings. Raises CrosscoderError when the masks in the weights file contradict it."""
     sizes = [settings.get(key, 0) for key in ("n_a", "n_b")]
-    if not all(isinstance(size, int) for size in sizes):
-        raise CrosscoderError(f"{file.path}: config.json gives n_a and n_b as {sizes}. Copy it again.")
+    if not all(isinstance(size, int) and not isinstance(size, bool) for size in sizes):
+        raise CrosscoderError(f"{file.path}: config.json gives n_a and n_b as {reprlib.repr(sizes)}. Copy it again.")
     first, second = (int(str(size)) for size in sizes)
-    for name, axes, source_first in (("enc_mask", (SOURCES, features), True), ("dec_mask", (features, SOURCES), False)):
-        if name in file:
-            mask = file.tensor(name, axes)
-            _check_mask(mask if source_first else mask.T, first, second, f"{file.path}: tensor {name!r}")
     if min(first, second) < 0 or first + second > features:
         raise CrosscoderError(
             f"{file.path}: n_a {first} and n_b {second} do not fit {features} features. The settings are of another "
             "checkpoint; copy them again."
         )
+    for name, axes, source_first in (("enc_mask", (SOURCES, features), True), ("dec_mask", (features, SOURCES), False)):
+        if name in file:
+            mask = file.tensor(name, axes)
+            _check_mask(mask if source_first else mask.T, first, second, f"{file.path}: tensor {name!r}")
     return Partition(first, second, features - first - second)
 
 

@@ -5,6 +5,8 @@ before they are encoded. Some forks have a threshold, and some store the factors
 (`estimated_act_norm_list`); otherwise the caller has to give them.
 """
 
+import math
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +45,7 @@ def find(path: Path) -> Path | None:
         return path if path.name == "cc_weights.pt" or _settings_of(path).name.endswith("_cfg.json") else None
     if (path / "cc_weights.pt").is_file():
         return path / "cc_weights.pt"
-    numbered = [file for file in path.glob("*.pt") if file.stem.isdigit() and _settings_of(file).is_file()]
+    numbered = [file for file in path.glob("*.pt") if file.stem.isdecimal() and _settings_of(file).is_file()]
     return max(numbered, key=lambda file: int(file.stem), default=None)
 
 
@@ -61,12 +63,14 @@ def read(path: Path, *, sources: Sequence[str] = (), scales: Sequence[float] = (
         if settings.get(key, found) != found:
             raise CrosscoderError(
                 f"{file.path}: tensor 'W_enc' has shape [{count}, {width}, {features}], but its settings say "
-                f"{key} {settings[key]}. Weights and settings are of two checkpoints; copy them again."
+                f"{key} {reprlib.repr(settings[key])}. Weights and settings are of two checkpoints; copy them again."
             )
     names = source_names(sources, settings, count, file.path)
-    factors = list(scales or settings.get(FACTORS) or [1.0] * count)
-    if len(factors) != count or not all(isinstance(factor, int | float) and factor > 0 for factor in factors):
-        raise CrosscoderError(f"{file.path} has {count} sources, and scales are {factors}. Give one above 0 for each.")
+    factors = scales or settings.get(FACTORS) or [1.0] * count
+    if not isinstance(factors, Sequence) or len(factors) != count or not all(map(_is_factor, factors)):
+        raise CrosscoderError(
+            f"{file.path} has {count} sources, and scales are {reprlib.repr(factors)}. Give one above 0 for each."
+        )
     weights = Weights(
         [block.T.contiguous() for block in file.tensor("W_enc", (count, width, features))],
         list(file.tensor("W_dec", (features, count, width)).unbind(1)),
@@ -128,6 +132,10 @@ def write(crosscoder: Crosscoder, folder: Path, *, k: int = 0) -> None:
         settings["batch_topk_init"] = k
     write_tensors(folder / "cc_weights.pt", entries)
     write_json(folder / "cfg.json", settings)
+
+
+def _is_factor(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _settings_of(weights: Path) -> Path:

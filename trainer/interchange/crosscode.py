@@ -155,11 +155,11 @@ def _activation(settings: dict[str, Any], origin: Path) -> tuple[str, dict[str, 
     kind = activation.get("classname") if isinstance(activation, dict) else None
     if kind not in (RELU, TOPK, BATCH_TOPK, *JUMPRELU) or not isinstance(activation, dict):
         raise CrosscoderError(
-            f"{origin}: model_cfg.yaml beside it gives the activation function as {kind}; Crossdiff reads {RELU}, "
-            f"{TOPK}, {BATCH_TOPK} and {JUMPRELU[0]}. Copy the settings of an acausal crosscoder."
+            f"{origin}: model_cfg.yaml beside it gives the activation function as {str(kind)[:100]}; Crossdiff reads "
+            f"{RELU}, {TOPK}, {BATCH_TOPK} and {JUMPRELU[0]}. Copy the settings of an acausal crosscoder."
         )
     options = activation.get("cfg") or {}
-    if kind == TOPK and not isinstance(options.get("k"), int):
+    if not isinstance(options, dict) or (kind == TOPK and not isinstance(options.get("k"), int)):
         raise CrosscoderError(f"{origin}: the model_cfg.yaml beside it has no k. Copy it again.")
     return kind, options
 

@@ -5,6 +5,8 @@ The classes are CrossCoder and BatchTopKCrossCoder; the files are `model_final.p
 the threshold; weights are in normalised space, as in Crossdiff.
 """
 
+import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -88,7 +90,7 @@ def find(path: Path) -> Path | None:
     for name in ("model_final.pt", "model.safetensors"):
         if (path / name).is_file():
             return path / name
-    steps = [file for file in path.glob("checkpoint_*.pt") if file.stem.rpartition("_")[2].isdigit()]
+    steps = [file for file in path.glob("checkpoint_*.pt") if file.stem.rpartition("_")[2].isdecimal()]
     return max(steps, key=lambda file: int(file.stem.rpartition("_")[2]), default=None)
 
 
@@ -185,7 +187,7 @@ def _threshold(file: TensorFile) -> float:
     """The threshold; one that was never set (-1) acts as 0."""
     if "threshold" not in file:
         return 0.0
-    if file.entries["threshold"].ndim:
+    if getattr(file.entries["threshold"], "ndim", 0):
         raise CrosscoderError(
             f"{file.path} has one code per source (DECOUPLED), and a feature of Crossdiff has one for all sources. "
             "Train with another code_normalization to compare sources."
@@ -195,7 +197,7 @@ def _threshold(file: TensorFile) -> float:
 
 def _normalisation_id(file: TensorFile, given: str) -> int:
     if "code_normalization_id" in file:
-        return int(file.raw("code_normalization_id", ()))
+        return int(file.tensor("code_normalization_id", ()))
     if given and given.upper() not in NORMALISATION_IDS:
         raise CrosscoderError(f"No code normalization is named {given!r}. Known are {', '.join(NORMALISATION_IDS)}.")
     return NORMALISATION_IDS[given.upper() or "CROSSCODER"]
@@ -224,8 +226,10 @@ def _mixed_norms(crosscoder: Crosscoder, settings: dict[str, Any], origin: Path)
         ("sum_of_norms", "code_normalization_alpha_cc", 0.1),
     ):
         weight = _trainer_settings(settings).get(key, default)
-        if not isinstance(weight, int | float):
-            raise CrosscoderError(f"{origin}: config.json beside it gives {key} as {weight!r}. Copy it again.")
+        if not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise CrosscoderError(
+                f"{origin}: config.json beside it gives {key} as {reprlib.repr(weight)}. Copy it again."
+            )
         total += weight * scores_per_activation(replace(crosscoder, rank_by=rank_by))
     return total
 
@@ -264,9 +268,9 @@ def _partition(file: TensorFile, settings: dict[str, Any], count: int, features:
         return Partition(0, 0, features)
     try:
         first, second = (int(features * float(stored[key])) for key in keys)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CrosscoderError(
-            f"{file.path}: the partition {stored} cannot be read ({error!r}). Copy it again."
+            f"{file.path}: the partition {reprlib.repr(stored)} cannot be read ({error!r}). Copy it again."
         ) from None
     if count != 2 or min(first, second) < 0 or first + second > features:
         raise CrosscoderError(

@@ -1,14 +1,17 @@
 """Registry of the checkpoint formats, and detection of the format of a folder."""
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from trainer.crosscoder.crosscoder import Crosscoder
-from trainer.errors import CrosscoderError
+from trainer.errors import CrosscoderError, CrossdiffError
 from trainer.interchange import antebe, ckkissane, crosscode, dictionary_learning, saelens, sparsify
 
 
@@ -71,7 +74,37 @@ def read(path: Path, format: str | None = None, **options: Any) -> Crosscoder:  
     if path.is_dir() and chosen.find and chosen.find(path) is None:
         raise CrosscoderError(f"{path} holds no {chosen.name} checkpoint, but {_contents(path)}. Leave out the format.")
     _check_options(chosen, chosen.read, options)
-    return chosen.read(path, **options)
+    try:
+        crosscoder = chosen.read(path, **options)
+    except CrossdiffError:
+        raise
+    # Settings of any type may stand beside the weights.
+    except Exception as error:  # noqa: BLE001
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CrosscoderError(f"{path} is no {chosen.name} checkpoint ({reason}). Copy it again.") from None
+    _check(crosscoder, path)
+    return crosscoder
+
+
+def _check(crosscoder: Crosscoder, path: Path) -> None:
+    """Raise CrosscoderError for a crosscoder without features, or with numbers that no training gives."""
+    if not crosscoder.groups or not crosscoder.features or not all(crosscoder.widths.values()):
+        raise CrosscoderError(f"{path} has no features or no width: its weights are empty. Copy it again.")
+    scales = [normaliser.scale for normaliser in crosscoder.normaliser.values()]
+    if not all(0 < scale < math.inf for scale in scales):
+        raise CrosscoderError(f"{path}: scales of the activations are {scales}. Give one above 0 for each source.")
+    tensors = [*crosscoder.weights.values(), *(normaliser.mean for normaliser in crosscoder.normaliser.values())]
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        raise CrosscoderError(f"{path} holds NaN or infinity. The training failed; take an earlier checkpoint.")
+    # A threshold of infinity belongs to a feature that never fires.
+    if any(bool(torch.isnan(threshold).any()) for threshold in crosscoder.threshold.values()):
+        raise CrosscoderError(f"{path}: a threshold is not a number. Give one, or take an earlier checkpoint.")
+    for group in crosscoder.groups:
+        if not 0 < crosscoder.row_k.get(group.name, 1) <= group.features:
+            raise CrosscoderError(
+                f"{path} cannot keep {crosscoder.row_k[group.name]} of {group.features} features per row. "
+                "Weights and settings are of two checkpoints; copy them again."
+            )
 
 
 def write(crosscoder: Crosscoder, path: Path, format: str, **options: Any) -> None:  # noqa: A002

@@ -64,12 +64,18 @@ def source_names(given: Sequence[str], settings: dict[str, Any], count: int, ori
     Raises CrosscoderError for a wrong number of names, a duplicate, or a name that URLs and files cannot hold.
     """
     ours = settings.get("crossdiff")
-    written = ours.get("sources", []) if isinstance(ours, dict) else []
-    names = tuple(given) or tuple(map(str, written)) or tuple(f"source-{index}" for index in range(count))
+    written = ours.get("sources") if isinstance(ours, dict) else None
+    names = (
+        tuple(given)
+        or (tuple(map(str, written)) if isinstance(written, list) else ())
+        or tuple(f"source-{index}" for index in range(count))
+    )
     if len(names) != count or len(set(names)) < count:
         raise CrosscoderError(
-            f"{origin} has {count} sources, not {', '.join(names)}. Name each of them once, in order."
+            f"{origin} has {count} sources, not {', '.join(names)[:200]}. Name each of them once, in order."
         )
+    if not count:
+        raise CrosscoderError(f"{origin} has no sources: its weights are empty. Copy the whole checkpoint again.")
     for name in names:
         require_file_name(name)
         if name == "shared":
@@ -83,8 +89,8 @@ def require_file_name(source: str) -> None:
     """Raise CrosscoderError for a source's name that cannot be part of a file name or URL."""
     if not NAME_PATTERN.fullmatch(source):
         raise CrosscoderError(
-            f"{source!r} cannot name a source. Use small letters and digits, and after the first also dots, dashes and "
-            "underscores."
+            f"{source[:100]!r} cannot name a source. Use small letters and digits, and after the first also dots, "
+            "dashes and underscores."
         )
 
 

@@ -1,12 +1,13 @@
 """Reads and writes .pt and .safetensors files without executing code from them.
 
 A .pt file is a pickle, and unpickling can run arbitrary code. Only tensors and plain values are accepted; a file that
-needs more is refused.
+needs more, or that is small and would fill the memory, is refused.
 """
 
 import json
 import pickle
 import warnings
+import zipfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +15,18 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from trainer.errors import CrosscoderError
+from trainer.recipe.yaml_text import read_yaml
 from trainer.run.folder import atomic_write
 
 COMPILED = "_orig_mod."
 """Prefix of torch.compile on the names of a module's weights."""
+
+MAX_SETTINGS_BYTES = 10_000_000
+"""A larger file holds no settings."""
 
 Axes = tuple[int | str, ...]
 """An expected shape; a name stands for any size."""
@@ -58,6 +62,7 @@ class TensorFile:
             raise CrosscoderError(
                 f"{self.path} {what} {name!r} of shape {_shape_text(axes)}. Copy the whole checkpoint again."
             )
+        _require_plain(entry, f"{self.path}: tensor {name!r}")
         fits = entry.ndim == len(axes) and all(
             isinstance(axis, str) or size == axis for size, axis in zip(entry.shape, axes, strict=True)
         )
@@ -87,6 +92,7 @@ def read_tensors(path: Path) -> TensorFile:
         if path.suffix == ".safetensors":
             entries = load_file(path)
         else:
+            _refuse_bomb(path)
             with warnings.catch_warnings():
                 # torch warns about pickles of other writers; those that cannot be read are refused below.
                 warnings.simplefilter("ignore", UserWarning)
@@ -98,12 +104,40 @@ def read_tensors(path: Path) -> TensorFile:
             f"{path} is refused: opening it could run code, because it holds more than tensors and plain values. "
             "Have its author save the state_dict alone, or convert it to safetensors."
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+    except CrosscoderError:
+        raise
+    # A damaged file can break its reader anywhere.
+    except Exception as error:  # noqa: BLE001
         reason = (str(error) or type(error).__name__).partition("\n")[0][:200]
         raise CrosscoderError(f"{path} is truncated or no tensor file ({reason}). Copy it again.") from None
     if not isinstance(entries, dict):
         raise CrosscoderError(f"{path} holds a {type(entries).__name__}, expected weights by name. Save a state_dict.")
-    return TensorFile(path, {str(name).replace(COMPILED, ""): value for name, value in entries.items()})
+    named = {str(name).replace(COMPILED, ""): value for name, value in entries.items()}
+    if len(named) < len(entries):
+        raise CrosscoderError(f"{path} holds some weights twice, with and without {COMPILED!r}. Save it again.")
+    return TensorFile(path, named)
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Raise CrosscoderError for an archive whose content is larger than itself; torch compresses nothing."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > path.stat().st_size:
+        raise CrosscoderError(
+            f"{path} is refused: it is compressed, or its parts overlap, and holds {size / 1e6:,.0f} MB. "
+            "Load and save it with torch."
+        )
+
+
+def _require_plain(tensor: Tensor, what: str) -> None:
+    """Raise CrosscoderError for a tensor that has no element of its own in memory for every entry, or no real ones."""
+    plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
+    if not plain or tensor.is_quantized or tensor.is_complex():
+        raise CrosscoderError(f"{what} is no dense tensor of real numbers. Save the weights as float32.")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise CrosscoderError(f"{what} repeats its elements (it was expanded). Save it with .contiguous().")
 
 
 def write_tensors(path: Path, entries: dict[str, Any]) -> None:
@@ -118,12 +152,17 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises CrosscoderError when it cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        settings = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        with path.open("rb") as file:
+            content = file.read(MAX_SETTINGS_BYTES + 1)
+        if len(content) > MAX_SETTINGS_BYTES:
+            raise CrosscoderError(f"{path} is larger than {MAX_SETTINGS_BYTES:,} bytes, so it holds no settings.")
+        text = content.decode()
+        settings = json.loads(text) if path.suffix == ".json" else read_yaml(text)
     except FileNotFoundError:
         return {}
-    except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CrosscoderError(f"{path} is not readable ({' '.join(str(error).split())}). Copy it again.") from None
+    except (ValueError, RecursionError, OSError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CrosscoderError(f"{path} is not readable ({reason}). Copy it again.") from None
     if not isinstance(settings, dict):
         raise CrosscoderError(f"{path} holds no settings: expected names with values. Copy it again.")
     return settings

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -18,8 +17,6 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-AVAILABLE = find_spec("numba") is not None
-"""Numba has no wheels for some platforms."""
 Loop = Callable[..., Any]
 WORK_PER_THREAD = 2**20
 """Multiplications from which another thread is worth waking."""
@@ -29,9 +26,20 @@ ENTRIES_PER_SLOT = 32
 """Entries of the matrix per slot of the result buffer; if more are above the bound, the search runs again."""
 
 
+@cache
+def available() -> bool:
+    """Whether numba works here: some platforms have no wheels, and an installed one may not suit this NumPy."""
+    try:
+        import_module("numba")
+    except (ImportError, OSError, AttributeError, SystemError):
+        return False
+    return True
+
+
 def usable(*tensors: Tensor) -> bool:
     """Whether the loops can run on these value tensors: fp32, on the CPU, contiguous."""
-    return AVAILABLE and all(x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() for x in tensors)
+    suitable = all(x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() for x in tensors)
+    return suitable and available()
 
 
 class Pairs(NamedTuple):

@@ -90,7 +90,7 @@ def processor_tile() -> TileShape | None:
 
 def _processor_features() -> set[str]:
     """LLVM's names of the instruction sets that numba compiles for; empty where numba does not work."""
-    if not cpu.AVAILABLE:
+    if not cpu.available():
         return set()
     try:
         config = import_module("numba").config

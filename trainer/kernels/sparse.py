@@ -38,7 +38,7 @@ class SparsePattern:
         self.row, self.feature = row, feature
         self.rows, self.features = rows, features
         self.row_offsets = _offsets(row, rows)
-        if cpu.AVAILABLE and feature.device.type == "cpu":
+        if cpu.available() and feature.device.type == "cpu":
             self.by_feature, self.feature_offsets = cpu.stable_order(feature.contiguous(), features)
         else:
             self.by_feature = torch.argsort(feature, stable=True)
@@ -181,7 +181,7 @@ def entries_above(dense: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
     bound = bound.to(dense.dtype)
     if gpu.usable(dense):
         return gpu.EntrySearch(lambda: iter([dense]), bound.contiguous(), dense.numel()).result()
-    if cpu.AVAILABLE and dense.device.type == "cpu" and dense.dtype == torch.bfloat16 and dense.is_contiguous():
+    if cpu.available() and dense.device.type == "cpu" and dense.dtype == torch.bfloat16 and dense.is_contiguous():
         return cpu.find_above(dense, bound.contiguous())
     index = torch.nonzero((dense > bound).reshape(-1)).squeeze(1)
     return index, dense.reshape(-1)[index].float()

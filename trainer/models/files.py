@@ -68,6 +68,8 @@ def find_adapter(name: str, adapter: str) -> ModelFiles:
         return ModelFiles(folder, folder.name)
     if not (path / "adapter_config.json").is_file():
         raise SourceError(f"{name}: {path} is not a PEFT adapter: it holds no adapter_config.json. Give its folder.")
+    if not any(path.glob("adapter_model.*")):
+        raise SourceError(f"{name}: the adapter {path} holds no weights (adapter_model.safetensors). Get it again.")
     return ModelFiles(path, fingerprint(path))
 
 
@@ -103,6 +105,10 @@ def _require_config(name: str, folder: Path) -> Path:
     try:
         json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if (folder / "adapter_config.json").is_file():
+            raise SourceError(
+                f"{name}: {folder} is an adapter. Give its base model as `model:` and this folder as `adapter:`."
+            ) from None
         gguf_files = sorted(path.name for path in folder.glob("*.gguf"))
         hint = (
             f"Give the file itself: {folder / gguf_files[0]}."

@@ -113,7 +113,11 @@ def _dequantized_model(gguf: Path) -> PreTrainedModel:
     try:
         # Loaded as bf16: fp32 would need twice the memory and add nothing.
         loaded, report = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, output_loading_info=True
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.bfloat16,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     except READ_ERRORS as error:
         raise SourceError(
@@ -143,7 +147,7 @@ def _load_tokenizer(gguf: Path, model: PreTrainedModel) -> PreTrainedTokenizerFa
     components that the file describes.
     """
     try:
-        loaded = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        loaded = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     except READ_ERRORS as error:
         raise SourceError(
             f"{gguf.name} has no tokenizer that can be read: {error}. Give the original model as a folder or hub id."

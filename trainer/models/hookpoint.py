@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal, Protocol
 
 import torch
@@ -18,11 +19,13 @@ Kind = Literal["resid_pre", "resid_post", "mlp_in", "mlp_out", "attn_out"]
 Edit = Callable[[Tensor], Tensor]
 """Takes activations [batch, position, width] and returns their replacement."""
 
-ATTENTION = ("self_attn", "attn", "attention", "self_attention", "temporal_block")
-MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
+ATTENTION = (
+    "self_attn", "attn", "attention", "self_attention", "temporal_block", "linear_attn", "multi_head_attention",
+)  # fmt: skip
+MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "mlp_block")
 LAST_PROJECTION = ("dense_4h_to_h", "down_proj", "dense", "out_proj")
-AFTER_ATTENTION = ("post_self_attn_layernorm",)
-AFTER_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_moe_norm")
+AFTER_ATTENTION = ("post_self_attn_layernorm", "post_norm1")
+AFTER_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_moe_norm", "post_norm2")
 
 
 class DecoderModel(Protocol):
@@ -102,29 +105,30 @@ def read(
     recorded: list[Tensor] = []
 
     def record(activation: Tensor) -> None:
-        recorded.append(activation)
+        # Falcon adds to the MLP's output in place.
+        recorded.append(activation if stop else activation.clone())
         if stop:
             raise _StopForward
 
-    with torch.inference_mode(), _hook(hookpoint, record), suppress(_StopForward):
-        source.body(input_ids=input_ids, attention_mask=_required_mask(source, attention_mask), use_cache=False)
-    assert len(recorded) == 1, "a block runs exactly once in a forward pass"
+    with torch.inference_mode(), _hook(source, hookpoint, record), suppress(_StopForward):
+        source.body(input_ids=input_ids, attention_mask=_required_mask(attention_mask), use_cache=False)
+    assert len(recorded) == 1, "a loaded source's hookpoint runs exactly once in a forward pass"
     return recorded[0]
 
 
 @contextmanager
-def editing(source: DecoderModel, hookpoint: Hookpoint, edit: Edit) -> Iterator[None]:  # noqa: ARG001
+def editing(source: DecoderModel, hookpoint: Hookpoint, edit: Edit) -> Iterator[None]:
     """Context in which every forward pass replaces the activation at the hookpoint by `edit(activation)`.
 
     `edit` takes and returns [batch, position, width]; when generating with a cache, `position` covers only the new
     tokens. Nested edits apply in the order they were entered. The hook is removed on exit, also after an exception.
     """
-    with _hook(hookpoint, edit):
+    with _hook(source, hookpoint, edit):
         yield
 
 
 @contextmanager
-def _hook(hookpoint: Hookpoint, callback: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+def _hook(source: DecoderModel, hookpoint: Hookpoint, callback: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
     """Call `callback` with the activation; a tensor that it returns replaces the activation."""
     shape: tuple[int, ...] = ()
 
@@ -136,7 +140,7 @@ def _hook(hookpoint: Hookpoint, callback: Callable[[Tensor], Tensor | None]) -> 
         if activation.dim() == 3:
             return callback(activation)
         # OPT and some mixture-of-experts models flatten the batch before their MLP.
-        replacement = callback(activation.reshape(*shape, activation.shape[-1]))
+        replacement = callback(_unflattened(source, hookpoint, activation, shape))
         return None if replacement is None else replacement.reshape(activation.shape)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG001
@@ -150,7 +154,7 @@ def _hook(hookpoint: Hookpoint, callback: Callable[[Tensor], Tensor | None]) -> 
         if isinstance(output, Tensor):
             return call_with_batch(output)
         replacement = call_with_batch(output[0])
-        return None if replacement is None else (replacement, *output[1:])
+        return None if replacement is None else _with_first(output, replacement)
 
     handles = [hookpoint.block.register_forward_pre_hook(remember_shape, with_kwargs=True)]
     if hookpoint.on_input:
@@ -164,14 +168,27 @@ def _hook(hookpoint: Hookpoint, callback: Callable[[Tensor], Tensor | None]) -> 
             handle.remove()
 
 
-def _required_mask(source: DecoderModel, attention_mask: Tensor | None) -> Tensor | None:
+def _with_first(output: Any, replacement: Tensor) -> Any:
+    """A module's tuple or list of outputs with its first one replaced."""
+    return [replacement, *output[1:]] if isinstance(output, list) else (replacement, *output[1:])
+
+
+def _unflattened(source: DecoderModel, hookpoint: Hookpoint, activation: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The activation as [batch, position, width]. Raises SourceError if it is more than one vector per token."""
+    if activation.numel() != prod(shape) * activation.shape[-1]:
+        raise SourceError(
+            f"{source.name}: {hookpoint.kind} is several vectors per token ({list(activation.shape)}), and one "
+            "residual stream is read. Choose another model."
+        )
+    return activation.reshape(*shape, activation.shape[-1])
+
+
+def _required_mask(attention_mask: Tensor | None) -> Tensor | None:
     """The mask, or None if it hides right padding only, which causal attention ignores anyway.
 
     Without a mask, torch uses its fast attention kernels.
     """
     if attention_mask is None or attention_mask.shape[1] < 2:
-        return attention_mask
-    if getattr(getattr(source.body, "config", None), "use_bidirectional_attention", False):
         return attention_mask
     right_padded = bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all())
     return None if right_padded else attention_mask

@@ -2,12 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from trainer.errors import SourceError
 from trainer.models.memory import tensor_shapes
 from trainer.pypi import archives
 from trainer.recipe.fitting import SourceRecipe
@@ -15,6 +16,7 @@ from trainer.run.folder import home
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 _HEAD_NAMES = ("lm_head", "embed_out")
+_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 _DEFAULT_BLOCK_SIZE = 12
 """Parameters of a block over width², if its config gives no MLP size: 4 for attention, 8 for an MLP of 4 × width."""
 
@@ -64,6 +66,25 @@ def shape_of(source: SourceRecipe) -> ModelShape | None:
         layers=min(source.layer + 1, layers),
         all_layers=layers,
     )
+
+
+def context_limit(config: Mapping[str, Any]) -> int | None:
+    """Tokens that a model's positions reach, by its config; None if it says nothing of a limit."""
+    config = {**config, **(config.get("text_config") or {})}
+    limits = [config[key] for key in _POSITIONS if isinstance(config.get(key), int) and config[key] > 0]
+    stretched = (config.get("rope_scaling") or config.get("rope_parameters") or {}).get("factor")
+    # Some configs give the length of training, and how far it was stretched beside it.
+    return int(limits[0] * max(1.0, stretched if isinstance(stretched, int | float) else 1.0)) if limits else None
+
+
+def check_context(source: SourceRecipe, config: Mapping[str, Any], context: int) -> None:
+    """Raise SourceError if a model has no positions for `context` tokens."""
+    limit = context_limit(config)
+    if limit is not None and context > limit:
+        raise SourceError(
+            f"{source.name}: `corpus.context` is {context:,} tokens and {source.model} has positions for {limit:,}. "
+            f"Set corpus.context to {limit:,} or less."
+        )
 
 
 def config_of(source: SourceRecipe) -> dict[str, Any] | None:

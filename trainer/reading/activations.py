@@ -12,16 +12,22 @@ import torch
 from torch import Tensor
 
 from trainer.corpus.document import Document
+from trainer.errors import SourceError
 from trainer.models.hookpoint import locate, read
+from trainer.models.probe import not_finite
+from trainer.models.shapes import check_context
 from trainer.models.source import Source
 from trainer.reading.alignment import possible_anchors
 from trainer.reading.sequences import Sequence, TokenizedDocument, cut_sequences
+from trainer.reading.template_tally import TemplateTally
 from trainer.reading.tokenize import SourceTokenizer, tokenize_documents
 from trainer.recipe.recipe import Recipe
 from trainer.store.store import Rows
 
 POOL_ROWS = 32_768
 """Anchors in a pool of documents, which is collected before the models run."""
+BARREN_POOLS = 3
+"""A corpus is taken to have ended after this many pools in a row without a row to train on."""
 DOCUMENTS_PER_READ = 64
 """Documents read from the corpus at a time."""
 
@@ -32,9 +38,15 @@ class ActivationReader:
     def __init__(
         self, recipe: Recipe, sources: abc.Sequence[Source], *, medians: dict[str, float], counts: Counter[str]
     ) -> None:
-        """`medians` are norms per source, set from the first pool if empty; dropped rows are added to `counts`."""
+        """`medians` are norms per source, set from the first pool if empty; dropped rows are added to `counts`.
+
+        Raises SourceError if a model has no positions for the corpus's context.
+        """
         assert recipe.corpus is not None, "a harvest needs a corpus"
+        for source in sources:
+            check_context(source.recipe, source.model.config.to_dict(), recipe.corpus.context)
         self.recipe, self.corpus, self.sources = recipe, recipe.corpus, sources
+        self.templates = {source.name: TemplateTally() for source in sources if source.has_chat_template}
         self.medians, self.counts = medians, counts
         self.hookpoints = [locate(s, s.recipe.hookpoint, s.recipe.layer) for s in sources]
         self.seconds = dict.fromkeys(("corpus", "alignment", "models", "storing"), 0.0)
@@ -50,10 +62,14 @@ class ActivationReader:
             self.seconds[kind] += time.perf_counter() - start
 
     def next_pool(self, stream: Iterator[Document]) -> list[TokenizedDocument]:
-        """The next pool: documents with about POOL_ROWS anchors together; fewer at the end of the corpus, then none."""
+        """The next pool: documents with about POOL_ROWS anchors together; fewer at the end of the corpus, then none.
+
+        Raises SourceError if a template that the recipe insists on renders too few of the chats so far.
+        """
         limit = self.corpus.context * self.corpus.sequences_per_document
-        documents, anchors = [], 0
-        while anchors < POOL_ROWS:
+        documents: list[TokenizedDocument] = []
+        anchors = 0
+        while anchors < POOL_ROWS and len(documents) < POOL_ROWS:
             with self.timed("corpus"):
                 batch = list(islice(stream, DOCUMENTS_PER_READ))
             if not batch:
@@ -63,8 +79,19 @@ class ActivationReader:
                     batch, [_tokenizer_of(source) for source in self.sources], tokens=limit
                 ):
                     documents.append(document)
+                    self._count_chat(document)
                     anchors += min(possible_anchors([tokenized.ends for tokenized in document.tokenized]), limit)
+        for source in self.sources:
+            if source.name in self.templates:
+                self.templates[source.name].check(source.recipe)
         return documents
+
+    def _count_chat(self, document: TokenizedDocument) -> None:
+        for index, (source, refusal) in enumerate(zip(self.sources, document.plain_because, strict=True)):
+            if document.is_chat and source.name in self.templates:
+                self.templates[source.name].add(refusal)
+            if refusal is not None:
+                self.counts[f"{document.corpus}/{index}/plain_chats"] += 1
 
     def sequences(self, documents: list[TokenizedDocument]) -> list[Sequence]:
         """Cut the documents into sequences that fit every source's context."""
@@ -89,20 +116,42 @@ class ActivationReader:
         return out
 
     def keep_mask(self, rows: Rows, sequences: list[Sequence]) -> Tensor:
-        """Mask of the rows to keep: finite, and neither a special token nor an outlier norm in any source [rows]."""
+        """Mask of the rows to keep: finite, and neither a special token nor an outlier norm in any source [rows].
+
+        Raises SourceError if no row of a source has been finite so far.
+        """
         keep = torch.ones(len(next(iter(rows.values()))), dtype=torch.bool)
+        corpora = np.repeat([s.corpus for s in sequences], [len(s.anchors) for s in sequences])
         for index, source in enumerate(self.sources):
             norms = torch.linalg.vector_norm(rows[source.name].float(), dim=1)
-            median = self.medians.setdefault(source.name, float(norms.median()))
+            finite = torch.isfinite(norms)
+            if source.name not in self.medians:
+                if not bool(finite.any()):
+                    raise SourceError(not_finite(source, f"in all of the first {len(norms):,} rows"))
+                self.medians[source.name] = float(norms[finite].median())
             ids = np.concatenate([s.ids[index][s.positions(index)] for s in sequences])
             special = torch.from_numpy(np.isin(ids, source.tokenizer.all_special_ids))
-            outlier = ~torch.isfinite(norms) | (norms > self.recipe.harvest.outlier_norm * median)
-            corpora = np.repeat([s.corpus for s in sequences], [len(s.anchors) for s in sequences])
-            for corpus, is_special, is_outlier in zip(corpora, special.tolist(), outlier.tolist(), strict=True):
-                self.counts[f"{corpus}/{index}/special"] += is_special
-                self.counts[f"{corpus}/{index}/outliers"] += is_outlier
-            keep &= ~special & ~outlier
+            outlier = finite & (norms > self.recipe.harvest.outlier_norm * self.medians[source.name])
+            dropped = {"special": special, "outliers": outlier}
+            self._count(index, corpora, dropped if bool(finite.all()) else dropped | {"not_finite": ~finite})
+            keep &= ~special & ~outlier & finite
         return keep
+
+    def _count(self, index: int, corpora: Any, dropped: abc.Mapping[str, Tensor]) -> None:
+        """Add dropped rows to the counts; `corpora` are the corpus parts of all rows."""
+        for corpus in dict.fromkeys(corpora.tolist()):
+            for measure, mask in dropped.items():
+                self.counts[f"{corpus}/{index}/{measure}"] += int(mask.numpy()[corpora == corpus].sum())
+
+    def lines(self) -> Iterator[str]:
+        """What of the texts some source did not read as asked for."""
+        for name, tally in self.templates.items():
+            if tally.plain:
+                yield tally.line(name)
+        for index, source in enumerate(self.sources):
+            count = sum(n for key, n in self.counts.items() if key.endswith(f"/{index}/not_finite"))
+            if count:
+                yield not_finite(source, f"for {count:,} tokens, which are left out")
 
 
 def batches_by_length(lengths: list[int], tokens: int) -> Iterator[list[int]]:
@@ -119,7 +168,7 @@ def batches_by_length(lengths: list[int], tokens: int) -> Iterator[list[int]]:
 
 
 def _tokenizer_of(source: Source) -> SourceTokenizer:
-    return SourceTokenizer(source.tokenizer, source.has_chat_template)
+    return SourceTokenizer(source.tokenizer, source.has_chat_template, source.vocabulary)
 
 
 def _padded(ids: list[np.ndarray[Any, Any]], pad: int) -> Tensor:

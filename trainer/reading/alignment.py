@@ -8,6 +8,7 @@ resynchronises by itself after any divergence.
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ NO_END = -1
 """Byte end of a token without one: special, empty, or inside a character it shares with later tokens."""
 
 Ends = NDArray[np.int64]
+
+_BYTES: WeakKeyDictionary[Any, dict[int, bytes]] = WeakKeyDictionary()
+"""Bytes of a tokenizer's tokens; see `_bytes_of`."""
 
 
 class TokenizedText(NamedTuple):
@@ -44,8 +48,8 @@ class FastTokenizer(Protocol):
 def encode_all(tokenizer: FastTokenizer, texts: Sequence[str]) -> list[TokenizedText]:
     """Tokenize texts without adding special tokens, and compute the byte where each token ends.
 
-    Offsets of fast tokenizers count characters of the original text, before normalisation. Tokens that share a
-    character (byte fallback, byte-level BPE) get the ends of their own bytes.
+    Tokens of byte-level tokenizers end where their own bytes do. Offsets of others count characters of the original
+    text, before normalisation; tokens that share a character (byte fallback) get the ends of their own bytes.
     """
     # Without verbose=False, a text longer than the model's context gives a warning; texts are cut afterwards.
     options = {"return_offsets_mapping": True, "return_attention_mask": False, "verbose": False}
@@ -65,6 +69,8 @@ def _tokenized(
     tokenizer: FastTokenizer, text: str, token_ids: list[int], offsets: list[tuple[int, int]]
 ) -> TokenizedText:
     ids = np.asarray(token_ids, dtype=np.int64)
+    if is_byte_level(tokenizer) and (own := _own_ends(tokenizer, text, token_ids)) is not None:
+        return TokenizedText(ids, own)
     spans = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
     byte_of = byte_offsets(text)
     starts, ends = byte_of[spans[:, 0]], byte_of[spans[:, 1]]
@@ -94,6 +100,37 @@ def positions(ends: Ends, at: Ends) -> NDArray[np.int64]:
     """Position of the token that ends at each of the given bytes [anchors]; every byte must be an end."""
     real = np.flatnonzero(ends != NO_END)
     return real[np.searchsorted(ends[real], at)]
+
+
+def _own_ends(tokenizer: FastTokenizer, text: str, token_ids: list[int]) -> Ends | None:
+    """Ends of a byte-level tokenizer's tokens by the bytes they stand for; None if these do not spell the text.
+
+    They do not where a normaliser changed the text or a space was put before it; then the reported spans are used.
+    """
+    pieces = _bytes_of(tokenizer)
+    try:
+        spelt = [pieces[token] for token in token_ids]
+    except KeyError:
+        return None
+    if b"".join(spelt) != text.encode("utf-8", "surrogatepass"):
+        return None
+    return _strictly_increasing(np.cumsum(np.fromiter(map(len, spelt), np.int64, len(spelt))))
+
+
+def _bytes_of(tokenizer: FastTokenizer) -> dict[int, bytes]:
+    """The bytes that each token of a byte-level tokenizer stands for, by id; computed once per tokenizer."""
+    known = _BYTES.get(tokenizer)
+    if known is None:
+        from transformers.convert_slow_tokenizer import bytes_to_unicode  # slow import, here loaded already
+
+        byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+        added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+        known = {number: token.content.encode() for number, token in added.items()}
+        for token, number in tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).items():
+            if number not in known and all(character in byte_of for character in token):
+                known[number] = bytes(byte_of[character] for character in token)
+        _BYTES[tokenizer] = known
+    return known
 
 
 def _strictly_increasing(ends: Ends) -> Ends:

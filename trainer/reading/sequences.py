@@ -31,6 +31,8 @@ class TokenizedDocument:
     """Role headers, in bytes of the text."""
     tokenized: tuple[TokenizedText, ...]
     """Tokens and their byte ends, per source."""
+    plain_because: tuple[str | None, ...] = ()
+    """Per source, why its chat template could not be used for this chat; None if it was, or was not asked for."""
 
 
 @dataclass(frozen=True)

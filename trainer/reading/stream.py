@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from trainer.corpus.mix import open_corpus
 from trainer.errors import StoreError
 from trainer.models.source import Source
-from trainer.reading.activations import ActivationReader
+from trainer.reading.activations import BARREN_POOLS, ActivationReader
 from trainer.recipe.recipe import Recipe
 from trainer.run.folder import atomic_write
 from trainer.run.progress import Progress
@@ -122,13 +122,16 @@ class ActivationStream:
         reader = ActivationReader(self._recipe, self._load(), medians=self._medians, counts=Counter())
         corpus = iter(open_corpus(reader.corpus, notify=self._progress.notify))
         next(islice(corpus, self.position.documents, self.position.documents), None)
-        while documents := reader.next_pool(corpus):
+        barren = 0
+        while barren < BARREN_POOLS and (documents := reader.next_pool(corpus)):
+            barren += 1
             self.position.documents += len(documents)
             # Held-out documents beyond the stored sample are skipped: nothing would use their rows.
             sequences = reader.sequences([document for document in documents if not document.held_out])
             if sequences:
                 rows = reader.activations(sequences)
                 keep = reader.keep_mask(rows, sequences)
+                barren = 0 if bool(keep.any()) else barren
                 yield {name: x[keep] for name, x in rows.items()}
 
     def save(self, path: Path) -> None:

@@ -27,6 +27,8 @@ class SourceTokenizer:
 
     tokenizer: Any
     use_template: bool
+    vocabulary: int | None = None
+    """Token ids that the model has embeddings for; a text ends before the first token beyond. None: all."""
 
 
 def tokenize_documents(
@@ -49,20 +51,36 @@ def tokenize_documents(
                 is_chat=document.messages is not None,
                 text=document.text,
                 template_spans=tuple((span.start, span.end) for span in document.template_spans),
-                tokenized=tuple(by_tokenizer[first][index] for first in first_of),
+                tokenized=tuple(by_tokenizer[first][index][0] for first in first_of),
+                plain_because=tuple(by_tokenizer[first][index][1] for first in first_of),
             )
 
 
 def _first_equal(sources: Sequence[SourceTokenizer]) -> list[int]:
     """For each source, the index of the first source that tokenizes in the same way."""
-    keys = [(s.tokenizer.backend_tokenizer.to_str(), s.use_template and s.tokenizer.chat_template) for s in sources]
+    keys = [
+        (s.tokenizer.backend_tokenizer.to_str(), s.use_template and s.tokenizer.chat_template, s.vocabulary)
+        for s in sources
+    ]
     return [keys.index(key) for key in keys]
 
 
-def _tokenize(documents: Sequence[Document], source: SourceTokenizer, characters: int) -> list[TokenizedText]:
+def _tokenize(
+    documents: Sequence[Document], source: SourceTokenizer, characters: int
+) -> list[tuple[TokenizedText, str | None]]:
+    """Every document tokenized, and why it was not rendered by a template that was asked for."""
     rendered = [render_document(document, source.tokenizer, source.use_template) for document in documents]
     tokenized = encode_all(source.tokenizer, [chat.text[:characters] for chat in rendered])
-    return [_to_canonical(one, chat) for one, chat in zip(tokenized, rendered, strict=True)]
+    return [
+        (_to_canonical(_known_part(one, source.vocabulary), chat), chat.fallback_reason)
+        for one, chat in zip(tokenized, rendered, strict=True)
+    ]
+
+
+def _known_part(tokenized: TokenizedText, vocabulary: int | None) -> TokenizedText:
+    """The tokens before the first one that the model has no embedding for, such as a placeholder for an image."""
+    beyond = np.flatnonzero(tokenized.ids >= vocabulary) if vocabulary is not None else np.empty(0, np.int64)
+    return TokenizedText(*(part[: beyond[0]] for part in tokenized)) if len(beyond) else tokenized
 
 
 def _to_canonical(tokenized: TokenizedText, rendered: RenderedDocument) -> TokenizedText:

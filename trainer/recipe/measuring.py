@@ -1,16 +1,20 @@
 """Recipe sections for evaluation, baselines, analysis and calibration, with their defaults."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from trainer.recipe.fitting import RecipeSection
+from trainer.recipe.fitting import MAX_FACTOR, MAX_FEATURES, MAX_ROWS, RecipeSection, Seed
+
+Amplitude = Annotated[float, Field(gt=0, le=1_000)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Frequency = Annotated[float, Field(gt=0, lt=1)]
 
 
 class EvaluationRecipe(RecipeSection):
     """Measures of the whole crosscoder."""
 
-    sequences: int = Field(default=64, ge=0)
+    sequences: int = Field(default=64, ge=0, le=MAX_ROWS)
     """Held-out sequences on which the models run with their activations replaced; 0 runs none."""
 
 
@@ -21,7 +25,7 @@ class BaselinesRecipe(RecipeSection):
     """The mean activation difference on first tokens, for sources of one space."""
     divergence: bool = True
     """Divergence of the models' predictions on the same held-out text."""
-    sequences: int = Field(default=12, gt=0)
+    sequences: int = Field(default=12, gt=0, le=MAX_ROWS)
     """Held-out sequences that `divergence` reads, equally many of every corpus part."""
     diff_sae: bool = False
     """Also train the preset `diff_sae` as a separate run; needs two sources of one space."""
@@ -30,10 +34,10 @@ class BaselinesRecipe(RecipeSection):
 class ContextsRecipe(RecipeSection):
     """Which contexts of a feature are stored."""
 
-    top: int = Field(default=20, gt=0)
-    per_quantile: int = Field(default=5, ge=0)
+    top: int = Field(default=20, gt=0, le=10_000)
+    per_quantile: int = Field(default=5, ge=0, le=10_000)
     """Contexts from each fifth of the feature's activation range."""
-    window: int = Field(default=48, gt=0)
+    window: int = Field(default=48, gt=0, le=100_000)
     """Rows in a context, around the strongest one."""
 
 
@@ -46,7 +50,7 @@ class VerdictRecipe(RecipeSection):
     """Maximum ratio of the other side's readout to the owner's readout for a supported claim."""
     readout_contrast_same_space: float = Field(default=0.9, gt=0, le=1)
     """The same where latent scaling is possible, because a fine-tune may use what its base only represents."""
-    equal_readout: float = Field(default=0.8, gt=0)
+    equal_readout: float = Field(default=0.8, gt=0, le=MAX_FACTOR)
     """A claim is refuted from this readout ratio on."""
     absent_below: float = Field(default=0.1, ge=0, le=1)
     """Up to this readout ratio a feature is absent on the other side, above it is weaker there."""
@@ -54,13 +58,13 @@ class VerdictRecipe(RecipeSection):
     """A claim is refuted if at least this share of the decoys look as exclusive."""
     twin: float = Field(default=0.5, gt=0, le=1)
     """A claim is refuted if a feature of another owner correlates more than this."""
-    nu_error: float = Field(default=0.2, gt=0)
+    nu_error: float = Field(default=0.2, gt=0, le=MAX_FACTOR)
     """Above this ν of latent scaling, a claim is not supported (arXiv 2504.02922)."""
-    nu_reconstruction: float = Field(default=0.5, gt=0)
+    nu_reconstruction: float = Field(default=0.5, gt=0, le=MAX_FACTOR)
     owner_readout: float = Field(default=0.02, ge=0, lt=1)
     """Minimum share of a feature's variance that its owner's readout explains; below, readouts are not compared."""
-    firings: int = Field(default=100, ge=0)
-    documents: int = Field(default=20, ge=0)
+    firings: int = Field(default=100, ge=0, le=MAX_ROWS)
+    documents: int = Field(default=20, ge=0, le=MAX_ROWS)
     density: float = Field(default=0.05, gt=0, le=1)
     """Maximum density; a feature that fires on more of the rows is unlikely to have one meaning."""
     template_share: float = Field(default=0.5, gt=0, le=1)
@@ -75,31 +79,38 @@ class AnalysisRecipe(RecipeSection):
     """Measures of every feature."""
 
     contexts: ContextsRecipe = ContextsRecipe()
-    logits: int = Field(default=10, ge=0)
+    logits: int = Field(default=10, ge=0, le=10_000)
     """Number of promoted and of suppressed tokens stored per source."""
-    neighbours: int = Field(default=5, ge=0)
+    neighbours: int = Field(default=5, ge=0, le=10_000)
     """Number of twins and of similar features stored per feature."""
     exclusive_above: float = Field(default=0.7, gt=0.5, le=1)
     """A feature is claimed for one source if that source's share of the decoder norms is above this."""
-    shared_within: tuple[float, float] = (0.3, 0.7)
+    shared_within: tuple[Share, Share] = (0.3, 0.7)
     """A feature of two sources is shared if its norm share is in this range."""
     same_space: Literal["auto"] | tuple[tuple[str, ...], ...] = "auto"
     """Sources that share a space, such as `[[base, tuned]]`, so that latent scaling can apply directions of one to the
     other; `auto` compares the decoder directions, and `[]` means none."""
-    decoys: int = Field(default=1024, ge=0)
+    decoys: int = Field(default=1024, ge=0, le=MAX_FEATURES)
     """Shared features per owner that are tested as if they were claimed, to estimate how false claims behave."""
     verdict: VerdictRecipe = VerdictRecipe()
+
+    @model_validator(mode="after")
+    def _ordered_range(self) -> "AnalysisRecipe":
+        low, high = self.shared_within
+        if low >= high:
+            raise ValueError(f"shared_within is [{low:g}, {high:g}]; give the smaller share first")
+        return self
 
 
 class CalibrationRecipe(RecipeSection):
     """Null run and spike-ins: two further trainings with the same recipe, on data with a known ground truth."""
 
-    rows: int = Field(default=100_000, gt=0)
+    rows: int = Field(default=100_000, gt=0, le=MAX_ROWS)
     """Training rows of each training, taken evenly from the store."""
-    amplitudes: tuple[float, ...] = (0.1, 0.2, 0.4)
+    amplitudes: tuple[Amplitude, ...] = Field(default=(0.1, 0.2, 0.4), min_length=1, max_length=100)
     """Norms of the added directions, in units of a source's typical distance from its mean."""
-    frequencies: tuple[float, ...] = (0.001, 0.01)
+    frequencies: tuple[Frequency, ...] = Field(default=(0.001, 0.01), min_length=1, max_length=100)
     """Shares of the rows on which a spike-in is added."""
-    per_cell: int = Field(default=8, gt=0)
+    per_cell: int = Field(default=8, gt=0, le=10_000)
     """Spike-ins per amplitude and frequency, in each source alone and in all together."""
-    seed: int = 0
+    seed: Seed = 0

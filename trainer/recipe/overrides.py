@@ -5,6 +5,7 @@ from typing import Any
 import yaml
 
 from trainer.errors import RecipeError
+from trainer.recipe.yaml_text import read_yaml
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
@@ -17,7 +18,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     try:
         for key in parents:
             container = container[int(key)] if isinstance(container, list) else container.setdefault(key, {})
-        container[int(last) if isinstance(container, list) else last] = yaml.safe_load(text)
+        container[int(last) if isinstance(container, list) else last] = read_yaml(text)
     except (AttributeError, TypeError):
         raise RecipeError(f"--set {override!r} addresses a key inside a value that is not a section.") from None
     except (ValueError, IndexError):

@@ -9,6 +9,8 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,13 @@ from trainer.recipe.measuring import (
     EvaluationRecipe,
 )
 from trainer.recipe.overrides import apply_override
+from trainer.recipe.yaml_text import read_yaml
 
 FIXED_IN_A_SWEEP = ("training.batch", "training.epochs", "training.shuffle_seed", "training.device")
 """Settings that determine the batches and the device, which runs trained side by side share."""
+
+MAX_SWEEP = 256
+"""Runs of one sweep; they are trained side by side."""
 
 ADDED_KEYS = (
     ("", "imported"),
@@ -82,12 +88,35 @@ class Recipe(RecipeSection):
         return self
 
     @model_validator(mode="after")
+    def _sweep_of_some_runs(self) -> "Recipe":
+        for path, values in self.sweep.items():
+            if not values:
+                raise ValueError(f"sweep: {path} has no values; list some, or leave it out")
+        if (runs := math.prod(map(len, self.sweep.values()))) > MAX_SWEEP:
+            raise ValueError(
+                f"sweep has {runs:,} combinations, and at most {MAX_SWEEP} are possible; vary less at once"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _streamed_once(self) -> "Recipe":
         if self.harvest.stream is not None and self.training.epochs != 1:
             raise ValueError("harvest.stream reads every row once: set training.epochs to 1, or leave it out")
         if self.harvest.stream is not None and (self.sweep or self.baselines.diff_sae):
             raise ValueError("harvest.stream feeds one training: leave out `sweep` and baselines.diff_sae, or it")
         return self
+
+    def with_absolute_paths(self) -> "Recipe":
+        """The same recipe, with relative paths taken from the current folder: it means the same everywhere."""
+        sources = tuple(
+            source.model_copy(update={"model": absolute(source.model), "adapter": absolute(source.adapter)})
+            for source in self.sources
+        )
+        corpus = self.corpus
+        if corpus is not None:
+            mix = tuple(part.model_copy(update={"path": absolute(part.path, is_path=True)}) for part in corpus.mix)
+            corpus = corpus.model_copy(update={"mix": mix})
+        return self.model_copy(update={"sources": sources, "corpus": corpus})
 
     def fingerprint(self) -> str:
         """Eight hex digits of a hash of `identity`."""
@@ -109,8 +138,8 @@ class Recipe(RecipeSection):
     def variants(self) -> tuple["Recipe", ...]:
         """The recipes of a sweep, each complete, followed by those that `baselines.diff_sae` adds.
 
-        Only this recipe if nothing is varied or added. Raises RecipeError for a setting that does not exist, or that
-        cannot vary because the runs of a sweep share their rows.
+        Only this recipe if nothing is varied or added. Raises RecipeError for a setting that does not exist, that
+        cannot vary because the runs of a sweep share their rows, or for the same run twice.
         """
         plain = self.model_dump(mode="json", exclude={"sweep"})
         recipes: list[Recipe] = []
@@ -120,7 +149,10 @@ class Recipe(RecipeSection):
                 if path.split(".")[0] not in ("crosscoder", "training") or path in FIXED_IN_A_SWEEP:
                     raise RecipeError(f"sweep: {path!r} cannot vary within one, because its runs share their rows.")
                 apply_override(data, f"{path}={json.dumps(value)}")
-            recipes.append(parse_recipe(data, origin=f"sweep of {self.name}"))
+            recipe = parse_recipe(data, origin=f"sweep of {self.name}")
+            if recipe in recipes:
+                raise RecipeError(f"sweep: {', '.join(self.sweep)} lists the same values twice. Leave one out.")
+            recipes.append(recipe)
         diff_saes = [variant for recipe in recipes if (variant := recipe.diff_sae_variant()) is not None]
         return (*recipes, *diff_saes)
 
@@ -141,19 +173,25 @@ class Recipe(RecipeSection):
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe and apply `key.path=value` overrides (values are YAML).
+    """Read a recipe and apply `key.path=value` overrides (values are YAML); relative paths become absolute.
 
     Raises RecipeError for a missing file, bad YAML, an unknown key or a value out of range.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        data = read_yaml(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         raise RecipeError(f"No recipe at {path}. Give the path of a YAML file, for example {_example()}.") from None
+    except IsADirectoryError:
+        inside = path / "recipe.yaml"
+        hint = f"Did you mean {inside}?" if inside.is_file() else f"Give a YAML file, for example {_example()}."
+        raise RecipeError(f"{path} is a folder, not a recipe. {hint}") from None
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}. Check the file and its permissions.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not readable YAML: {error}. Correct it there.") from None
     if not isinstance(data, dict):
         raise RecipeError(f"{path} holds no recipe: expected keys such as `name:` and `sources:` at the top.")
-    return parse_recipe(data, origin=str(path), overrides=overrides)
+    return parse_recipe(data, origin=str(path), overrides=overrides).with_absolute_paths()
 
 
 def parse_recipe(data: dict[str, Any], *, origin: str, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -167,6 +205,15 @@ def parse_recipe(data: dict[str, Any], *, origin: str, overrides: tuple[str, ...
     except ValidationError as error:
         lines = [_explain(problem) for problem in error.errors()]
         raise RecipeError(f"{origin}: " + " ".join(lines)) from None
+
+
+def absolute(address: str | None, *, is_path: bool = False) -> str | None:
+    """An address with its path made absolute; package addresses and names on the hub stay, unless it `is_path`."""
+    if address is None or address.startswith("pypi:"):
+        return address
+    path = os.path.abspath(os.path.expanduser(address))  # noqa: PTH100, PTH111 - resolves no links, and keeps patterns
+    local = is_path or address.startswith((".", "~", "/")) or address.endswith(".gguf") or os.path.exists(path)  # noqa: PTH110
+    return path if local else address
 
 
 def _rename_key(data: dict[str, Any], section: str, name: str, to: str) -> None:

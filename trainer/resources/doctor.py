@@ -1,10 +1,10 @@
 """Checks in seconds, without running it, whether this machine can run a recipe."""
 
 import importlib.metadata
-import math
 import os
 import platform
-from collections.abc import Collection, Mapping
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -13,16 +13,19 @@ import psutil
 import torch
 
 from trainer.device import compute_dtype, pick_device
-from trainer.errors import CrossdiffError, DoesNotFit
+from trainer.errors import CrossdiffError, SourceError
+from trainer.models.files import ModelFiles
 from trainer.models.memory import free_bytes
-from trainer.models.shapes import config_of, shape_of
+from trainer.models.shapes import check_context, local_config_and_folder, shape_of
+from trainer.models.tokenizer import check_vocabulary, tokenizer_in
 from trainer.pypi import archives
 from trainer.recipe.fitting import CorpusPart, SourceRecipe
 from trainer.recipe.recipe import Recipe, load_recipe
-from trainer.resources.estimate import StageCost, measure_speed, stage_costs
-from trainer.resources.fit import Available, fit_problems
+from trainer.resources.estimate import StageCost, stage_costs
+from trainer.resources.fit import fit_problems
+from trainer.resources.free import free_disk, free_resources, nearest_folder
+from trainer.resources.speed import measure_speed
 from trainer.run.folder import home
-from trainer.store.store import ActivationStore
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "duckdb", "numpy", "pyarrow")
 TIGHT_MEMORY = 6 << 30
@@ -64,7 +67,7 @@ def check_recipe(path: Path, overrides: tuple[str, ...] = ()) -> list[Finding]:
         loaded = load_recipe(path, overrides)
         return [
             Finding("recipe", f"{loaded.name}, run {loaded.name}-{loaded.fingerprint()}"),
-            *(_source(source) for source in loaded.sources),
+            *(_source(source, loaded.corpus.context if loaded.corpus else 0) for source in loaded.sources),
             *(_corpus_part(part) for part in (loaded.corpus.mix if loaded.corpus else ())),
             *_stage_estimates(loaded),
         ]
@@ -100,20 +103,25 @@ def _memory() -> Finding:
 
 
 def _disk() -> Finding:
-    return Finding("disk", f"{_gib(free_disk())} free for {home()}")
+    folder = nearest_folder(home())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return Finding("disk", f"{_gib(free_disk())} free for {home()}")
+    except OSError as error:
+        fact = f"nothing can be written to {home()}: {error.strerror} at {folder}"
+        return Finding("disk", fact, State.BROKEN, "Set CROSSDIFF_HOME to a folder that you may write to.")
 
 
-def free_disk() -> int:
-    """Free bytes on the disk where runs are written; the folder need not exist yet."""
-    folder = home()
-    while not folder.exists():
-        folder = folder.parent
-    return int(psutil.disk_usage(str(folder)).free)
-
-
-def _source(source: SourceRecipe) -> Finding:
+def _source(source: SourceRecipe, context: int) -> Finding:
     what = f"source {source.name}"
-    if config_of(source) is not None:
+    if (local := local_config_and_folder(source)) is not None:
+        config, folder = local
+        try:
+            check_context(source, config, context)
+            if isinstance(rows := config.get("vocab_size"), int):
+                check_vocabulary(source, tokenizer_in(source, ModelFiles(folder, "")), rows)
+        except SourceError as error:
+            return Finding(what, str(error), State.BROKEN)
         return Finding(what, f"{source.model} is on this machine")
     if archives.is_address(source.model):
         file = archives.local_path(source.model, "models")
@@ -156,29 +164,6 @@ def _stage_estimates(loaded: Recipe) -> list[Finding]:
     problems = fit_problems(loaded, shapes, widths, free_resources(device))
     findings = [_stage(cost, problems) for cost in stage_costs(loaded, shapes, widths, speed=measure_speed(device))]
     return [*findings, Finding("times", "on this machine with nothing else running, without downloads")]
-
-
-def free_resources(device: torch.device) -> Available:
-    """Memory, disk and device memory that are free now, for a run on `device`."""
-    on_device = free_bytes(device) if device.type == "cuda" else math.inf
-    return Available(psutil.virtual_memory().available, free_disk(), on_device)
-
-
-def require_fit(recipe: Recipe, stages: Collection[str], store: ActivationStore | None) -> None:
-    """Raise DoesNotFit when a stage would run out of memory or disk; `store` is the run's, if it has one already.
-
-    Accepts every recipe while the sizes of its models are unknown.
-    """
-    shapes = {source.name: shape for source in recipe.sources if (shape := shape_of(source)) is not None}
-    if len(shapes) < len(recipe.sources) or recipe.imported is not None:
-        return
-    widths = {name: shape.width for name, shape in shapes.items()} if store is None else store.widths
-    if not widths:
-        return
-    rows = None if store is None or recipe.harvest.stream is not None else store.count("train")
-    free = free_resources(pick_device(recipe.training.device))
-    if problems := fit_problems(recipe, shapes, widths, free, stages=stages, rows=rows):
-        raise DoesNotFit(" ".join(problems.values()))
 
 
 def _stage(cost: StageCost, problems: Mapping[str, str]) -> Finding:

@@ -4,11 +4,8 @@ Memory is what a stage prints as `peak memory` at its end. Constants were measur
 compares estimates and measurements.
 """
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-
-import torch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from trainer.crosscoder.groups import Group, build_groups, difference_sources
 from trainer.device import compute_dtype, pick_device
@@ -19,6 +16,7 @@ from trainer.models.shapes import ModelShape
 from trainer.reading.activations import POOL_ROWS
 from trainer.recipe.fitting import SourceRecipe
 from trainer.recipe.recipe import Recipe
+from trainer.resources.speed import MachineSpeed
 from trainer.store.batches import window_rows
 from trainer.training.checkpoint import KEEP
 
@@ -40,6 +38,8 @@ ROW_POSITION_BYTES = 12
 """Bytes per row for sequence, position and byte end; the table of sequences takes as many again."""
 TRAINING_BYTES = 16
 """Bytes per weight in training: weight, gradient and Adam's two moments, fp32."""
+WEIGHT_BYTES = 4
+"""Bytes per weight of a saved or loaded crosscoder, fp32."""
 CHECKPOINT_BYTES = 12
 """Bytes per weight in a checkpoint: weight and Adam's two moments, which are copied while it is written."""
 FIRING_BYTES = 12
@@ -68,13 +68,12 @@ LOADING_BYTES_PER_S = 1.0e8
 
 
 @dataclass(frozen=True)
-class MachineSpeed:
-    """Arithmetic and memory throughput of this machine."""
+class Least:
+    """Bytes that a stage holds or writes whatever the machine: weights, their optimiser state, stored activations."""
 
-    product: float
-    """Floating-point operations per second in a large matrix product, at the precision of training."""
-    copy: float
-    """Bytes per second read and written by a copy."""
+    memory: float = 0.0
+    disk: float = 0.0
+    device: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -92,48 +91,24 @@ class StageCost:
     """None where the machine's speed was not measured."""
     device: float = 0.0
     """Peak bytes on a GPU; on a CPU they count as `memory`."""
+    least: Least = Least()
+    """What the stage cannot do without, by arithmetic alone."""
+
+    def by_arithmetic(self) -> "StageCost":
+        """The stage with nothing but that."""
+        return StageCost(self.stage, self.least.memory, 0, self.least.disk, None, self.least.device)
 
 
-def measure_speed(device: torch.device) -> MachineSpeed:
-    """Times a large product and a copy, each several times, and takes the fastest; lasts about a second.
-
-    On a CPU it measures one thread's CPU time and multiplies by torch's threads, so that the figures hold for an
-    otherwise idle machine.
-    """
-    dtype = compute_dtype(device)
-    left, right = (torch.randn(rows, 1024, device=device).to(dtype) for rows in (1024, 4096))
-    block = torch.zeros(2**26, dtype=torch.uint8, device=device)
-
-    def product() -> None:
-        torch.nn.functional.linear(left, right)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    def copy() -> None:
-        block.clone()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    threads = torch.get_num_threads()
-    clock = time.thread_time if device.type == "cpu" else time.perf_counter
-    try:
-        torch.set_num_threads(1 if device.type == "cpu" else threads)
-        seconds = [_fastest(action, clock) for action in (product, copy)]
-    finally:
-        torch.set_num_threads(threads)
-    each = threads if device.type == "cpu" else 1
-    return MachineSpeed(each * 2 * 1024 * 1024 * 4096 / seconds[0], 2 * block.numel() / seconds[1])
-
-
-def _fastest(action: Callable[[], None], clock: Callable[[], float]) -> float:
-    """Seconds of the fastest of several calls."""
-    action()
-    seconds = []
-    for _ in range(5):
-        began = clock()
-        action()
-        seconds.append(clock() - began)
-    return min(seconds)
+def side_by_side(costs: Sequence[StageCost]) -> StageCost:
+    """Cost of at least one training in one process, all reading the same batches; time unknown for several."""
+    first, *others = costs
+    for other in others:
+        memory = first.memory + other.memory - other.mapped - PROCESS_BYTES
+        parts = ((one.memory, one.disk, one.device) for one in (first.least, other.least))
+        least = Least(*(one + another for one, another in zip(*parts, strict=True)))
+        disk, device = first.disk + other.disk, first.device + other.device
+        first = StageCost(first.stage, memory, first.mapped, disk, None, device, least)
+    return first
 
 
 def stage_costs(
@@ -218,6 +193,19 @@ class _Estimator:
         """Bytes of all models' weights; `count` gives the number of weights of a model."""
         return sum(count(self.shapes[one.name]) * _bytes_per_weight(one) for one in self.recipe.sources)
 
+    def _weights_on_cpu(self, count: Callable[[ModelShape], int]) -> float:
+        """As `_weights`, of the models that are not on a GPU."""
+        return sum(
+            count(self.shapes[one.name]) * _bytes_per_weight(one)
+            for one in self.recipe.sources
+            if one.name in self.shapes and pick_device(one.device).type == "cpu"
+        )
+
+    def _least(self, held: float, disk: float) -> Least:
+        """Bytes held where the crosscoder is, in memory or on a GPU, and bytes written."""
+        on_cpu = pick_device(self.recipe.training.device).type == "cpu"
+        return Least(held if on_cpu else 0, disk, 0 if on_cpu else held)
+
     def _tokenizers(self) -> float:
         return TOKENIZER_BYTES * sum(shape.vocabulary for shape in self.shapes.values())
 
@@ -239,6 +227,7 @@ class _Estimator:
             mapped=0,
             disk=self.kept_rows * (self.row_bytes + 2 * ROW_POSITION_BYTES),
             seconds=self._model_seconds(self.kept_rows),
+            least=Least(self._weights_on_cpu(lambda shape: shape.kept_parameters), self.kept_rows * self.row_bytes),
         )
 
     def _model_seconds(self, rows: float) -> float | None:
@@ -266,7 +255,7 @@ class _Estimator:
         batch = training.batch * (12 * sum(self.store_widths.values()) + 24 * self.recipe.crosscoder.sparsity.k)
         dense = self.recipe.crosscoder.sparsity.kind in ("l1", "jumprelu", "topk")
         batch += training.batch * self.features * 16 if dense else 0
-        low = ACTIVATION_BYTES * self.product
+        low, rows = ACTIVATION_BYTES * self.product, 4 * training.batch * sum(self.store_widths.values())
         held = TRAINING_BYTES * self.parameters + low + batch
         on_cpu = pick_device(training.device).type == "cpu"
         fitted = StageCost(
@@ -277,8 +266,9 @@ class _Estimator:
             + (held + KERNEL_CACHE_BYTES if on_cpu else 0),
             device=0 if on_cpu else held,
             mapped=window,
-            disk=(KEEP + 1) * CHECKPOINT_BYTES * self.parameters + 4 * self.parameters,
+            disk=(KEEP + 1) * CHECKPOINT_BYTES * self.parameters + WEIGHT_BYTES * self.parameters,
             seconds=self._step_seconds(steps),
+            least=self._least(TRAINING_BYTES * self.parameters + rows, WEIGHT_BYTES * self.parameters),
         )
         stream = self.recipe.harvest.stream
         if stream is None or not self.shapes or self.recipe.corpus is None:
@@ -293,6 +283,7 @@ class _Estimator:
             mapped=0,
             disk=fitted.disk + (KEEP + 1) * buffer / 2,
             seconds=self._total(fitted.seconds, self._model_seconds(self.train_rows - self.recipe.harvest.stored_rows)),
+            least=replace(fitted.least, memory=fitted.least.memory + harvest.least.memory + buffer),
         )
 
     def _step_seconds(self, steps: int) -> float | None:
@@ -332,7 +323,12 @@ class _Estimator:
                 self._seconds(held_out * self.product, 1.0),
                 self._seconds(reads * context * each, EVALUATION_SHARE, loading=models),
             ),
+            least=self._with_models(self._least(WEIGHT_BYTES * self.parameters, 0)),
         )
+
+    def _with_models(self, least: Least) -> Least:
+        """The same beside the whole models."""
+        return replace(least, memory=least.memory + self._weights_on_cpu(lambda shape: shape.parameters))
 
     def analyse(self) -> StageCost:
         return self._analysis("analyse", self.kept_rows, models=True)
@@ -349,6 +345,7 @@ class _Estimator:
         heads = sum(shape.vocabulary * shape.width for shape in self.shapes.values()) if models else 0
         contexts = recipe.contexts.top + 5 * recipe.contexts.per_quantile
         firings = rows * self.recipe.crosscoder.sparsity.k
+        least = self._least(WEIGHT_BYTES * self.parameters + 2 * 4 * self.features * wide, 0)
         return StageCost(
             stage,
             memory=PROCESS_BYTES
@@ -363,6 +360,7 @@ class _Estimator:
                 self._seconds(rows * self.product * ANALYSIS_ENCODES, 1.0, loading=loaded),
                 self._seconds(self.features * heads, 1.0),
             ),
+            least=self._with_models(least) if models else least,
         )
 
     def calibrate(self) -> StageCost:
@@ -375,7 +373,8 @@ class _Estimator:
         disk = rows * self.row_bytes + max(training.disk, analysis.disk)
         # The C allocator keeps much of the training's memory during the analysis.
         memory = training.memory + analysis.memory - PROCESS_BYTES
-        return StageCost("calibrate", memory, max(training.mapped, analysis.mapped), disk, seconds)
+        mapped = max(training.mapped, analysis.mapped)
+        return StageCost("calibrate", memory, mapped, disk, seconds, training.device, training.least)
 
     @staticmethod
     def _total(*seconds: float | None) -> float | None:

@@ -1,7 +1,7 @@
 """Finds stages that exceed this machine's memory or disk, and settings that would fit."""
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
@@ -9,7 +9,7 @@ from trainer.errors import RecipeError
 from trainer.models.shapes import ModelShape
 from trainer.recipe.fitting import StreamRecipe
 from trainer.recipe.recipe import Recipe
-from trainer.resources.estimate import StageCost, stage_costs
+from trainer.resources.estimate import StageCost, side_by_side, stage_costs
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,25 @@ def fit_problems(
     *,
     stages: Collection[str] | None = None,
     rows: int | None = None,
+    least: bool = False,
+    beside: Sequence[Recipe] = (),
 ) -> dict[str, str]:
     """By stage that does not fit, a message with the exceeded resource and settings that would fit.
 
-    `stages` limits the check; the other arguments are those of `stage_costs`.
+    `stages` limits the check. With `least`, only what arithmetic alone says counts. `beside` are recipes that are
+    trained in the same process. The other arguments are those of `stage_costs`.
     """
+    others = (stage_costs(other, shapes, widths, rows=rows) for other in beside)
+    trained_beside = [cost for stages_of_other in others for cost in stages_of_other if cost.stage == "train"]
+
+    def costs(candidate: Recipe) -> Iterator[StageCost]:
+        for cost in stage_costs(candidate, shapes, widths, rows=rows):
+            whole = side_by_side([cost, *trained_beside]) if cost.stage == "train" else cost
+            yield whole.by_arithmetic() if least else whole
 
     def exceeding(candidate: Recipe) -> dict[str, tuple[str, StageCost]]:
         left, exceeded = available, {}
-        for cost in stage_costs(candidate, shapes, widths, rows=rows):
+        for cost in costs(candidate):
             if stages is not None and cost.stage not in stages:
                 continue
             if resource := exceeded_resource(cost, left):
@@ -62,19 +72,22 @@ def fit_problems(
                 return stage not in exceeding(candidate)
             return False
 
-        return f"{_amounts(resource, cost, available)} {_advice(list(_fitting_settings(recipe, fits)), resource)}"
+        advice = _advice(list(_fitting_settings(recipe, fits)), resource)
+        return f"{_amounts(resource, cost, available, least=least)} {advice}"
 
     return {stage: explain(stage, resource, cost) for stage, (resource, cost) in exceeding(recipe).items()}
 
 
-def _amounts(resource: str, cost: StageCost, available: Available) -> str:
+def _amounts(resource: str, cost: StageCost, available: Available, *, least: bool) -> str:
     amounts = {
         "memory": (cost.memory - cost.mapped, available.memory, "of memory"),
         "disk": (cost.disk, available.disk, "of disk"),
         "device": (cost.device, available.device, "of the GPU's memory"),
     }
     needed, free, what = amounts[resource]
-    return f"{cost.stage} needs about {needed / 1e9:.1f} GB {what} and {free / 1e9:.1f} GB are free."
+    if not least:
+        return f"{cost.stage} needs about {needed / 1e9:.1f} GB {what} and {free / 1e9:.1f} GB are free."
+    return f"{cost.stage} needs at least {needed / 1e9:.1f} GB {what}, and there are {free / 1e9:.1f} GB."
 
 
 def _advice(fitting: list[str], resource: str) -> str:

@@ -20,12 +20,13 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from trainer.errors import DiskFull
+from trainer.errors import DiskFull, DoesNotFit
 from trainer.recipe.recipe import Recipe
+from trainer.results.columns import SCHEMA, column_types
 from trainer.run.checksum import sha256_of
 from trainer.run.folder import RunFolder, discard, is_disk_full, write_json
+from trainer.run.free_memory import free_memory
 
-SCHEMA = Path(__file__).with_name("schema.sql")
 SORTED_BY_FEATURE = frozenset(
     {
         "agreement",
@@ -43,10 +44,12 @@ SORTED_BY_FEATURE = frozenset(
 """Tables that must arrive sorted by feature."""
 LIBRARIES = ("torch", "numpy", "scipy", "transformers", "tokenizers", "safetensors", "pyarrow", "duckdb")
 """Libraries whose versions can affect the results."""
-MEMORY = "256MB"
-"""DuckDB's memory limit while it builds the file; beyond it, DuckDB spills to disk beside the draft."""
+MEMORY_SHARE, LEAST_MEMORY, MOST_MEMORY = 1 / 8, 128 << 20, 256 << 20
+"""DuckDB's memory limit while it builds the file: a share of the free memory, within bytes; the rest is on disk."""
+ROW_GROUP = 30_720
+"""Rows compressed at a time: a quarter of DuckDB's own, since a row of `firing` takes kilobytes until then."""
 Column = Sequence[Any] | np.ndarray | Any
-"""Values of one column: a list, an array or an Arrow array. NaN in an array of numbers stands for null."""
+"""Values of one column: a list, an array or an Arrow array. NaN in a column of numbers stands for null."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,12 @@ class ResultsDraft:
     """
 
     def __init__(self, path: Path) -> None:
+        memory = int(min(max(free_memory() * MEMORY_SHARE, LEAST_MEMORY), MOST_MEMORY))
         self._connection = duckdb.connect(
-            str(path), config={"memory_limit": MEMORY, "temp_directory": f"{path}.tmp", "threads": 2}
+            config={"memory_limit": f"{memory}B", "temp_directory": f"{path}.tmp", "threads": 2}
         )
+        quoted = str(path).replace("'", "''")
+        self._connection.execute(f"attach '{quoted}' as results (row_group_size {ROW_GROUP}); use results")
         # One transaction: nothing is written twice, and the file is incomplete until `finish` anyway.
         self._connection.execute("begin")
         self._connection.execute(SCHEMA.read_text(encoding="utf-8"))
@@ -114,7 +120,8 @@ class ResultsDraft:
 
         Raises AssertionError for infinite numbers, and for rows out of feature order in tables sorted by feature.
         """
-        batch = pa.table({name: _to_arrow(f"{table}.{name}", values) for name, values in columns.items()})
+        types = column_types(table)
+        batch = pa.table({name: _to_arrow(f"{table}.{name}", values, types[name]) for name, values in columns.items()})
         if not batch.num_rows:
             return
         if table in SORTED_BY_FEATURE:
@@ -142,7 +149,7 @@ class ResultsDraft:
     def add_records(self, table: str, records: Sequence[Mapping[str, Any]]) -> None:
         """Append rows given as mappings with the same keys."""
         if records:
-            self.add(table, {name: pa.array([record[name] for record in records]) for name in records[0]})
+            self.add(table, {name: [record[name] for record in records] for name in records[0]})
 
     def add_run(self, recipe: Recipe, run: str) -> None:
         """Add the row of the table `run`: id, name, time, recipe and versions."""
@@ -179,7 +186,7 @@ _INSERT_EXAMPLES = """
         'sequence': sequence, 'corpus': corpus, 'peak': peak, 'peak_byte_end': peak_byte_end, 'byte_start': byte_start,
         'text': "text", 'tokens': tokens[1:1], 'activations': activations
     })
-    from firing where bucket = 'top' and rank = 0 order by feature
+    from firing where bucket = 'top' and rank = 0
 """
 
 _INTEGRITY_CHECKS = {
@@ -219,12 +226,18 @@ def publishing(folder: RunFolder) -> Iterator[ResultsDraft]:
             draft.close()
         _publish(path, folder)
     except Exception as error:
-        if not is_disk_full(error):
-            raise
-        raise DiskFull(
-            f"The disk is full while writing the results in {folder.path}. "
-            "Free some room and run the same command again; it resumes from the last complete part."
-        ) from error
+        # DuckDB calls it memory, too, when there is no room left to spill to.
+        if is_disk_full(error) or "max_temp_directory_size" in str(error):
+            raise DiskFull(
+                f"The disk is full while writing the results in {folder.path}. "
+                "Free some room and run the same command again; it resumes from the last complete part."
+            ) from error
+        if isinstance(error, duckdb.OutOfMemoryException):
+            raise DoesNotFit(
+                f"Publishing the results in {folder.path} needs more memory than is free, {free_memory() / 1e9:.1f} GB."
+                " Close other programs and run the same command again."
+            ) from error
+        raise
     finally:
         _discard_draft(path)
 
@@ -282,8 +295,8 @@ def read_baselines(path: Path) -> dict[str, list[dict[str, Any]]]:
     return tables
 
 
-def read_calibration(path: Path, sources: Sequence[str]) -> dict[str, dict[str, pa.Array]]:
-    """Columns of `calibration` and `spike_in` from a run's `calibration.json`; empty without that file.
+def read_calibration(path: Path, sources: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of `calibration` and `spike_in` from a run's `calibration.json`; empty without that file.
 
     Files from before schema 3 call the quantiles of the readout contrast `readout_ratio`.
     """
@@ -294,12 +307,7 @@ def read_calibration(path: Path, sources: Sequence[str]) -> dict[str, dict[str, 
         row["measure"] = row["measure"].replace("readout_ratio.", "readout_contrast.")
     index = {name: number for number, name in enumerate(sources)}
     spike_ins = [row | {"source": index.get(row["source"])} for row in content["spike_in"]]
-    tables = {"calibration": content["measures"], "spike_in": spike_ins}
-    return {
-        table: {name: pa.array([row[name] for row in rows]) for name in rows[0]}
-        for table, rows in tables.items()
-        if rows
-    }
+    return {"calibration": content["measures"], "spike_in": spike_ins}
 
 
 def read_coverage(statistics: Mapping[str, Any]) -> list[CoverageRow]:
@@ -319,9 +327,10 @@ def _numbers(record: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, floa
             yield f"{prefix}{name}", float(value)
 
 
-def _to_arrow(name: str, values: Column) -> pa.Array:
+def _to_arrow(name: str, values: Column, type_: pa.DataType) -> pa.Array:
     if not isinstance(values, np.ndarray):
-        return values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+        typed = isinstance(values, pa.Array | pa.ChunkedArray)
+        return values if typed else pa.array(values, type_, from_pandas=True)
     if values.dtype.kind == "f":
         assert not np.isinf(values).any(), f"{name} holds an infinite number"
     return pa.array(values, from_pandas=True)

@@ -331,7 +331,7 @@ create table coverage (
 comment on table coverage is 'How much text survived alignment, per corpus part.';
 comment on column coverage.corpus is 'Corpus part.';
 comment on column coverage.source is 'Index of the source; null for measures of all.';
-comment on column coverage.measure is 'What was counted: documents, sequences, tokens, possible (anchors), anchors, special, outliers, kept, documents_over_80.';
+comment on column coverage.measure is 'What was counted: documents, sequences, tokens, possible (anchors), anchors, special, outliers, not_finite, plain_chats, kept, documents_over_80.';
 comment on column coverage.value is 'The count.';
 
 create table baseline (

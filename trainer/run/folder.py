@@ -1,6 +1,7 @@
 """Paths of all files of a run, and atomic writing of files."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -8,14 +9,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from trainer.errors import DiskFull
+from trainer.errors import DiskFull, UsageError
 from trainer.recipe.recipe import Recipe
 
 
 def home() -> Path:
-    """Folder of runtime data: CROSSDIFF_HOME, else ./data."""
-    return Path(os.environ.get("CROSSDIFF_HOME", "data")).absolute()
+    """Folder of runtime data: CROSSDIFF_HOME, else ./data. Raises UsageError for a `~name` of no user."""
+    path = Path(os.environ.get("CROSSDIFF_HOME") or "data")
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise UsageError(f"CROSSDIFF_HOME is {path}, and there is no such user. Give a whole path.") from None
 
 
 @dataclass(frozen=True)
@@ -25,9 +31,12 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def for_recipe(cls, recipe: Recipe) -> "RunFolder":
-        """The folder of a recipe's run; it need not exist."""
-        return cls(home() / "runs" / f"{recipe.name}-{recipe.fingerprint()}")
+    def for_recipe(cls, recipe: Recipe, store: str | None = None) -> "RunFolder":
+        """The folder of a recipe's run; it need not exist. `store` identifies an activation store given to it."""
+        fingerprint = recipe.fingerprint()
+        if store is not None:
+            fingerprint = hashlib.sha256(f"{fingerprint} {store}".encode()).hexdigest()[:8]
+        return cls(home() / "runs" / f"{recipe.name}-{fingerprint}")
 
     @classmethod
     def containing(cls, recipe: Path) -> "RunFolder | None":
@@ -98,7 +107,7 @@ class RunFolder:
 
     @property
     def stages(self) -> Path:
-        """Fingerprint of the inputs of every finished stage."""
+        """Record of the finished stages, see `trainer.run.record`."""
         return self.path / "stages.json"
 
     @property
@@ -111,33 +120,32 @@ class RunFolder:
         """One line per event."""
         return self.path / "log.txt"
 
-    def finished_stages(self) -> dict[str, str]:
-        """Fingerprint of the inputs of every finished stage; empty if the file is missing or damaged."""
-        try:
-            found: dict[str, str] = json.loads(self.stages.read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
-            return {}
-        return found
-
     def results(self) -> Path | None:
-        """The published results file, or None if there is none yet."""
-        if not self.current.is_file():
-            return None
-        return self.path / str(json.loads(self.current.read_text())["file"])
+        """The published results file; None if there is none, or if the pointer to it is damaged."""
+        pointer = read_json(self.current)
+        name = pointer.get("file") if isinstance(pointer, dict) else None
+        return self.path / name if isinstance(name, str) and Path(name).name == name else None
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Context with a draft path to write to; renamed to `path` if the body succeeds, else removed.
 
-    Raises DiskFull if the disk is full; a previous file at `path` is then kept.
+    Unless it is not `durable`, the content is on the disk before it gets its name, and the name before this returns,
+    so that no power cut leaves half a file under a final name. Raises DiskFull if the disk is full; a previous file
+    at `path` is then kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft")
     discard(draft)
     try:
         yield draft
+        if durable:
+            for part in (*draft.rglob("*"), draft) if draft.is_dir() else (draft,):
+                flush(part)
         draft.replace(path)
+        if durable:
+            flush(path.parent)
     except Exception as error:
         if not is_disk_full(error):
             raise
@@ -147,6 +155,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         discard(draft)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -162,7 +179,15 @@ def discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write JSON atomically."""
-    with atomic_write(path) as draft:
-        draft.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def read_json(path: Path) -> Any:
+    """The value in a JSON file; None if there is no such file, or if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
+        return None
+
+
+def write_json(path: Path, value: object, *, durable: bool = True) -> None:
+    """Write JSON atomically; see `atomic_write`. Raises ValueError for NaN and infinity, which JSON does not have."""
+    with atomic_write(path, durable=durable) as draft:
+        draft.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

@@ -2,18 +2,19 @@
 
 import contextlib
 import datetime
-import json
+import math
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
 
-from trainer.errors import CrossdiffError
-from trainer.run.folder import RunFolder, write_json
+from trainer.errors import CrossdiffError, DiskFull
+from trainer.run.folder import RunFolder, read_json, write_json
 from trainer.run.peak_memory import peak_gigabytes, reset_peak
 from trainer.run.stages import STAGES
 
@@ -21,6 +22,8 @@ LINE_INTERVAL = 10.0
 """Seconds between plain lines when standard error is not a terminal."""
 FILE_INTERVAL = 0.5
 """Seconds between writes of progress.json."""
+HEARTBEAT = 5.0
+"""Seconds after which progress.json is written without any news: it shows that the process lives."""
 
 
 class Progress:
@@ -54,13 +57,15 @@ class Progress:
         self._bar: tqdm[Any] | None = None
         self._initial = 0
         self._task_started = self._written = self._printed = time.monotonic()
+        self._writing = threading.Lock()
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Progress"]:
         """Context of a whole run; sets the final status to `finished`, `failed` or `stopped`."""
         self._write()
         try:
-            yield self
+            with self._heartbeat():
+                yield self
         except KeyboardInterrupt:
             self._end("stopped", "Stopped. The same command goes on from here.")
             raise
@@ -71,6 +76,25 @@ class Progress:
             self._end("failed", f"{type(error).__name__}: {error}")
             raise
         self._end("finished", None)
+
+    @contextlib.contextmanager
+    def _heartbeat(self) -> Iterator[None]:
+        """Write the file every now and then, whatever the process is busy with."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(HEARTBEAT):
+                if time.monotonic() - self._written >= HEARTBEAT:
+                    with contextlib.suppress(OSError, DiskFull):
+                        self._write()
+
+        thread = threading.Thread(target=beat, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator["Progress"]:
@@ -88,6 +112,11 @@ class Progress:
     def skip(self, name: str) -> None:
         """Mark a stage as skipped because it is up to date."""
         self._entry(name)["state"] = "skipped"
+        self._write()
+
+    def announce(self, message: str) -> None:
+        """Say what the process is about to do, if it cannot be counted."""
+        self._state.update(message=message, done=0, total=None, unit="", rate=None, seconds_left=None, measures={})
         self._write()
 
     @contextlib.contextmanager
@@ -110,10 +139,11 @@ class Progress:
             self._write()
 
     def advance(self, done: int, **measures: float) -> None:
-        """Add `done` units; `measures` are the latest values to show."""
+        """Add `done` units; `measures` are the latest values to show, those that are finite."""
         state = self._state
         state["done"] += done
-        state["measures"].update({name: float(value) for name, value in measures.items()})
+        finite = {name: float(value) for name, value in measures.items() if math.isfinite(value)}
+        state["measures"] = {name: value for name, value in state["measures"].items() if name not in measures} | finite
         now = time.monotonic()
         rate = (state["done"] - self._initial) / max(now - self._task_started, 1e-6)
         # Without progress there is no rate to estimate the remaining time from.
@@ -161,18 +191,16 @@ class Progress:
         self._write()
 
     def _write(self) -> None:
-        self._written = time.monotonic()
-        self._state["updated_at"] = _now()
-        write_json(self._folder.progress, self._state)
+        with self._writing:
+            self._written = time.monotonic()
+            self._state["updated_at"] = _now()
+            write_json(self._folder.progress, dict(self._state), durable=False)
 
 
 def read_progress(folder: RunFolder) -> dict[str, Any] | None:
     """The last state written, or None if the run never started."""
-    try:
-        state: dict[str, Any] = json.loads(folder.progress.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    return state
+    state = read_json(folder.progress)
+    return state if isinstance(state, dict) else None
 
 
 def _now() -> str:

@@ -4,6 +4,7 @@ The format is documented, so that other programs can write a store: `manifest.js
 tensor per source, and optionally `sequences.parquet` with the texts. A store is validated when it is opened.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.errors import StoreError
-from trainer.run.checksum import sha256_of
+from trainer.run.checksum import known_sha256, remember_sha256, sha256_of
 from trainer.run.folder import atomic_write, write_json
 
 FORMAT, VERSION = "crossdiff.activations", 2
@@ -27,6 +28,7 @@ LOCATION_TENSORS = ("sequence", "position", "byte_end")
 MAPPED_BYTES = 2**28
 """Bytes read of a shard before it is mapped again: the pages of a mapping count as memory until it is closed."""
 DTYPES = ("bfloat16", "float16", "float32")
+SPLITS = ("train", "held_out")
 
 Rows = dict[str, Tensor]
 """Activations by source name, each [rows, width of the source]."""
@@ -65,6 +67,10 @@ class Manifest:
     """Name of the file with the sequences' texts and tokens, if any."""
     statistics: dict[str, Any] = field(default_factory=dict)
     """Counts of the harvest: coverage per corpus part and source, and dropped rows by reason."""
+    sequences_sha256: str | None = None
+    """SHA-256 of the file with the sequences, if it is known."""
+    inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Fingerprints of the models and texts that were read (`trainer.reading.inputs`); empty if they are unknown."""
 
     @property
     def rows(self) -> int:
@@ -98,7 +104,7 @@ class ActivationStore:
             store._check_shapes(shard)
         sequences = store.manifest.sequences
         if sequences is not None and not (path / sequences).is_file():
-            raise StoreError(f"{path}: {sequences} is missing. Copy it beside the manifest, or set sequences to null.")
+            raise StoreError(f"{path}: {sequences} is missing. Copy it beside the manifest, or harvest again.")
         return store
 
     @property
@@ -179,6 +185,24 @@ class ActivationStore:
         names = pq.read_schema(self.path / self.manifest.sequences).names
         return {} if "sequence" in names else {"sequence": "document", "document": "origin"}
 
+    def identity(self) -> str:
+        """Hash of the stored content, 16 hex digits; the same wherever the store lies."""
+        sources = [(source.name, source.width, source.dtype) for source in self.sources]
+        shards = [(shard.sha256, shard.rows, shard.split) for shard in self.manifest.shards]
+        texts = None if self.manifest.sequences is None else known_sha256(self.path / self.manifest.sequences)
+        return hashlib.sha256(json.dumps([sources, shards, texts]).encode()).hexdigest()[:16]
+
+    def check_files(self) -> None:
+        """Raise StoreError if a file is not the one that the manifest describes; unchanged files are read once."""
+        sums = {shard.file: shard.sha256 for shard in self.manifest.shards}
+        if self.manifest.sequences is not None and self.manifest.sequences_sha256 is not None:
+            sums[self.manifest.sequences] = self.manifest.sequences_sha256
+        for name, sha256 in sums.items():
+            if known_sha256(self.path / name) != sha256:
+                raise StoreError(
+                    f"{self.path / name}: checksum differs from the manifest. Copy the file again, or harvest again."
+                )
+
     def verify(self) -> None:
         """Read everything once. Raises StoreError if a checksum differs or a value is NaN or infinite."""
         for shard in self.manifest.shards:
@@ -238,16 +262,21 @@ class StoreWriter:
         with atomic_write(self._path / file) as draft:
             save_file({name: tensor.contiguous() for name, tensor in (rows | locations).items()}, draft)
         shard = Shard(file, count, sha256_of(self._path / file), split)
+        remember_sha256(self._path / file, shard.sha256)
         self.shards.append(shard)
         return shard
 
-    def finish(self, sequences: pa.Table | None, statistics: dict[str, Any]) -> Manifest:
+    def finish(
+        self, sequences: pa.Table | None, statistics: dict[str, Any], inputs: dict[str, dict[str, Any]] | None = None
+    ) -> Manifest:
         """Write the table of sequences, if any, and the manifest."""
+        name = sha256 = None
         if sequences is not None:
-            with atomic_write(self._path / "sequences.parquet") as draft:
+            name = "sequences.parquet"
+            with atomic_write(self._path / name) as draft:
                 pq.write_table(sequences, draft, compression="zstd")
-        name = None if sequences is None else "sequences.parquet"
-        manifest = Manifest(self._sources, tuple(self.shards), name, statistics)
+            sha256 = sha256_of(self._path / name)
+        manifest = Manifest(self._sources, tuple(self.shards), name, statistics, sha256, inputs or {})
         write_json(self._path / "manifest.json", _to_json(manifest))
         return manifest
 
@@ -261,26 +290,56 @@ def _read_manifest(path: Path) -> Manifest:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StoreError(f"No activation store at {path.parent}: {path.name} is missing. Harvest it first.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is not readable JSON ({error}). Copy or harvest the store again.") from None
-    if data.get("format") != FORMAT or data.get("version") not in (1, VERSION):
-        found = f"{data.get('format')!r} version {data.get('version')!r}"
+    if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("version") not in (1, VERSION):
+        found = f"{data.get('format')!r} version {data.get('version')!r}" if isinstance(data, dict) else "no manifest"
         raise StoreError(f"{path} is {found}; this Crossdiff reads {FORMAT!r} versions 1 and {VERSION}.")
     try:
-        sources = tuple(StoredSource(**_known_fields(StoredSource, source)) for source in data["sources"])
-        shards = tuple(Shard(**_known_fields(Shard, shard)) for shard in data["shards"])
-    except (KeyError, TypeError) as error:
-        raise StoreError(f"{path} lacks {error}. The format is described in docs/formats.md.") from None
-    for source in sources:
-        if source.dtype not in DTYPES:
-            raise StoreError(f"{path}: {source.name!r} has dtype {source.dtype!r}; known are {', '.join(DTYPES)}.")
-    if not sources or not shards:
+        manifest = _parse_manifest(data)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        fact = f"lacks {error}" if isinstance(error, KeyError) else f"is damaged or malformed ({error})"
         raise StoreError(
-            f"{path} lists {len(sources)} sources and {len(shards)} shards; it needs at least one of each."
+            f"{path} {fact}. Copy or harvest the store again; docs/formats.md describes the format."
+        ) from None
+    if not manifest.sources or not manifest.shards:
+        raise StoreError(
+            f"{path} lists {len(manifest.sources)} sources and {len(manifest.shards)} shards; "
+            "it needs at least one of each."
         )
-    return Manifest(
-        sources, shards, data.get("documents" if data["version"] == 1 else "sequences"), data.get("statistics", {})
-    )
+    return manifest
+
+
+def _parse_manifest(data: dict[str, Any]) -> Manifest:
+    """The manifest in plain data. Raises KeyError, TypeError, AttributeError or ValueError where it is malformed."""
+    sources = tuple(StoredSource(**_known_fields(StoredSource, source)) for source in data["sources"])
+    shards = tuple(Shard(**_known_fields(Shard, shard)) for shard in data["shards"])
+    for source in sources:
+        _require(source.dtype in DTYPES, f"{source.name!r} has dtype {source.dtype!r}; known are {', '.join(DTYPES)}")
+        _require(_is_count(source.width) and source.width > 0, f"{source.name!r} has width {source.width!r}")
+    _require(len({source.name for source in sources}) == len(sources), "two sources have the same name")
+    for shard in shards:
+        _require(_is_file_name(shard.file), f"a shard's file is {shard.file!r}, which is no name of a file beside it")
+        _require(_is_count(shard.rows), f"{shard.file} has {shard.rows!r} rows")
+        _require(shard.split in SPLITS, f"{shard.file} has split {shard.split!r}; known are {', '.join(SPLITS)}")
+    sequences = data.get("documents" if data["version"] == 1 else "sequences")
+    _require(sequences is None or _is_file_name(sequences), f"the file of the sequences is {sequences!r}")
+    statistics, inputs = data.get("statistics", {}), data.get("inputs", {})
+    _require(isinstance(statistics, dict) and isinstance(inputs, dict), "statistics and inputs are no mappings")
+    return Manifest(sources, shards, sequences, statistics, data.get("sequences_sha256"), inputs)
+
+
+def _require(condition: bool, fact: str) -> None:
+    if not condition:
+        raise ValueError(fact)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_file_name(value: object) -> bool:
+    return isinstance(value, str) and Path(value).name == value != ""
 
 
 def _known_fields(cls: type, values: dict[str, Any]) -> dict[str, Any]:

@@ -26,8 +26,6 @@ class Preset:
     sizes: tuple[int, ...]
     """Dictionary sizes."""
     variants: tuple[str, ...] = ("standard", "dfc", "designated_shared")
-    crosscoder: dict[str, Any] = field(default_factory=dict)
-    """Settings of the recipe's crosscoder that the world requires."""
     per_variant: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Settings of the recipe's crosscoder by variant."""
 

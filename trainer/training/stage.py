@@ -3,19 +3,25 @@
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.crosscoder.fold_damping import fold_damping
+from trainer.errors import TrainingError
 from trainer.reading.stream import ActivationStream
 from trainer.recipe.recipe import Recipe
-from trainer.run.folder import RunFolder, discard
+from trainer.run.checksum import sha256_of
+from trainer.run.folder import RunFolder, atomic_write, discard
 from trainer.run.progress import Progress
 from trainer.store.store import ActivationStore, Rows
 from trainer.training.checkpoint import latest
 from trainer.training.trainer import Training
+
+DIVERGED = -10.0
+"""A training that explains less than this of a source's variance has diverged; even random features explain more."""
 
 
 def train(recipe: Recipe, store: ActivationStore, folder: RunFolder, progress: Progress) -> Crosscoder:
@@ -31,7 +37,7 @@ def train_together(
     The recipes must agree on batch, epochs and shuffle seed. Each resumes from its newest checkpoint of the same recipe
     and data; one that is ahead waits for the others. Raises StoreError, DiskFull.
     """
-    fits = [_Fit(recipe, folder, store) for recipe, folder in runs]
+    fits = [_Fit(recipe, folder, store, progress) for recipe, folder in runs]
     slowest = min(fits, key=lambda fit: fit.training.step).training
     if slowest.step:
         progress.notify(f"train: resuming from step {slowest.step} of {slowest.steps}")
@@ -56,7 +62,7 @@ def train_streaming(
     The store gives the normalisers, the first rows and the held-out ones. Checkpoints are written between two rounds of
     the stream, with the rows buffered in it. Raises StoreError, CorpusError, DiskFull.
     """
-    fit = _Fit(recipe, folder, store, steps=stream.steps)
+    fit = _Fit(recipe, folder, store, progress, steps=stream.steps)
     training, interval = fit.training, recipe.training.checkpoint_every
     if training.step:
         stream.restore(_buffered_rows(folder, training.step))
@@ -92,7 +98,15 @@ def _buffered_rows(folder: RunFolder, step: int) -> Path:
 class _Fit:
     """One run's training with its checkpoints and metrics."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, store: ActivationStore, *, steps: int | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        store: ActivationStore,
+        progress: Progress,
+        *,
+        steps: int | None = None,
+    ) -> None:
         """With `steps` the rows come from a stream, and only `save_with_stream` writes checkpoints."""
         self.folder = folder
         self.training = Training(recipe, store)
@@ -101,35 +115,51 @@ class _Fit:
         self.progress_values: dict[str, float] = {}
         self._fingerprint = fingerprint_of(recipe, store)
         self._checkpoint_every = recipe.training.checkpoint_every
-        checkpoint = latest(folder.checkpoints, self._fingerprint)
+        checkpoint = latest(folder.checkpoints, self._fingerprint, notify=progress.notify)
         if checkpoint is not None:
             self.training.restore(checkpoint)
-        _truncate_metrics(folder.metrics, self.training.step)
+        _truncate_metrics(folder.metrics, self.training.step, progress)
 
     def run_step(self, rows: Rows, log: IO[str]) -> None:
         """Run one step, log its metrics, and write a checkpoint when one is due."""
         metrics = self.training.run_step(rows)
         if metrics:
-            log.write(json.dumps({"step": self.training.step, **metrics}) + "\n")
+            # Of rows that are all equal there is no variance to explain.
+            finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+            log.write(json.dumps({"step": self.training.step, **finite}, allow_nan=False) + "\n")
             log.flush()
-            self.progress_values = {name: value for name, value in metrics.items() if name != "learning_rate"}
+            self.progress_values = {name: value for name, value in finite.items() if name != "learning_rate"}
         if not self._streams and self.training.step % self._checkpoint_every == 0:
             self.training.save(self.folder.checkpoints, self._fingerprint)
 
     def save_with_stream(self, stream: ActivationStream) -> None:
         """Write the stream's buffered rows, then a checkpoint; remove buffered rows whose checkpoint is gone."""
-        stream.save(_buffered_rows(self.folder, self.training.step))
-        self.training.save(self.folder.checkpoints, self._fingerprint)
+        buffered = _buffered_rows(self.folder, self.training.step)
+        stream.save(buffered)
+        self.training.save(self.folder.checkpoints, self._fingerprint, {buffered.name: sha256_of(buffered)})
         for path in self.folder.checkpoints.glob("waiting-*.safetensors"):
             if not path.with_name(path.name.replace("waiting", "step")).is_file():
                 path.unlink()
 
     def finish(self) -> Crosscoder:
-        """Set the inference thresholds, fold the damping and save the crosscoder."""
+        """Set the inference thresholds, fold the damping and save the crosscoder.
+
+        Raises TrainingError when it reconstructs far worse than the rows' mean would.
+        """
+        self._refuse_diverged()
         self.training.set_thresholds()
         trained = fold_damping(self.training.crosscoder)
         trained.save(self.folder.path)
         return trained
+
+    def _refuse_diverged(self) -> None:
+        for name, value in self.progress_values.items():
+            if name.startswith("variance_explained.") and value < DIVERGED:
+                raise TrainingError(
+                    f"The training diverged: in the end it explains {value:.3g} of the variance of "
+                    f"{name.partition('.')[2]}, where 1 is all and 0 is the rows' mean. Set training.learning_rate, "
+                    f"now {self.training.recipe.training.learning_rate:g}, lower and run again."
+                )
 
 
 def fingerprint_of(recipe: Recipe, store: ActivationStore) -> str:
@@ -145,10 +175,23 @@ def fingerprint_of(recipe: Recipe, store: ActivationStore) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _truncate_metrics(metrics: Path, step: int) -> None:
-    """Drop lines that an interrupted run wrote after its last checkpoint."""
+def _truncate_metrics(metrics: Path, step: int, progress: Progress) -> None:
+    """Drop lines that an interrupted run wrote after its last checkpoint, and damaged ones, which are told."""
     if not metrics.is_file():
         return
-    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    metrics.write_text("".join(kept), encoding="utf-8")
+    lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    steps = [_step_of(line) for line in lines]
+    if None in steps[:-1]:  # the last line may be cut by the interruption itself
+        progress.notify(f"train: {steps[:-1].count(None)} damaged lines of {metrics.name} are left out")
+    kept = [line for line, found in zip(lines, steps, strict=True) if found is not None and found <= step]
+    with atomic_write(metrics) as draft:
+        draft.write_text("".join(kept), encoding="utf-8")
+
+
+def _step_of(line: str) -> int | None:
+    """The step of a line of metrics, or None if it is damaged."""
+    try:
+        step = json.loads(line)["step"] if line.endswith("\n") else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return step if isinstance(step, int) else None

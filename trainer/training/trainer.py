@@ -12,12 +12,12 @@ from trainer.crosscoder.groups import build_groups, difference_sources
 from trainer.crosscoder.normalisation import Normaliser, centred_rms, damp_dominant_directions, median_norm
 from trainer.crosscoder.selection import RunningThreshold, nonzero_indices
 from trainer.device import compute_dtype, pick_device
-from trainer.errors import StoreError
+from trainer.errors import StoreError, TrainingError
 from trainer.kernels.readback import ScalarReadback
 from trainer.recipe.recipe import Recipe
 from trainer.store.batches import Batches
 from trainer.store.store import ActivationStore, Rows
-from trainer.training.checkpoint import Checkpoint
+from trainer.training.checkpoint import BESIDE, Checkpoint
 from trainer.training.encoding import BatchEncoder, Encoding, budgets, encode_dense, encode_sparse
 from trainer.training.gradients import write_gradients
 from trainer.training.losses import dead_features_loss, reconstruction_loss, sparsity_penalty
@@ -41,7 +41,7 @@ class Training:
         if not self.batches.per_epoch:
             raise StoreError(
                 f"{store.path} has {store.count('train'):,} training rows, fewer than one batch of "
-                f"{recipe.training.batch:,}. Set training.batch lower or harvest more rows."
+                f"{recipe.training.batch:,}. Set training.batch lower, or harvest more rows of a larger corpus."
             )
         self.steps = self.batches.per_epoch * recipe.training.epochs
         self.crosscoder = fresh_crosscoder(recipe, store, self.device)
@@ -58,9 +58,14 @@ class Training:
         self.thresholds = {name: RunningThreshold(recipe.crosscoder.sparsity.threshold_decay) for name in groups}
         self.guess = dict.fromkeys(groups, 0.0)
         self.step = 0
+        self._losses: dict[int, Tensor] = {}
+        """Losses by step, counted from 1, that `require_finite` has not seen."""
 
     def run_step(self, raw: Rows) -> dict[str, float]:
-        """One step on raw activations [batch, width]; returns metrics at every `LOG_EVERY`th step, else nothing."""
+        """One step on raw activations [batch, width]; returns metrics at every `LOG_EVERY`th step, else nothing.
+
+        Raises TrainingError when a loss is not a number: on a GPU at the next metrics, because reading it back waits.
+        """
         crosscoder, recipe = self.crosscoder, self.recipe
         rows = crosscoder.normalise(raw)
         k = recipe.crosscoder.sparsity.k_at(self.step, self.steps)
@@ -75,14 +80,29 @@ class Training:
         else:
             write_gradients(crosscoder, rows, encoding, recipe.crosscoder.loss)
             loss = loss + self._add_dead_features_gradient(encoding, dead)
+        self._losses[self.step + 1] = loss.detach()
+        if self.device.type == "cpu":
+            self.require_finite()
         clip_gradient(self.optimiser, recipe.training.gradient_clip, in_step=self.device.type == "cuda")
         for parameter_group in self.optimiser.param_groups:
             parameter_group["lr"] = self._learning_rate()
         self.optimiser.step()
         self._update_statistics(encoding, annealing=k != recipe.crosscoder.sparsity.k)
         self.step += 1
-        is_logged = self.step % LOG_EVERY == 0 or self.step == self.steps
-        return self._metrics(encoding, loss, rows, dead) if is_logged else {}
+        if self.step % LOG_EVERY and self.step != self.steps:
+            return {}
+        self.require_finite()
+        return self._metrics(encoding, loss, rows, dead)
+
+    def require_finite(self) -> None:
+        """Raise TrainingError when the loss of a step since the last call was not a number."""
+        if not self._losses:
+            return
+        losses = ScalarReadback(torch.stack(list(self._losses.values()))).tolist()
+        for step, loss in zip(self._losses, losses, strict=True):
+            if not math.isfinite(loss):
+                raise TrainingError(_divergence(step, self.recipe.training.learning_rate))
+        self._losses.clear()
 
     def _add_dead_features_gradient(self, encoding: Encoding, dead: dict[str, Tensor]) -> Tensor | float:
         """Add the gradient of the weighted dead features' loss, and return this loss."""
@@ -163,8 +183,12 @@ class Training:
         metrics["learning_rate"] = self._learning_rate()
         return metrics
 
-    def save(self, folder: Path, fingerprint: str) -> None:
-        """Write a checkpoint with this fingerprint into a folder."""
+    def save(self, folder: Path, fingerprint: str, beside: dict[str, str] | None = None) -> None:
+        """Write a checkpoint with this fingerprint into a folder; `beside` are files that belong to it, with SHA-256.
+
+        Raises TrainingError, and writes nothing, when a loss since the last checkpoint was not a number.
+        """
+        self.require_finite()
         tensors = {"rows_since_fired": self.rows_since_fired}
         for number, parameter in enumerate(self.parameters):
             tensors[f"parameter.{number}"] = parameter
@@ -174,6 +198,7 @@ class Training:
             "fingerprint": fingerprint,
             "guess": self.guess,
             "thresholds": {name: [average.value, average.steps] for name, average in self.thresholds.items()},
+            BESIDE: beside or {},
         }
         Checkpoint(self.step, tensors, state).save(folder)
 
@@ -251,6 +276,19 @@ def fresh_crosscoder(recipe: Recipe, store: ActivationStore, device: torch.devic
     normalisers = estimate_normalisers(recipe, store, crosscoder)
     crosscoder.normaliser = {source: normaliser.to(device) for source, normaliser in normalisers.items()}
     return crosscoder
+
+
+def _divergence(step: int, learning_rate: float) -> str:
+    """What to say of a training whose loss was not a number at a step."""
+    if step == 1:
+        return (
+            "The training cannot begin: its first loss is not a number. The activations or "
+            "crosscoder.decoder_norm are too large or too small for float32; check the sources' hookpoints and dtype."
+        )
+    return (
+        f"The training diverged: its loss at step {step:,} is not a number, with training.learning_rate "
+        f"{learning_rate:g}. Set it to {learning_rate / 10:.2g} or less and run again."
+    )
 
 
 def clip_gradient(optimiser: torch.optim.Adam, max_norm: float, *, in_step: bool = False) -> None:

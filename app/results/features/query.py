@@ -8,6 +8,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from app.errors import BadQuery
 from app.results.connection import Results
 
+MOST_CHOICES = 30
+"""Values that may be chosen of a facet."""
 PER_PAGE = 50
 """Features on one page of the list."""
 
@@ -23,7 +25,9 @@ def _without_blanks(value: object) -> object:
 
 
 Bound = Annotated[float | None, BeforeValidator(_none_if_blank)]
-Choices = Annotated[tuple[str, ...], BeforeValidator(_without_blanks)]
+Choices = Annotated[
+    tuple[Annotated[str, Field(max_length=200)], ...], BeforeValidator(_without_blanks), Field(max_length=MOST_CHOICES)
+]
 
 SORTS = {
     "score": "f.score",

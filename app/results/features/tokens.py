@@ -130,7 +130,7 @@ def _column(source_tokens: SourceTokens, shared: set[int], text: bytes, start: i
 
 def level_of(activation: float | None, scale: float) -> int:
     """Step of an activation on the colour scale: 0 for none, 1 to 10 in equal steps up to `scale`."""
-    if not activation or activation <= 0 or scale <= 0:
+    if not activation or not math.isfinite(activation) or not math.isfinite(scale) or activation <= 0 or scale <= 0:
         return 0
     return min(LEVELS, max(1, math.ceil(LEVELS * activation / scale - 1e-6)))
 

@@ -1,9 +1,7 @@
 """Bins and counts a whole run in the database, so that its size does not slow the page."""
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
 
 from app.results.connection import Results
 
@@ -99,6 +97,10 @@ class Coverage:
     """Over all sources."""
     tokens: tuple[float | None, ...]
     """Tokens read per source, in order."""
+    plain_chats: tuple[float | None, ...]
+    """Chats per source that its template could not render; they were read as plain text."""
+    not_finite: tuple[float | None, ...]
+    """Tokens per source whose activations are NaN or infinite; they were left out."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,10 @@ def coverage(results: Results) -> list[Coverage]:
         Coverage(
             corpus,
             {measure: value for (source, measure), value in values.items() if source is None},
-            tuple(values.get((source.source, "tokens")) for source in results.sources),
+            *(
+                tuple(values.get((source.source, measure)) for source in results.sources)
+                for measure in ("tokens", "plain_chats", "not_finite")
+            ),
         )
         for corpus, values in found.items()
     ]
@@ -212,10 +217,3 @@ def calibration(results: Results) -> list[CalibrationMeasure]:
     """Measures of the null run and the spike-ins; empty until the run is calibrated."""
     rows = results.rows("select kind, measure, value from calibration order by kind, measure")
     return [CalibrationMeasure(*row) for row in rows]
-
-
-def versions(results: Results) -> dict[str, Any]:
-    """Versions of what made the results."""
-    (text,) = results.row("select versions_json from run") or ("{}",)
-    found = json.loads(text)
-    return found if isinstance(found, dict) else {}

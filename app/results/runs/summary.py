@@ -2,12 +2,29 @@
 
 import datetime
 import json
+import logging
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from app.errors import ReaderError
-from app.results.connection import Results, RunCatalog, Source
-from app.results.folders import Plan, Progress, plan_of, read_plan, read_progress, run_names
+from app.errors import ReaderError, ResultsMissing, RunNotFound
+from app.results.connection import Results, RunCatalog, Source, unreadable
+from app.results.folders import (
+    LONGEST_NAME,
+    Plan,
+    Progress,
+    folder_names,
+    is_run_name,
+    plan_of,
+    read_plan,
+    read_progress,
+    shown,
+)
+
+log = logging.getLogger("crossdiff.explorer")
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -64,24 +81,53 @@ class Comparison:
 
 
 def all_runs(catalog: RunCatalog) -> list[Run]:
-    """Every run on this machine, the one last worked on first."""
-    return [one_run(catalog, run) for run in run_names(catalog.runs)]
+    """Every run on this machine, the one last worked on first; whatever a folder holds, it is one row."""
+    found = []
+    for name in folder_names(catalog.runs):
+        try:
+            found.append(one_run(catalog, name) if is_run_name(name) else _misnamed(name))
+        except RunNotFound:
+            continue  # removed meanwhile
+        except Exception as error:  # the other runs are still there
+            log.debug("run %r cannot be listed", name, exc_info=error)
+            problem = f"Its folder holds something that cannot be shown ({type(error).__name__}). Run its recipe again."
+            found.append(Run(name, "unreadable", None, None, None, problem))
+    return found
 
 
 def one_run(catalog: RunCatalog, run: str) -> Run:
-    """A run's state; a damaged results file is a fact about the run, not an error. Raises RunNotFound."""
+    """A run's state; a damaged file is a fact about the run, not an error. Raises RunNotFound."""
     folder = catalog.folder(run)
-    progress = read_progress(folder)
-    plan, headline, problem = None, None, progress.error if progress else None
-    if (folder / "current.json").exists():
+    problems: list[str] = []
+
+    def known(read: Callable[[], Value]) -> Value | None:
         try:
-            headline = catalog.cached(run, "headline", headline_of)
-            plan = catalog.cached(run, "plan", recorded_plan)
+            return read()
+        except (ResultsMissing, RunNotFound):
+            return None
         except ReaderError as error:
-            problem = str(error)
-    plan = plan or read_plan(folder)
-    status = _status(progress, headline, problem)
-    return Run(run, status, plan, progress, headline, problem if status != "running" else None)
+            problems.append(str(error))
+            return None
+
+    progress = known(lambda: read_progress(folder))
+    headline = known(lambda: catalog.kept(run, "headline", headline_of))
+    plan = known(lambda: catalog.kept(run, "plan", recorded_plan)) if headline else None
+    plan = plan or known(lambda: read_plan(folder))
+    problem = " ".join(problems) or (progress.error if progress else None)
+    status = _status(progress, headline, problems=bool(problems))
+    return Run(run, status, plan, progress, headline, problem if status != "running" or problems else None)
+
+
+def _misnamed(name: str) -> Run:
+    fact = f"The folder's name has characters that cannot be shown, or more than {LONGEST_NAME}."
+    return Run(
+        "".join(each if each.isprintable() else "�" for each in shown(name)),
+        "unreadable",
+        None,
+        None,
+        None,
+        f"{fact} Give it another name.",
+    )
 
 
 def comparisons(runs: list[Run]) -> list[Comparison]:
@@ -102,6 +148,7 @@ def headline_of(results: Results) -> Headline:
         for source, measure, value in results.rows(
             "select source, measure, value from evaluation where measure in ('variance_explained', 'l0')"
         )
+        if math.isfinite(value)
     }
     owners = results.rows(
         """
@@ -125,9 +172,23 @@ def headline_of(results: Results) -> Headline:
 
 def recipe_of(results: Results) -> dict[str, Any]:
     """The resolved recipe that made the results."""
-    (text,) = results.row("select recipe_json from run") or ("{}",)
-    recipe = json.loads(text)
-    return recipe if isinstance(recipe, dict) else {}
+    return _object(results, "recipe_json")
+
+
+def versions(results: Results) -> dict[str, Any]:
+    """Versions of what made the results."""
+    return _object(results, "versions_json")
+
+
+def _object(results: Results, column: str) -> dict[str, Any]:
+    """The JSON object in a column of the run. Raises ResultsUnreadable."""
+    (text,) = results.row(f"select {column} from run") or ("{}",)  # noqa: S608 - one of our two columns
+    try:
+        found = json.loads(text)
+        json.dumps(found, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise unreadable(results.run, results.file, ValueError(f"{column}: {type(error).__name__}")) from None
+    return found if isinstance(found, dict) else {}
 
 
 def recorded_plan(results: Results) -> Plan:
@@ -143,10 +204,10 @@ def recorded_plan(results: Results) -> Plan:
     )
 
 
-def _status(progress: Progress | None, headline: Headline | None, problem: str | None) -> str:
+def _status(progress: Progress | None, headline: Headline | None, *, problems: bool) -> str:
     if progress is not None and progress.status != "finished":
         # A run that was started again after it had published keeps its results meanwhile.
         return "finished" if headline and progress.status == "stopped" else progress.status
     if headline is not None:
         return "finished"
-    return "unreadable" if problem else "stopped"
+    return "unreadable" if problems else "stopped"

@@ -9,10 +9,10 @@ from app.database.engine import transaction
 from app.labels.store import (
     LabelConflict,
     LabelTarget,
-    current,
+    count_current,
+    count_revisions,
     current_labels,
     features_matching,
-    histories,
     history,
     latest_labels,
     own_label,
@@ -190,20 +190,20 @@ def test_a_name_is_kept_as_its_owner_writes_it():
     assert author_name("  Zoe\u0308   Ångström ") == "Zoë Ångström"
 
 
-def test_the_labels_of_several_features_read_together_are_those_of_each_alone(labels: Engine):
-    other = LabelTarget(TARGET.run, 8, "beef")
-    save(labels, "Ada", "German")
-    save(labels, "Bo", "Dutch", note="and Frisian")
-    save(labels, "Ada", "German verbs", based_on=1)
-    save(labels, "Cy", "Numbers", target=other)
-    with transaction(labels, writing=True) as session:
-        withdraw_label(session, TARGET, "Bo", based_on=1)
-    save(labels, "Ada", "elsewhere", target=LabelTarget("another-run", 7, "f00d"))
-
+def test_a_history_comes_in_pages_that_join_without_gap_or_repeat(labels: Engine):
+    for based_on in range(7):
+        save(labels, "Ada", f"text {based_on}", based_on=based_on)
     with transaction(labels) as session:
-        found = histories(session, TARGET.run, {7, 8, 9})
+        pages = [history(session, TARGET.run, TARGET.feature, limit=3, offset=start) for start in (0, 3, 6)]
+        assert [len(page) for page in pages] == [3, 3, 1]
+        assert [row for page in pages for row in page] == history(session, TARGET.run, TARGET.feature)
+        assert count_revisions(session, TARGET.run, TARGET.feature) == 7
+        assert count_current(session, TARGET.run, TARGET.feature) == 1
 
-        assert found == {feature: history(session, TARGET.run, feature) for feature in (7, 8, 9)}
-        assert len(found[7]) == 4
-        for feature in (7, 8, 9):
-            assert current(found[feature]) == current_labels(session, TARGET.run, feature)
+
+def test_the_newest_labels_of_more_features_than_a_query_can_name(labels: Engine):
+    save(labels, "Ada", "German")
+    save(labels, "Bo", "Dutch")
+    with transaction(labels) as session:
+        assert latest_labels(session, TARGET.run, range(300_000)) == {7: "Dutch"}
+        assert latest_labels(session, TARGET.run, range(8, 300_000)) == {}

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from app.database.engine import transaction
+from app.labels.store import LabelTarget, save_label
 from app.main import create_app
 from app.settings import Settings
 from tests.worlds.tiny_results import RUN, write_tiny_run
@@ -148,6 +150,53 @@ def test_the_name_is_kept_out_of_reach_of_scripts(visitor: TestClient):
     assert re.search(r"SameSite=lax", cookie)
 
 
-def test_a_name_cookie_that_was_tampered_with_is_ignored(visitor: TestClient):
-    visitor.cookies.set("crossdiff_name", "anonymous%00")
-    assert 'name="author" value=""' in visitor.get(HERE).text
+@pytest.mark.parametrize(
+    "value", ["anonymous%00", "x" * 2000, "%ff%fe", "a" * 61, "%ED%A0%80", "%F0%9F%98%80" * 61, "%00" * 300]
+)
+def test_a_cookie_that_is_no_name_counts_as_none(visitor: TestClient, value: str):
+    cookie = {"Cookie": f"crossdiff_name={value}"}
+    assert 'name="author" value=""' in visitor.get(HERE, headers=cookie).text
+    assert visitor.get(f"/runs/{RUN}/features/3", headers=cookie).status_code == 200
+    # The form is refused for what it lacks, and not for the cookie.
+    assert "prompt" in visitor.post(f"/runs/{RUN}/generations", data={"feature": "3"}, headers=cookie).text
+
+
+@pytest.mark.parametrize("name", ["😀" * 60, "𝒜" * 51, "é" * 60, "%" * 60])
+def test_the_longest_names_are_remembered(visitor: TestClient, name: str):
+    save(visitor, author=name, text="German")
+    assert fields(visitor.get(HERE).text)["author"] == name
+    assert visitor.get(f"/runs/{RUN}/features/3").status_code == 200
+
+
+@pytest.mark.parametrize("number", [2**31, 2**63, 2**64, 10**40, -1])
+@pytest.mark.parametrize("field", ["restore", "revision"])
+def test_a_number_beyond_the_database_is_refused_everywhere(visitor: TestClient, field: str, number: int):
+    save(visitor, text="German")
+    form = {"author": "Ada", "text": "x", "revision": 1, "action": "restore", "restore": 1, field: number}
+    for answer in (visitor.post(HERE, data=form), visitor.post(f"/api/v1{HERE}", json=form)):
+        assert answer.status_code == 422
+        assert field in answer.text
+
+
+def test_a_long_history_comes_in_pages_and_many_authors_are_counted(visitor: TestClient):
+    with transaction(visitor.app.state.labels, writing=True) as session:  # type: ignore[attr-defined]
+        target = LabelTarget(RUN, 3, "f00d")
+        for number in range(300):
+            save_label(session, target, "Ada", text=f"text {number}", note="n" * 4000, based_on=number)
+        for number in range(200):
+            save_label(session, target, f"writer {number}", text="mine", note="n" * 4000, based_on=0)
+
+    page = visitor.get(f"/runs/{RUN}/features/3").text
+    assert len(page) < 500_000
+    assert "History (500)" in page
+    assert "And 151 labels of other authors." in page
+    newest, second, oldest = (visitor.get(f"{HERE}?page={number}").text for number in (1, 2, 25))
+    assert f"{HERE}?page=2" in newest
+    assert f"{HERE}?page=1" in second
+    assert "text 0<" in oldest
+    assert visitor.get(f"{HERE}?page=26").text.count("<li>") == oldest.count("<li>"), "there is no later page"
+
+    pages = [visitor.get(f"/api/v1{HERE}?page={number}").json() for number in range(1, 7)]
+    assert [len(one["history"]) for one in pages] == [100] * 5 + [0]
+    assert (pages[0]["revisions"], pages[0]["pages"], pages[0]["authors"]) == (500, 5, 201)
+    assert len(pages[0]["labels"]) == 100

@@ -1,9 +1,11 @@
 """Which passages are selected, on hand-made scores."""
 
+import json
+
 import numpy as np
 import pytest
 
-from trainer.baselines.divergence import SpanScores
+from trainer.baselines.divergence import SpanScores, divergence_rows
 from trainer.baselines.passages import MAX_PASSAGES, passage_rows
 from trainer.baselines.spans import AlignedSequence
 
@@ -67,3 +69,21 @@ def test_no_passage_begins_or_ends_inside_a_character():
     found = passage_rows([scored(0, text, [0.1] * 82)], (0, 1))
 
     assert sorted(row["text"] for row in found) == ["a" * 39 + "語", "b" * 40]
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["divergence", "surprise"])
+@pytest.mark.filterwarnings("error")
+def test_spans_on_which_a_model_gives_no_number_are_left_out(number, where):
+    whole, half, broken = (scored(sequence, "a" * 40, [0.1 + sequence] * 40) for sequence in range(3))
+    for scores, spans in ((half, slice(0, 15)), (broken, slice(0, 40))):
+        array = scores.divergence if where == "divergence" else scores.surprise
+        array[:, spans] = number
+
+    found = passage_rows([whole, half, broken], (0, 1))
+
+    assert [row["sequence"] for row in found] == [1, 0]
+    assert [row["apart"] for row in found] == pytest.approx([1.1, 0.1])
+    assert [len(row["places"]) for row in found] == [25, 40]
+    json.dumps(found, allow_nan=False)
+    json.dumps(divergence_rows([whole, half, broken], (0, 1)), allow_nan=False)

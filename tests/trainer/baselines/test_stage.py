@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests.worlds.tiny_activations import tiny_activations
 from tests.worlds.tiny_diff import tiny_diff
 from trainer.baselines.stage import pairs_of_models
-from trainer.pipeline import run
+from trainer.pipeline.commands import run
 from trainer.recipe.fitting import SourceRecipe
 from trainer.recipe.recipe import load_recipe
 from trainer.run.folder import RunFolder

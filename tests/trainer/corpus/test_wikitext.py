@@ -77,3 +77,27 @@ def test_an_export_yields_its_complete_articles_unescaped_once() -> None:
     lines = EXPORT.replace("<page><title>", "<page>\n<title>").replace("</title><revision>", "</title>\n<revision>")
 
     assert list(read_articles(io.StringIO(lines))) == ["First <b>line</b> &amp; more\n\nlast line", "A film."]
+
+
+@pytest.mark.parametrize(
+    "markup",
+    [
+        "\n" * 300_000 + "end",
+        "\n \t" * 100_000 + "end",
+        "start" + "\n\xa0" * 150_000 + "| cell",
+        "word" + " \t" * 150_000 + "end",
+        "( " * 100_000,
+        "- " * 100_000 + "x",
+        "== a" + " = " * 60_000 + "x",
+        "<!--[http://a " * 20_000,
+    ],
+)
+def test_markup_that_repeats_itself_is_read_in_linear_time(markup):
+    # With patterns that read every run of white space from each of its characters this takes minutes.
+    assert len(strip_wikitext(markup)) <= len(markup)
+
+
+def test_an_entity_of_endless_digits_is_a_character_that_does_not_exist(tmp_path):
+    page = f"<mediawiki><page><title>A</title>\n<text>x &#{'9' * 5000}; y</text></page></mediawiki>"
+
+    assert list(read_articles(io.StringIO(page))) == ["x \ufffd y"]

@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.worlds.tiny_store import tiny_crosscoder
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.crosscoder.groups import Group
 from trainer.crosscoder.normalisation import Normaliser
@@ -133,3 +135,11 @@ def test_evaluation_computes_variance_explained_in_total_and_per_row(crosscoder)
     assert found[None, "l0"] == 1.5
     assert found[None, "dead_share"] == 0
     assert found[None, "alive_share.a"] == 1 and found[None, "l0.a"] == 0.5
+
+
+@pytest.mark.parametrize("features", [[], [0], [3, 1, 1], list(range(4))])
+def test_directions_of_some_features_are_rows_of_those_of_all(features):
+    tiny = tiny_crosscoder()
+    for source in tiny.sources:
+        for directions in (tiny.decoder, tiny.encoder):
+            assert torch.equal(directions(source, np.array(features, int)), directions(source)[features])

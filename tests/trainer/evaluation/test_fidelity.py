@@ -13,7 +13,7 @@ from tests.worlds.tiny_diff import tiny_diff
 from tests.worlds.tiny_models import tiny_gemma3, tiny_llama
 from trainer.evaluation.fidelity import HeldOutSequence, Losses, add_sequence, held_out_sequences
 from trainer.models.source import Source, load_source
-from trainer.pipeline import run
+from trainer.pipeline.commands import run
 from trainer.recipe.fitting import SourceRecipe
 from trainer.recipe.recipe import load_recipe
 from trainer.store.store import ActivationStore

@@ -85,7 +85,7 @@ def test_without_numba_or_with_a_broken_one_there_is_no_tile(processor, monkeypa
     with monkeypatch.context() as broken:
         broken.setitem(sys.modules, missing, None)
         assert int8_search.processor_tile() is None
-    monkeypatch.setattr(cpu, "AVAILABLE", False)
+    monkeypatch.setattr(cpu, "available", lambda: False)
 
     assert int8_search.processor_tile() is None
 

@@ -30,7 +30,7 @@ def values_of(dense: Tensor) -> Tensor:
 @pytest.fixture(params=["compiled", "torch"])
 def backend(request, monkeypatch) -> str:
     """Use the compiled loops, with several threads, or torch alone."""
-    monkeypatch.setattr(cpu, "AVAILABLE", request.param == "compiled")
+    monkeypatch.setattr(cpu, "available", lambda: request.param == "compiled")
     monkeypatch.setattr(cpu, "WORK_PER_THREAD", 1)
     monkeypatch.setattr(sparse, "MIN_ROWS_PER_VECTOR", 0)
     return request.param
@@ -88,3 +88,12 @@ def test_entries_of_the_dense_product_above_a_bound_are_found_in_order_and_to_th
     row, feature = torch.nonzero(whole > bound.to(dtype), as_tuple=True)
     assert index.tolist() == (row * features + feature).tolist()
     assert torch.equal(value, whole[row, feature].float())
+
+
+@pytest.mark.parametrize("error", [ImportError("Numba needs NumPy 2.4 or less"), OSError("libLLVM is missing")])
+def test_a_numba_that_cannot_be_imported_counts_as_missing(monkeypatch, error):
+    def fail(name):
+        raise error
+
+    monkeypatch.setattr(cpu, "import_module", fail)
+    assert cpu.available.__wrapped__() is False

@@ -105,6 +105,15 @@ def test_attention_and_mlp_outputs_add_up_to_the_difference_a_block_makes(family
     assert mlp.abs().sum() > 0
 
 
+@pytest.mark.parametrize("kind", ["resid_pre", "resid_post", "mlp_in", "mlp_out", "attn_out"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reading_on_to_the_end_reads_the_same(family: str, kind):
+    source = tiny(family)
+    hookpoint = locate(source, kind, 1)
+
+    assert torch.equal(read(source, hookpoint, IDS), read(source, hookpoint, IDS, stop=False))
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_mlp_out_is_the_mlp_applied_to_mlp_in(family: str):
     source = tiny(family)

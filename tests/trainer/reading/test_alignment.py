@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers, processors
 
 from tests.worlds import tiny_models
+from trainer.models.tokenizer import load_tokenizer
 from trainer.reading.alignment import NO_END, anchors, byte_offsets, encode, positions, possible_anchors
+from trainer.reading.sequences_table import token_texts
+from trainer.recipe.fitting import SourceRecipe
 
 KINDS = ("byte_level_bpe", "llama_sentencepiece", "gemma_style", "wordpiece", "unigram")
 LOSSLESS = ("byte_level_bpe", "llama_sentencepiece", "gemma_style")
@@ -115,3 +119,47 @@ def test_equal_tokenizers_align_at_every_byte_end(tokenizers):
 def test_byte_offsets_count_utf8_bytes():
     assert byte_offsets("aé€👍").tolist() == [0, 1, 3, 6, 10]
     assert byte_offsets("").tolist() == [0]
+
+
+def trimming(kind: str):
+    """A byte-level tokenizer whose post-processor cuts white space off the spans that it reports."""
+    tokenizer = tiny_models.byte_level_bpe()
+    single = processors.ByteLevel(trim_offsets=True)
+    tokenizer.backend_tokenizer.post_processor = {
+        "byte level": single,
+        "roberta": processors.RobertaProcessing(("<|im_end|>", 2), ("<|im_start|>", 1), trim_offsets=True),
+        "sequence": processors.Sequence([single]),
+    }[kind]
+    return tokenizer
+
+
+WHITE = ["a\n    b  c", "  x   y ", "\n\n\n", "\t\ttabs \r\n ", "if a:\n        return  b\n", *HARD]
+
+
+@pytest.mark.parametrize("kind", ["byte level", "roberta", "sequence"])
+@pytest.mark.parametrize("text", WHITE)
+def test_trimmed_spans_change_no_end_of_a_byte_level_token(kind: str, text: str):
+    trimmed, whole = encode(trimming(kind), text), encode(tiny_models.byte_level_bpe(), text)
+
+    assert trimmed.ids.tolist() == whole.ids.tolist()
+    assert trimmed.ends.tolist() == whole.ends.tolist()
+    names = [""] * len(trimmed.ids)
+    shown = "".join(token_texts(text.encode(), trimmed.ends, names))
+    assert shown == text or "\ufffd" in shown
+    assert trimmed.ends[-1] == len(text.encode())
+
+
+@pytest.mark.parametrize("kind", ["byte level", "roberta", "sequence"])
+def test_a_loaded_tokenizer_reports_whole_spans_also_where_a_normaliser_changes_the_text(tmp_path, kind: str):
+    tiny_models.tiny_llama(tmp_path)
+    tokenizer = trimming(kind)
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(SourceRecipe(name="tiny", model=str(tmp_path), layer=0))
+    text = "e\u0301  x\n    y"
+
+    tokenized = encode(loaded, text)
+
+    ends = tokenized.ends[tokenized.ends != NO_END].tolist()
+    assert ends[-1] == len(text.encode())
+    assert text.encode().index(b"x") in ends  # the end of the two spaces

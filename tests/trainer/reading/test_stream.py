@@ -18,7 +18,7 @@ from trainer.errors import RecipeError
 from trainer.evaluation.reconstruction import evaluate
 from trainer.harvest import Harvest
 from trainer.models.source import load_source
-from trainer.pipeline import run as run_recipe
+from trainer.pipeline.commands import run as run_recipe
 from trainer.reading import activations
 from trainer.reading.activations import ActivationReader
 from trainer.reading.stream import ActivationStream
@@ -27,6 +27,7 @@ from trainer.run.folder import RunFolder
 from trainer.run.progress import Progress
 from trainer.store.store import ActivationStore
 from trainer.training.stage import train, train_streaming
+from trainer.training.trainer import Training
 
 TRAINING = {"batch": 64, "epochs": 1, "learning_rate": 0.02, "checkpoint_every": 4}
 HARVEST = {"rows": 2300, "outlier_norm": 20, "stream": {"buffer": 400, "sample": 500}}
@@ -141,6 +142,35 @@ def test_a_killed_streaming_training_resumes_to_identical_weights(world, tmp_pat
     assert not (tmp_path / "killed" / "checkpoints").exists(), "buffered rows are no longer needed"
 
 
+class Interrupted(Exception):
+    """Stands for a kill between two steps."""
+
+
+@pytest.mark.parametrize("kind", ["waiting", "step"])
+def test_damage_to_a_streams_checkpoint_or_its_buffered_rows_is_passed_over(world, tmp_path, monkeypatch, capsys, kind):
+    expected = streamed(world, tmp_path / "whole")
+    run_step = Training.run_step
+
+    def run_and_stop(self, rows):
+        if len(list((tmp_path / "cut" / "checkpoints").glob("step-*"))) == 2:
+            raise Interrupted
+        return run_step(self, rows)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Training, "run_step", run_and_stop)
+        streamed(world, tmp_path / "cut")
+    newest = max((tmp_path / "cut" / "checkpoints").glob(f"{kind}-*"))
+    size = newest.stat().st_size
+    with newest.open("r+b") as file:
+        file.seek(size // 2)
+        file.write(bytes(size - size // 2))
+
+    found = streamed(world, tmp_path / "cut")
+
+    assert f"checkpoint step-{newest.name.partition('-')[2]} is damaged and passed over" in capsys.readouterr().err
+    assert all(torch.equal(found.weights[name], weight) for name, weight in expected.weights.items())
+
+
 def test_a_corpus_that_ends_early_is_reported_with_its_number_of_rows(world, tmp_path, capsys):
     recipe, sources, store = world
     longer = recipe.model_copy(update={"harvest": recipe.harvest.model_copy(update={"rows": 10**6})})
@@ -163,3 +193,22 @@ def test_a_streaming_run_publishes_results_like_any_other(tmp_path):
 def test_streaming_for_two_epochs_is_rejected(tmp_path):
     with pytest.raises(RecipeError, match=r"training\.epochs to 1"):
         load_recipe(tiny_diff(tmp_path, harvest=HARVEST, training=TRAINING | {"epochs": 2}))
+
+
+def test_a_stream_ends_when_pool_after_pool_has_no_finite_row(world, tmp_path, monkeypatch):
+    recipe, sources, store = world
+    original, pools = ActivationReader.next_pool, []
+
+    def counted(self, stream):
+        pools.append(original(self, stream))
+        return pools[-1]
+
+    monkeypatch.setattr(ActivationReader, "next_pool", counted)
+    monkeypatch.setattr(activations, "read", lambda source, *_: torch.full((64, 128, source.width), float("nan")))
+    stream = ActivationStream(recipe, store, lambda: sources, progress_in(tmp_path))
+
+    for batches in stream.rounds():
+        assert all(bool(torch.isfinite(rows["left"]).all()) for rows in batches)
+
+    assert stream.position.entered == store.count("train")
+    assert len(pools) == activations.BARREN_POOLS

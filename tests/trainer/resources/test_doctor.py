@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from tests.worlds.tiny_models import byte_level_bpe, tiny_llama
 from trainer.errors import DoesNotFit
-from trainer.pipeline import run
+from trainer.pipeline.commands import run
 from trainer.recipe.recipe import load_recipe
-from trainer.resources.doctor import Finding, State, check_recipe, require_fit
+from trainer.resources.doctor import Finding, State, check_recipe
+from trainer.resources.free import check_fit
 
 
 @pytest.fixture
@@ -46,7 +48,8 @@ def test_a_disk_that_is_too_small_is_reported_with_settings_that_fit(tmp_path: P
 def test_a_run_is_refused_before_it_begins(tmp_path: Path, models: tuple[str, str]):
     findings_on(tmp_path, models, rows=10**12, features=64)
 
-    with pytest.raises(DoesNotFit, match=r"harvest needs about .* GB of disk and .* What would fit: harvest\.rows="):
+    refusal = r"harvest needs at least .* GB of disk, .* What would fit: harvest\.rows=.* Add --anyway"
+    with pytest.raises(DoesNotFit, match=refusal):
         run(tmp_path / "recipe.yaml")
 
 
@@ -54,9 +57,13 @@ def test_stages_that_will_not_run_are_no_reason_to_refuse(tmp_path: Path, models
     findings_on(tmp_path, models, rows=10**12, features=64)
     loaded = load_recipe(tmp_path / "recipe.yaml")
 
-    require_fit(loaded, ["evaluate"], None)
+    warnings: list[str] = []
+    check_fit(loaded, ["evaluate"], None, warn=warnings.append)
+    assert warnings == []
     with pytest.raises(DoesNotFit):
-        require_fit(loaded, ["harvest"], None)
+        check_fit(loaded, ["harvest"], None, warn=warnings.append)
+    check_fit(loaded, ["harvest"], None, warn=warnings.append, anyway=True)
+    assert warnings[0].startswith("warning: harvest needs at least")
 
 
 def test_nothing_is_estimated_while_a_model_is_missing(tmp_path: Path, models: tuple[str, str]):
@@ -83,6 +90,40 @@ def test_a_recipe_that_cannot_be_read_is_the_only_finding(tmp_path: Path):
 
     assert finding.state is State.BROKEN
     assert "No recipe at" in finding.fact
+
+
+@pytest.mark.parametrize(
+    "config", [{"n_positions": 48}, {"max_position_embeddings": 255}, {"text_config": {"max_position_embeddings": 128}}]
+)
+def test_a_context_beyond_a_models_positions_is_broken(tmp_path: Path, models: tuple[str, str], config: dict[str, Any]):
+    (tmp_path / "left" / "config.json").write_text(json.dumps({"hidden_size": 10, **config}))
+
+    found = findings_on(tmp_path, models, rows=1000, features=64)["source left"]
+
+    assert found.state is State.BROKEN
+    assert "`corpus.context` is 256 tokens" in found.fact and "Set corpus.context to" in found.fact
+
+
+@pytest.mark.parametrize(
+    "config", [{"max_position_embeddings": 256}, {"rope_scaling": {"factor": 4.0}, "n_ctx": 64}, {}]
+)
+def test_a_context_within_a_models_positions_is_fine(tmp_path: Path, models: tuple[str, str], config: dict[str, Any]):
+    (tmp_path / "left" / "config.json").write_text(json.dumps({"hidden_size": 10, **config}))
+
+    assert findings_on(tmp_path, models, rows=1000, features=64)["source left"].state is State.FINE
+
+
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_broken(tmp_path: Path, models: tuple[str, str]):
+    tiny_llama(tmp_path / "left")
+    assert findings_on(tmp_path, models, rows=1000, features=64)["source left"].state is State.FINE
+    tokenizer = byte_level_bpe()
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(tmp_path / "left")
+
+    found = findings_on(tmp_path, models, rows=1000, features=64)["source left"]
+
+    assert found.state is State.BROKEN
+    assert "knows 401 tokens, such as '<extra>', and the model has embeddings for 400" in found.fact
 
 
 def findings_on(folder: Path, models: tuple[str, str], *, rows: int, features: int) -> dict[str, Finding]:

@@ -10,8 +10,9 @@ from trainer.kernels import int8_search
 from trainer.models.shapes import ModelShape
 from trainer.recipe.recipe import Recipe, parse_recipe
 from trainer.resources import estimate
-from trainer.resources.estimate import MachineSpeed, StageCost, measure_speed, stage_costs
+from trainer.resources.estimate import StageCost, side_by_side, stage_costs
 from trainer.resources.fit import Available, exceeded_resource, fit_problems, largest_fitting
+from trainer.resources.speed import MachineSpeed, measure_speed
 
 WIDTHS = {"left": 100, "right": 60}
 SHAPES = {
@@ -196,3 +197,43 @@ def test_the_speed_of_this_machine_is_measured_in_processor_time():
 
     assert speed.product > 1e8 and speed.copy > 1e7
     assert torch.get_num_threads() == threads
+
+
+def test_what_arithmetic_says_holds_no_constant_that_was_measured(monkeypatch):
+    before = [cost.least for cost in stage_costs(recipe(calibration={"rows": 8_000}), SHAPES, WIDTHS)]
+    measured = [name for name in vars(estimate) if name.isupper() and isinstance(getattr(estimate, name), float)]
+    assert len(measured) > 8
+    for name in (*measured, "TOKENIZER_BYTES", "LOADED_BYTES", "ROW_POSITION_BYTES", "LOGIT_BYTES"):
+        monkeypatch.setattr(estimate, name, 1e15)
+
+    assert [cost.least for cost in stage_costs(recipe(calibration={"rows": 8_000}), SHAPES, WIDTHS)] == before
+    harvest, train, evaluate, calibrate, analyse = before
+    # Weights of 2 bytes in models, 16 bytes for each of the 321,000 of a training, 4 in a saved crosscoder.
+    assert harvest == estimate.Least(memory=2 * 800_000, disk=100_000 * 320)
+    assert train == calibrate == estimate.Least(memory=16 * 321_000 + 4 * 1000 * 160, disk=4 * 321_000)
+    assert evaluate.memory == 2 * 1_600_000 + 4 * 321_000
+    assert analyse.memory == evaluate.memory + 8 * 160_000
+
+
+def test_an_estimate_that_exceeds_what_is_free_is_not_an_impossibility():
+    found = cost_of_stage("train", recipe())
+    between = replace(AVAILABLE, memory=(found.least.memory + found.memory) / 2)
+
+    assert "train" in fit_problems(recipe(), SHAPES, WIDTHS, between)
+    assert fit_problems(recipe(), SHAPES, WIDTHS, between, least=True).get("train") is None
+    too_small = replace(AVAILABLE, memory=found.least.memory - 1)
+    message = fit_problems(recipe(), SHAPES, WIDTHS, too_small, least=True)["train"]
+    assert message.startswith("train needs at least 0.0 GB of memory, and there are 0.0 GB. What would fit: crosscoder")
+
+
+def test_trainings_side_by_side_hold_their_weights_at_once_and_the_process_once():
+    one = cost_of_stage("train", recipe())
+    both = side_by_side([one, one])
+
+    assert both.memory == pytest.approx(2 * one.memory - estimate.PROCESS_BYTES - one.mapped)
+    assert both.least.memory == 2 * one.least.memory and both.disk == 2 * one.disk
+    assert side_by_side([one]) == one
+    fits_alone = replace(AVAILABLE, memory=(one.memory - one.mapped) * 1.1)
+    options = {"stages": ["train"]}
+    assert fit_problems(recipe(), SHAPES, WIDTHS, fits_alone, **options) == {}
+    assert "train" in fit_problems(recipe(), SHAPES, WIDTHS, fits_alone, **options, beside=[recipe()] * 3)

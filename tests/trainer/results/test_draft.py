@@ -15,8 +15,10 @@ import pyarrow as pa
 import pytest
 
 from app.results.connection import SCHEMA_VERSION
-from trainer.errors import DiskFull
+from trainer.errors import DiskFull, DoesNotFit
 from trainer.recipe.recipe import Recipe, parse_recipe
+from trainer.results import draft as results_draft
+from trainer.results.columns import column_types
 from trainer.results.draft import (
     CoverageRow,
     EvaluationRow,
@@ -269,4 +271,85 @@ def test_what_was_measured_before_schema_3_is_read_under_the_names_of_today(tmp_
     calibration.write_text('{"measures": [{"kind": "null", "measure": "readout_ratio.5", "value": 1}], "spike_in": []}')
 
     assert read_baselines(baselines) == {"baseline_passage": [{"rank": 0, "sequence": 7}], "baseline": []}
-    assert read_calibration(calibration, [])["calibration"]["measure"].to_pylist() == ["readout_contrast.5"]
+    assert [row["measure"] for row in read_calibration(calibration, [])["calibration"]] == ["readout_contrast.5"]
+
+
+@pytest.mark.parametrize(
+    ("table", "records"),
+    [
+        ("baseline_divergence", {"corpus": None, "base": None, "source": 0, "measure": "surprise", "value": 1, "n": 3}),
+        ("evaluation", {"source": None, "measure": "rows", "value": 9}),
+        (
+            "spike_in",
+            {"placement": "shared", "source": None, "amplitude": 1, "frequency": 1}
+            | dict.fromkeys(("planted", "recovered", "as_claimed", "supported"), 0),
+        ),
+        (
+            "baseline_passage",
+            {"base": 0, "source": 1, "rank": 0, "corpus": "wiki", "sequence": 5, "apart": 1, "byte_start": 0}
+            | {"text": "", "tokens": [[], []], "places": []},
+        ),
+    ],
+)
+def test_values_that_tell_no_type_take_that_of_the_schema(folder, table, records):
+    path = publish(folder, "one", add_features, lambda draft: draft.add_records(table, [records]))
+
+    with duckdb.connect(str(path), read_only=True) as connection:
+        kept = connection.table(table).fetchall()
+    assert kept == [tuple(records.values())]
+
+
+def test_every_column_of_every_table_has_a_type():
+    types = {column: str(kind) for column, kind in column_types("firing").items()}
+
+    assert types["feature"] == "int32" and types["peak"] == "float" and types["text"] == "string"
+    assert types["activations"] == "list<l: struct<byte_end: int32, activation: float>>"
+    with pytest.raises(KeyError):
+        column_types("nothing")
+
+
+@pytest.mark.parametrize("values", [[0.5, float("nan")], (0.5, None)])
+def test_a_number_in_a_list_that_is_not_one_becomes_null(folder, values):
+    path = publish(folder, "one", partial(add_features, score=values))
+    with duckdb.connect(str(path), read_only=True) as connection:
+        assert connection.execute("select score from feature").fetchall() == [(0.5,), (None,)]
+
+
+def test_results_larger_than_their_memory_are_spilled_and_published(folder, monkeypatch):
+    monkeypatch.setattr(results_draft, "MOST_MEMORY", 48 << 20)
+    monkeypatch.setattr(results_draft, "ROW_GROUP", 4096)
+    text = "cat" + "".join(map(chr, range(200, 800)))
+
+    def add_firings(draft: ResultsDraft) -> None:
+        for feature in range(40):
+            count = 2000
+            add_firing(
+                draft,
+                feature=np.full(count, feature),
+                rank=np.arange(count),
+                bucket=["top"] * count,
+                sequence=np.full(count, 5),
+                corpus=["wiki"] * count,
+                peak=np.ones(count),
+                peak_byte_end=np.full(count, 3),
+                byte_start=np.zeros(count, int),
+                text=[f"{feature} {rank} {text}" for rank in range(count)],
+                tokens=pa.array([[[{"text": "cat", "byte_end": 3}]]] * count, TOKENS),
+                activations=pa.array([[]] * count, column_types("firing")["activations"]),
+            )
+
+    path = publish(folder, "one", partial(add_features, count=40), add_firings, add_sequence)
+
+    with duckdb.connect(str(path), read_only=True) as connection:
+        assert connection.execute("select count(*) from firing").fetchone() == (80_000,)
+        assert connection.execute("select feature from example order by rowid").fetchall() == [(n,) for n in range(40)]
+    assert [part.name for part in folder.path.glob(".*")] == [], "what was spilled is removed"
+
+
+def test_too_little_memory_is_an_error_for_users(folder):
+    with pytest.raises(DoesNotFit, match=r"needs more memory than is free, \d+\.\d GB"), publishing(folder):
+        raise duckdb.OutOfMemoryException("failed to pin block")
+    with pytest.raises(DiskFull, match="disk is full"), publishing(folder):
+        raise duckdb.OutOfMemoryException("failed to offload data block: max_temp_directory_size is reached")
+
+    assert [part.name for part in folder.path.glob(".*")] == []

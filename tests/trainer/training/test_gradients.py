@@ -23,7 +23,7 @@ from trainer.training.trainer import Training
     ],
 )
 def test_explicit_gradients_equal_those_of_the_dense_definition(tmp_path, monkeypatch, crosscoder, backend):
-    monkeypatch.setattr(cpu, "AVAILABLE", backend == "compiled")
+    monkeypatch.setattr(cpu, "available", lambda: backend == "compiled")
     monkeypatch.setattr(cpu, "WORK_PER_THREAD", 1)
     monkeypatch.setattr(sparse, "MIN_ROWS_PER_VECTOR", 0)
     training = Training(

@@ -103,9 +103,10 @@ class LatentScaling:
             own = (self._crosscoder.decoder(source).double() * direction).sum(dim=1)
             energy = self._squares * square_norm
             known = energy > 0
-            reconstruction[:, number] = torch.where(known, self._in_reconstruction[source] / energy, torch.nan)
+            reconstruction[:, number] = torch.where(known, self._in_reconstruction[source] / energy, torch.nan).cpu()
             # The error without the feature contains the feature's own contribution.
-            error[:, number] = torch.where(known, self._in_error[source] / energy + own / square_norm, torch.nan)
+            factor = torch.where(known, self._in_error[source] / energy + own / square_norm, torch.nan)
+            error[:, number] = factor.cpu()
         return ScalingFactors(reconstruction.numpy(), error.numpy(), self._reference.cpu().numpy())
 
     def _directions(self, space: tuple[str, ...]) -> Tensor:

@@ -91,7 +91,7 @@ class Readout:
 
     def weight(self, features: np.ndarray) -> tuple[Tensor, Tensor]:
         """Weights [n, W] and intercepts [n], fp64, on normalised activations, of some features, fitted on all rows."""
-        index = torch.as_tensor(np.asarray(features), dtype=torch.int64)
+        index = torch.as_tensor(np.asarray(features), dtype=torch.int64, device=self.moments.sums.device)
         centred = _centred(self.moments, self.source, None)
         raw = self.moments.cross[self.source][:, index].double().sum(dim=0)
         mean_f = centred.mean_f[index]

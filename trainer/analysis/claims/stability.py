@@ -27,8 +27,8 @@ CORRELATION = 0.5
 """Least correlation of the activations."""
 SAMPLE = 65_536
 """Most rows on which activations are compared."""
-BLOCK = 512
-"""Features compared with all features of the other run at a time."""
+BLOCK, ENTRIES = 512, 2**24
+"""Most features, and most pairs of features, that are compared at a time."""
 
 
 class Stability(NamedTuple):
@@ -104,20 +104,28 @@ def found_again(this_run: RunFeatures, other_run: RunFeatures) -> np.ndarray:
     owner, other_owner = np.array(this_run.ownership.owner), np.array(other_run.ownership.owner)
     for first, correlation in _correlations(this_run.activations, other_run.activations):
         some = slice(first, first + len(correlation))
-        matches = (correlation >= CORRELATION) & (owner[some, None] == other_owner)
-        matches &= _cosines(this_run.crosscoder, other_run.crosscoder, this_run.ownership.holds[some], first) >= COSINE
-        found[some] = matches.any(axis=1)
+        row, other = np.nonzero((correlation >= CORRELATION) & (owner[some, None] == other_owner))
+        feature = first + row
+        cosine = _cosines(this_run.crosscoder, other_run.crosscoder, this_run.ownership.holds[feature], feature, other)
+        found[feature[cosine >= COSINE]] = True
     return found
 
 
-def _cosines(one: Crosscoder, other: Crosscoder, holds: np.ndarray, first: int) -> np.ndarray:
-    """Cosine with every feature of the other run, smallest over the sources that have a feature [features, G]."""
-    smallest = np.where(holds.any(axis=1), 1.0, -1.0)[:, None].repeat(other.features, axis=1)
+def _cosines(
+    one: Crosscoder, other: Crosscoder, holds: np.ndarray, feature: np.ndarray, match: np.ndarray
+) -> np.ndarray:
+    """Cosine of pairs of a feature and one of the other run [n], smallest over the sources that `holds` [n, T] names.
+
+    -1 where it names none.
+    """
+    smallest = np.where(holds.any(axis=1), 1.0, -1.0)
     for number, source in enumerate(one.targets):
-        directions = torch.nn.functional.normalize(one.decoder(source)[first : first + len(holds)].cpu(), dim=1)
-        other_directions = torch.nn.functional.normalize(other.decoder(source).cpu(), dim=1)
-        cosine = (directions @ other_directions.T).numpy()
-        smallest = np.where(holds[:, [number]], np.minimum(smallest, cosine), smallest)
+        for start in range(0, len(feature), BLOCK):
+            some = slice(start, start + BLOCK)
+            pair = (one.decoder(source, feature[some]), other.decoder(source, match[some]))
+            left, right = (torch.nn.functional.normalize(direction, dim=1) for direction in pair)
+            cosine = (left * right).sum(dim=1).cpu().numpy()
+            smallest[some] = np.where(holds[some, number], np.minimum(smallest[some], cosine), smallest[some])
     return smallest
 
 
@@ -125,8 +133,9 @@ def _correlations(activations: sp.csc_array, other_activations: sp.csc_array) ->
     """First feature and correlations of some features with all of the other run [features, G]; 0 where constant."""
     rows = activations.shape[0]
     mean, deviation = _moments(other_activations)
-    for first in range(0, activations.shape[1], BLOCK):
-        part = activations[:, first : first + BLOCK]
+    step = max(1, min(BLOCK, ENTRIES // other_activations.shape[1]))
+    for first in range(0, activations.shape[1], step):
+        part = activations[:, first : first + step]
         mean_part, deviation_part = _moments(part)
         covariance = (part.T @ other_activations).toarray() / rows - np.outer(mean_part, mean)
         scale = np.outer(deviation_part, deviation)
@@ -159,7 +168,7 @@ def _comparable(folder: RunFolder, crosscoder: Crosscoder) -> Crosscoder | None:
     except CrosscoderError:
         return None
     same = other.widths == crosscoder.widths and other.targets == crosscoder.targets
-    return other if same else None
+    return other.to(crosscoder.device) if same else None
 
 
 def _read_if_present(path: Path) -> str | None:

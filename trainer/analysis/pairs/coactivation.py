@@ -47,7 +47,7 @@ class Coactivation:
     def _products(self, first: int, stop: int) -> np.ndarray:
         """Sums over rows of products of activations, fp32 [stop - first, features]."""
         total = np.zeros((stop - first, self._codes.features), np.float32)
-        add = cpu.add_sparse_product if cpu.AVAILABLE else _add_products
+        add = cpu.add_sparse_product if cpu.available() else _add_products
         for matrix in self._codes.matrices():
             add(matrix.T[first:stop].tocsr(), matrix.tocsr(), total)
         return total

@@ -6,12 +6,16 @@ way. Coherence is a warning, not evidence: it is also low for a feature that car
 """
 
 import numpy as np
+import torch
 
 from trainer.analysis.rows.moments import Moments
 
 POLYSEMOUS = 0.07
 """Coherence below which a feature is flagged as possibly polysemous. One in ten of the demo's features is below. Of
 those that were read there at all activation levels, most had no single theme; above, such features are rarer."""
+
+BLOCK = 4096
+"""Features at a time."""
 
 
 def coherence(moments: Moments, source: str) -> np.ndarray:
@@ -26,8 +30,13 @@ def coherence(moments: Moments, source: str) -> np.ndarray:
     trace = moments.row_moments.products[source].diagonal(dim1=1, dim2=2).sum()
     mean_square_norm = float(trace / max(rows, 1) - mean.square().sum())
     weight = moments.sums
-    first, second = (moments.cross[source][fold].double() - weight[fold, :, None] * mean for fold in (0, 1))
-    product = (first * second).sum(dim=1).cpu().numpy()
+    products = []
+    for start in range(0, moments.features, BLOCK):
+        some = slice(start, start + BLOCK)
+        cross = moments.cross[source][:, some]
+        first, second = (cross[fold].double() - weight[fold, some, None] * mean for fold in (0, 1))
+        products.append((first * second).sum(dim=1))
+    product = torch.cat(products).cpu().numpy()
     scale = (weight[0] * weight[1]).cpu().numpy() * mean_square_norm
     result: np.ndarray = np.divide(product, scale, out=np.full(moments.features, np.nan), where=scale > 0)
     return result

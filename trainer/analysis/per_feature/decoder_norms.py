@@ -4,6 +4,7 @@ A norm ratio makes a claim and is no evidence: it says where a feature is writte
 """
 
 import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.recipe.measuring import AnalysisRecipe
 
 SHARED, OTHER = "shared", "other"
+BLOCK = 4096
+"""Features whose directions are copied at a time."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +63,23 @@ class DecoderNorms:
 def decoder_norms(crosscoder: Crosscoder) -> DecoderNorms:
     """Norms of all directions of a crosscoder."""
 
-    def norms(directions: torch.Tensor) -> np.ndarray:
-        norm: np.ndarray = torch.linalg.vector_norm(directions.double(), dim=1).cpu().numpy()
+    def norms(directions: Callable[[str, np.ndarray], torch.Tensor]) -> np.ndarray:
+        parts = [
+            torch.stack(
+                [torch.linalg.vector_norm(directions(source, some).double(), dim=1) for source in crosscoder.sources],
+                dim=1,
+            )
+            for some in _blocks(crosscoder)
+        ]
+        norm: np.ndarray = torch.cat(parts).cpu().numpy()
         return norm
 
-    return DecoderNorms(
-        np.stack([norms(crosscoder.decoder(source)) for source in crosscoder.sources], axis=1),
-        np.stack([norms(crosscoder.encoder(source)) for source in crosscoder.sources], axis=1),
-    )
+    return DecoderNorms(norms(crosscoder.decoder), norms(crosscoder.encoder))
+
+
+def _blocks(crosscoder: Crosscoder) -> Iterator[np.ndarray]:
+    """All features in order, some at a time, to bound the memory."""
+    return (np.arange(first, min(first + BLOCK, crosscoder.features)) for first in range(0, crosscoder.features, BLOCK))
 
 
 def cosines(crosscoder: Crosscoder) -> np.ndarray:
@@ -75,7 +87,15 @@ def cosines(crosscoder: Crosscoder) -> np.ndarray:
 
     NaN in the source with the longest direction, in sources of another width, and where the feature does not write.
     """
-    directions = [crosscoder.decoder(source).double() for source in crosscoder.sources]
+    parts = [
+        _cosines([crosscoder.decoder(name, some).double() for name in crosscoder.sources])
+        for some in _blocks(crosscoder)
+    ]
+    return torch.cat(parts).cpu().numpy()
+
+
+def _cosines(directions: list[torch.Tensor]) -> torch.Tensor:
+    """The same of the directions of some features, one [n, W] for each source."""
     norms = torch.stack([torch.linalg.vector_norm(direction, dim=1) for direction in directions], dim=1)
     longest = norms.argmax(dim=1)
     result = torch.full_like(norms, torch.nan)
@@ -86,7 +106,7 @@ def cosines(crosscoder: Crosscoder) -> np.ndarray:
                 product = (direction[features] * reference_direction[features]).sum(dim=1)
                 length = norms[features, reference] * norms[features, source]
                 result[features, source] = torch.where(length > 0, product / length, torch.nan)
-    return result.cpu().numpy()
+    return result
 
 
 def holders(owner: list[str], sources: tuple[str, ...]) -> np.ndarray:
@@ -128,6 +148,8 @@ def claims(owner: list[str], sources: tuple[str, ...]) -> np.ndarray:
 
 def content_hashes(crosscoder: Crosscoder) -> list[str]:
     """Hash of each feature's decoder directions, sixteen hex digits; independent of the feature's index."""
-    directions = torch.cat([crosscoder.decoder(source).cpu() for source in crosscoder.sources], dim=1)
-    rows = np.ascontiguousarray(directions.float().numpy())
-    return [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in rows]
+    hashes = []
+    for some in _blocks(crosscoder):
+        directions = torch.cat([crosscoder.decoder(source, some).cpu() for source in crosscoder.sources], dim=1)
+        hashes += [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in directions.numpy()]
+    return hashes

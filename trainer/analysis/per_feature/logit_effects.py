@@ -4,7 +4,7 @@ Direct path only: from the hookpoint through the final norm's gain and the unemb
 is therefore most informative for late layers and hardly so for early ones.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.models.source import Source
+from trainer.results.columns import column_types
 
 FEATURES, TOKENS = 512, 16384
 """Features and tokens per matrix product: 16 MiB of scores, small enough for a cache."""
@@ -66,6 +67,14 @@ class Unembedding:
 
         return cls.from_norm(source.final_norm, source.unembedding.detach(), text)
 
+    @classmethod
+    def from_sources(cls, sources: Iterable[Source], notify: Callable[[str], None]) -> dict[str, "Unembedding"]:
+        """Unembeddings by source; `notify` is told which logits are left out, and why."""
+        for source in sources:
+            if source.logit_obstacle is not None:
+                notify(f"{source.name}: which tokens its features promote is left out, because {source.logit_obstacle}")
+        return {source.name: cls.from_source(source) for source in sources if source.logit_obstacle is None}
+
     def through_norm(self, direction: Tensor) -> Tensor:
         """Directions [F, W] after the final norm without its division by the norm, fp32."""
         if self.centred:
@@ -112,8 +121,8 @@ def logit_effects(direction: Tensor, unembedding: Unembedding, count: int) -> Lo
         high, low = _candidates(rows, weight, min(MARGIN * count, len(weight)))
         parts.append((*_ranked(rows, weight, high, count), *_ranked(-rows, weight, low, count)))
     if not parts:
-        empty = np.zeros((0, count), np.int64)
-        return LogitEffects(empty, empty, empty, empty)
+        ids, effects = np.zeros((0, count), np.int64), np.zeros((0, count), np.float32)
+        return LogitEffects(ids, effects, ids, effects)
     promoted, promotion, suppressed, suppression = (
         torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)
     )
@@ -179,17 +188,19 @@ def _ranked(rows: Tensor, weight: Tensor, candidates: Tensor, count: int) -> tup
 def logit_columns(
     feature: np.ndarray, source: int, effects: LogitEffects, text: Callable[[Sequence[int]], list[str]]
 ) -> pa.Table:
-    """Columns of the table `logit` for features [F] in one source, by feature, promoted tokens first."""
+    """Columns of the table `logit` for features [F] in one source, by feature, promoted tokens first.
+
+    They have the types of the results, also of no feature at all.
+    """
     features, count = effects.promoted.shape
     rank = np.arange(1, count + 1)
     ids, word_index = np.unique(np.concatenate([effects.promoted, effects.suppressed], axis=1), return_inverse=True)
     words = pa.array(text(ids.astype(int).tolist()), pa.string())
-    return pa.table(
-        {
-            "feature": np.repeat(feature, 2 * count),
-            "source": np.full(features * 2 * count, source),
-            "rank": np.tile(np.concatenate([rank, -rank]), features),
-            "token": words.take(pa.array(word_index.ravel())),
-            "effect": np.concatenate([effects.promotion, effects.suppression], axis=1).ravel(),
-        }
-    )
+    columns = {
+        "feature": np.repeat(feature, 2 * count),
+        "source": np.full(features * 2 * count, source),
+        "rank": np.tile(np.concatenate([rank, -rank]), features),
+        "token": words.take(pa.array(word_index.ravel())),
+        "effect": np.concatenate([effects.promotion, effects.suppression], axis=1).ravel(),
+    }
+    return pa.table(columns, schema=pa.schema(column_types("logit").items()))

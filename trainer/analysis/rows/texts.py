@@ -14,6 +14,8 @@ from trainer.analysis.rows.row_order import RowOrder
 from trainer.errors import StoreError
 
 COLUMNS = ("sequence", "document", "corpus", "held_out", "text", "template_spans", "tokens")
+LISTS = 4096
+"""Token lists whose sort keys are computed at a time."""
 POSITION_BITS = 32
 """Low bits of a sort key, which hold the byte position; the high bits hold sequence or list."""
 
@@ -110,8 +112,8 @@ def read_texts(table: pa.Table, sources: int) -> Texts:
     flat = inner.values.slice(token_start[0], token_start[-1] - token_start[0])
     token_start = token_start - token_start[0]
     token_end = _numpy(pc.struct_field(flat, "byte_end")).astype(np.int32)
-    per_token = np.repeat(np.arange(len(inner)), np.diff(token_start))
-    if (token_end > np.diff(text_start)[per_token // sources]).any() or (token_end < -1).any():
+    length_of_list = np.diff(text_start).astype(np.int32).repeat(sources)
+    if (token_end > np.repeat(length_of_list, np.diff(token_start))).any() or (token_end < -1).any():
         raise StoreError("sequences.parquet: a token ends outside its text. Write byte ends in UTF-8 bytes, or -1.")
     return Texts(
         document=_numpy(table["document"]).astype(np.int32),
@@ -160,7 +162,17 @@ def string_array(data: np.ndarray, start: np.ndarray) -> pa.StringArray:
 
 
 def _token_keys(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Sort key (list, byte end) of every token; see `Texts.token_key`."""
+    """Sort key (list, byte end) of every token; see `Texts.token_key`. Some lists at a time, to bound the memory."""
+    key = np.empty(len(end), np.int64)
+    for first in range(0, len(start) - 1, LISTS):
+        some = start[first : first + LISTS + 1]
+        tokens = slice(some[0], some[-1])
+        key[tokens] = (first << POSITION_BITS) + _token_keys_of(some - some[0], end[tokens])
+    return key
+
+
+def _token_keys_of(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Sort keys of the tokens of a few lists, counted from the first of them."""
     list_of_token = np.repeat(np.arange(len(start) - 1), np.diff(start))
     index = np.arange(len(end))
     on_text = end >= 0

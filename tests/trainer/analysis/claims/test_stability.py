@@ -1,10 +1,12 @@
 """A feature is found again if owner, direction and activations all match."""
 
 import numpy as np
+import pytest
 import scipy.sparse as sp
 import torch
 
 from tests.worlds.tiny_store import WIDTHS, tiny_crosscoder, tiny_store
+from trainer.analysis.claims import stability as module
 from trainer.analysis.claims.claims import Ownership
 from trainer.analysis.claims.stability import RunFeatures, found_again, other_runs, stability
 from trainer.analysis.per_feature.decoder_norms import decoder_norms
@@ -105,3 +107,15 @@ def test_without_other_runs_stability_is_unknown(tmp_path):
 
     assert np.isnan(found.share).all()
     assert other_runs(RunFolder(tmp_path / "nowhere")) == []
+
+
+@pytest.mark.parametrize(("block", "entries"), [(1, 2**24), (3, 2**24), (512, 1), (512, 9)])
+def test_what_is_compared_at_a_time_changes_nothing(monkeypatch, block, entries):
+    turned = tiny_crosscoder()
+    turned.weights["decoder.right.shared"] = turned.weights["decoder.right.shared"].roll(1, dims=1)
+    this_run, other_run = features_of(tiny_crosscoder(), ACTIVATIONS), features_of(turned, ACTIVATIONS)
+    expected = found_again(this_run, other_run).tolist()
+    monkeypatch.setattr(module, "BLOCK", block)
+    monkeypatch.setattr(module, "ENTRIES", entries)
+
+    assert found_again(this_run, other_run).tolist() == expected == [False, True, True, True]

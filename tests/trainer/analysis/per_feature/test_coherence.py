@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.worlds.dense_codes import codes_of
+from trainer.analysis.per_feature import coherence as module
 from trainer.analysis.per_feature.coherence import POLYSEMOUS, best_of_holders, coherence
 from trainer.analysis.rows.moments import Moments
 
@@ -64,3 +65,13 @@ def test_the_best_value_is_taken_over_the_sources_that_have_the_feature():
 
     assert best_of_holders(values, holds)[:3].tolist() == [0.4, 0.1, 0.2]
     assert np.isnan(best_of_holders(values, holds)[3])
+
+
+def test_how_many_features_are_summed_at_a_time_changes_nothing(monkeypatch):
+    rng = np.random.default_rng(5)
+    dense = (rng.random((60, 7)) * (rng.random((60, 7)) < 0.5)).astype(np.float32)
+    moments = moments_of(rng.normal(size=(60, WIDTH)), dense, rng.integers(0, 2, 60))
+    expected = coherence(moments, "only")
+    monkeypatch.setattr(module, "BLOCK", 2)
+
+    assert np.array_equal(coherence(moments, "only"), expected, equal_nan=True)

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from tests.worlds.tiny_store import tiny_crosscoder
+from trainer.analysis.per_feature import decoder_norms as module
 from trainer.analysis.per_feature.decoder_norms import (
     DecoderNorms,
     claims,
     content_hashes,
+    cosines,
     decoder_norms,
     holders,
     owners,
@@ -108,3 +110,27 @@ def test_an_owner_names_the_sources_that_have_the_feature():
 
     assert found.astype(int).tolist() == [[0, 1, 0], [1, 0, 1], [1, 1, 1], [0, 0, 0], [0, 1, 0]]
     assert holders([], ("a", "b")).shape == (0, 2)
+
+
+@pytest.mark.parametrize("block", [1, 3])
+def test_how_many_features_are_read_at_a_time_changes_nothing(monkeypatch, block):
+    crosscoder = tiny_crosscoder()
+    whole = decoder_norms(crosscoder), cosines(crosscoder), content_hashes(crosscoder)
+    monkeypatch.setattr(module, "BLOCK", block)
+    monkeypatch.setattr(type(crosscoder), "decoder", _only_blocks(type(crosscoder).decoder, block))
+
+    norms_in_blocks = decoder_norms(crosscoder)
+    assert np.array_equal(norms_in_blocks.decoder, whole[0].decoder)
+    assert np.array_equal(norms_in_blocks.encoder, whole[0].encoder)
+    assert np.array_equal(cosines(crosscoder), whole[1], equal_nan=True)
+    assert content_hashes(crosscoder) == whole[2]
+
+
+def _only_blocks(decoder, block):
+    """`Crosscoder.decoder`, which fails if it is asked for more than a block of features."""
+
+    def in_block(crosscoder, source, features=None):
+        assert features is not None and len(features) <= block, "copies the directions of all features"
+        return decoder(crosscoder, source, features)
+
+    return in_block

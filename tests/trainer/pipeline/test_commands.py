@@ -10,7 +10,7 @@ import pytest
 from tests.worlds.tiny_activations import tiny_activations
 from tests.worlds.tiny_diff import tiny_diff
 from trainer.errors import RecipeError, StoreError
-from trainer.pipeline import calibrate_run, run
+from trainer.pipeline.commands import calibrate_run, run
 from trainer.reading import activations
 from trainer.recipe.recipe import load_recipe
 from trainer.run.folder import RunFolder
@@ -50,7 +50,10 @@ def test_a_second_run_does_nothing_and_a_change_redoes_only_what_depends_on_it(r
     other = run(recipe, ("training.seed=1",))
     states = {stage["stage"]: stage["state"] for stage in read_progress(other)["stages"]}
     assert other.path != folder.path
-    assert states == dict.fromkeys(("harvest", "train", "evaluate", "analyse"), "done") | {"calibrate": "skipped"}
+    assert states == dict.fromkeys(("train", "evaluate", "analyse"), "done") | {
+        "harvest": "skipped",
+        "calibrate": "skipped",
+    }
     assert json.loads(other.store.read_text()) == json.loads(folder.store.read_text()), "the harvest is shared"
 
 
@@ -103,7 +106,7 @@ def test_a_recipe_with_calibration_is_calibrated_once(tmp_path):
     states = [stage["state"] for stage in read_progress(folder)["stages"]]
     run(recipe, activations=tmp_path / "store")
 
-    assert states == ["done"] * 5
+    assert states == ["skipped"] + ["done"] * 4
     assert [stage["state"] for stage in read_progress(folder)["stages"]] == ["skipped"] * 5
     assert _spike_ins(folder) == [("exclusive", 0, 2), ("exclusive", 1, 2), ("shared", None, 2)]
 
@@ -181,7 +184,7 @@ def test_a_run_interrupted_in_any_stage_resumes_to_the_same_findings(uninterrupt
     before = STAGES.index(stage)
     states = [one["state"] for one in read_progress(folder)["stages"]]
     assert states == ["skipped"] * before + ["done"] * (5 - before)
-    assert not [path for path in (tmp_path / "stopped").rglob("*") if path.name.startswith(".")]
+    assert not [path for path in (tmp_path / "stopped").rglob("*") if path.name.endswith(".draft")]
 
 
 def _findings(folder):
@@ -214,12 +217,21 @@ def test_a_recipe_without_sources_is_rejected_with_how_to_use_a_store(tmp_path):
 
 def test_an_error_is_recorded_in_the_progress_file(tmp_path):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("name: mine\n")
-    with pytest.raises(StoreError):
-        run(recipe, activations=tmp_path / "nothing")
+    recipe.write_text("name: mine\ncrosscoder: {features: 1}\n")
+    tiny_activations(tmp_path / "store")
+    with pytest.raises(RecipeError, match="Each group needs at least one") as error:
+        run(recipe, activations=tmp_path / "store")
 
     state = json.loads(next((tmp_path / "crossdiff-home" / "runs").glob("*/progress.json")).read_text())
-    assert state["status"] == "failed" and "No activation store at" in state["error"]
+    assert (state["status"], state["error"]) == ("failed", str(error.value))
+
+
+def test_a_store_that_is_not_there_leaves_no_run(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: mine\n")
+    with pytest.raises(StoreError, match="No activation store at"):
+        run(recipe, activations=tmp_path / "nothing")
+    assert not (tmp_path / "crossdiff-home" / "runs").exists()
 
 
 def test_runs_of_a_sweep_are_trained_side_by_side_and_equal_single_runs(tmp_path):

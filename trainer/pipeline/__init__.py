@@ -1,0 +1,1 @@
+"""Runs of recipes: their stages, and the commands on them."""
