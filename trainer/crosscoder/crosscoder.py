@@ -19,6 +19,7 @@ from torch import Tensor
 
 from trainer.crosscoder.groups import Group
 from trainer.crosscoder.normalisation import Normaliser
+from trainer.crosscoder.prediction import Prediction
 from trainer.crosscoder.selection import ranking_norm, row_topk
 from trainer.device import to_device
 from trainer.errors import CrosscoderError
@@ -28,6 +29,8 @@ from trainer.kernels.sparse import SparsePattern, dense_above, sum_by_row
 from trainer.run.folder import atomic_write, write_json
 
 FORMAT, VERSION = "crossdiff.crosscoder", 1
+PREDICTION_KINDS = ("prediction", "prediction_offset")
+"""Names in the file of a prediction's weight [A, W] and offset [W], each followed by the target."""
 Rows = dict[str, Tensor]
 
 
@@ -63,6 +66,8 @@ class Crosscoder:
     """Per group, the number of features kept in every row (TopK); empty for other kinds of sparsity."""
     differences: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Sources that are differences of two others: name to (minuend, subtrahend)."""
+    predictions: dict[str, Prediction] = field(default_factory=dict)
+    """Of targets whose decoders write only what other sources do not tell linearly: what those tell, normalised."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -94,6 +99,7 @@ class Crosscoder:
             weights={name: tensor.to(device) for name, tensor in self.weights.items()},
             normaliser={source: normaliser.to(device) for source, normaliser in self.normaliser.items()},
             threshold={group: tensor.to(device) for group, tensor in self.threshold.items()},
+            predictions={source: prediction.to(device) for source, prediction in self.predictions.items()},
         )
 
     def normalise(self, rows: Rows) -> Rows:
@@ -174,7 +180,10 @@ class Crosscoder:
 
     @torch.no_grad()
     def decode(self, codes: Codes, *, raw: bool = True) -> Rows:
-        """Reconstruction of every target [R, W], fp32; raw activations, or normalised ones with `raw=False`."""
+        """What the decoders write of every target [R, W], fp32; raw activations, or normalised ones with `raw=False`.
+
+        That is the reconstruction, but for targets with a prediction: see `reconstruct`.
+        """
         total = {
             source: self.weights[f"decoder_bias.{source}"].float().expand(codes.rows, -1).clone()
             for source in self.targets
@@ -187,6 +196,25 @@ class Crosscoder:
                 weight = self.weights[f"decoder.{source}.{group.name}"].float()
                 total[source] += sum_by_row(pattern, codes.value[in_group], weight)
         return {source: self.normaliser[source].denormalise(x) if raw else x for source, x in total.items()}
+
+    @torch.no_grad()
+    def predicted(self, rows: Rows) -> Rows:
+        """What the predictions tell of their targets [R, W], raw fp32, for raw activations; empty without any."""
+        if not self.predictions:
+            return {}
+        normal = self.normalise(rows)
+        return {source: self.normaliser[source].denormalise(one(normal)) for source, one in self.predictions.items()}
+
+    @torch.no_grad()
+    def reconstruct(self, rows: Rows, codes: Codes) -> Rows:
+        """Reconstruction of every target [R, W], raw fp32, from raw activations and their codes."""
+        predicted = self.predicted(rows)
+        return {
+            source: written + (predicted[source] - self.normaliser[source].mean.to(written.device))
+            if source in predicted
+            else written
+            for source, written in self.decode(codes).items()
+        }
 
     def decoder(self, source: str, features: np.ndarray | None = None) -> Tensor:
         """Decoder directions of all or some features in a source [n, W], fp32; zero where a feature does not write."""
@@ -225,7 +253,7 @@ class Crosscoder:
     def save(self, folder: Path) -> None:
         """Write crosscoder.safetensors, then crosscoder.json, the description."""
         with atomic_write(folder / "crosscoder.safetensors") as draft:
-            save_file(to_file_layout(self.weights, self.threshold), draft)
+            save_file(to_file_layout(self.weights, self.threshold) | _to_tensors(self.predictions), draft)
         sources = [
             {"name": s, "width": w, "scale": self.normaliser[s].scale, "mean": self.normaliser[s].mean.tolist()}
             for s, w in self.widths.items()
@@ -238,6 +266,7 @@ class Crosscoder:
             "sparsity": {"rank_by": self.rank_by, "row_k": self.row_k},
             "aggregation": self.aggregation,
             "differences": self.differences,
+            "predictions": {source: {"given": prediction.given} for source, prediction in self.predictions.items()},
         }
         write_json(folder / "crosscoder.json", description)
 
@@ -268,6 +297,10 @@ class Crosscoder:
             Group(**{**group, "reads": tuple(group["reads"]), "writes": tuple(group["writes"])})
             for group in description["groups"]
         )
+        predictions = {
+            source: Prediction(tuple(one["given"]), *(tensors.pop(f"{kind}.{source}") for kind in PREDICTION_KINDS))
+            for source, one in description.get("predictions", {}).items()
+        }
         weights, threshold = from_file_layout(tensors)
         return cls(
             widths=widths,
@@ -279,6 +312,7 @@ class Crosscoder:
             aggregation=description["aggregation"],
             row_k=description["sparsity"].get("row_k", {}),
             differences={name: (one, other) for name, (one, other) in description.get("differences", {}).items()},
+            predictions=predictions,
         )
 
 
@@ -328,6 +362,15 @@ def from_file_layout(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dic
     return weights, threshold
 
 
+def _to_tensors(predictions: Mapping[str, Prediction]) -> dict[str, Tensor]:
+    parts = ((source, (one.weight, one.offset)) for source, one in predictions.items())
+    return {
+        f"{kind}.{source}": tensor.cpu().contiguous()
+        for source, tensors in parts
+        for kind, tensor in zip(PREDICTION_KINDS, tensors, strict=True)
+    }
+
+
 def check_shapes(crosscoder: Crosscoder, origin: Path) -> None:
     """Check that exactly the expected tensors are there, each with its shape. Raises CrosscoderError."""
     expected: dict[str, tuple[int, ...]] = {
@@ -336,6 +379,10 @@ def check_shapes(crosscoder: Crosscoder, origin: Path) -> None:
     expected |= {f"encoder_bias.{group.name}": (group.features,) for group in crosscoder.groups}
     expected |= {f"decoder_bias.{source}": (crosscoder.widths[source],) for source in crosscoder.targets}
     found = {name: tuple(tensor.shape) for name, tensor in crosscoder.weights.items()}
+    for source, one in crosscoder.predictions.items():
+        expected[f"prediction.{source}"] = (sum(crosscoder.widths[s] for s in one.given), crosscoder.widths[source])
+        expected[f"prediction_offset.{source}"] = (crosscoder.widths[source],)
+    found |= {name: tuple(tensor.shape) for name, tensor in _to_tensors(crosscoder.predictions).items()}
     for name in expected.keys() | found.keys():
         if expected.get(name) != found.get(name):
             raise CrosscoderError(

@@ -13,6 +13,8 @@ MAX_ROWS = 10**12
 """Bounds that no run reaches, so that a slip of the pen is told from a setting:"""
 MAX_FEATURES = 2**27
 MAX_FACTOR = 1e9
+RESIDUAL_FEATURES, RESIDUAL_K = 1024, 8
+"""Defaults of the variant `residual`: what others leave of a source holds less than the source."""
 
 
 class RecipeSection(BaseModel):
@@ -124,7 +126,8 @@ class SparsityRecipe(RecipeSection):
 
     kind: Literal["batch_topk", "topk", "l1", "jumprelu"] = "batch_topk"
     k: int = Field(default=32, gt=0, le=MAX_FEATURES)
-    """Active features per row: on average (`batch_topk`) or in every row (`topk`)."""
+    """Active features per row: on average (`batch_topk`) or in every row (`topk`). For `residual` it counts within each
+    source's dictionary, and is 8 by default."""
     k_start: int | None = Field(default=None, gt=0, le=MAX_FEATURES)
     """k at the first step, annealed linearly to `k`; four times `k` if absent."""
     anneal_share: float = Field(default=0.1, ge=0, lt=1)
@@ -198,10 +201,11 @@ class CrosscoderRecipe(RecipeSection):
         "transcoder",
         "local_window",
         "diff_sae",
+        "residual",
         "custom",
     ] = "dfc"
     features: int = Field(default=8192, gt=0, le=MAX_FEATURES)
-    """Size of the whole dictionary."""
+    """Size of the whole dictionary; for `residual` that of each source's dictionary, by default 1,024."""
     exclusive_share: float = Field(default=0.05, ge=0, lt=0.5)
     """`dfc`: share of the dictionary dedicated to each source, and to each of `subsets`."""
     subsets: tuple[tuple[str, ...], ...] = ()
@@ -231,6 +235,16 @@ class CrosscoderRecipe(RecipeSection):
     """Initial norm of every decoder direction."""
     sparsity: SparsityRecipe = SparsityRecipe()
     dead_features: DeadFeaturesRecipe = DeadFeaturesRecipe()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _small_residual_dictionaries(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("variant") != "residual":
+            return data
+        sparsity = data.get("sparsity", {})
+        if isinstance(sparsity, dict):
+            sparsity = {"k": RESIDUAL_K, **sparsity}
+        return {"features": RESIDUAL_FEATURES, **data, "sparsity": sparsity}
 
 
 class TrainingRecipe(RecipeSection):

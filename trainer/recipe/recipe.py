@@ -156,7 +156,8 @@ class Recipe(RecipeSection):
         Only this recipe if nothing is varied or added. Raises RecipeError for a setting that does not exist, that
         cannot vary because the runs of a sweep share their rows, or for the same run twice.
         """
-        plain = self.model_dump(mode="json", exclude={"sweep"})
+        # Defaults may depend on what is varied.
+        plain = self.model_dump(mode="json", exclude={"sweep"}, exclude_unset=True)
         recipes: list[Recipe] = []
         for values in itertools.product(*self.sweep.values()):
             data = copy.deepcopy(plain)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from trainer.crosscoder.crosscoder import Crosscoder
-from trainer.crosscoder.fold_damping import fold_damping
 from trainer.errors import TrainingError
 from trainer.reading.stream import ActivationStream
 from trainer.recipe.recipe import Recipe
@@ -142,13 +141,13 @@ class _Fit:
                 path.unlink()
 
     def finish(self) -> Crosscoder:
-        """Set the inference thresholds, fold the damping and save the crosscoder.
+        """Set the inference thresholds and save the crosscoder, with everything folded into its weights.
 
         Raises TrainingError when it reconstructs far worse than the rows' mean would.
         """
         self._refuse_diverged()
         self.training.set_thresholds()
-        trained = fold_damping(self.training.crosscoder)
+        trained = self.training.trained()
         trained.save(self.folder.path)
         return trained
 

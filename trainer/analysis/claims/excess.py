@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.analysis.claims.linear_map import LinearMap, joint
+from trainer.analysis.claims.linear_map import LinearMap
 from trainer.analysis.rows.sample import RowSample
+from trainer.crosscoder.prediction import joint
 
 BLOCK = 16384
 """Rows at a time."""
