@@ -301,6 +301,8 @@ class Crosscoder:
             source: Prediction(tuple(one["given"]), *(tensors.pop(f"{kind}.{source}") for kind in PREDICTION_KINDS))
             for source, one in description.get("predictions", {}).items()
         }
+        for source in {*predictions, *(name for one in predictions.values() for name in one.given)} - widths.keys():
+            raise ValueError(f"prediction with an unknown source {source!r}")
         weights, threshold = from_file_layout(tensors)
         return cls(
             widths=widths,

@@ -9,7 +9,7 @@ from trainer.errors import RecipeError
 from trainer.interchange.imported import recipe_of
 from trainer.pipeline.run import Run
 from trainer.recipe.recipe import load_recipe, parse_recipe
-from trainer.run.folder import RunFolder, read_json
+from trainer.run.folder import RunFolder, read_json, write_json
 from trainer.run.stages import STAGES
 from trainer.store.store import ActivationStore
 from trainer.training.stage import train_together
@@ -111,5 +111,7 @@ def train_side_by_side(runs: list[Run]) -> None:
                 one.discard_forced_checkpoints()
             store = ActivationStore.open(first.store_path())
             train_together([(one.recipe, one.folder) for one in untrained], store, first.progress)
+            for one in untrained:  # each is looked at when another is analysed
+                write_json(one.folder.store, {"path": str(one.store_path())})
         for one, fingerprint in zip(untrained, inputs, strict=True):
             one.record("train", fingerprint)

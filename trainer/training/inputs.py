@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from trainer.crosscoder.groups import residual_givens
+from trainer.crosscoder.groups import build_groups, residual_givens
 from trainer.crosscoder.normalisation import Normaliser, centred_rms, damp_dominant_directions, median_norm
 from trainer.crosscoder.prediction import fit_prediction
 from trainer.crosscoder.residuals import Residuals
@@ -57,6 +57,8 @@ def fit_residuals(recipe: CrosscoderRecipe, store: ActivationStore, device: torc
     a hundred thousand rows, so that its residual is about a hundredth too small there; no verdict rests on it, because
     the evidence fits maps of its own, on other documents than those it is applied to.
     """
+    targets = tuple(group.writes[0] for group in build_groups(recipe, store.widths))
+    given = residual_givens(recipe.inputs or tuple(store.widths), targets)
     undamped = recipe.model_copy(update={"damp_above": None})
     normaliser = estimate_normalisers(undamped, store, store.widths, lambda rows, source: rows[source])
     normaliser = {source: one.to(device) for source, one in normaliser.items()}
@@ -65,6 +67,4 @@ def fit_residuals(recipe: CrosscoderRecipe, store: ActivationStore, device: torc
     for block in store.blocks("train"):
         rows = {source: one(block.rows[source][::step].to(device)) for source, one in normaliser.items()}
         moments.add(rows, torch.zeros(len(next(iter(rows.values()))), dtype=torch.int64, device=device))
-    inputs, targets = recipe.inputs or tuple(store.widths), recipe.targets or tuple(store.widths)
-    given = residual_givens(inputs, targets)
     return Residuals(normaliser, {target: fit_prediction(moments, given[target], target) for target in targets})
