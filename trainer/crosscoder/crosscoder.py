@@ -5,7 +5,6 @@ a group, W width of a source. Encoder and decoder weights are [F, W] in memory, 
 feature.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,10 +12,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from trainer.crosscoder.files import (
+    FORMAT,
+    VERSION,
+    from_file_layout,
+    pop_predictions,
+    prediction_tensors,
+    read_files,
+    to_file_layout,
+)
 from trainer.crosscoder.groups import Group
 from trainer.crosscoder.normalisation import Normaliser
 from trainer.crosscoder.prediction import Prediction
@@ -28,9 +35,6 @@ from trainer.kernels.int8_search import Int8Search
 from trainer.kernels.sparse import SparsePattern, dense_above, sum_by_row
 from trainer.run.folder import atomic_write, write_json
 
-FORMAT, VERSION = "crossdiff.crosscoder", 1
-PREDICTION_KINDS = ("prediction", "prediction_offset")
-"""Names in the file of a prediction's weight [A, W] and offset [W], each followed by the target."""
 Rows = dict[str, Tensor]
 
 
@@ -253,7 +257,7 @@ class Crosscoder:
     def save(self, folder: Path) -> None:
         """Write crosscoder.safetensors, then crosscoder.json, the description."""
         with atomic_write(folder / "crosscoder.safetensors") as draft:
-            save_file(to_file_layout(self.weights, self.threshold) | _to_tensors(self.predictions), draft)
+            save_file(to_file_layout(self.weights, self.threshold) | prediction_tensors(self.predictions), draft)
         sources = [
             {"name": s, "width": w, "scale": self.normaliser[s].scale, "mean": self.normaliser[s].mean.tolist()}
             for s, w in self.widths.items()
@@ -276,7 +280,7 @@ class Crosscoder:
 
         Raises CrosscoderError when a file is missing or damaged, or a tensor is missing, unexpected or misshapen.
         """
-        description, tensors = _read(folder)
+        description, tensors = read_files(folder)
         try:
             crosscoder = cls._from_description(description, tensors)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -297,12 +301,7 @@ class Crosscoder:
             Group(**{**group, "reads": tuple(group["reads"]), "writes": tuple(group["writes"])})
             for group in description["groups"]
         )
-        predictions = {
-            source: Prediction(tuple(one["given"]), *(tensors.pop(f"{kind}.{source}") for kind in PREDICTION_KINDS))
-            for source, one in description.get("predictions", {}).items()
-        }
-        for source in {*predictions, *(name for one in predictions.values() for name in one.given)} - widths.keys():
-            raise ValueError(f"prediction with an unknown source {source!r}")
+        predictions = pop_predictions(description, tensors)
         weights, threshold = from_file_layout(tensors)
         return cls(
             widths=widths,
@@ -344,35 +343,6 @@ def initial_weights(
     return weights | {f"decoder_bias.{s}": torch.zeros(width) for s, width in widths.items() if s in written}
 
 
-def to_file_layout(weights: dict[str, Tensor], threshold: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as saved to files: encoders transposed to [W, F], a tied decoder copied for each source."""
-    tensors = {
-        name: (tensor.detach().T if name.startswith("encoder.") else tensor.detach()).cpu().clone().contiguous()
-        for name, tensor in weights.items()
-    }
-    return tensors | {f"threshold.{group}": value.detach().cpu().clone() for group, value in threshold.items()}
-
-
-def from_file_layout(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The inverse of `to_file_layout`."""
-    threshold = {name[10:]: tensor for name, tensor in tensors.items() if name.startswith("threshold.")}
-    weights = {
-        name: tensor.T.contiguous() if name.startswith("encoder.") else tensor
-        for name, tensor in tensors.items()
-        if not name.startswith("threshold.")
-    }
-    return weights, threshold
-
-
-def _to_tensors(predictions: Mapping[str, Prediction]) -> dict[str, Tensor]:
-    parts = ((source, (one.weight, one.offset)) for source, one in predictions.items())
-    return {
-        f"{kind}.{source}": tensor.cpu().contiguous()
-        for source, tensors in parts
-        for kind, tensor in zip(PREDICTION_KINDS, tensors, strict=True)
-    }
-
-
 def check_shapes(crosscoder: Crosscoder, origin: Path) -> None:
     """Check that exactly the expected tensors are there, each with its shape. Raises CrosscoderError."""
     expected: dict[str, tuple[int, ...]] = {
@@ -384,7 +354,7 @@ def check_shapes(crosscoder: Crosscoder, origin: Path) -> None:
     for source, one in crosscoder.predictions.items():
         expected[f"prediction.{source}"] = (sum(crosscoder.widths[s] for s in one.given), crosscoder.widths[source])
         expected[f"prediction_offset.{source}"] = (crosscoder.widths[source],)
-    found |= {name: tuple(tensor.shape) for name, tensor in _to_tensors(crosscoder.predictions).items()}
+    found |= {name: tuple(tensor.shape) for name, tensor in prediction_tensors(crosscoder.predictions).items()}
     for name in expected.keys() | found.keys():
         if expected.get(name) != found.get(name):
             raise CrosscoderError(
@@ -411,26 +381,3 @@ def check_sources(crosscoder: Crosscoder, widths: Mapping[str, int], store: Path
 
 def _sources(widths: Mapping[str, int]) -> str:
     return ", ".join(f"{name} (width {width})" for name, width in widths.items())
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        description = json.loads((folder / "crosscoder.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "crosscoder.safetensors")
-    except FileNotFoundError as error:
-        raise CrosscoderError(
-            f"{folder} holds no trained crosscoder: {error.filename} is missing. Train it first."
-        ) from None
-    except (ValueError, RecursionError, SafetensorError) as error:
-        raise CrosscoderError(
-            f"{folder}: the crosscoder's files are damaged ({error}). Train or copy it again."
-        ) from None
-    if (
-        not isinstance(description, dict)
-        or description.get("format") != FORMAT
-        or description.get("version") != VERSION
-    ):
-        raise CrosscoderError(
-            f"{folder}/crosscoder.json is not {FORMAT!r} version {VERSION}. Use a matching Crossdiff."
-        )
-    return description, tensors

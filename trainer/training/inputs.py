@@ -54,8 +54,8 @@ def fit_residuals(recipe: CrosscoderRecipe, store: ActivationStore, device: torc
     """Fit the prediction of every target from the other sources to training rows.
 
     The fit is on the rows that the dictionary is trained on. A prediction has a few hundred weights per coordinate and
-    a hundred thousand rows, so that its residual is less than a hundredth too small there; no verdict rests on it, because
-    the evidence fits maps of its own, on other documents than those it is applied to.
+    a hundred thousand rows, so that its residual is less than a hundredth too small there. No verdict rests on it: the
+    evidence fits maps of its own, on other documents than those it is applied to.
     """
     targets = tuple(group.writes[0] for group in build_groups(recipe, store.widths))
     given = residual_givens(recipe.inputs or tuple(store.widths), targets)
