@@ -182,6 +182,8 @@ def _quotient(over: np.ndarray, under: np.ndarray) -> np.ndarray:
 def _quantiles(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Bounds of the central interval over the draws, each [C]; NaN where no draw has a value."""
     known = np.isfinite(draws).any(axis=0)
+    if not len(known):
+        return np.zeros(0), np.zeros(0)
     filled = np.where(known, draws, 0)
     low, high = np.nanquantile(filled, [TAIL, 1 - TAIL], axis=0)
     return np.where(known, low, np.nan), np.where(known, high, np.nan)
