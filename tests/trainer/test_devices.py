@@ -13,7 +13,7 @@ from tests.worlds.tiny_diff import tiny_diff
 from tests.worlds.tiny_store import tiny_crosscoder
 from trainer import device, pipeline
 from trainer.evaluation import fidelity
-from trainer.pipeline.run import run
+from trainer.pipeline.commands import run
 
 COMMON = {"features": 48, "exclusive_share": 0.1}
 CROSSCODERS = {

@@ -281,7 +281,7 @@ def test_the_overview_has_verdict_counts_nulls_and_spike_ins(judged: TestClient)
     assert "Among claims as strong as the weakest supported one, a share of 2.0 % is expected to be noise." in text
     assert "Noise null : claims supported, all wrongly 1 of 200 (0.5 %; 95 % interval 0.088 % to 2.8 %)" in text
     assert "on 100,000 rows 0 of 150 (0.0 %;" in text
-    assert "95 % of them have an excess up to 1.04 (limit 1.1) 0.980 (limit 1.1)" in text
+    assert "95 % of those judged have an excess up to 1.04 (limit 1.1) 0.980 (limit 1.1)" in text
     assert "This run analysed 400,000 rows" in text
     assert "Placebos , isotropic: supported, all wrongly 2 of 128 (1.6 %;" in text
     assert "Placebos , whitened: supported, all wrongly 3 of 128 (2.3 %;" in text
