@@ -22,7 +22,7 @@ CROSSCODERS = {
     "topk": COMMON | {"variant": "dfc", "sparsity": {"k": 4, "kind": "topk"}},
     "difference": COMMON | {"variant": "diff_sae", "sparsity": {"k": 4}},
 }
-NUMBERS = ("density", "max_activation", "coherence", "readout_ratio", "q_value", "found_in")
+NUMBERS = ("density", "max_activation", "coherence", "probe_ratio", "excess", "found_in")
 CALIBRATION = {"rows": 1500, "amplitudes": [0.8], "frequencies": [0.05], "per_cell": 2}
 
 
