@@ -11,8 +11,9 @@ import trainer.calibration.stage as calibration_stage
 from tests.worlds.pretended_device import DEVICE, Away, PretendedDevice
 from tests.worlds.tiny_diff import tiny_diff
 from tests.worlds.tiny_store import tiny_crosscoder
-from trainer import device, pipeline
+from trainer import device
 from trainer.evaluation import fidelity
+from trainer.pipeline import run as pipeline
 from trainer.pipeline.commands import run
 
 COMMON = {"features": 48, "exclusive_share": 0.1}
