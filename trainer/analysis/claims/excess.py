@@ -1,8 +1,8 @@
 """Compares how often a feature fires with how often noise would make it fire.
 
-What a feature's owners hold beyond the other sources' linear prediction might be noise. Noise is symmetric, whatever its
-shape, while a feature fires to one side. So each row is also looked at in the mirror: what the owners hold beyond the
-prediction is reflected, x̂_t - (x_t - x̂_t), and the feature fires there if
+What a feature's owners hold beyond the other sources' linear prediction might be noise. Noise is symmetric, whatever
+its shape, while a feature fires to one side. So each row is also looked at in the mirror: what the owners hold beyond
+the prediction is reflected, x̂_t - (x_t - x̂_t), and the feature fires there if
 
     2 (w·x̂_t + v·y_t) - (w·x_t + v·y_t) >= θ
 
