@@ -94,7 +94,7 @@ comment on column feature.polysemous is 'Warning that the feature may be polysem
 comment on column feature.probe_ratio is 'How well the sources outside the owner tell where it fires, over how well the owner does: R-precision of the best linear probe outside over that of the best inside. near 0 if the others tell nothing (by chance a probe finds as large a share as the feature''s density), 1 if they tell as much; null for features without a claim and with too few firings.';
 comment on column feature.probe_low is 'Lower bound of the 90 % interval of probe_ratio, over documents.';
 comment on column feature.probe_high is 'Upper bound of the 90 % interval of probe_ratio, over documents.';
-comment on column feature.excess is 'Firings over those that would be expected if the owner held, beyond what the others predict linearly, nothing but Gaussian noise of the same covariance: about 1 for a direction that means nothing; null without a claim.';
+comment on column feature.excess is 'Firings over those that would be expected if the owner held, beyond what the others predict linearly, nothing but noise, estimated by reflecting what they do not predict: about 1 for a direction that means nothing; null without a claim.';
 comment on column feature.excess_low is 'Lower bound of the 90 % interval of excess, over documents.';
 comment on column feature.excess_high is 'Upper bound of the 90 % interval of excess, over documents.';
 

@@ -21,8 +21,8 @@ VERDICTS = {
     "supported": "It fires clearly more often than noise of the same shape would make it, linear probes of the others "
     "tell clearly less of where it fires than the owner's do, and no test raises a doubt. Of the kind absent it is "
     "*only here*, of the kind weaker *stronger here*.",
-    "refuted": "*In both*: a feature of another owner fires on the same rows, or the others' probes tell about as well "
-    "as the owner's where it fires. Only evidence refutes; the lack of it never does.",
+    "refuted": "*In both*: the others' probes tell about as well as the owner's where it fires, or a feature of another "
+    "owner fires on the same rows and the others tell more of them than is allowed. Only evidence refutes; the lack of it never does.",
     "undecided": "Neither. Of the kind noise it is *like noise*, not shown to be a feature; otherwise one *can't "
     "tell*: the evidence is too weak, or a test raises a doubt.",
 }
@@ -46,9 +46,9 @@ EFFECTS_IN_WORDS = {
 }
 LIMITS = (
     """Two questions decide: is it a feature, and whose is it? The *excess* answers the first. It compares how often the
-    feature fires with how often it would if its owner held, beyond what the others predict linearly, nothing but
-    Gaussian noise of the same covariance. Noise has directions too, and a dictionary finds them: they are truly the
-    owner's, and mean nothing.""",
+    feature fires with how often it would in the mirror, where what its owner holds beyond the others' linear prediction
+    is reflected: noise is symmetric, a feature fires to one side. Noise has directions too, and a dictionary finds
+    them: they are truly the owner's, and mean nothing.""",
     """The *probe ratio* answers the second. A linear probe of each source, fitted on one half of the documents, ranks
     the rows of the other half; its R-precision is the share of the feature's firings among the rows ranked first, as
     many as there are firings. The ratio divides that of the best probe outside the owner by that of the best inside.
