@@ -21,8 +21,9 @@ VERDICTS = {
     "supported": "It fires clearly more often than noise of the same shape would make it, linear probes of the others "
     "tell clearly less of where it fires than the owner's do, and no test raises a doubt. Of the kind absent it is "
     "*only here*, of the kind weaker *stronger here*.",
-    "refuted": "*In both*: the others' probes tell about as well as the owner's where it fires, or a feature of another "
-    "owner fires on the same rows and the others tell more of them than is allowed. Only evidence refutes; the lack of it never does.",
+    "refuted": "*In both*: the others' probes tell about as well as the owner's where it fires, or a feature of "
+    "another owner fires on the same rows and the others tell more of them than is allowed. Only evidence refutes; the "
+    "lack of it never does.",
     "undecided": "Neither. Of the kind noise it is *like noise*, not shown to be a feature; otherwise one *can't "
     "tell*: the evidence is too weak, or a test raises a doubt.",
 }
