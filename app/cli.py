@@ -324,12 +324,12 @@ def worker(host: str, port: int) -> None:
     from app.settings import Settings
     from app.worker.server import serve_worker
 
-    token = os.environ.get("CROSSDIFF_WORKER_TOKEN")
-    if not token:
+    settings = Settings.from_environment()
+    if settings.worker_token is None:
         raise click.UsageError(
             "The worker needs a secret that it shares with the explorer: set CROSSDIFF_WORKER_TOKEN for both."
         )
-    serve_worker(Settings.from_environment().home, socket=None, host=host, port=port, token=token)
+    serve_worker(settings.home, socket=None, host=host, port=port, token=settings.worker_token)
 
 
 @main.command()

@@ -31,6 +31,13 @@ class BadQuery(ReaderError):
     title = "Invalid address"
 
 
+class BadBody(ReaderError):
+    """A field of what was sent is missing or invalid."""
+
+    status = 422
+    title = "Invalid request"
+
+
 class NotFound(ReaderError):
     """The address names something that does not exist."""
 

@@ -22,7 +22,7 @@ from app.api import labels as api_labels
 from app.api import runs as api_runs
 from app.database.engine import database_url, migrated, open_database
 from app.database.write_queue import WriteQueue
-from app.errors import BadQuery, NotFound, ReaderError, ResultsUnreadable, RunNotFound
+from app.errors import BadBody, BadQuery, NotFound, ReaderError, ResultsUnreadable, RunNotFound
 from app.generations.live import LiveGenerations
 from app.inference.connect import connect
 from app.pages import docs, evidence, feature, features, health, home, labels, run, sequence, steering
@@ -221,11 +221,20 @@ def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _validation_error(request: Request, error: Exception) -> Response:
-    """Handle invalid parameters; the message names each."""
+    """Handle invalid parameters and bodies; the message names each field."""
     assert isinstance(error, RequestValidationError)
-    parts = [f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()]
+    problems = error.errors()
+    fact = f"{'; '.join(_problem(one) for one in problems)}."
+    if any(one["loc"][0] == "body" for one in problems):
+        return _error_response(request, BadBody(fact, remedy="Correct what is named here, and send it again."))
     remedy = "Correct the address, or start again from the list without filters."
-    return _error_response(request, BadQuery(f"{'; '.join(parts)}.", remedy=remedy))
+    return _error_response(request, BadQuery(fact, remedy=remedy))
+
+
+def _problem(one: dict[str, Any]) -> str:
+    if one["type"] == "json_invalid":
+        return f"The body is no JSON: {one['ctx']['error']} at character {one['loc'][-1]}"
+    return f"{one['loc'][-1]}: {one['msg'].removeprefix('Value error, ')}"
 
 
 def _unexpected_error(request: Request, error: Exception) -> Response:

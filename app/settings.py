@@ -38,13 +38,13 @@ class Settings:
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
         """Settings from CROSSDIFF_* variables, with defaults for those that are absent or empty.
 
-        Raises BadSetting for an invalid port, or a home of nobody.
+        Raises BadSetting for an invalid port or token, or a home of nobody.
         """
         return cls(
             home=_folder(environment.get("CROSSDIFF_HOME") or "data"),
             database_url=environment.get("CROSSDIFF_DATABASE_URL") or None,
             worker_url=environment.get("CROSSDIFF_WORKER_URL") or None,
-            worker_token=environment.get("CROSSDIFF_WORKER_TOKEN") or None,
+            worker_token=worker_token(environment),
             host=environment.get("CROSSDIFF_HOST") or "127.0.0.1",
             port=_port(environment.get("CROSSDIFF_PORT") or "8000"),
             hosts=tuple(environment.get("CROSSDIFF_HOSTS", "").replace(",", " ").split()),
@@ -62,6 +62,18 @@ class Settings:
     def runs(self) -> Path:
         """Folder with one folder per run."""
         return self.home / "runs"
+
+
+def worker_token(environment: Mapping[str, str]) -> str | None:
+    """The secret that explorer and worker share, without white space around it; None when there is none.
+
+    Raises BadSetting when a header of HTTP cannot carry it.
+    """
+    token = (environment.get("CROSSDIFF_WORKER_TOKEN") or "").strip()
+    if not all(character.isprintable() or ord(character) > 127 for character in token):
+        fact = "CROSSDIFF_WORKER_TOKEN holds a control character, such as a line end."
+        raise BadSetting(fact, remedy="Give the explorer and the worker the same token in one line.")
+    return token or None
 
 
 def _folder(text: str) -> Path:

@@ -65,7 +65,12 @@ def read_generation(generation: str, live: Live) -> Generation:
     return live.snapshot(generation).generation
 
 
-@router.delete("/generations/{generation}", summary="Stop a generation", status_code=202)
+@router.delete(
+    "/generations/{generation}",
+    summary="Stop a generation",
+    status_code=202,
+    responses={409: {"description": "Another explorer runs it, with models that are out of reach from here."}},
+)
 def stop_generation(generation: str, live: Live) -> Generation:
     """End it within one token; its text is kept under the same address."""
     now = live.snapshot(generation).generation

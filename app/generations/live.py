@@ -8,8 +8,9 @@ there.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
+from typing import TypeVar
 
 from sqlalchemy import Engine
 
@@ -22,14 +23,25 @@ from app.inference.messages import Answer, GenerationRequest
 
 log = logging.getLogger("crossdiff.generations")
 
+Value = TypeVar("Value")
+
 LARGEST_COUNT = 9
 """Generations under way at once, those included that wait for the worker."""
 SAVE_EVERY = 2.0
 """Seconds between two savings of a generation under way."""
 POLL_EVERY = 1.0
 """Seconds between two reads of a generation that another process of this explorer runs."""
-START_TIMEOUT = 10.0
+START_TIMEOUT = 15.0
 """Seconds that the event loop may take to accept a new generation."""
+ADMISSION_TIMEOUT = 8.0
+"""Seconds that a worker which runs and answers may take to admit or refuse a new generation."""
+
+
+class CannotStop(ReaderError):
+    """The generation runs elsewhere."""
+
+    status = 409
+    title = "Not stopped"
 
 
 @dataclass(frozen=True)
@@ -77,15 +89,25 @@ class LiveGenerations:
             raise WorkerBusy(fact, remedy="Try again in a moment; what you typed is kept.")
 
     def start(self, generation: Generation, request: GenerationRequest) -> None:
-        """Start a generation that is stored and committed; may be called from any thread."""
-        assert self._loop is not None, "opened when the server starts"
+        """Start a generation that is stored and committed; may be called from any thread.
+
+        Raises WorkerBusy when the worker refuses it at once, which others may ask too; one that has to be started
+        first, or is slow, is not waited for.
+        """
+        patience = ADMISSION_TIMEOUT if self._client.running else 0.0
 
         async def begin() -> None:
-            self._running[generation.id] = _RunningGeneration(
+            running = self._running[generation.id] = _RunningGeneration(
                 generation, request, self._client, self._save, lambda: self._running.pop(generation.id, None)
             )
+            await running.admitted(patience)
 
-        asyncio.run_coroutine_threadsafe(begin(), self._loop).result(START_TIMEOUT)
+        self._wait_for(begin())
+
+    def _wait_for(self, work: Coroutine[object, object, Value]) -> Value:
+        """Run on the event loop, for a thread that waits."""
+        assert self._loop is not None, "opened when the server starts"
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(START_TIMEOUT)
 
     def snapshot(self, generation: str) -> GenerationSnapshot:
         """A generation as it stands, under way or stored. May be called from any thread. Raises NotFound."""
@@ -98,13 +120,17 @@ class LiveGenerations:
             raise NotFound("There is no such generation.", remedy="Check the address; it may have been cut off.")
         return GenerationSnapshot(stored)
 
-    def stop(self, generation: str) -> bool:
-        """End a generation within one token; False when it is not under way here. May be called from any thread."""
+    def stop(self, generation: str) -> None:
+        """End a generation within one token, also one that another explorer runs on the same worker.
+
+        May be called from any thread. Raises CannotStop when it runs on another worker, and WorkerUnreachable.
+        """
         running = self._running.get(generation)
-        if running is None or self._loop is None:
-            return False
-        asyncio.run_coroutine_threadsafe(running.stop(), self._loop)
-        return True
+        if running is not None and self._loop is not None:
+            asyncio.run_coroutine_threadsafe(running.stop(), self._loop)
+        elif not self.snapshot(generation).generation.finished and not self._wait_for(self._client.stop(generation)):
+            fact = "Another explorer runs this generation, with models that are out of reach from here."
+            raise CannotStop(fact, remedy="Stop it there, or wait for its end.")
 
     async def follow(self, generation: str) -> AsyncIterator[GenerationSnapshot]:
         """Yield a generation now and after changes, until it has finished; nothing if there is none.
@@ -152,7 +178,16 @@ class _RunningGeneration:
         self._changed = asyncio.Event()
         self._over = asyncio.Event()
         self._stopped = False
+        self._admission = asyncio.Event()
+        self._refusal: WorkerBusy | None = None
         self.task = asyncio.create_task(self._run())
+
+    async def admitted(self, patience: float) -> None:
+        """Wait until the worker has answered, but not for longer than this. Raises WorkerBusy when it refused."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._admission.wait(), patience)
+        if self._refusal is not None:
+            raise self._refusal
 
     async def newer_than(self, version: int) -> None:
         """Wait until there is a newer snapshot."""
@@ -178,14 +213,18 @@ class _RunningGeneration:
         self._over.set()
         await saving
         await self._end(state, reason)
+        self._admission.set()
 
     async def _read_answers(self) -> tuple[str, str]:
         """Read all answers; state and reason of the end, however it comes."""
         try:
             async with contextlib.aclosing(self._client.generate(self._request)) as answers:
                 async for answer in answers:
+                    self._admission.set()
                     self._apply(answer)
         except ReaderError as error:
+            if isinstance(error, WorkerBusy):
+                self._refusal = error
             return "failed", str(error)
         except asyncio.CancelledError:
             if self._stopped:

@@ -9,7 +9,8 @@ from app.database.engine import transaction
 from app.errors import ReaderError
 from app.generations.generation import Generation
 from app.generations.live import LiveGenerations
-from app.generations.store import fingerprint, new_generation, same_generation
+from app.generations.store import fingerprint, new_generation, remove_generation, same_generation
+from app.inference.client import WorkerBusy
 from app.inference.messages import GenerationRequest, Lane, Parameters, explain
 from app.results.connection import Results
 from app.results.features.feature import in_sources, one_feature
@@ -83,7 +84,12 @@ def steer(
             parameters=parameters,
             lanes=lanes,
         )
-    live.start(generation, _request_to_worker(generation, feature.max_activation))
+    try:
+        live.start(generation, _request_to_worker(generation, feature.max_activation))
+    except WorkerBusy:
+        with transaction(labels, writing=True) as session:
+            remove_generation(session, generation.id)
+        raise
     return generation, False
 
 

@@ -91,6 +91,12 @@ def save_generation(session: Session, generation: Generation) -> None:
         _update(stored, lane)
 
 
+def remove_generation(session: Session, generation_id: str) -> None:
+    """Remove a generation that never began: the worker refused it."""
+    session.execute(sa.delete(LaneRow).where(LaneRow.generation_id == generation_id))
+    session.execute(sa.delete(GenerationRow).where(GenerationRow.id == generation_id))
+
+
 def _update(row: LaneRow, lane: Lane) -> None:
     row.state = lane.state
     row.reason = lane.reason

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,10 +14,12 @@ from app.errors import ReaderError
 from app.inference.messages import ANSWER, Answer, GenerationRequest, SourceState
 
 STATES = TypeAdapter(list[SourceState])
-GENERATION_TIMEOUT = httpx.Timeout(10.0, read=600.0)
-"""Loading a large model may take minutes between two answers; everything else is quick."""
+GENERATION_TIMEOUT = httpx.Timeout(10.0, read=60.0)
+"""The worker says every other second that it lives, also while it loads a model."""
 QUICK_TIMEOUT = httpx.Timeout(2.0)
 """For requests that a page waits for."""
+QUIET_FOR = 5.0
+"""Seconds for which pages do not ask a worker that has just kept one waiting."""
 
 
 class WorkerUnreachable(ReaderError):
@@ -88,6 +90,12 @@ class Client:
 
     def __init__(self, locator: WorkerLocator) -> None:
         self._locator = locator
+        self._quiet_until = 0.0
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a worker, as far as is known, and it has not just kept a page waiting."""
+        return self._locator.known() is not None and time.monotonic() > self._quiet_until
 
     def states_or_absent(self, run: str, sources: Sequence[str]) -> list[SourceState]:
         """Whether the model of each source is loaded; all absent while no worker runs, or when it does not answer."""
@@ -107,6 +115,8 @@ class Client:
             return []
         if at.socket and not Path(at.socket).exists():
             raise _unreachable(httpx.ConnectError("no socket"))
+        if time.monotonic() < self._quiet_until:
+            raise _unreachable(httpx.ReadTimeout("a moment ago"))
         try:
             with httpx.Client(
                 transport=httpx.HTTPTransport(uds=at.socket),
@@ -117,6 +127,9 @@ class Client:
                 answer = http.get(f"/runs/{run}/sources")
                 _check(answer)
                 return STATES.validate_json(answer.content)
+        except httpx.TimeoutException as error:
+            self._quiet_until = time.monotonic() + QUIET_FOR
+            raise _unreachable(error) from error
         except (httpx.HTTPError, ValidationError) as error:
             raise _unreachable(error) from error
 
@@ -134,8 +147,10 @@ class Client:
                 if answer.is_error:
                     await answer.aread()
                 _check(answer)
-                async for line in answer.aiter_lines():
+                async for line in _lines(answer):
                     parsed = ANSWER.validate_json(line)
+                    if parsed.kind == "alive":
+                        continue
                     yield parsed
                     if parsed.kind == "finished":
                         return
@@ -143,14 +158,17 @@ class Client:
             raise _unreachable(error) from error
         raise _unreachable(None)
 
-    async def stop(self, generation: str) -> None:
-        """Ask the worker to end a generation; its stream then ends by itself. Raises WorkerUnreachable."""
+    async def stop(self, generation: str) -> bool:
+        """Ask the worker to end a generation, whose stream then ends by itself; False when it has none of that id.
+
+        Raises WorkerUnreachable.
+        """
         at = self._locator.known()
         if at is None:
-            return
+            return False
         try:
             async with _connected(at, QUICK_TIMEOUT) as http:
-                await http.delete(f"/generations/{generation}")
+                return (await http.delete(f"/generations/{generation}")).is_success
         except httpx.HTTPError as error:
             raise _unreachable(error) from error
 
@@ -175,8 +193,17 @@ def _connected(at: Address, timeout: httpx.Timeout) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=transport, base_url=at.url, headers=_headers(at), timeout=timeout)
 
 
-def _headers(at: Address) -> dict[str, str]:
-    return {"Authorization": f"Bearer {at.token}"} if at.token else {}
+async def _lines(answer: httpx.Response) -> AsyncIterator[bytes]:
+    """Lines that end in LF alone: texts may hold other characters that Unicode counts as line ends."""
+    rest = b""
+    async for piece in answer.aiter_bytes():
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            yield line
+
+
+def _headers(at: Address) -> dict[bytes, bytes]:
+    return {b"Authorization": f"Bearer {at.token}".encode(errors="surrogateescape")} if at.token else {}
 
 
 def _check(answer: httpx.Response) -> None:
@@ -200,7 +227,10 @@ def _unreachable(error: Exception | None) -> WorkerUnreachable:
     elif isinstance(error, ValidationError):
         fact = "The inference worker runs another version of Crossdiff."
     else:
-        fact = "The inference worker ended in the middle; a model that is too large for the memory does that."
+        fact = (
+            "The inference worker ended in the middle: a model that is too large for the memory does that, "
+            "and a worker that no longer answers is ended."
+        )
     return WorkerUnreachable(
         fact, remedy="It is started again by itself; try once more, and see its log if it repeats."
     )

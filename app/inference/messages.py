@@ -153,13 +153,19 @@ class Ended(Message):
     """`end` when the model ended its text, `length` at the limit of tokens, else a sentence."""
 
 
+class Alive(Message):
+    """Nothing is new, and the worker lives."""
+
+    kind: Literal["alive"] = "alive"
+
+
 class Finished(Message):
     """All lanes have ended; nothing follows."""
 
     kind: Literal["finished"] = "finished"
 
 
-Answer = Annotated[Queued | Loading | Started | TextUpdate | Ended | Finished, Field(discriminator="kind")]
+Answer = Annotated[Queued | Loading | Started | TextUpdate | Ended | Alive | Finished, Field(discriminator="kind")]
 ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)
 
 

@@ -36,11 +36,11 @@ class AdmissionQueue:
         return slot
 
     def place(self, slot: Slot) -> int:
-        """How many must finish before this one may run; 0 when it may."""
-        return max(self._slots.index(slot) + 1 - self._running, 0)
+        """How many must finish before this one may run; 0 when it may, and when it has left."""
+        return max(self._slots.index(slot) + 1 - self._running, 0) if slot in self._slots else 0
 
     async def places(self, slot: Slot) -> AsyncIterator[int]:
-        """Yield the place in the queue, now and each time it changes, until the slot may run."""
+        """Yield the place in the queue, now and each time it changes, until the slot may run or has left."""
         last = 0
         while place := self.place(slot):
             if place != last:
@@ -52,6 +52,6 @@ class AdmissionQueue:
     def leave(self, slot: Slot) -> None:
         """Leave, finished or not; the others move up. Leaving twice does no harm."""
         if slot in self._slots:
+            for one in self._slots:
+                one.moved.set()
             self._slots.remove(slot)
-            for other in self._slots:
-                other.moved.set()

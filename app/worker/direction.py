@@ -30,6 +30,13 @@ def read_direction(folder: RunFolder, feature: int, source: str) -> Direction:
     of x itself. Raises CrosscoderError when the crosscoder is missing or damaged, or lacks the feature or source.
     """
     description = _description(folder)
+    try:
+        return _direction(folder, description, feature, source)
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise _damaged(folder, f"{type(error).__name__}: {error}") from None
+
+
+def _direction(folder: RunFolder, description: dict[str, Any], feature: int, source: str) -> Direction:
     sources = {entry["name"]: entry for entry in description["sources"]}
     group = next((g for g in description["groups"] if g["first"] <= feature < g["first"] + g["features"]), None)
     if group is None:
@@ -40,7 +47,10 @@ def read_direction(folder: RunFolder, feature: int, source: str) -> Direction:
     if source not in group["writes"]:
         return Direction(torch.zeros(width), writes=False)
     name = f"decoder.{source}.{group['name']}"
-    return Direction(_row(folder.weights, name, feature - group["first"]).float() / scale, writes=True)
+    vector = _row(folder.weights, name, feature - group["first"]).float() / scale
+    if vector.shape != (width,) or not bool(vector.isfinite().all()):
+        raise _damaged(folder, f"feature {feature} is no direction of {width:,} numbers")
+    return Direction(vector, writes=True)
 
 
 def _description(folder: RunFolder) -> dict[str, Any]:
@@ -50,17 +60,19 @@ def _description(folder: RunFolder) -> dict[str, Any]:
         raise CrosscoderError(
             f"{folder.run_id} has no trained crosscoder yet. Wait until its training is done."
         ) from None
-    except ValueError as error:
-        raise CrosscoderError(
-            f"{folder.crosscoder.name} of {folder.run_id} is damaged ({error}). Train it again."
-        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(folder, str(error)) from None
     return description
+
+
+def _damaged(folder: RunFolder, fact: str) -> CrosscoderError:
+    return CrosscoderError(f"{folder.crosscoder.name} of {folder.run_id} is damaged ({fact}). Train it again.")
 
 
 def _row(weights: Path, name: str, index: int) -> Tensor:
     try:
         with safe_open(str(weights), framework="pt") as tensors:
             row: Tensor = tensors.get_slice(name)[index]
-    except (FileNotFoundError, SafetensorError) as error:
+    except (OSError, IndexError, SafetensorError) as error:
         raise CrosscoderError(f"{weights.name} is missing or damaged ({error}). Train the run again.") from None
     return row

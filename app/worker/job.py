@@ -6,12 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from app.inference.messages import Answer, Ended, GenerationRequest, Started, TextUpdate
 from app.worker.direction import Direction, read_direction
+from app.worker.harvested import harvested_revisions
 from app.worker.model_cache import ModelCache, is_out_of_memory, key
 from app.worker.sampling import Sampling, Transcript, end_tokens, generate, prompt_tokens, steering_of
 from trainer.errors import CrossdiffError, SourceError
@@ -51,6 +52,7 @@ class Job:
         self._models = models
         self._emit = emit
         self._open = set(range(len(request.lanes)))
+        self._revisions = harvested_revisions(folder)
 
     def run(self) -> None:
         """Sample all lanes to their ends; every lane gets its `Ended`, whatever happens."""
@@ -70,7 +72,7 @@ class Job:
             if lane.source not in recipes:
                 raise SourceError(_no_model(lane.source, self._folder.run_id, list(recipes)))
             recipe = recipes[lane.source]
-            models.setdefault(key(recipe), {})[place] = recipe
+            models.setdefault(key(recipe, self._revisions.get(recipe.name)), {})[place] = recipe
         return list(models.values())
 
     def _sample(self, lanes: dict[int, SourceRecipe], models: int) -> None:
@@ -78,7 +80,7 @@ class Job:
         try:
             torch.set_num_threads(threads_for(models))
             recipe = next(iter(lanes.values()))
-            with self._models.using(recipe) as (source, turn):
+            with self._models.using(recipe, self._revisions.get(recipe.name)) as (source, turn):
                 self._take_turns(self._sequences(source, lanes), turn)
         except CrossdiffError as error:
             self._end_all(lanes, "failed", str(error))
@@ -95,7 +97,9 @@ class Job:
         prompt = prompt_tokens(source, asked.parameters.prompt, chat=asked.parameters.chat)
         shown = source.tokenizer.decode(prompt, skip_special_tokens=False)
         for place, recipe in lanes.items():
+            source = replace(source, name=recipe.name, recipe=recipe)  # sources may share a model
             direction = read_direction(self._folder, asked.feature, recipe.name)
+            _require_width(source, direction)
             self._emit(Started(lane=place, prompt=shown, prompt_tokens=len(prompt), writes=direction.writes))
             steps, changed = self._steps(source, recipe, prompt, direction, asked.lanes[place].strength)
             if not changed and recipe.name in plain:
@@ -112,7 +116,9 @@ class Job:
         """An iterator over the tokens, not started yet, and whether steering changes anything at all."""
         asked = self.request.parameters
         unit = self.request.max_activation
-        steering = steering_of(direction.vector, strength=strength, max_activation=unit, positions=asked.positions)
+        steering = steering_of(
+            direction.vector.to(source.device), strength=strength, max_activation=unit, positions=asked.positions
+        )
         sampling = Sampling(asked.max_tokens, asked.temperature, asked.top_p, asked.seed)
         hookpoint = locate(source, recipe.hookpoint, recipe.layer)
         return generate(source, hookpoint, prompt, sampling, steering), steering is not None
@@ -149,6 +155,14 @@ class Job:
             if lane in self._open:
                 self._open.discard(lane)
                 self._emit(Ended.model_validate({"lane": lane, "state": state, "reason": reason}))
+
+
+def _require_width(source: Source, direction: Direction) -> None:
+    if len(direction.vector) != source.width:
+        raise SourceError(
+            f"{source.name}: the model is {source.width:,} wide, and the run's features {len(direction.vector):,}. "
+            "Run the recipe again."
+        )
 
 
 def threads_for(models: int) -> int:

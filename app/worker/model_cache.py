@@ -51,7 +51,7 @@ def load(recipe: SourceRecipe) -> "Source":
 
 
 class ModelCache:
-    """Models by their recipe; sources that differ only in name, hookpoint or layer share one."""
+    """Models by their recipe and content; sources that differ only in name, hookpoint or layer share one."""
 
     def __init__(self, *, held: int = MODELS_HELD, load: Load = load) -> None:
         self._held = held
@@ -61,24 +61,25 @@ class ModelCache:
         self._loading = threading.Lock()
         """Models are loaded one after another: the library sets process-wide defaults while it does."""
 
-    def state(self, recipe: SourceRecipe) -> SourceState:
+    def state(self, recipe: SourceRecipe, revision: str | None = None) -> SourceState:
         """Whether the model of a source is loaded."""
-        entry = self._entry(recipe)
+        entry = self._entry(recipe, revision)
         seconds = time.monotonic() - entry.began if entry.state == "loading" else entry.took
         return SourceState(source=recipe.name, state=entry.state, reason=entry.reason, seconds=seconds)
 
     @contextmanager
-    def using(self, recipe: SourceRecipe) -> "Iterator[tuple[Source, threading.Lock]]":
+    def using(self, recipe: SourceRecipe, revision: str | None = None) -> "Iterator[tuple[Source, threading.Lock]]":
         """The loaded model, and the lock to hold around each of its forward passes; it stays while it is used.
 
-        Loads it first when it is absent or failed before. Raises CrossdiffError when it cannot be loaded.
+        Loads it first when it is absent or failed before. Raises CrossdiffError when it cannot be loaded, or is not
+        of this revision any more; None takes whatever is there.
         """
-        entry = self._entry(recipe)
+        entry = self._entry(recipe, revision)
         with self._lock:
             entry.users += 1
         try:
             with entry.loading:
-                source = entry.source or self._load_into(entry, recipe)
+                source = entry.source or self._load_into(entry, recipe, revision)
             yield source, entry.turn
         finally:
             with self._lock:
@@ -86,16 +87,18 @@ class ModelCache:
                 entry.used_at = time.monotonic()
             self._evict_unused(self._held)
 
-    def _entry(self, recipe: SourceRecipe) -> CacheEntry:
+    def _entry(self, recipe: SourceRecipe, revision: str | None) -> CacheEntry:
         with self._lock:
-            return self._entries.setdefault(key(recipe), CacheEntry())
+            return self._entries.setdefault(key(recipe, revision), CacheEntry())
 
-    def _load_into(self, entry: CacheEntry, recipe: SourceRecipe) -> "Source":
+    def _load_into(self, entry: CacheEntry, recipe: SourceRecipe, revision: str | None) -> "Source":
         """Load the model of an entry, whose state shows the progress."""
         entry.state, entry.reason, entry.began = "loading", "", time.monotonic()
         try:
             with self._loading:
-                entry.source = self._load_with_room(recipe)
+                source = self._load_with_room(recipe)
+            _require_revision(source, recipe, revision)
+            entry.source = source
         except OutOfMemory as error:
             entry.state, entry.reason = "out_of_memory", str(error)
             raise
@@ -137,9 +140,20 @@ class ModelCache:
             gc.collect()
 
 
-def key(recipe: SourceRecipe) -> str:
-    """Equal for sources that run the same model."""
-    return json.dumps(recipe.model_dump(mode="json", exclude={"name", "hookpoint", "layer", "chat"}), sort_keys=True)
+def key(recipe: SourceRecipe, revision: str | None = None) -> str:
+    """Equal for sources that run the same model and render chats alike."""
+    return json.dumps(
+        [recipe.model_dump(mode="json", exclude={"name", "hookpoint", "layer"}), revision], sort_keys=True
+    )
+
+
+def _require_revision(source: "Source", recipe: SourceRecipe, revision: str | None) -> None:
+    if revision is not None and source.revision != revision:
+        raise SourceError(
+            f"{recipe.name}: {recipe.model} has changed since the run read it (it was {revision}, and is "
+            f"{source.revision} now), so the run's features are not its own. Put the files back as they were, or run "
+            "the recipe again."
+        )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

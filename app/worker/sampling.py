@@ -6,7 +6,6 @@ A lane that is off, or whose feature does not write to the source, runs without 
 generation, to the bit.
 """
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,9 +14,13 @@ import torch
 from torch import Tensor
 
 from app.inference.messages import Positions
+from app.worker.chat_template import TemplateRenderer
+from app.worker.growing_text import GrowingText
 from trainer.errors import SourceError
 from trainer.models.hookpoint import Hookpoint, editing
 from trainer.models.source import Source
+
+renderer = TemplateRenderer()
 
 INCOMPLETE = "\ufffd"
 """What a tokenizer decodes an incomplete character to."""
@@ -50,16 +53,27 @@ def steering_of(direction: Tensor, *, strength: float, max_activation: float, po
 
 
 def prompt_tokens(source: Source, prompt: str, *, chat: bool) -> list[int]:
-    """Token ids of a prompt, beginning with BOS; as a user's turn if `chat` and the source has a template."""
-    if chat and source.has_chat_template:
-        turns = [{"role": "user", "content": prompt}]
-        text = source.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    else:
-        text = prompt
+    """Token ids of a prompt, beginning with BOS; as a user's turn if `chat` and the source has a template.
+
+    Raises SourceError when the template cannot be rendered, or no token is left.
+    """
+    text = _as_turn(source, prompt) if chat and source.has_chat_template else prompt
     ids: list[int] = source.tokenizer.encode(text, add_special_tokens=False)
     if source.bos_id is not None and ids[:1] != [source.bos_id]:
         ids = [source.bos_id, *ids]
+    if not ids:
+        raise SourceError(f"{source.name}: its tokenizer makes no tokens of this prompt. Type another prompt.")
     return ids
+
+
+def _as_turn(source: Source, prompt: str) -> str:
+    """The prompt as a user's turn in the source's chat template."""
+    try:
+        template = source.tokenizer.get_chat_template()
+    except ValueError as error:  # several templates, and none is the default
+        remedy = "Turn the chat template off, or name one of them `default` beside the model."
+        raise SourceError(f"{source.name}: the model has several chat templates and no default. {remedy}") from error
+    return renderer.render(source.name, template, source.tokenizer.special_tokens_map, prompt)
 
 
 def generate(
@@ -68,37 +82,35 @@ def generate(
     """Yield new token ids one by one; the last one may be an end-of-text token, after which nothing comes.
 
     Nothing stays hooked between two tokens, so lanes of one model may take turns. Raises SourceError when the prompt
-    leaves no room, or the model's numbers are no longer finite.
+    leaves no room, the model cannot go on from a text, or its numbers are no longer finite.
     """
     _require_room(source, len(prompt) + sampling.max_tokens)
-    device = source.device
     ends = end_tokens(source)
     generator = torch.Generator().manual_seed(sampling.seed)
-    step, cache = torch.tensor([prompt], device=device), None
-    for position in range(sampling.max_tokens):
-        # The first pass reads the prompt; every later one reads the token generated before.
-        with torch.inference_mode(), _steered(source, hookpoint, steering, reading_prompt=position == 0):
-            output = source.model(input_ids=step, past_key_values=cache, use_cache=True, **_last_logits_only(source))
-            logits = output.logits[0, -1].float()
-        cache = output.past_key_values
+    text = GrowingText(source, prompt)
+    for _ in range(sampling.max_tokens):
+        logits = text.next_logits(lambda first: _steered(source, hookpoint, steering, first, len(prompt)))
         token = choose(logits, sampling, generator)
         yield token
         if token in ends:
             return
-        step = torch.tensor([[token]], device=device)
+        text.add(token)
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """The next token from logits fp32 [vocabulary]. Raises SourceError when they are not numbers."""
-    if bool(torch.isnan(logits).any()):
+    """The next token from logits fp32 [vocabulary]. Raises SourceError when the largest is not a finite number."""
+    largest = logits.max()  # not a number when any is not
+    if not bool(largest.isfinite()):
         raise SourceError("The model's numbers overflowed at this strength. Choose a strength nearer to zero.")
     if sampling.temperature == 0:
         return int(logits.argmax())
     probabilities = torch.softmax(logits.cpu() / sampling.temperature, dim=0)
+    if bool(probabilities.isnan().any()):  # too cold for fp32
+        probabilities = torch.softmax((logits - largest).cpu().double() / sampling.temperature, dim=0)
     if sampling.top_p < 1:
         ordered, order = probabilities.sort(descending=True)
         # A token stays while those before it have not reached top_p yet; the likeliest always stays.
-        ordered[ordered.cumsum(0) - ordered >= sampling.top_p] = 0
+        ordered[1:][(ordered.cumsum(0) - ordered)[1:] >= sampling.top_p] = 0
         return int(order[torch.multinomial(ordered, 1, generator=generator)])
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
@@ -134,22 +146,26 @@ class Transcript:
 
 
 def _steered(
-    source: Source, hookpoint: Hookpoint, steering: Steering | None, *, reading_prompt: bool
+    source: Source, hookpoint: Hookpoint, steering: Steering | None, first: int, prompt: int
 ) -> AbstractContextManager[None]:
-    """The edit for one forward pass, or nothing at all."""
-    if steering is None or steering.positions == ("generated" if reading_prompt else "prompt"):
+    """The edit for one forward pass that reads the text from position `first` on, or nothing at all.
+
+    `prompt` is the number of tokens in the prompt.
+    """
+    inside = max(prompt - first, 0)
+    if steering is None or (steering.positions == "prompt" and not inside):
         return nullcontext()
     delta = steering.delta
 
     def add(activation: Tensor) -> Tensor:
-        return (activation.float() + delta.to(activation.device)).to(activation.dtype)
+        added = (activation.float() + delta.to(activation.device)).to(activation.dtype)
+        if steering.positions == "prompt":
+            added[:, inside:] = activation[:, inside:]
+        elif steering.positions == "generated":
+            added[:, :inside] = activation[:, :inside]
+        return added
 
     return editing(source, hookpoint, add)
-
-
-def _last_logits_only(source: Source) -> dict[str, int]:
-    """Most models can leave out the logits of all positions but the last."""
-    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(source.model.forward).parameters else {}
 
 
 def _require_room(source: Source, tokens: int) -> None:

@@ -25,8 +25,21 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.inference.messages import Answer, Finished, GenerationRequest, Loading, Queued, SourceState, explain
+from app.errors import BadSetting
+from app.inference.messages import (
+    Alive,
+    Answer,
+    Ended,
+    Finished,
+    GenerationRequest,
+    Loading,
+    Queued,
+    SourceState,
+    explain,
+)
+from app.settings import worker_token
 from app.worker.admission_queue import AdmissionQueue, QueueFull, Slot
+from app.worker.harvested import harvested_revisions
 from app.worker.model_cache import ModelCache
 from trainer.errors import CrossdiffError
 from trainer.recipe.recipe import load_recipe
@@ -38,6 +51,8 @@ RUNNING, WAITING = 1, 8
 """Generations at once, and how many may wait."""
 RETRY_AFTER = 10
 """Seconds after which to ask again when the queue is full."""
+ALIVE_EVERY = 2.0
+"""Seconds without news after which a stream says that the worker lives."""
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -69,8 +84,11 @@ class Worker:
 
     def states(self, run: str) -> list[SourceState]:
         """Whether the model of each source of a run is loaded."""
+        folder = self.folder(run)
+        revisions = harvested_revisions(folder)
         try:
-            return [self._models.state(source) for source in load_recipe(self.folder(run).recipe).sources]
+            sources = load_recipe(folder.recipe).sources
+            return [self._models.state(source, revisions.get(source.name)) for source in sources]
         except CrossdiffError as error:
             raise HTTPException(422, str(error)) from None
 
@@ -89,14 +107,22 @@ class Worker:
     def cancel(self, generation: str) -> bool:
         """End a generation within one token; False when there is none of that id."""
         admission = self._admissions.get(generation)
-        if admission is not None:
-            admission.cancelled.set()
-        return admission is not None
+        if admission is None:
+            return False
+        admission.cancelled.set()
+        if admission.work is None:
+            self._queue.leave(admission.slot)
+        return True
 
     async def answers(self, admission: Admission) -> AsyncIterator[Answer]:
         """All answers of a generation, in order."""
         async for place in self._queue.places(admission.slot):
             yield Queued(place=place)
+        if admission.cancelled.is_set():
+            for lane in range(len(admission.request.lanes)):
+                yield Ended(lane=lane, state="stopped", reason="")
+            yield Finished()
+            return
         for lane in range(len(admission.request.lanes)):
             yield Loading(lane=lane)
         loop, emitted = asyncio.get_running_loop(), asyncio.Queue[Answer | None]()
@@ -144,7 +170,7 @@ class AnswerStream(StreamingResponse):
 
     @staticmethod
     async def _lines(worker: Worker, admission: Admission) -> AsyncIterator[str]:
-        async for answer in worker.answers(admission):
+        async for answer in _with_signs_of_life(worker.answers(admission)):
             yield answer.model_dump_json() + "\n"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -155,12 +181,29 @@ class AnswerStream(StreamingResponse):
             self._worker.finish(self._errand)
 
 
+async def _with_signs_of_life(answers: AsyncIterator[Answer]) -> AsyncIterator[Answer]:
+    """The answers, and Alive wherever none comes for a while: silence means that the worker is frozen."""
+    coming = asyncio.ensure_future(anext(answers, None))
+    try:
+        while True:
+            await asyncio.wait([coming], timeout=ALIVE_EVERY)
+            if not coming.done():
+                yield Alive()
+            elif (answer := coming.result()) is None:
+                return
+            else:
+                coming = asyncio.ensure_future(anext(answers, None))
+                yield answer
+    finally:
+        coming.cancel()
+
+
 class BearerToken:
     """Answers 401 to requests without the token; only `/healthz` needs none."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app = app
-        self._expected = f"Bearer {token}".encode()
+        self._expected = f"Bearer {token}".encode(errors="surrogateescape")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on requests that carry the token."""
@@ -232,7 +275,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=8001)
     parser.add_argument("--until-input-ends", action="store_true", help="end when standard input does")
     chosen = parser.parse_args(arguments)
-    token = os.environ.get("CROSSDIFF_WORKER_TOKEN") or None
+    try:
+        # A worker on its starter's private socket is asked by nobody else.
+        token = None if chosen.until_input_ends else worker_token(os.environ)
+    except BadSetting as error:
+        parser.error(str(error))
     if chosen.socket is None and token is None:
         parser.error("over TCP the worker needs a secret: set CROSSDIFF_WORKER_TOKEN here and for the explorer")
     serve_worker(

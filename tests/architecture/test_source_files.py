@@ -141,4 +141,4 @@ def test_no_class_name_is_defined_twice_in_one_half(half: str):
 def test_few_modules_stand_outside_a_package_in_the_trainer():
     outside = {path.name for path in (ROOT / "trainer").glob("*.py")}
 
-    assert outside == {"__init__.py", "pipeline.py", "harvest.py", "device.py", "errors.py"}
+    assert outside == {"__init__.py", "harvest.py", "device.py", "errors.py"}

@@ -248,6 +248,17 @@ class Crosscoder:
         Raises CrosscoderError when a file is missing or damaged, or a tensor is missing, unexpected or misshapen.
         """
         description, tensors = _read(folder)
+        try:
+            crosscoder = cls._from_description(description, tensors)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CrosscoderError(
+                f"{folder}/crosscoder.json is damaged ({type(error).__name__}: {error}). Train or copy it again."
+            ) from None
+        check_shapes(crosscoder, folder)
+        return crosscoder
+
+    @classmethod
+    def _from_description(cls, description: dict[str, Any], tensors: dict[str, Tensor]) -> "Crosscoder":
         widths = {source["name"]: int(source["width"]) for source in description["sources"]}
         normaliser = {
             source["name"]: Normaliser(torch.tensor(source["mean"], dtype=torch.float32), float(source["scale"]))
@@ -258,7 +269,7 @@ class Crosscoder:
             for group in description["groups"]
         )
         weights, threshold = from_file_layout(tensors)
-        crosscoder = cls(
+        return cls(
             widths=widths,
             groups=groups,
             weights=weights,
@@ -269,8 +280,6 @@ class Crosscoder:
             row_k=description["sparsity"].get("row_k", {}),
             differences={name: (one, other) for name, (one, other) in description.get("differences", {}).items()},
         )
-        check_shapes(crosscoder, folder)
-        return crosscoder
 
 
 def initial_weights(
@@ -363,11 +372,15 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CrosscoderError(
             f"{folder} holds no trained crosscoder: {error.filename} is missing. Train it first."
         ) from None
-    except (json.JSONDecodeError, SafetensorError) as error:
+    except (ValueError, RecursionError, SafetensorError) as error:
         raise CrosscoderError(
             f"{folder}: the crosscoder's files are damaged ({error}). Train or copy it again."
         ) from None
-    if description.get("format") != FORMAT or description.get("version") != VERSION:
+    if (
+        not isinstance(description, dict)
+        or description.get("format") != FORMAT
+        or description.get("version") != VERSION
+    ):
         raise CrosscoderError(
             f"{folder}/crosscoder.json is not {FORMAT!r} version {VERSION}. Use a matching Crossdiff."
         )

@@ -178,6 +178,8 @@ def fingerprint_of(recipe: Recipe, store: ActivationStore) -> str:
 def _truncate_metrics(metrics: Path, step: int, progress: Progress) -> None:
     """Drop lines that an interrupted run wrote after its last checkpoint, and damaged ones, which are told."""
     if not metrics.is_file():
+        if step:
+            progress.notify(f"train: {metrics.name} is missing, so the training curve begins at step {step}")
         return
     lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     steps = [_step_of(line) for line in lines]

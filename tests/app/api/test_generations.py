@@ -84,6 +84,43 @@ def test_what_makes_no_sense_is_refused(program: httpx.Client, change: dict, fac
     assert fact in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("body", "fact"),
+    [
+        ("{", "The body is no JSON: "),
+        ('{"feature": 3, "prompt": "a", "strength": }', "The body is no JSON: Expecting value at character 42"),
+        ("[]", "body: "),
+        ('{"feature": 3}', "prompt: Field required"),
+        ('{"feature": 3, "prompt": "a", "temperature": -1}', "temperature: Input should be greater than or equal to 0"),
+        ('{"feature": 3, "prompt": " "}', "prompt: type a prompt for the models to go on from"),
+    ],
+)
+def test_a_body_that_is_refused_is_not_called_an_address(program: httpx.Client, body: str, fact: str):
+    answer = program.post(GENERATIONS, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    error = answer.json()["error"]
+    assert error["message"].startswith(fact)
+    assert (error["title"], error["remedy"]) == ("Invalid request", "Correct what is named here, and send it again.")
+    address = program.get(f"/api/v1/runs/{RUN}/features", params={"page": "x"}).json()["error"]
+    assert "address" in address["remedy"]
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"temperature": 1e-40},
+        {"temperature": 5e-324, "top_p": 5e-324},
+        {"temperature": 2, "top_p": 1e-300},
+        {"strength": 1e-320},
+        {"strength": 100},
+        {"strength": -100},
+    ],
+)
+def test_extremes_within_the_limits_give_text_or_a_sentence(program: httpx.Client, extreme: dict[str, float]):
+    read = finished(program, program.post(GENERATIONS, json={**ASKED, **extreme}).json()["id"])
+    assert read["state"] == "done" or "nearer to zero" in read["reason"]
+
+
 def test_nothing_there_is_404(program: httpx.Client):
     assert program.get("/api/v1/generations/nothing").status_code == 404
     assert program.delete("/api/v1/generations/nothing").status_code == 404

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from app.worker.growing_text import carries_cache
 from app.worker.sampling import Sampling, end_tokens, generate, prompt_tokens, steering_of
 from trainer.models.hookpoint import editing, locate
 from trainer.models.source import Source, load_source
@@ -26,6 +27,7 @@ def source(request: pytest.FixtureRequest, models_folder: Path) -> Source:
 
 def test_off_is_plain_generation_to_the_bit(source: Source):
     prompt = prompt_tokens(source, PROMPT, chat=True)
+    carries_cache(source)  # found out by passes of its own
     seen: list[torch.Tensor] = []
     handle = source.model.register_forward_hook(lambda _module, _args, output: seen.append(output.logits[0, -1]))
     mine = list(generate(source, locate(source, "resid_post", 9), prompt, Sampling(12), None))
@@ -47,6 +49,7 @@ def test_on_is_the_formula_in_the_models_own_precision(source: Source):
     hook = locate(source, "resid_post", 9)
     direction = torch.randn(source.width, generator=torch.Generator().manual_seed(0))
     steering = steering_of(direction, strength=2.0, max_activation=3.0, positions="all")
+    carries_cache(source)
     before: list[torch.Tensor] = []
     after: list[torch.Tensor] = []
     below = source.blocks[10].register_forward_pre_hook(

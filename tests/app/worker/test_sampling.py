@@ -1,5 +1,8 @@
 """Steered generation is exact: off is plain generation to the bit, and on adds the formula and nothing else."""
 
+import copy
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,10 +10,12 @@ import torch
 from torch import Tensor
 
 from app.worker.direction import read_direction
+from app.worker.growing_text import GrowingText, carries_cache
 from app.worker.sampling import (
     Sampling,
     Steering,
     Transcript,
+    _steered,
     choose,
     end_tokens,
     generate,
@@ -70,6 +75,7 @@ def logits_while(
     source: Source, prompt: list[int], steering: Steering | None, tokens: int
 ) -> tuple[list[int], list[Tensor]]:
     """Generated tokens, and the last logits of every forward pass."""
+    carries_cache(source)  # found out by passes of its own
     seen: list[Tensor] = []
     handle = source.model.register_forward_hook(
         lambda _module, _args, output: seen.append(output.logits[0, -1].clone())
@@ -204,6 +210,23 @@ def test_with_a_cache_steering_gives_what_one_pass_over_all_tokens_gives(
     assert not torch.allclose(plain[0], logits[0], atol=0.1), "steering does something"
 
 
+def test_everything_follows_the_models_device(sources: dict[str, Source], monkeypatch: pytest.MonkeyPatch):
+    """torch's `meta` device stands for a GPU: mixing it with the CPU raises."""
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda _: None)
+    source = copy.deepcopy(sources["gemma3 float32"])
+    source.model.to("meta")
+    source = replace(source, device=source.model.device)
+    steering = Steering(torch.ones(source.width), "generated")
+    seen: list[torch.device] = []
+    with editing(source, hook_of(source), lambda x: seen.append(x.device) or x):
+        text = GrowingText(source, [2, 3, 4])
+        for _ in range(3):
+            logits = text.next_logits(lambda first: _steered(source, hook_of(source), steering, first, 3))
+            text.add(5)
+    assert logits.device.type == "meta"
+    assert {device.type for device in seen} == {"meta"}
+
+
 def test_nothing_stays_hooked_between_two_tokens(sources: dict[str, Source], folder: RunFolder):
     source = sources["smollm2 float32"]
     prompt = prompt_tokens(source, PROMPT, chat=False)
@@ -236,6 +259,34 @@ def test_top_p_keeps_the_likeliest_until_they_reach_it():
     assert set(drawn) == {1, 3}
     assert 0.5 < drawn.count(1) / 300 < 0.75, "5 in 8"
     assert {choose(logits, Sampling(1, 1.0, 0.01), generator) for _ in range(20)} == {1}
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-38, 1e-40, 1e-46, 1e-300, 5e-324])
+def test_the_colder_it_is_the_nearer_it_comes_to_the_likeliest_token(temperature: float):
+    generator = torch.Generator().manual_seed(0)
+    for logits in (torch.tensor([-3.0, 5.0, 4.0]), torch.tensor([-9.0, -1.0, -2.0]), torch.tensor([0.0, 0.0, -1e30])):
+        drawn = {choose(logits, Sampling(1, temperature, 1.0), generator) for _ in range(40)}
+        assert drawn == set((logits == logits.max()).nonzero().flatten().tolist()), "equals stay equally likely"
+
+
+@pytest.mark.parametrize("top_p", [1e-30, 1e-46, 1e-300, 5e-324])
+def test_a_top_p_near_zero_keeps_the_likeliest_alone(top_p: float):
+    generator = torch.Generator().manual_seed(0)
+    assert {choose(torch.tensor([1.0, 3.0, 2.0]), Sampling(1, 2.0, top_p), generator) for _ in range(20)} == {1}
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1e-40, 1.0])
+def test_logits_that_are_no_numbers_are_never_chosen_from(number: float, temperature: float):
+    with pytest.raises(SourceError, match="nearer to zero"):
+        choose(torch.tensor([1.0, number, 2.0]), Sampling(1, temperature), torch.Generator())
+
+
+def test_tokens_that_a_model_rules_out_are_never_drawn():
+    logits = torch.tensor([float("-inf"), 1.0, 1.5])
+    generator = torch.Generator().manual_seed(0)
+    assert {choose(logits, Sampling(1, 1.0), generator) for _ in range(60)} == {1, 2}
+    assert {choose(logits, Sampling(1, 1e-40), generator) for _ in range(20)} == {2}
 
 
 def test_numbers_that_overflow_are_said_to(sources: dict[str, Source], folder: RunFolder):
@@ -299,6 +350,45 @@ def test_a_run_without_a_crosscoder_says_so(tmp_path: Path):
 def test_a_direction_that_is_not_there_is_refused(folder: RunFolder, feature: int, source: str, fact: str):
     with pytest.raises(CrosscoderError, match=fact):
         read_direction(folder, feature, source)
+
+
+def described(width: int, scale: float) -> bytes:
+    """A description of a crosscoder with one source."""
+    source = {"name": "smollm2", "width": width, "scale": scale}
+    group = {"name": "shared", "first": 0, "features": 17, "writes": ["smollm2"]}
+    return json.dumps({"sources": [source], "groups": [group]}).encode()
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b"null",
+        b"\xff\xfe{",
+        b"[" * 5000,
+        b'{"sources": [], "groups": 3}',
+        b'{"sources": [{"name": "smollm2"}], "groups": [{"first": 0, "features": 99, "writes": []}]}',
+        described(16, 0),
+        described(16, float("nan")),
+        described(17, 1),
+    ],
+)
+def test_a_damaged_description_says_so(tmp_path: Path, folder: RunFolder, description: bytes):
+    damaged = RunFolder(tmp_path)
+    damaged.crosscoder.write_bytes(description)
+    damaged.weights.write_bytes(folder.weights.read_bytes())
+    with pytest.raises(CrosscoderError, match=r"crosscoder\.json of .* is damaged \(.*\)\. Train it again"):
+        read_direction(damaged, SHARED, "smollm2")
+
+
+def test_a_direction_that_is_no_number_is_refused(tmp_path: Path):
+    crosscoder = random_crosscoder()
+    crosscoder.weights["decoder.smollm2.shared"][SHARED, 2] = float("nan")
+    crosscoder.save(tmp_path)
+    with pytest.raises(CrosscoderError, match="feature 3 is no direction of 16 numbers"):
+        read_direction(RunFolder(tmp_path), SHARED, "smollm2")
 
 
 def test_a_damaged_crosscoder_says_so(home: Path, tmp_path: Path, folder: RunFolder):
