@@ -206,8 +206,9 @@ def evaluate(recipe: Path, overrides: tuple[str, ...], force: bool, anyway: bool
 def calibrate(run: str, overrides: tuple[str, ...], force: bool) -> None:
     """Measure how far the claims of a finished RUN can be trusted.
 
-    Trains with the run's recipe on one model against rotated copies of itself, where every claim is false, and on
-    activations with concepts planted in them. Results are published again, with q-values that take both into account.
+    Trains with the run's recipe on activations in which each model in turn is replaced by what the others predict of
+    it plus noise, where every claim for that model is false, and on activations with concepts planted in them. Results
+    are published again, with the share of noise to expect among claims as strong as each.
     """
     from app.results.connection import RunCatalog
     from app.settings import Settings

@@ -24,7 +24,7 @@ RESULTS_INTRODUCTION = (
 EVIDENCE_IN_A_RUN = (
     "In the explorer, *How claims are judged* on the page of any claimed feature shows the same with the thresholds of "
     "the run and what each test said of its claims. Why it is so: decisions "
-    "[13](decisions/0013-evidence-from-second-moments.md) and [14](decisions/0014-decoys-and-verdicts.md)."
+    "[13](decisions/0013-evidence-from-second-moments.md) and [20](decisions/0020-probes-excess-and-nulls.md)."
 )
 TESTS_HEAD = "| test | what it asks | passes if | under `analysis.verdict` |\n|---|---|---|---|"
 TABLE_HEAD = "| column | type | meaning |\n|---|---|---|"
@@ -133,7 +133,9 @@ def evidence() -> str:
     usual, refuting = criteria.thresholds(recipe), criteria.refuting_thresholds(recipe)
     lines = [TESTS_HEAD]
     for test, asked in criteria.CRITERIA.items():
-        limit = f"{asked.side} {usual[test]:g}" + (f"; refuted from {refuting[test]:g}" if test in refuting else "")
+        limit = asked.passes(f"{usual[test]:g}")
+        if test in refuting:
+            limit += f"; {asked.refutes(f'{refuting[test]:g}')}"
         lines.append(f"| {asked.name} (`{test}`) | {asked.asks} | {limit} | `{asked.setting}` |")
     parts = ["# How claims are judged", NOTICE, criteria.INTRODUCTION, EVIDENCE_IN_A_RUN]
     for title, words in (("Verdicts", criteria.VERDICTS), ("Kinds of difference", criteria.KINDS)):

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Path, Query
 from fastapi.responses import StreamingResponse
 
 from app.results.evidence.agreement import Agreement
+from app.results.evidence.criteria import verdict_in_short
 from app.results.evidence.feature_detail import feature_detail
 from app.results.evidence.measures_in_words import claim_in_words, measures_in_words, verdict_in_words
 from app.results.features.contexts import BUCKETS, Window, check_tokens, kept_windows, whole_sequence
@@ -75,8 +76,10 @@ def read_feature(
         "file": results.file,
         **asdict(one),
         "label": view.labels.latest(view.run, [feature]).get(feature),
+        "verdict_in_short": verdict_in_short(one.verdict, one.kind),
         "verdict_in_words": verdict_in_words(one, results.sources, found.tests, found.neighbours),
         "claim": as_json(claim_in_words(one, found.inside)),
+        "probes": as_json(found.probes),
         "tests": as_json(found.tests),
         "findings": as_json(measures_in_words(found.inside, found.neighbours)),
         "sources": as_json(found.inside),

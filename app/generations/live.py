@@ -31,10 +31,10 @@ SAVE_EVERY = 2.0
 """Seconds between two savings of a generation under way."""
 POLL_EVERY = 1.0
 """Seconds between two reads of a generation that another process of this explorer runs."""
-START_TIMEOUT = 10.0
+START_TIMEOUT = 15.0
 """Seconds that the event loop may take to accept a new generation."""
-ADMISSION_TIMEOUT = 2.0
-"""Seconds that a worker which runs may take to admit or refuse a new generation."""
+ADMISSION_TIMEOUT = 8.0
+"""Seconds that a worker which runs and answers may take to admit or refuse a new generation."""
 
 
 class CannotStop(ReaderError):

@@ -94,8 +94,8 @@ class Client:
 
     @property
     def running(self) -> bool:
-        """Whether there is a worker to ask, as far as is known."""
-        return self._locator.known() is not None
+        """Whether there is a worker, as far as is known, and it has not just kept a page waiting."""
+        return self._locator.known() is not None and time.monotonic() > self._quiet_until
 
     def states_or_absent(self, run: str, sources: Sequence[str]) -> list[SourceState]:
         """Whether the model of each source is loaded; all absent while no worker runs, or when it does not answer."""

@@ -14,6 +14,7 @@ from app.labels.panel import LabelsPanel
 from app.labels.store import LabelTarget
 from app.results.connection import Source
 from app.results.evidence.agreement import Agreement
+from app.results.evidence.calibration import verdict_reliability
 from app.results.evidence.criteria import CriterionResult
 from app.results.evidence.feature_detail import feature_detail
 from app.results.evidence.measures_in_words import (
@@ -33,11 +34,11 @@ from app.results.features.contexts import (
     kept_windows,
 )
 from app.results.features.corpus_breakdown import CorpusBreakdown
-from app.results.features.feature import ActivationBin, Feature, InSource, Logits, Neighbour, strongest
+from app.results.features.feature import ActivationBin, Feature, InSource, Logits, Neighbour, SourceProbe, strongest
 from app.results.features.feature_list import ListPosition, list_position
 from app.results.features.query import FeatureQuery
 from app.results.owners import Owner, owner_of
-from app.web.dependencies import RunView, Visitor
+from app.web.dependencies import RunRequest, RunView, Visitor
 from app.web.templates import render
 
 router = APIRouter(include_in_schema=False)
@@ -86,6 +87,10 @@ class FeaturePage:
     inside: list[InSource]
     claim: WordedMeasure | None
     """The norm share that makes its claim; None without one."""
+    caution: str | None
+    """Why an undecided claim of its owner says little; None if it says something."""
+    probes: list[SourceProbe]
+    """How well each source tells where it fires."""
     tests: list[CriterionResult]
     """Of its claim."""
     measures: list[WordedMeasure]
@@ -139,6 +144,8 @@ def show_feature(
         label=names.get(feature),
         inside=inside,
         claim=claim_in_words(one, inside),
+        caution=_caution(view, one),
+        probes=found.probes,
         tests=found.tests,
         measures=[] if found.tests else measures_in_words(inside, neighbours),
         agreement=found.agreement,
@@ -159,3 +166,10 @@ def show_feature(
         steer_form=panel_form(results, one, inside),
     )
     return render(request, page)
+
+
+def _caution(view: RunRequest, feature: Feature) -> str | None:
+    if feature.verdict != "undecided":
+        return None
+    reliability = view.catalog.cached(view.run, "verdict_reliability", verdict_reliability)
+    return next((one.caution for one in reliability.owners if one.owner == feature.owner), None)

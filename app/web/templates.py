@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
+from app.results.evidence.criteria import verdict_in_short
 from app.web.languages import language_name
 
 VENDOR = {
@@ -63,6 +64,7 @@ def make_environment(frontend: Path, root_path: str) -> Environment:
         return f"{root_path}/vendor/{name}?v={file_version(frontend / 'node_modules' / VENDOR[name])}"
 
     environment.globals.update(url=url, asset=asset, vendor=vendor, missing_assets=missing_assets(frontend))
+    environment.globals.update(verdict_in_short=verdict_in_short)
     return environment
 
 

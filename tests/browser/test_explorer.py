@@ -250,7 +250,7 @@ def test_on_a_telephone_deciding_tests_come_before_the_contexts(chromium: Browse
     expect(tab.locator("#evidence")).to_be_in_viewport()
 
     tab.goto(f"{JUDGED}/features?verdict=refuted")
-    expect(tab.locator("table.features .verdict:visible").first).to_contain_text("refuted")
+    expect(tab.locator("table.features .verdict:visible").first).to_contain_text("in both")
     tab.goto(JUDGED)
     expect(tab.get_by_role("term").filter(has_text="claims of exclusivity supported")).to_be_visible()
     name = tab.locator("#provenance td.break").first.bounding_box()

@@ -11,9 +11,10 @@ import trainer.calibration.stage as calibration_stage
 from tests.worlds.pretended_device import DEVICE, Away, PretendedDevice
 from tests.worlds.tiny_diff import tiny_diff
 from tests.worlds.tiny_store import tiny_crosscoder
-from trainer import device, pipeline
+from trainer import device
 from trainer.evaluation import fidelity
-from trainer.pipeline import run
+from trainer.pipeline import run as pipeline
+from trainer.pipeline.commands import run
 
 COMMON = {"features": 48, "exclusive_share": 0.1}
 CROSSCODERS = {
@@ -22,7 +23,7 @@ CROSSCODERS = {
     "topk": COMMON | {"variant": "dfc", "sparsity": {"k": 4, "kind": "topk"}},
     "difference": COMMON | {"variant": "diff_sae", "sparsity": {"k": 4}},
 }
-NUMBERS = ("density", "max_activation", "coherence", "readout_ratio", "q_value", "found_in")
+NUMBERS = ("density", "max_activation", "coherence", "probe_ratio", "excess", "found_in")
 CALIBRATION = {"rows": 1500, "amplitudes": [0.8], "frequencies": [0.05], "per_cell": 2}
 
 

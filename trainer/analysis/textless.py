@@ -25,7 +25,7 @@ class TextlessVerdicts(NamedTuple):
 def judge_without_text(
     store: ActivationStore, crosscoder: Crosscoder, codes: CodeSpool, recipe: AnalysisRecipe, *, progress: Progress
 ) -> TextlessVerdicts:
-    """Encode every row into `codes` and judge claims by firings, readouts, twins and latent scaling alone.
+    """Encode every row into `codes` and judge claims by firings, probes, excess, twins and latent scaling alone.
 
     Raises StoreError for an inconsistent store, RecipeError for an impossible `same_space`.
     """

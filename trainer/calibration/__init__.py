@@ -1,1 +1,1 @@
-"""Calibrates verdicts on claims with known ground truth: the null run and the spike-ins."""
+"""Calibrates verdicts on claims with known ground truth: noise nulls, placebos and spike-ins."""

@@ -50,7 +50,7 @@ def noise_store(
         normalised = crosscoder.normalise(raw)
         generator = seeded_generator("noise", seed, source, first)
         return {name: raw[name] for name in names} | {
-            source: crosscoder.normaliser[source].denormalise(_noisy(normalised, linear_map, generator))
+            source: crosscoder.normaliser[source].denormalise(_noisy(normalised, linear_map, generator)).cpu()
         }
 
     sources = tuple(replace(known[name], dtype="bfloat16") for name in names)

@@ -65,7 +65,7 @@ def _directions(kind: str, source: str, moments: RowMoments, generator: torch.Ge
     direction = torch.randn(COUNT, width, generator=generator)
     if kind == "whitened":
         products = moments.joint([source], [source], None)
-        values, axes = torch.linalg.eigh(products.products.cpu() / products.rows)
+        values, axes = (part.cpu() for part in torch.linalg.eigh(products.products / products.rows))
         scale = values.clamp_min(1e-6 * float(values.mean())).rsqrt()
         direction = ((direction.double() * scale) @ axes.T).float()
     return torch.nn.functional.normalize(direction, dim=1)

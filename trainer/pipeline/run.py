@@ -48,6 +48,8 @@ EVALUATION_KEYS: dict[str, Any] = {
 """Recipe settings that the evaluate stage depends on, besides the crosscoder and the rows."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 """Revision of a model on the hub; folders have a shorter fingerprint."""
+CODE_VERSIONS = {"calibrate": 2}
+"""Raised when the code of a stage gives other numbers from the same inputs; stages not named are at version 1."""
 UNJUDGED_KEYS = ("contexts", "logits", "neighbours")
 """Settings of the analysis that no verdict depends on."""
 
@@ -214,6 +216,8 @@ class Run:
             analysis = self.recipe.identity()["analysis"]
             criteria = {key: value for key, value in analysis.items() if key not in UNJUDGED_KEYS}
             wanted = [criteria, self.calibration.model_dump(mode="json")]
+        if stage in CODE_VERSIONS:
+            wanted.append(CODE_VERSIONS[stage])
         return _digest([sums, wanted, self.fingerprint("train")])
 
     def _harvest_obstacle(self) -> str | None:

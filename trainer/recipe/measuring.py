@@ -101,7 +101,7 @@ class AnalysisRecipe(RecipeSection):
 
 
 class CalibrationRecipe(RecipeSection):
-    """Null run and spike-ins: two further trainings with the same recipe, on data with a known ground truth."""
+    """Noise nulls and spike-ins: further trainings with the same recipe, one per source and one, with known truth."""
 
     rows: int = Field(default=100_000, gt=0, le=MAX_ROWS)
     """Training rows of each training, taken evenly from the store."""

@@ -345,12 +345,13 @@ class _Estimator:
         )
 
     def calibrate(self) -> StageCost:
-        """Two trainings and two analyses without text, in sequence, on rows written for them."""
+        """A training and an analysis without text per source, and one more, in sequence, on rows written for them."""
         assert self.recipe.calibration is not None, "called only for recipes with a calibration"
         rows = min(self.recipe.calibration.rows, self.train_rows)
         textless = _Estimator(self.recipe, {}, self.store_widths, rows, self.speed)
         training, analysis = textless.train(), textless._analysis("calibrate", rows, models=False)
-        seconds = self._total(training.seconds, analysis.seconds, training.seconds, analysis.seconds)
+        experiments = len(self.store_widths) + 1
+        seconds = self._total(*[training.seconds, analysis.seconds] * experiments)
         disk = rows * self.row_bytes + max(training.disk, analysis.disk)
         # The C allocator keeps much of the training's memory during the analysis.
         memory = training.memory + analysis.memory - PROCESS_BYTES

@@ -7,7 +7,7 @@ create table run (
     created_at timestamp not null,
     recipe_json text not null,
     versions_json text not null,
-    schema_version integer not null default 3
+    schema_version integer not null default 4
 );
 comment on table run is 'The run that made this file; one row.';
 comment on column run.run_id is 'The run''s id: its name and the short hash of its recipe.';
@@ -91,14 +91,14 @@ comment on column feature.main_language is 'Language of most of its firings, as 
 comment on column feature.main_language_share is 'Share of its firings in that language, 0 to 1.';
 comment on column feature.coherence is 'Similarity of the activations at two of its firings from different documents: mean inner product over the mean squared norm of all rows, centred, weighted by activation, in the source of its owner where it is largest. 0 for unrelated rows; null when it fired in too few documents.';
 comment on column feature.polysemous is 'Warning that the feature may be polysemous: coherence is below 0.07; null without coherence.';
-comment on column feature.probe_ratio is 'How well the sources outside the owner tell where it fires, over how well the owner does: R-precision of the best linear probe outside over that of the best inside. 0 if the others tell nothing, 1 if they tell as much; null for features without a claim and with too few firings.';
+comment on column feature.probe_ratio is 'How well the sources outside the owner tell where it fires, over how well the owner does: R-precision of the best linear probe outside over that of the best inside. near 0 if the others tell nothing (by chance a probe finds as large a share as the feature''s density), 1 if they tell as much; null for features without a claim and with too few firings.';
 comment on column feature.probe_low is 'Lower bound of the 90 % interval of probe_ratio, over documents.';
 comment on column feature.probe_high is 'Upper bound of the 90 % interval of probe_ratio, over documents.';
-comment on column feature.excess is 'Firings over those that would be expected if the owner held, beyond what the others predict linearly, nothing but Gaussian noise of the same covariance: about 1 for a direction that means nothing; null without a claim.';
+comment on column feature.excess is 'Firings over those that would be expected if the owner held, beyond what the others predict linearly, nothing but noise, estimated by reflecting what they do not predict: about 1 for a direction that means nothing; null without a claim.';
 comment on column feature.excess_low is 'Lower bound of the 90 % interval of excess, over documents.';
 comment on column feature.excess_high is 'Upper bound of the 90 % interval of excess, over documents.';
 
-comment on column feature.kind is 'Kind of difference that is claimed: absent, the other sources tell next to nothing of the feature; weaker, they tell a part; analogue, a feature of another owner fires on the same rows; noise, it fires no more often than noise would make it. Null for features without a claim, for those that the probes refute, and where the claim could not be tested.';
+comment on column feature.kind is 'Kind of difference that is claimed: absent, the other sources tell next to nothing of the feature; weaker, they tell a part, or that is not ruled out; analogue, a feature of another owner fires on the same rows; noise, it fires hardly more often than noise would make it. Null for features without a claim, for those that the probes refute, and where the claim could not be tested.';
 comment on column feature.found_in is 'Other runs of the same comparison in which a feature of the same owner has the same direction and fires on the same rows; null when there are no other runs.';
 comment on column feature.looked_in is 'Other runs of the same comparison with features of the same owner.';
 

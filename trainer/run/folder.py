@@ -92,7 +92,7 @@ class RunFolder:
 
     @property
     def calibration(self) -> Path:
-        """Outcome of the null run and the spike-ins."""
+        """Outcome of the noise nulls, the placebos and the spike-ins."""
         return self.path / "calibration.json"
 
     @property

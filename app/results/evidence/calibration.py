@@ -1,10 +1,12 @@
-"""Reliability of a run's verdicts, from its q-values, null run and spike-ins."""
+"""Reliability of a run's verdicts, by owner: false claims that the rule supports, and true ones that it does not."""
 
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
 from app.results.connection import Results
+from app.results.evidence.criteria import thresholds
+from app.results.runs.summary import ENOUGH_RETURNED, misses_much, recipe_of
 
 OUTCOMES = ("recovered", "as_claimed", "supported")
 """Outcomes of a spike-in, each including the next."""
@@ -20,29 +22,31 @@ class Verdicts:
     supported: int
     refuted: int
     undecided: int
-    q_value: float | None
-    """Largest q-value at which a claim may be supported; None where nothing was tested."""
-    expected_false: float | None
-    """Supported claims that are expected to be false, at most; None without q-values."""
+    like_noise: int
+    """Undecided claims that fire no more often than noise would make them."""
+    fdr: float | None
+    """Largest expected share of noise among claims as strong as a supported one; None without a noise null."""
 
 
 @dataclass(frozen=True)
-class Null:
-    """Verdicts of a null run, in which every claim is false."""
+class NullClaims:
+    """Claims about one source that are false by construction."""
 
+    kind: str
+    """noise, or a kind of placebo: isotropic, whitened."""
+    rows: int
+    """Rows that the null was trained on, or the placebos were judged on."""
     claims: int
-    supported: float
-    """Share of them, 0 to 1."""
-
-    @property
-    def count(self) -> int:
-        """How many were supported."""
-        return round(self.supported * self.claims)
+    judged: int
+    """Claims for which both the probe ratio and the excess are known."""
+    supported: int
+    excess_95: float | None
+    """95 % quantile of the excess of the judged claims; None for placebos."""
 
     @property
     def interval(self) -> tuple[float, float]:
         """95 % interval of the supported share."""
-        return interval(self.count, self.claims)
+        return interval(self.supported, self.claims)
 
 
 @dataclass(frozen=True)
@@ -70,20 +74,67 @@ class SpikeIn:
 
 
 @dataclass(frozen=True)
+class OwnerReliability:
+    """How often the rule errs on claims about one source."""
+
+    owner: str
+    claims: int
+    """Of the run, of living features."""
+    supported: int
+    """Of these."""
+    noise: NullClaims | None
+    placebos: tuple[NullClaims, ...]
+    returned: int
+    """Concepts planted in this source alone that came back as a feature of it."""
+    returned_supported: int
+    """Of these, concepts whose claim is supported: right, each of them."""
+
+    @property
+    def power(self) -> float | None:
+        """Share of the true claims that are supported; None if too few planted concepts came back to tell."""
+        return self.returned_supported / self.returned if self.returned >= ENOUGH_RETURNED else None
+
+    @property
+    def weak(self) -> bool:
+        """Whether the rule misses so many true claims of this source that few supported ones say nothing."""
+        return misses_much(self.returned, self.returned_supported)
+
+    @property
+    def caution(self) -> str | None:
+        """What to keep in mind where few of its claims are supported; None if the rule misses few true ones."""
+        if not self.weak:
+            return None
+        return (
+            f"Claims for {self.owner} can't be judged well: {self.returned_supported} of {self.returned} planted "
+            "concepts that came back were supported."
+        )
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the share of true claims that are supported."""
+        return interval(self.returned_supported, self.returned)
+
+
+@dataclass(frozen=True)
 class VerdictReliability:
-    """Counts of verdicts, with the null run and spike-ins that calibrate them."""
+    """Counts of verdicts, with the nulls and spike-ins that say how far to trust them."""
 
     verdicts: Verdicts
-    null: Null | None
+    rows: int
+    """Rows that the run analysed, to compare with those of the nulls."""
+    excess_limit: float | None
+    """Excess that a supported claim must exceed."""
+    owners: tuple[OwnerReliability, ...]
+    """By source; empty without calibration."""
     spike_ins: tuple[SpikeIn, ...]
 
     @property
     def calibrated(self) -> bool:
-        """Whether the run has a null run or spike-ins."""
-        return self.null is not None or bool(self.spike_ins)
+        """Whether anything is known of the run's errors."""
+        return bool(self.owners)
 
     @property
-    def owners(self) -> list[str]:
+    def planted_in(self) -> list[str]:
         """Where spike-ins were planted."""
         return list(dict.fromkeys(one.owner for one in self.spike_ins))
 
@@ -102,8 +153,12 @@ class VerdictReliability:
 
 
 def verdict_reliability(results: Results) -> VerdictReliability:
-    """Reads the verdict counts, null run and spike-ins of a run."""
-    return VerdictReliability(_verdicts(results), _null(results), _spike_ins(results))
+    """Reads the verdict counts, nulls and spike-ins of a run."""
+    (rows,) = results.row("select max(round(firings / density)) from feature where isfinite(1 / density)") or (None,)
+    (limit,) = results.row("select max(threshold) from evidence where test = 'excess'") or (None,)
+    limit = thresholds(recipe_of(results)).get("excess") if limit is None else limit
+    spike_ins = _spike_ins(results)
+    return VerdictReliability(_verdicts(results), int(rows or 0), limit, _owners(results, spike_ins), spike_ins)
 
 
 def interval(count: int, n: int) -> tuple[float, float]:
@@ -120,19 +175,46 @@ def _verdicts(results: Results) -> Verdicts:
     row = results.row(
         """
         select count(*), count(*) filter (where verdict = 'supported'), count(*) filter (where verdict = 'refuted'),
-            count(*) filter (where verdict = 'undecided'), max(q_value) filter (where verdict = 'supported'),
-            (select max(threshold) from evidence where test = 'q_value')
+            count(*) filter (where verdict = 'undecided'),
+            count(*) filter (where verdict = 'undecided' and kind = 'noise'),
+            max(fdr) filter (where verdict = 'supported')
         from feature where verdict <> '' and firings > 0
         """
     )
-    claims, supported, refuted, undecided, largest, threshold = row or (0, 0, 0, 0, None, None)
-    expected = None if largest is None else supported * largest
-    return Verdicts(claims, supported, refuted, undecided, threshold, expected)
+    return Verdicts(*(row or (0, 0, 0, 0, 0, None)))
 
 
-def _null(results: Results) -> Null | None:
-    found = dict(results.rows("select measure, value from calibration where kind = 'null'"))
-    return Null(int(found["claims"]), found.get("supported", 0.0)) if found.get("claims") is not None else None
+def _owners(results: Results, spike_ins: tuple[SpikeIn, ...]) -> tuple[OwnerReliability, ...]:
+    """Of every source that a null or a spike-in is about."""
+    nulls: dict[int, list[NullClaims]] = {}
+    sql = "select source, kind, rows, claims, judged, supported, excess_95 from null_claims order by source, kind"
+    for source, *rest in results.rows(sql):
+        nulls.setdefault(source, []).append(NullClaims(*rest))
+    counts = {
+        owner: (claims, supported)
+        for owner, claims, supported in results.rows(
+            """
+            select owner, count(*), count(*) filter (where verdict = 'supported')
+            from feature where verdict <> '' and firings > 0 group by owner
+            """
+        )
+    }
+    found = []
+    for source in results.sources:
+        mine = nulls.get(source.source, [])
+        planted = [one for one in spike_ins if one.owner == source.name]
+        if mine or planted:
+            found.append(
+                OwnerReliability(
+                    source.name,
+                    *counts.get(source.name, (0, 0)),
+                    next((one for one in mine if one.kind == "noise"), None),
+                    tuple(one for one in mine if one.kind != "noise"),
+                    sum(one.as_claimed for one in planted),
+                    sum(one.supported for one in planted),
+                )
+            )
+    return tuple(found)
 
 
 def _spike_ins(results: Results) -> tuple[SpikeIn, ...]:

@@ -18,41 +18,57 @@ INTRODUCTION = (
     "model is compared with itself. Every claim is therefore tested, all in the same way, whichever source it favours."
 )
 VERDICTS = {
-    "supported": "The others' activations predict the feature poorly, so poorly that a false claim seldom looks like "
-    "it, and no test raises a doubt.",
-    "refuted": "The evidence is against the claim: a feature of another owner fires on the same rows, or the others' "
-    "activations predict it about as well as the owner's do, or as well as they predict features that all have.",
-    "undecided": "Neither: the evidence is too weak, or a test raises a doubt.",
-    "untested": "The run was published without tests.",
+    "supported": "It fires clearly more often than noise of the same shape would make it, linear probes of the others "
+    "tell clearly less of where it fires than the owner's do, and no test raises a doubt. Of the kind absent it is "
+    "*only here*, of the kind weaker *stronger here*.",
+    "refuted": "*In both*: the others' probes tell about as well as the owner's where it fires, or a feature of "
+    "another owner fires on the same rows and the others tell more of them than is allowed. Only evidence refutes; the "
+    "lack of it never does.",
+    "undecided": "Neither. Of the kind noise it is *like noise*, not shown to be a feature; otherwise one *can't "
+    "tell*: the evidence is too weak, or a test raises a doubt.",
 }
 KINDS = {
-    "absent": "Next to nothing of the feature can be predicted from the others.",
-    "weaker": "A part of it can be predicted from the others.",
+    "absent": "Next to nothing of where it fires can be told from the others.",
+    "weaker": "A part of where it fires can be told from the others, or that is not ruled out.",
     "analogue": "The others have a twin: a feature of their own that fires on the same rows.",
+    "noise": "It fires hardly more often than noise would make it, so that nothing shows that it is a feature.",
 }
+IN_SHORT = {
+    ("supported", "absent"): "only here",
+    ("supported", "weaker"): "stronger here",
+    ("undecided", "noise"): "like noise",
+}
+"""A claim's verdict and kind in a word or two; see `verdict_in_short` for the others."""
 EFFECTS_IN_WORDS = {
-    "supports": "evidence for the claim; the first two tests below must say so before it is supported",
+    "supports": "evidence for the claim; the probe ratio and the excess must both say so before it is supported",
     "doubts": "keeps the claim from being supported",
     "refutes": "is evidence against the claim",
     "silent": "neutral: neither for nor against the claim",
 }
 LIMITS = (
-    """The criteria ask whether the others' activations predict a feature less well than they predict features known to
-    be shared. They do not ask whether it is a feature at all: a null without concepts (one model's activations replaced
-    by their linear prediction from the other plus Gaussian noise of the same covariance) had 76 claims supported where
-    the demo has 102. A supported claim is a candidate that is weaker on the other side, and q is no error rate against
-    such noise.""",
-    """q-values are learned from decoys: shared features, seen through the owner's activations alone and tested as if
-    they were claimed. Whatever is claimed of them is false, so they show how exclusive a false claim can look. A
-    calibrated run adds a null run, in which every claim is false by construction, and the more doubtful of both
-    counts.""",
-    """A readout says what activations carry, not what the model makes of it. A fine-tune may use what its base only
-    carries, so between sources of one space a larger readout ratio is allowed (`readout_contrast_same_space`), and
-    latent scaling must not object.""",
+    """Two questions decide: is it a feature, and whose is it? The *excess* answers the first. It compares how often the
+    feature fires with how often it would in the mirror, where what its owner holds beyond the others' linear prediction
+    is reflected: noise is symmetric, a feature fires to one side. Noise has directions too, and a dictionary finds
+    them: they are truly the owner's, and mean nothing.""",
+    """The *probe ratio* answers the second. A linear probe of each source, fitted on one half of the documents, ranks
+    the rows of the other half; its R-precision is the share of the feature's firings among the rows ranked first, as
+    many as there are firings. The ratio divides that of the best probe outside the owner by that of the best inside.
+    What probes cannot tell may still be there: in another layer than the one compared, or in a form that no line
+    finds.""",
+    """Both have 90 % intervals, over documents drawn with replacement, and the end of the interval is compared with the
+    threshold, not the value. A wide interval leaves a claim undecided; it neither supports nor refutes.""",
+    """How often the rule errs, only a calibrated run knows. It judges false claims by the same rule: features of a
+    *noise null*, the same recipe trained on a source that was replaced by what the others predict of it plus noise, and
+    *placebos*, random directions. The null also gives the *fdr*: the share of noise to expect among claims as strong.
+    It covers noise, no other error. And it plants concepts in one source alone: where few of those that come back are
+    supported, claims of that source cannot be judged well, and few supported ones say nothing of it.""",
+    """A probe says what activations carry, not what the model makes of it. A fine-tune may use what its base only
+    carries, so between sources of one space a larger probe ratio is allowed (`probe_ratio_same_space`), and latent
+    scaling must not object.""",
     """A dictionary picks some directions of many, partly by chance. A second run with another `training.seed` tells
     which of them it finds again.""",
-    """A verdict is about the text that was analysed. Steering is the causal test: a feature that matters changes what
-    its owner writes.""",
+    """A verdict is about the text that was analysed, and about these layers. Steering shows what its owner makes of a
+    feature; it does not show that the others lack it.""",
 )
 
 
@@ -72,34 +88,51 @@ class Criterion:
     """Key of its threshold in the recipe, under `analysis.verdict`."""
     refuting: str = ""
     """Key of a second threshold, from which on the criterion refutes the claim."""
+    refutation: str = ""
+    """Why the claim is refuted, if it is for another reason than it is not supported."""
+    end: str = ""
+    """upper or lower: the end of its interval that is compared with the threshold; empty if the value is."""
+
+    def passes(self, threshold: str) -> str:
+        """The condition to be met, such as *upper end ≤ 0.5*."""
+        return " ".join(part for part in (self.end and f"{self.end} end", self.side, threshold) if part)
+
+    def refutes(self, threshold: str) -> str:
+        """The condition under which it refutes, for those with a second threshold."""
+        return f"refuted if lower end ≥ {threshold}"
 
 
 CRITERIA = {
-    "readout_contrast": Criterion(
-        "Readout from the others",
-        "How well the others' activations predict it, over how well the owner's do: 0 when they cannot say where it "
-        "fires, 1 when they predict it as well. Both include what chance costs, so it exceeds the list's ratio.",
+    "probe_ratio": Criterion(
+        "Probe ratio",
+        "How well linear probes of the others tell where it fires, over how well the owner's do (R-precision): near 0 "
+        "when they tell nothing, 1 when they tell as much.",
         "number",
         "≤",
-        "the others' activations predict a good part of it",
-        "readout_contrast",
-        "equal_readout",
+        "the others may tell more of where it fires than is allowed",
+        "probe_ratio",
+        "equal_probe",
+        "the others tell about as well where it fires",
+        "upper",
     ),
-    "q_value": Criterion(
-        "Expected error, q",
-        "The share of false claims to expect among claims at least as strong as this one.",
+    "excess": Criterion(
+        "Excess over noise",
+        "How many times as often it fires as noise of the same shape would make it: about 1 for a direction that means "
+        "nothing.",
         "number",
-        "≤",
-        "false claims look as strong too often",
-        "q_value",
+        "≥",
+        "it is not shown to fire more often than noise would make it",
+        "excess",
+        end="lower",
     ),
-    "like_decoys": Criterion(
-        "Decoys like it",
-        "The share of decoys, known to be false, that look at least as exclusive.",
+    "fdr": Criterion(
+        "Expected share of noise, fdr",
+        "The share of noise to expect among this owner's claims with an excess at least as large, by the noise null of "
+        "the calibration.",
         "share",
-        "<",
-        "the others predict it as well as they predict features that all have",
-        "refuted_from",
+        "≤",
+        "noise gave claims as strong too often",
+        "fdr",
     ),
     "twin": Criterion(
         "Closest twin",
@@ -127,13 +160,13 @@ CRITERIA = {
         "other features write its direction in the other source",
         "nu_reconstruction",
     ),
-    "owner_readout": Criterion(
-        "Readout from the owner",
-        "How well the owner's own activations predict it; below the threshold there is nothing to compare with.",
+    "own_probe": Criterion(
+        "Owner's probe",
+        "The R-precision of the owner's own probe; below the threshold there is nothing to compare with.",
         "share",
         "≥",
-        "even the owner's activations hardly predict it, so readouts cannot be compared",
-        "owner_readout",
+        "even the owner's probe hardly tells where it fires, so probes cannot be compared",
+        "own_probe",
     ),
     "firings": Criterion("Firings", "Rows on which it fired.", "count", "≥", "it fired too seldom", "firings"),
     "documents": Criterion(
@@ -181,20 +214,42 @@ class CriterionResult:
     test: str
     name: str
     value: float
+    low: float | None
+    """Bounds of the value's 90 % interval over documents; None where it has none."""
+    high: float | None
     threshold: float | None
     n: int | None
-    """Number of rows, decoys or runs behind the value."""
+    """Number of firings or runs behind the value."""
     says: str
     """supports, doubts, refutes or silent."""
     asks: str
     shown: str
     side: str
+    end: str
+    """upper or lower: the end of the interval that is compared with the threshold; empty if the value is."""
 
 
-def criterion_result(test: str, value: float, threshold: float | None, n: int | None, says: str) -> CriterionResult:
+def criterion_result(
+    test: str,
+    value: float,
+    threshold: float | None,
+    n: int | None,
+    says: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+) -> CriterionResult:
     """Adds words to a result as the results file has it."""
     words = criterion(test)
-    return CriterionResult(test, words.name, value, threshold, n, says, words.asks, words.shown, words.side)
+    return CriterionResult(
+        test, words.name, value, low, high, threshold, n, says, words.asks, words.shown, words.side, words.end
+    )
+
+
+def verdict_in_short(verdict: str, kind: str | None) -> str:
+    """A claim's verdict in a word or two; the verdict itself if there are no others for it."""
+    others = {"refuted": "in both", "undecided": "can't tell"}
+    return IN_SHORT.get((verdict, kind or "")) or others.get(verdict, verdict)
 
 
 def criterion(test: str) -> Criterion:

@@ -17,8 +17,8 @@ class CriterionSummary:
     """Threshold in this run; where claims have different ones, the smallest. None when it is not known."""
     highest: float | None
     """The largest of them."""
-    refuting: float | None
-    """Second threshold, from which on it refutes; None where it has none of its own."""
+    refuting: tuple[float, ...]
+    """Second thresholds, from which on it refutes, ascending; empty where it has none of its own."""
     counts: dict[str, int]
     """Claims by the effect it had on them; empty where it was not evaluated."""
 
@@ -40,9 +40,8 @@ def criteria_summary(results: Results) -> list[CriterionSummary]:
 
 
 def _summary(test: str, bounds: list[float], refuting: float | None, counts: dict[str, int]) -> CriterionSummary:
-    # A criterion that is met never refutes: between sources of one space a larger readout ratio may stand.
-    if refuting is not None and bounds and refuting <= min(bounds):
-        refuting = None
+    # A criterion that is met never refutes: between sources of one space a larger probe ratio may stand.
+    beyond = set() if refuting is None else {max(refuting, bound) for bound in bounds} or {refuting}
     return CriterionSummary(
-        test, criterion(test), min(bounds, default=None), max(bounds, default=None), refuting, counts
+        test, criterion(test), min(bounds, default=None), max(bounds, default=None), tuple(sorted(beyond)), counts
     )

@@ -12,7 +12,16 @@ from app.results.connection import Results
 from app.results.evidence.agreement import Agreement, agreement_of
 from app.results.evidence.criteria import CriterionResult, criterion_result, sorted_by_effect
 from app.results.features.corpus_breakdown import CorpusBreakdown, CorpusShares, breakdown_entries
-from app.results.features.feature import COLUMNS, ActivationBin, Feature, InSource, Logit, Logits, Neighbour
+from app.results.features.feature import (
+    COLUMNS,
+    ActivationBin,
+    Feature,
+    InSource,
+    Logit,
+    Logits,
+    Neighbour,
+    SourceProbe,
+)
 
 TABLES = {
     "source": """
@@ -25,7 +34,8 @@ TABLES = {
     "corpus": "null, firings, corpus, null from feature_corpus",
     "language": "null, firings, language, null from feature_language",
     "agreement": "other, rows, null, [bin, other_bin] from agreement",
-    "test": "null, n, test || ' ' || says, [value, threshold] from evidence",
+    "test": "null, n, test || ' ' || says, [value, threshold, low, high] from evidence",
+    "probe": "source, null, null, [r_precision, auc] from probe",
     "neighbour": "other, null, kind, [cosine, correlation] from neighbour",
 }
 """The columns read of each table, in four common ones: an index, a count, a word and numbers."""
@@ -49,6 +59,8 @@ class FeatureDetail:
     """For every source that it writes to and that has logits."""
     neighbours: list[Neighbour]
     """Twins first, each kind by correlation."""
+    probes: list[SourceProbe]
+    """How well every source tells where it fires, in order of the sources; empty for a feature without a claim."""
     tests: list[CriterionResult]
     """Results of its claim, the most decisive first; empty for a feature without a claim."""
     agreement: Agreement | None
@@ -75,6 +87,7 @@ def feature_detail(results: Results, feature: int, corpus_shares: CorpusShares) 
         ),
         logits=_logits(found["logit"]),
         neighbours=_neighbours(found["neighbour"], features),
+        probes=[SourceProbe(source, names[source], *values) for source, _, _, values in sorted(found["probe"])],
         tests=_tests(found["test"]),
         agreement=agreement_of([(other, int(x), int(y), count) for other, count, _, (x, y) in found["agreement"]]),
         corpus_breakdown=CorpusBreakdown(
@@ -117,7 +130,7 @@ def _neighbour_order(one: Neighbour) -> tuple[int, float, float, int]:
 
 def _tests(rows: Rows) -> list[CriterionResult]:
     found = []
-    for _, n, words, (value, threshold) in rows:
+    for _, n, words, (value, threshold, low, high) in rows:
         test, _, says = words.rpartition(" ")
-        found.append(criterion_result(test, value, threshold, n, says))
+        found.append(criterion_result(test, value, threshold, n, says, low=low, high=high))
     return sorted_by_effect(found)

@@ -40,11 +40,10 @@ def verdict_in_words(
         return _supported(feature, owner, others, several=several)
     claim = f"Claimed for {owner} alone"
     if feature.verdict == "refuted":
-        return (
-            f"{claim}, but the tests refute that this is a difference: {_refuted(feature, others, tests, neighbours)}."
-        )
+        where = "In both" if len(sources) == 2 else "Not only here"
+        return f"{where}: {_lower(claim)}, but {_refuted(feature, others, tests, neighbours)}."
     if feature.verdict == "undecided":
-        return f"{claim}; the tests leave it undecided: {_undecided(feature, tests)}."
+        return f"{claim}{_undecided(feature, tests)}."
     return f"{claim} — a candidate, not yet tested."
 
 
@@ -55,41 +54,63 @@ def _unclaimed(feature: Feature, sources: Sequence[Source]) -> str:
 
 
 def _supported(feature: Feature, owner: str, others: str, *, several: bool) -> str:
-    has = "have" if several else "has"
-    level = "" if feature.q_value is None else f" (q = {feature.q_value:.2g})"
-    if feature.kind == "weaker":
-        return (
-            f"{owner} {has} this feature and {others} {_has_less(others)} of it, and the tests support that, of the "
-            f"kind “weaker”: a part of it can be predicted from {others} too{level}."
-        )
-    kind = (
-        f", of the kind “absent”: next to nothing of it can be predicted from {others}"
-        if feature.kind == "absent"
-        else ""
+    ratio = _interval("probe ratio", feature.probe_ratio, feature.probe_low, feature.probe_high)
+    excess = _interval("excess", feature.excess, feature.excess_low, feature.excess_high)
+    share = (
+        "The run is not calibrated for this owner, so the share of noise among such claims is not known"
+        if feature.fdr is None
+        else f"Among claims as strong, a share of {feature.fdr:.2g} is expected to be noise"
     )
-    return f"Only {owner} {has} this feature, and the tests support it{kind}{level}."
+    has = "have" if several else "has"
+    if feature.kind == "absent":
+        claim = (
+            f"Only here: {owner} {has} this feature, and next to nothing of where it fires can be told from {others}"
+        )
+    else:
+        claim = (
+            f"Stronger here: {owner} {has} this feature, and at most a part of where it fires can be told from {others}"
+        )
+    return f"{claim}{ratio}. It fires more often than noise would make it{excess}. {share}."
 
 
-def _has_less(others: str) -> str:
-    """*has less*, or *have less* for several sources."""
-    return "have less" if " and " in others else "has less"
+def _interval(measure: str, value: float | None, low: float | None, high: float | None) -> str:
+    """A measure with its interval, in brackets; empty if it is not known."""
+    if value is None:
+        return ""
+    bounds = "" if low is None or high is None else f", 90 % interval {low:.2g} to {high:.2g}"
+    return f" ({measure} {value:.2g}{bounds})"
+
+
+def _lower(words: str) -> str:
+    return words[0].lower() + words[1:]
 
 
 def _refuted(feature: Feature, others: str, tests: Sequence[CriterionResult], neighbours: Sequence[Neighbour]) -> str:
     twin = closest_twin(neighbours)
     if feature.kind == "analogue" and twin is not None:
         return f"feature {twin.feature} ({twin.owner}) fires on the same rows, so it is an analogue"
-    reasons = [criterion(one.test).reason for one in tests if one.says == "refutes"]
-    return next((reason for reason in reasons if reason), f"{others} has it as well")
+    refuting = [criterion(one.test) for one in tests if one.says == "refutes"]
+    reasons = [each.refutation or each.reason for each in refuting]
+    found = next((reason for reason in reasons if reason), f"{others} has it as well")
+    return found + _interval("probe ratio", feature.probe_ratio, feature.probe_low, feature.probe_high)
+
+
+UNMEASURED = {
+    "probe_ratio": "it fired too seldom in a half of the documents to be probed",
+    "excess": "its excess over noise could not be measured",
+}
+"""Why nothing can be said of a claim for which a test was not made that must support it."""
 
 
 def _undecided(feature: Feature, tests: Sequence[CriterionResult]) -> str:
+    if feature.kind == "noise":
+        excess = _interval("excess", feature.excess, feature.excess_low, feature.excess_high)
+        words = "it fires hardly more often than noise of the same shape would make it"
+        return f", but not shown to be a feature: {words}{excess}"
     reasons = [criterion(one.test).reason or one.name for one in tests if one.says == "doubts"]
-    if not reasons and feature.q_value is None:
-        return "there was nothing known to be false to hold it against"
-    if not reasons:
-        return f"false claims look as strong too often (q = {feature.q_value:.2g})"
-    return _listed(reasons[:3])
+    made = {one.test for one in tests}
+    reasons += [reason for test, reason in UNMEASURED.items() if test not in made]
+    return f"; whether that is so can't be told: {_listed(reasons[:3]) or 'the evidence is too weak'}"
 
 
 def _listed(words: Sequence[str]) -> str:

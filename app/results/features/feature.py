@@ -30,7 +30,8 @@ class Feature:
     """The corpus part that holds most of its firings."""
     corpus_share: float | None
     verdict: str
-    q_value: float | None
+    fdr: float | None
+    """Expected share of noise among claims as strong; None without calibration."""
     score: float | None
     language: str | None = None
     """The language that most of its firings are in."""
@@ -39,10 +40,18 @@ class Feature:
     """Mean similarity of the activations at its firings; 0 for rows that have nothing in common."""
     polysemous: bool | None = None
     """Whether its coherence is low enough that it may stand for several things."""
-    readout_ratio: float | None = None
-    """Readout from the other sources' activations over the readout from its owner's."""
+    probe_ratio: float | None = None
+    """R-precision of the other sources' best probe over that of the owner's."""
+    probe_low: float | None = None
+    """Bounds of its 90 % interval over documents."""
+    probe_high: float | None = None
+    excess: float | None = None
+    """Firings over those that noise of the same shape would give."""
+    excess_low: float | None = None
+    """Bounds of its 90 % interval over documents."""
+    excess_high: float | None = None
     kind: str | None = None
-    """absent, weaker or analogue: how the owner differs, if the claim stands."""
+    """absent, weaker, analogue or noise: how the owner differs, if the claim stands."""
     found_in: int | None = None
     """Other runs of the comparison that have it too."""
     looked_in: int | None = None
@@ -56,8 +65,9 @@ class Feature:
 
 COLUMNS = """
     feature, group_name, content_hash, owner, firings, density, max_activation, mean_activation, template_share,
-    first_token_share, documents, main_corpus, main_corpus_share, verdict, q_value, score, main_language,
-    main_language_share, coherence, polysemous, readout_ratio, kind, found_in, looked_in
+    first_token_share, documents, main_corpus, main_corpus_share, verdict, fdr, score, main_language,
+    main_language_share, coherence, polysemous, probe_ratio, probe_low, probe_high, excess,
+    excess_low, excess_high, kind, found_in, looked_in
 """
 
 
@@ -79,6 +89,18 @@ class InSource:
     def writes(self) -> bool:
         """Whether the feature can write to this source at all."""
         return self.decoder_norm > 0
+
+
+@dataclass(frozen=True)
+class SourceProbe:
+    """How well a linear probe of one source tells where a claimed feature fires, on documents it was not fitted on."""
+
+    source: int
+    name: str
+    r_precision: float
+    """Share of the firings among the rows that it ranks first, as many as there are firings."""
+    auc: float
+    """Chance that it ranks a row with a firing above one without; ½ for a probe that tells nothing."""
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,19 @@ class FeatureRow:
     owner: str
     verdict: str
     kind: str | None
-    """absent, weaker or analogue: how the owner differs, if the claim stands."""
-    q_value: float | None
-    readout_ratio: float | None
-    """Readout from the other sources' activations over the readout from its owner's."""
+    """absent, weaker, analogue or noise: how the owner differs, if the claim stands."""
+    probe_ratio: float | None
+    """R-precision of the other sources' best probe over that of the owner's."""
+    probe_low: float | None
+    """Bounds of its 90 % interval over documents."""
+    probe_high: float | None
+    excess: float | None
+    """Firings over those that noise of the same shape would give."""
+    excess_low: float | None
+    """Bounds of its 90 % interval over documents."""
+    excess_high: float | None
+    fdr: float | None
+    """Expected share of noise among claims as strong; None without calibration."""
     firings: int
     density: float
     """Firings per row analysed, 0 to 1."""
@@ -39,8 +48,9 @@ class FeatureRow:
 
 
 COLUMNS = """
-    f.feature, f.group_name, f.owner, f.verdict, f.kind, f.q_value, f.readout_ratio, f.firings, f.density,
-    f.max_activation, s.norm_share, f.template_share, f.documents, f.main_corpus, f.main_corpus_share, f.score
+    f.feature, f.group_name, f.owner, f.verdict, f.kind, f.probe_ratio, f.probe_low, f.probe_high, f.excess,
+    f.excess_low, f.excess_high, f.fdr, f.firings, f.density, f.max_activation, s.norm_share, f.template_share,
+    f.documents, f.main_corpus, f.main_corpus_share, f.score
 """
 
 

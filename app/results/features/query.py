@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from app.errors import BadQuery
 from app.results.connection import Results
@@ -41,8 +41,9 @@ SORTS = {
     "corpus": "f.main_corpus",
     "verdict": "f.verdict",
     "kind": "f.kind",
-    "q_value": "f.q_value",
-    "readout_ratio": "f.readout_ratio",
+    "probe_ratio": "f.probe_ratio",
+    "excess": "f.excess",
+    "fdr": "f.fdr",
 }
 """What the list can be sorted by."""
 
@@ -61,13 +62,16 @@ RANGES = {
     "share": "s.norm_share",
     "activation": "f.max_activation",
     "template": "f.template_share",
-    "q": "f.q_value",
-    "readout": "f.readout_ratio",
+    "probe": "f.probe_ratio",
+    "excess": "f.excess",
+    "fdr": "f.fdr",
 }
 """Columns that the list can be filtered by with bounds."""
 
+GONE = {"q_value": "fdr", "readout_ratio": "probe_ratio", "q": "fdr", "readout": "probe"}
+"""Orders and ranges of former versions, with what is nearest to them today. Their values mean something else."""
 
-ASCENDING = ("feature", "owner", "corpus", "verdict", "kind", "q_value", "readout_ratio")
+ASCENDING = ("feature", "owner", "corpus", "verdict", "kind", "probe_ratio", "fdr")
 """Columns that are first sorted ascending."""
 
 
@@ -80,7 +84,7 @@ class FeatureQuery(BaseModel):
     verdict: Choices = ()
     """`none` stands for features that make no claim."""
     kind: Choices = ()
-    """absent, weaker or analogue: how the owner differs from the others."""
+    """absent, weaker, analogue or noise: how the owner differs from the others."""
     group: Choices = ()
     corpus: Choices = ()
     language: Choices = ()
@@ -100,12 +104,28 @@ class FeatureQuery(BaseModel):
     activation_max: Bound = None
     template_min: Bound = None
     template_max: Bound = None
-    q_min: Bound = None
-    q_max: Bound = None
-    readout_min: Bound = None
-    readout_max: Bound = None
+    probe_min: Bound = None
+    probe_max: Bound = None
+    excess_min: Bound = None
+    excess_max: Bound = None
+    fdr_min: Bound = None
+    fdr_max: Bound = None
     sort: str = "-score"
     page: int = Field(default=1, ge=1, le=100_000)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_former_bounds(cls, values: Any) -> Any:
+        """Refuse bounds of former versions: to ignore them would show other features than the address asks for."""
+        for name in ("q", "readout"):
+            for end in ("min", "max"):
+                key = f"{name}_{end}"
+                if isinstance(values, dict) and values.get(key):
+                    raise BadQuery(
+                        f"The list has no bound {key!r} any more, and claims are judged by other measures.",
+                        remedy=f"Leave it out, or use `{GONE[name]}_{end}`.",
+                    )
+        return values
 
     def pairs(self, **changes: Any) -> list[tuple[str, str]]:
         """Query parameters of the state, without defaults; `changes` replace fields."""

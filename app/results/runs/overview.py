@@ -46,7 +46,7 @@ class VerdictCount:
     verdict: str
     """Empty where the feature makes no claim."""
     kind: str | None
-    """absent, weaker, analogue, or None where it is not known."""
+    """absent, weaker, analogue or noise; None where it is not known."""
     count: int
 
 
@@ -105,7 +105,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class CalibrationMeasure:
-    """One measure of the null run or the spike-ins."""
+    """One measure of the run with spike-ins."""
 
     kind: str
     measure: str
@@ -214,6 +214,6 @@ def coverage(results: Results) -> list[Coverage]:
 
 
 def calibration(results: Results) -> list[CalibrationMeasure]:
-    """Measures of the null run and the spike-ins; empty until the run is calibrated."""
+    """Measures of the run with spike-ins; empty until the run is calibrated."""
     rows = results.rows("select kind, measure, value from calibration order by kind, measure")
     return [CalibrationMeasure(*row) for row in rows]

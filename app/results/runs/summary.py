@@ -27,6 +27,17 @@ log = logging.getLogger("crossdiff.explorer")
 Value = TypeVar("Value")
 
 
+ENOUGH_POWER = 0.8
+"""Share of true claims that the rule must support for its silence to say anything."""
+ENOUGH_RETURNED = 4
+"""Planted concepts that must have come back before that share is judged."""
+
+
+def misses_much(returned: int, supported: int) -> bool:
+    """Whether, of the planted concepts that came back as a source's own features, too few are supported."""
+    return returned >= ENOUGH_RETURNED and supported < ENOUGH_POWER * returned
+
+
 @dataclass(frozen=True)
 class OwnerCount:
     """Features of one owner; all counts but `features` are of living ones."""
@@ -40,6 +51,15 @@ class OwnerCount:
     """Of these claims, tested ones."""
     supported: int
     """Of these, supported ones."""
+    returned: int = 0
+    """Concepts planted in it alone that came back as a feature of it; 0 without calibration."""
+    returned_supported: int = 0
+    """Of these concepts, those whose claim is supported."""
+
+    @property
+    def weak(self) -> bool:
+        """Whether the rule misses so many true claims for it that few supported ones say nothing."""
+        return misses_much(self.returned, self.returned_supported)
 
 
 @dataclass(frozen=True)
@@ -152,11 +172,16 @@ def headline_of(results: Results) -> Headline:
     }
     owners = results.rows(
         """
+        with planted as (
+            select s.name as owner, sum(as_claimed)::bigint as returned, sum(supported)::bigint as returned_supported
+            from spike_in join source s using (source) group by s.name
+        )
         select owner, count(*) filter (where firings > 0), count(*),
             count(*) filter (where firings > 0 and verdict <> ''),
             count(*) filter (where firings > 0 and verdict in ('supported', 'refuted', 'undecided')),
-            count(*) filter (where firings > 0 and verdict = 'supported')
-        from feature group by owner order by 2 desc, owner
+            count(*) filter (where firings > 0 and verdict = 'supported'),
+            coalesce(any_value(returned), 0), coalesce(any_value(returned_supported), 0)
+        from feature left join planted using (owner) group by owner order by 2 desc, owner
         """
     )
     counts = tuple(OwnerCount(*row) for row in owners)

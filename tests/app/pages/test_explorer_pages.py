@@ -71,7 +71,7 @@ def test_the_list_shows_the_state_of_its_address(reader: TestClient):
     assert f'href="{LIST}/{rows_of(page)[0]}?owner=gemma3&amp;sort=-density"' in page
 
 
-@pytest.mark.parametrize("sort", ["-score", "q_value", "-q_value", "kind", "-documents"])
+@pytest.mark.parametrize("sort", ["-score", "probe_ratio", "-fdr", "excess", "-excess", "kind", "-documents"])
 def test_the_form_carries_the_order_along_once_whatever_it_is(reader: TestClient, sort: str):
     page = html.unescape(reader.get(f"{LIST}?sort={sort}").text)
 
@@ -304,13 +304,13 @@ def test_a_run_with_one_source_is_shown_as_well(own_home: Path):
 @pytest.mark.parametrize(
     ("verdict", "words"),
     [
-        ("supported", "Only gemma3 has this feature, and the tests support it (q = 0.012)."),
-        ("refuted", "but the tests refute that this is a difference: smollm2 has it as well"),
-        ("undecided", "the tests leave it undecided"),
+        ("supported", "Among claims as strong, a share of 0.012 is expected to be noise."),
+        ("refuted", "In both: claimed for gemma3 alone, but smollm2 has it as well"),
+        ("undecided", "whether that is so can't be told"),
     ],
 )
-def test_a_verdict_is_in_words_with_its_q_value(own_home: Path, verdict: str, words: str):
-    write_tiny_run(own_home, features=64, amend=(f"update feature set verdict = '{verdict}', q_value = 0.0123",))
+def test_a_verdict_is_in_words_with_the_expected_share_of_noise(own_home: Path, verdict: str, words: str):
+    write_tiny_run(own_home, features=64, amend=(f"update feature set verdict = '{verdict}', fdr = 0.0123",))
     with TestClient(create_app(Settings(home=own_home))) as client:
         page = html.unescape(client.get(f"{LIST}/60").text)
         assert words in page

@@ -50,7 +50,7 @@ def test_a_stored_generation_names_owner_and_verdict_of_its_feature(own_home: Pa
     write_tiny_run(own_home, amend=("update feature set verdict = 'refuted' where feature = 200",))
 
     with TestClient(create_app(Settings(home=own_home))) as client:
-        assert words(client, store(client)).startswith("Steered with feature 200 smollm2 ✗ refuted Prompt Say <b>")
+        assert words(client, store(client)).startswith("Steered with feature 200 smollm2 ✗ in both Prompt Say <b>")
 
 
 def test_another_feature_under_the_same_number_is_not_taken_for_it(own_home: Path):

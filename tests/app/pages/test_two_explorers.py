@@ -69,12 +69,12 @@ def test_together_they_accept_what_the_worker_has_room_for_and_refuse_the_rest_a
     with ThreadPoolExecutor(18) as threads:
         answers = list(threads.map(ask, range(18)))
     accepted = [answer.json()["id"] for answer in answers if answer.status_code == 202]
-    refused = [answer for answer in answers if answer.status_code != 202]
-    assert len(accepted) == 9, "one runs, eight wait"
-    assert {(one.status_code, one.headers["retry-after"]) for one in refused} == {(503, "10")}
     for browser in explorers:
         for generation in reversed(accepted):
             browser.delete(f"/api/v1/generations/{generation}")
+    refused = [answer for answer in answers if answer.status_code != 202]
+    assert {(one.status_code, one.headers["retry-after"]) for one in refused} == {(503, "10")}
+    assert len(accepted) in (9, 10), "one runs, eight wait; the first may be done before the last asks"
     states = {finished(explorers[0], generation)["state"] for generation in accepted}
     assert states <= {"stopped", "done"}, "what was accepted never fails"
     page = explorers[0].get(f"/runs/{RUN}/steer", params={"feature": SHARED}).text

@@ -17,7 +17,7 @@ PROMPT = [1, *(3 + index * 7 % 50 for index in range(20))]
 TOKENS = 8
 WITHOUT_CACHE = {"openai-gpt", "recurrent_gemma", "bailing_hybrid", "kimi_linear", "xlstm"}
 """Families that have none, keep it in their modules, or whose cache this version of the library cannot read back."""
-SEVERAL_STREAMS = {"deepseek_v4", "hy_v4"}
+SEVERAL_STREAMS = {"deepseek_v4", "gemma3n_text", "hy_v4"}
 """Families whose residual stream is several vectors per token."""
 
 
@@ -57,7 +57,7 @@ def test_it_writes_what_the_library_does_and_steering_needs_no_cache(family: str
     texts = texts_in_turns(source, None, *steerings, None)
     plain = source.model.generate(torch.tensor([PROMPT]), max_new_tokens=TOKENS, do_sample=False, use_cache=cached)
     assert texts[0] == texts[-1] == plain[0, len(PROMPT) :].tolist()
-    assert texts[0] not in texts[1:2], "steering does something"
+    assert texts[0] not in texts[1:-1][:1], "steering does something"
     monkeypatch.setitem(growing_text._carries, source.model, False)
     assert texts_in_turns(source, *steerings) == texts[1:-1], "as from the first token again each time"
 

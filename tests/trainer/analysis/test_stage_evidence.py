@@ -87,11 +87,15 @@ def analysed(folder: Path, widths: dict[str, int]) -> dict[str, list[dict[str, A
 @pytest.mark.parametrize("width", [32, 40])
 def test_a_concept_is_read_out_from_sources_that_have_it_and_not_from_others(tmp_path: Path, width: int):
     found = analysed(tmp_path, {"base": 32, "tuned": width})
-    ratio = [row["readout_ratio"] for row in found["feature"]]
+    ratio = [row["probe_ratio"] for row in found["feature"]]
 
     assert ratio[:MISTAKEN] == [None] * MISTAKEN
     assert ratio[MISTAKEN] == pytest.approx(1, abs=0.05)
-    assert all(abs(value) < 0.05 for value in ratio[MISTAKEN + 1 :])
+    # Each fires on one row in twelve, so that by chance a probe finds that share.
+    assert all(value < 0.15 for value in ratio[MISTAKEN + 1 :])
+    for row in found["feature"][MISTAKEN:]:
+        assert row["probe_low"] <= row["probe_ratio"] <= row["probe_high"]
+        assert row["excess_low"] <= row["excess"] <= row["excess_high"]
     readout = [(row["source"], row["readout"]) for row in found["feature_source"] if row["feature"] == CONCEPTS - 1]
     assert readout == [(0, pytest.approx(0, abs=0.02)), (1, pytest.approx(1, abs=0.1))]
     assert all(row["coherence"] > 0.3 and row["polysemous"] is False for row in found["feature"])

@@ -1,4 +1,4 @@
-"""Null runs and spike-ins are built as specified, and calibration records the verdicts on them."""
+"""Spike-ins are built as specified, and calibration records the verdicts on them."""
 
 import json
 import os
@@ -12,7 +12,6 @@ import torch
 from tests.worlds.forked import fork
 from tests.worlds.tiny_activations import WIDTHS, tiny_activations, tiny_recipe
 from trainer.analysis.rows.codes import CodeSpool
-from trainer.calibration.null import MAX_FACTOR, MIN_FACTOR, null_store
 from trainer.calibration.recovery import activation_correlations, direction_cosines, recall_table, recovered_features
 from trainer.calibration.samples import write_sample
 from trainer.calibration.spike_ins import BLOCK, SpikeIn, SpikeInSet, spiked_store
@@ -61,22 +60,6 @@ def test_transforms_get_the_index_of_their_first_row(tmp_path):
     write_sample(store, tmp_path / "some", store.sources, rows=1024, transform=recorded)
 
     assert [first for first, _ in calls] == np.cumsum([0, *(count for _, count in calls)]).tolist()[:-1]
-
-
-def test_the_sources_of_a_null_run_are_rotated_and_scaled_copies_of_the_first(tmp_path):
-    store = tiny_activations(tmp_path / "all", rows=1024)
-    normaliser = Normaliser(torch.full((12,), 0.1), 2.0)
-    null = null_store(store, tmp_path / "null", tuple(WIDTHS), normaliser, rows=1024, seed=1)
-    original = normaliser(all_rows(store, "left"))
-
-    assert null.widths == {"left": 12, "right": 12}
-    for name in WIDTHS:
-        # A rotation preserves inner products, up to rounding to bfloat16.
-        copy = all_rows(null, name)
-        factor = float(copy.square().sum() / original.square().sum())
-        assert MIN_FACTOR**2 <= factor <= MAX_FACTOR**2
-        assert torch.allclose(copy @ copy.T, factor * original @ original.T, atol=0.02 * factor * 12)
-    assert not torch.allclose(all_rows(null, "left"), all_rows(null, "right"), atol=0.1)
 
 
 def test_spike_ins_are_added_where_they_belong(tmp_path):
@@ -171,20 +154,38 @@ def calibrated(trained: tuple[RunFolder, ActivationStore]) -> dict[str, object]:
     return found
 
 
-def test_a_calibration_records_both_experiments_and_deletes_their_rows(trained):
+def test_a_calibration_records_every_experiment_and_deletes_its_rows(trained):
     folder, _ = trained
     found = calibrated(trained)
     measures = {(one["kind"], one["measure"]): one["value"] for one in found["measures"]}
 
-    # Two dedicated groups of four features, and others that are exclusive by their norms.
-    assert measures["null", "claims"] >= 4
-    assert measures["null", "supported"] == 0
+    assert {kind for kind, _ in measures} == {"spike-in"}
     assert measures["spike-in", "exclusive.planted"] == 4
     assert measures["spike-in", "shared.planted"] == 2
     assert sum(row["planted"] for row in found["spike_in"]) == 6
-    assert sorted(path.name for path in (folder.calibration_work / "null").iterdir()) == [
-        "crosscoder.json", "crosscoder.safetensors", "metrics.jsonl", "stages.json",
-    ]  # fmt: skip
+    assert {path.name for path in folder.calibration_work.iterdir()} == {"noise-left", "noise-right", "spike-ins"}
+    for path in folder.calibration_work.iterdir():
+        assert sorted(file.name for file in path.iterdir()) == [
+            "crosscoder.json", "crosscoder.safetensors", "metrics.jsonl", "stages.json",
+        ]  # fmt: skip
+
+
+def test_false_claims_are_counted_by_source_and_kind(trained):
+    _, store = trained
+    found = calibrated(trained)
+    nulls = {(one["kind"], one["source"]): one for one in found["null_claims"]}
+
+    assert set(nulls) == {(kind, name) for kind in ("noise", "isotropic", "whitened") for name in WIDTHS}
+    for (kind, name), null in nulls.items():
+        assert null["supported"] <= null["judged"] <= null["claims"]
+        if kind == "noise":
+            assert null["rows"] == SMALL.rows
+            assert null["claims"] >= 1, "a dedicated group of four features"
+            assert (null["excess_95"] is None) == (null["judged"] == 0)
+            assert len(found["noise_strengths"][name]) <= null["claims"]
+        else:
+            assert (null["claims"], null["excess_95"]) == (128, None)
+            assert null["rows"] == store.manifest.rows
 
 
 def test_the_crosscoders_of_a_calibration_are_not_trained_again(trained, monkeypatch):
@@ -194,7 +195,7 @@ def test_the_crosscoders_of_a_calibration_are_not_trained_again(trained, monkeyp
     assert calibrated(trained) == first
 
 
-@pytest.mark.parametrize("experiment", ["null", "spike-ins"])
+@pytest.mark.parametrize("experiment", ["noise-left", "spike-ins"])
 @pytest.mark.parametrize("killed", [False, True], ids=["Ctrl-C", "kill -9"])
 def test_a_calibration_stopped_while_training_resumes_with_the_same_result(
     trained, tmp_path, monkeypatch, experiment, killed
@@ -210,8 +211,8 @@ def test_a_calibration_stopped_while_training_resumes_with_the_same_result(
         return run_step(training, rows)
 
     def stopped(training: Training, rows: Rows) -> dict[str, float]:
-        # The second experiment is running once the first has its crosscoder.
-        reached = (folder.calibration_work / "null" / "crosscoder.json").is_file() == (experiment == "spike-ins")
+        # The last experiment is running once the one before has its crosscoder.
+        reached = (folder.calibration_work / "noise-right" / "crosscoder.json").is_file() == (experiment == "spike-ins")
         if reached and training.step == 13:
             if killed:
                 os.kill(os.getpid(), signal.SIGKILL)

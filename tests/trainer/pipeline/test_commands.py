@@ -132,7 +132,7 @@ def test_a_forced_calibration_trains_from_the_first_step(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(CALIBRATED)
     folder = run(recipe, activations=tmp_path / "store")
-    metrics = folder.calibration_work / "null" / "metrics.jsonl"
+    metrics = folder.calibration_work / "noise-left" / "metrics.jsonl"
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
 
     metrics.unlink()

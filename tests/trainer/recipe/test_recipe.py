@@ -6,7 +6,7 @@ import pytest
 
 from trainer.device import pick_device
 from trainer.errors import RecipeError, UsageError
-from trainer.recipe.recipe import load_recipe, parse_recipe
+from trainer.recipe.recipe import REMOVED_KEYS, load_recipe, parse_recipe
 
 
 def write_recipe(folder: Path, text: str) -> Path:
@@ -135,20 +135,45 @@ def test_an_unavailable_device_is_rejected_with_the_remedy():
         pick_device("cuda:99")
 
 
-def test_old_names_of_renamed_keys_are_accepted_and_keep_the_fingerprint():
-    former = {"name": "x", "analysis": {"verdict": {"readout_ratio": 0.4, "readout_ratio_same_space": 0.8}}}
-    present = {"name": "x", "analysis": {"verdict": {"readout_contrast": 0.4, "readout_contrast_same_space": 0.8}}}
-
-    one, other = parse_recipe(former, origin="here"), parse_recipe(present, origin="here")
-
-    assert one == other
-    assert one.identity()["analysis"]["verdict"]["readout_ratio"] == 0.4
-    # The fingerprint from before the keys were renamed.
-    assert load_recipe(Path(__file__).parents[3] / "trainer" / "recipes" / "demo.yaml").fingerprint() == "36dbf40b"
+DEMO = Path(__file__).parents[3] / "trainer" / "recipes" / "demo.yaml"
 
 
-def test_a_key_under_both_names_is_rejected():
-    both = {"name": "x", "analysis": {"verdict": {"readout_ratio": 0.4, "readout_contrast": 0.4}}}
+def placed(path: str, key: str, value: object) -> dict[str, object]:
+    """A recipe with one setting of a section."""
+    section: dict[str, object] = {key: value}
+    for step in reversed(path.split(".")):
+        section = {step: section}
+    return {"name": "x"} | section
 
-    with pytest.raises(RecipeError, match=r"readout_ratio: unknown key. Did you mean 'readout_contrast'"):
-        parse_recipe(both, origin="here")
+
+@pytest.mark.parametrize(("path", "key", "default"), REMOVED_KEYS)
+def test_a_setting_that_is_gone_is_accepted_at_its_default_alone(path: str, key: str, default: float):
+    plain = parse_recipe({"name": "x"}, origin="here")
+    found = parse_recipe(placed(path, key, default), origin="here")
+
+    assert found == plain
+    assert found.fingerprint() == plain.fingerprint()
+    with pytest.raises(RecipeError, match=rf"here: {path}\.{key} is gone .* Leave it out"):
+        parse_recipe(placed(path, key, default / 2), origin="here")
+
+
+@pytest.mark.parametrize(("path", "key", "default"), REMOVED_KEYS)
+def test_an_override_of_a_setting_that_is_gone_is_refused(path: str, key: str, default: float):
+    with pytest.raises(RecipeError, match="is gone"):
+        parse_recipe({"name": "x"}, origin="here", overrides=(f"{path}.{key}={default / 2}",))
+
+
+def test_settings_that_are_gone_leave_a_misspelt_section_to_be_named():
+    with pytest.raises(RecipeError, match="verdit"):
+        parse_recipe({"name": "x", "analysis": {"verdit": {"q_value": 0.05}}}, origin="here")
+
+
+def test_a_run_keeps_its_identity_over_the_change_of_the_rule():
+    demo = load_recipe(DEMO)
+
+    assert demo.fingerprint() == "36dbf40b"
+    changed = load_recipe(DEMO, ("analysis.verdict.probe_ratio=0.4",))
+    assert changed.fingerprint() != demo.fingerprint()
+    verdict = demo.identity()["analysis"]["verdict"]
+    assert not {"probe_ratio", "excess", "fdr"} & verdict.keys()
+    assert changed.identity()["analysis"]["verdict"]["probe_ratio"] == 0.4

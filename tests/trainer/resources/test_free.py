@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from app.cli import main
 from tests.worlds.tiny_activations import tiny_activations
 from trainer.errors import DoesNotFit
-from trainer.pipeline import run
+from trainer.pipeline.commands import run
 from trainer.recipe.recipe import load_recipe
 from trainer.resources import free
 from trainer.resources.estimate import stage_costs

@@ -265,13 +265,58 @@ def test_coverage_counts_are_keyed_by_part_source_and_measure():
     assert read_coverage({}) == []
 
 
-def test_what_was_measured_before_schema_3_is_read_under_the_names_of_today(tmp_path):
-    baselines, calibration = tmp_path / "baselines.json", tmp_path / "calibration.json"
+def test_baselines_measured_before_schema_3_are_read_under_the_names_of_today(tmp_path):
+    baselines = tmp_path / "baselines.json"
     baselines.write_text('{"baseline_passage": [{"rank": 0, "document": 7}], "baseline": []}')
-    calibration.write_text('{"measures": [{"kind": "null", "measure": "readout_ratio.5", "value": 1}], "spike_in": []}')
 
     assert read_baselines(baselines) == {"baseline_passage": [{"rank": 0, "sequence": 7}], "baseline": []}
-    assert [row["measure"] for row in read_calibration(calibration, [])["calibration"]] == ["readout_contrast.5"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        {"measures": [{"kind": "null", "measure": "claims", "value": 820}], "spike_in": []},
+        {"measures": [{"kind": "null", "measure": "readout_ratio.5", "value": 1}], "spike_in": []},
+        [],
+    ],
+)
+def test_a_calibration_without_nulls_of_today_counts_as_none(tmp_path, content):
+    path = tmp_path / "calibration.json"
+    if content is not None:
+        path.write_text(json.dumps(content))
+
+    assert read_calibration(path, ["a", "b"]) == {}
+
+
+def test_a_calibration_is_read_with_sources_by_their_index(folder, tmp_path):
+    path = tmp_path / "calibration.json"
+    null = {"kind": "noise", "source": "b", "rows": 1000, "claims": 9, "judged": 7, "supported": 1, "excess_95": 1.05}
+    placebo = {**null, "kind": "isotropic", "source": "a", "excess_95": None}
+    spike_in = {"placement": "shared", "source": None, "amplitude": 0.4, "frequency": 0.01}
+    spike_in |= {"planted": 8, "recovered": 6, "as_claimed": 5, "supported": 0}
+    content = {
+        "measures": [{"kind": "spike-in", "measure": "claims", "value": 12}],
+        "spike_in": [spike_in],
+        "null_claims": [null, placebo],
+        "noise_strengths": {"b": [1.2]},
+    }
+    path.write_text(json.dumps(content))
+
+    found = read_calibration(path, ["a", "b"])
+
+    assert found["null_claims"] == [null | {"source": 1}, placebo | {"source": 0}]
+    assert found["spike_in"] == [spike_in]
+    assert found["calibration"] == content["measures"]
+
+    def add_calibration(draft: ResultsDraft) -> None:
+        for table, rows in found.items():
+            draft.add_records(table, rows)
+
+    path = publish(folder, "one", add_features, add_calibration)
+    with duckdb.connect(str(path), read_only=True) as connection:
+        written = connection.execute("select kind, source, excess_95 from null_claims").fetchall()
+    assert written == [("noise", 1, 1.05), ("isotropic", 0, None)]
 
 
 @pytest.mark.parametrize(

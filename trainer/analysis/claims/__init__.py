@@ -1,1 +1,1 @@
-"""Tests of claims that a source lacks a feature: readouts, decoys, q-values, verdicts."""
+"""Tests of claims that a source lacks a feature: readouts, probes, excess over noise, verdicts."""

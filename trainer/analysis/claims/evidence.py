@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.analysis.claims.excess import expected_firings
+from trainer.analysis.claims.excess import mirrored_firings
 from trainer.analysis.claims.linear_map import fit_map
 from trainer.analysis.claims.probes import Probes, probe_features
 from trainer.analysis.rows.codes import CodeSpool
@@ -23,6 +23,8 @@ DRAWS = 400
 """Bootstrap draws."""
 TAIL = 0.05
 """Beyond either end of an interval."""
+HALF = 0.5
+"""Added to the firings in the mirror, so that none of them gives no infinity."""
 NOTHING_SEEN = 3.0
 """With no hit in n documents, up to about 3 / n of them may hold one (the rule of three, at 95 %)."""
 
@@ -90,7 +92,7 @@ class ClaimEvidence:
     own: np.ndarray
     """R-precision of the best probe inside."""
     excess: Estimate
-    """Firings over those that noise would give."""
+    """Firings over those in the mirror; see `excess`."""
     r_precision: np.ndarray
     """R-precision of every source [C, S]."""
     auc: np.ndarray
@@ -151,16 +153,16 @@ def _excess(
         own = [name for name, has in zip(claimed.sources, holds, strict=True) if has]
         others = [name for name in claimed.sources if name not in own]
         chosen = torch.from_numpy(index)
-        expected = expected_firings(
+        mirrored = mirrored_firings(
             sample,
             fit_map(moments, others, own),
             torch.cat([claimed.encoder[name].cpu()[chosen] for name in own], dim=1),
             torch.cat([claimed.encoder[name].cpu()[chosen] for name in others], dim=1),
             claimed.threshold[chosen],
-        )
+        ).numpy()
         observed = fired[:, index]
-        parts[0, index] = _quotient(observed.sum(axis=0), expected.sum(axis=0))
-        parts[1, index], parts[2, index] = _quantiles(_quotient(drawn @ observed, drawn @ expected))
+        parts[0, index] = _quotient(observed.sum(axis=0), mirrored.sum(axis=0) + HALF)
+        parts[1, index], parts[2, index] = _quantiles(_quotient(drawn @ observed, drawn @ mirrored + HALF))
     return Estimate(*parts)
 
 
@@ -182,6 +184,8 @@ def _quotient(over: np.ndarray, under: np.ndarray) -> np.ndarray:
 def _quantiles(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Bounds of the central interval over the draws, each [C]; NaN where no draw has a value."""
     known = np.isfinite(draws).any(axis=0)
+    if not len(known):
+        return np.zeros(0), np.zeros(0)
     filled = np.where(known, draws, 0)
     low, high = np.nanquantile(filled, [TAIL, 1 - TAIL], axis=0)
     return np.where(known, low, np.nan), np.where(known, high, np.nan)

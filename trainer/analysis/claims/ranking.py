@@ -18,7 +18,7 @@ ENOUGH_DOCUMENTS = 30
 HALVING_DENSITY = 0.2
 """Density that halves the score: what fires everywhere means little."""
 MIN_STRENGTH_FACTOR = 0.5
-"""Factor of a claim whose feature is read out from the other sources as well as from its owner's."""
+"""Factor of a claim whose feature the other sources' probes tell as well as its owner's."""
 MIN_ENERGY_FACTOR = 0.25
 """Factor in the limit of least energy."""
 MIN_FOCUS_FACTOR = 0.5
@@ -43,7 +43,7 @@ class RankingInputs:
     focus: np.ndarray
     """Excess share of its firings in its main corpus part."""
     strength: np.ndarray
-    """Strength of the claim: one minus the readout ratio; NaN without a claim."""
+    """Strength of the claim: one minus the probe ratio; NaN without a claim."""
 
 
 def excess(share: np.ndarray, usual: np.ndarray | float) -> np.ndarray:

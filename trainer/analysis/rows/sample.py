@@ -13,7 +13,7 @@ from trainer.analysis.rows.cross_fit import TwoFold
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.store.store import ActivationStore, RowBlock
 
-MAX_BYTES = 2**30
+MAX_BYTES = 2**29
 """Size limit of the sample; of a larger store, every n-th sequence is taken."""
 CLUSTER_ROWS = 256
 """Consecutive rows that count as one document in a store without texts."""
@@ -52,27 +52,27 @@ class RowSample:
 def sample_rows(store: ActivationStore, crosscoder: Crosscoder, *, max_bytes: int = MAX_BYTES) -> RowSample:
     """Rows of a store in memory, at most `max_bytes` of them."""
     folds, documents = TwoFold.from_store(store), _documents(store)
-    wanted = store.manifest.rows * sum(crosscoder.widths.values()) * 2
-    step = max(1, -(-wanted // max_bytes))
-    parts: list[tuple[dict[str, Tensor], Tensor, Tensor]] = []
+    step = max(1, -(-store.manifest.rows * sum(crosscoder.widths.values()) * 2 // max_bytes))
     index = np.full(store.manifest.rows, -1, np.int64)
+    # Room for somewhat more than the expected share: units differ in size.
+    room = store.manifest.rows if step == 1 else int(store.manifest.rows / step * 1.2) + 8 * CLUSTER_ROWS
+    rows = {name: torch.empty(room, width, dtype=torch.bfloat16) for name, width in crosscoder.widths.items()}
+    fold, cluster = torch.empty(room, dtype=torch.int64), torch.empty(room, dtype=torch.int64)
     first = kept = 0
     for block in store.blocks():
-        count = len(next(iter(block.rows.values())))
         unit = _unit(block, first)
-        keep = torch.nonzero(unit % step == 0).squeeze(1)
-        rows = {name: x.to("cpu", torch.bfloat16) for name, x in crosscoder.normalise(_take(block, keep)).items()}
-        unit_of_row = unit if documents is None or block.sequence is None else documents[block.sequence.long()]
-        parts.append((rows, folds.folds_of_block(block, first)[keep], unit_of_row[keep]))
+        keep = torch.nonzero(unit % step == 0).squeeze(1)[: room - kept]
+        some = slice(kept, kept + len(keep))
+        for name, x in crosscoder.normalise(_take(block, keep)).items():
+            rows[name][some] = x.to("cpu", torch.bfloat16)
+        fold[some] = folds.folds_of_block(block, first)[keep]
+        cluster[some] = (unit if documents is None or block.sequence is None else documents[block.sequence.long()])[
+            keep
+        ]
         index[first + keep.numpy()] = np.arange(kept, kept + len(keep))
-        first, kept = first + count, kept + len(keep)
-    _, cluster = np.unique(torch.cat([part[2] for part in parts]).numpy(), return_inverse=True)
-    return RowSample(
-        {name: torch.cat([part[0].pop(name) for part in parts]) for name in crosscoder.sources},
-        torch.cat([part[1] for part in parts]).numpy(),
-        cluster,
-        index,
-    )
+        first, kept = first + len(unit), kept + len(keep)
+    _, numbered = np.unique(cluster[:kept].numpy(), return_inverse=True)
+    return RowSample({name: x[:kept] for name, x in rows.items()}, fold[:kept].numpy(), numbered, index)
 
 
 def _documents(store: ActivationStore) -> Tensor | None:

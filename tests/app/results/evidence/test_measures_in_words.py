@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from app.results.connection import Source
@@ -13,6 +14,7 @@ from app.results.evidence.criteria import (
     refuting_thresholds,
     sorted_by_effect,
     thresholds,
+    verdict_in_short,
 )
 from app.results.evidence.measures_in_words import (
     claim_in_words,
@@ -23,6 +25,9 @@ from app.results.evidence.measures_in_words import (
 )
 from app.results.features.corpus_breakdown import SHOWN, breakdown_entries
 from app.results.features.feature import Feature, InSource, Neighbour
+from trainer.analysis.claims.evidence import Estimate
+from trainer.analysis.claims.verdict import FeatureStats, judge
+from trainer.recipe.measuring import VerdictRecipe
 
 SOURCES = tuple(
     Source(place, name, name, None, "resid_post", 1, 8, 1.0) for place, name in enumerate(("smollm2", "gemma3"))
@@ -42,14 +47,24 @@ EXCLUSIVE = Feature(
     corpus="chats",
     corpus_share=0.8,
     verdict="untested",
-    q_value=None,
+    fdr=None,
     score=1.0,
+    probe_ratio=0.041,
+    probe_low=0.02,
+    probe_high=0.07,
+    excess=3.14,
+    excess_low=2.6,
+    excess_high=3.9,
 )
 TWINS = [Neighbour(12, "twin", "smollm2", 0.01, 0.2, 0.3), Neighbour(9, "twin", "shared", 0.01, 0.1, 0.9)]
 
 
-def judged(verdict: str, kind: str | None = None, q: float | None = 0.0123, **more) -> Feature:
-    return dataclasses.replace(EXCLUSIVE, verdict=verdict, kind=kind, q_value=q, **more)
+RATIO = "(probe ratio 0.041, 90 % interval 0.02 to 0.07)"
+EXCESS = "(excess 3.1, 90 % interval 2.6 to 3.9)"
+
+
+def judged(verdict: str, kind: str | None = None, fdr: float | None = 0.0123, **more) -> Feature:
+    return dataclasses.replace(EXCLUSIVE, verdict=verdict, kind=kind, fdr=fdr, **more)
 
 
 def inside(first: float, second: float, **more: float) -> list[InSource]:
@@ -91,54 +106,46 @@ def test_a_feature_without_a_claim_has_none_in_words():
         (
             judged("supported", "absent"),
             (
-                "Only gemma3 has this feature, and the tests support it, of the kind “absent”: next to nothing of it "
-                "can be predicted from smollm2 (q = 0.012)."
+                "Only here: gemma3 has this feature, and next to nothing of where it fires can be told from smollm2 "
+                f"{RATIO}. It fires more often than noise would make it {EXCESS}. Among claims as strong, a share of "
+                "0.012 is expected to be noise."
             ),
         ),
         (
-            judged("supported", "weaker"),
+            judged("supported", "weaker", None),
             (
-                "gemma3 has this feature and smollm2 has less of it, and the tests support that, of the kind “weaker”: "
-                "a part of it can be predicted from smollm2 too (q = 0.012)."
+                "Stronger here: gemma3 has this feature, and at most a part of where it fires can be told from smollm2 "
+                f"{RATIO}. It fires more often than noise would make it {EXCESS}. The run is not calibrated for this "
+                "owner, so the share of noise among such claims is not known."
             ),
-        ),
-        (
-            judged("supported", None, None),
-            "Only gemma3 has this feature, and the tests support it.",
         ),
         (
             judged("refuted", "analogue"),
+            ("In both: claimed for gemma3 alone, but feature 9 (shared) fires on the same rows, so it is an analogue."),
+        ),
+        (
+            judged("undecided", "noise"),
             (
-                "Claimed for gemma3 alone, but the tests refute that this is a difference: feature 9 (shared) "
-                "fires on the same rows, so it is an analogue."
+                "Claimed for gemma3 alone, but not shown to be a feature: it fires hardly more often than noise of the "
+                f"same shape would make it {EXCESS}."
             ),
         ),
         (
-            judged("undecided", "absent", None),
+            judged("undecided", None, None),
             (
-                "Claimed for gemma3 alone; the tests leave it undecided: there was nothing known to be false to "
-                "hold it against."
-            ),
-        ),
-        (
-            judged("undecided", "weaker", 0.4),
-            (
-                "Claimed for gemma3 alone; the tests leave it undecided: false claims look as strong too often "
-                "(q = 0.4)."
+                "Claimed for gemma3 alone; whether that is so can't be told: it fired too seldom in a half of the "
+                "documents to be probed and its excess over noise could not be measured."
             ),
         ),
         (judged("untested"), "Claimed for gemma3 alone — a candidate, not yet tested."),
         (
             judged("refuted", owner="gemma3+third"),
-            (
-                "Claimed for gemma3 and third alone, but the tests refute that this is a difference: smollm2 has "
-                "it as well."
-            ),
+            f"In both: claimed for gemma3 and third alone, but smollm2 has it as well {RATIO}.",
         ),
         (judged("untested", firings=0), "Dead: it never fired on the rows analysed, so nothing can be said about it."),
     ],
 )
-def test_a_verdict_is_a_sentence_that_names_owner_kind_and_error(feature: Feature, words: str):
+def test_a_verdict_is_a_sentence_with_its_measures_and_intervals(feature: Feature, words: str):
     assert verdict_in_words(feature, SOURCES, [], TWINS) == words
 
 
@@ -147,18 +154,54 @@ def test_an_undecided_verdict_names_its_doubts():
         criterion_result("firings", 12.0, 100.0, 12, "doubts"),
         criterion_result("template_share", 0.9, 0.5, 12, "doubts"),
         criterion_result("density", 0.001, 0.05, 12, "silent"),
+        criterion_result("probe_ratio", 0.3, 0.5, 12, "supports", low=0.2, high=0.4),
+        criterion_result("excess", 2.0, 1.1, 12, "supports", low=1.5, high=2.5),
     ]
 
     words = verdict_in_words(judged("undecided"), SOURCES, tests, [])
 
-    assert words.endswith("undecided: it fired too seldom and it fires mostly on chat templates.")
+    assert words.endswith("can't be told: it fired too seldom and it fires mostly on chat templates.")
+
+
+def test_evidence_against_a_claim_and_a_doubt_of_it_have_words_of_their_own():
+    against, doubt = (criterion_result("probe_ratio", 0.9, 0.5, 900, says) for says in ("refutes", "doubts"))
+
+    refuted = verdict_in_words(judged("refuted"), SOURCES, [against], [])
+    undecided = verdict_in_words(judged("undecided", "weaker"), SOURCES, [doubt], [])
+
+    assert refuted.endswith(f"but the others tell about as well where it fires {RATIO}.")
+    assert "the others may tell more of where it fires than is allowed" in undecided
+
+
+def test_of_three_sources_a_refuted_claim_is_not_said_to_be_in_both():
+    third = Source(2, "third", "third", None, "resid_post", 1, 8, 1.0)
+
+    assert verdict_in_words(judged("refuted", "analogue"), (*SOURCES, third), [], TWINS).startswith("Not only here: ")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "kind", "words"),
+    [
+        ("supported", "absent", "only here"),
+        ("supported", "weaker", "stronger here"),
+        ("refuted", "analogue", "in both"),
+        ("refuted", None, "in both"),
+        ("undecided", "noise", "like noise"),
+        ("undecided", "weaker", "can't tell"),
+        ("undecided", None, "can't tell"),
+        ("untested", None, "untested"),
+        ("", None, ""),
+    ],
+)
+def test_a_verdict_has_a_word_or_two_for_readers(verdict: str, kind: str | None, words: str):
+    assert verdict_in_short(verdict, kind) == words
 
 
 def test_an_unknown_criterion_is_shown_under_its_own_name():
     found = criterion_result("moon_phase", 0.5, None, None, "refutes")
 
     assert (found.name, found.asks, found.side) == ("Moon phase", "", "")
-    assert verdict_in_words(judged("refuted"), SOURCES, [found], []).endswith("smollm2 has it as well.")
+    assert verdict_in_words(judged("refuted"), SOURCES, [found], []).endswith(f"smollm2 has it as well {RATIO}.")
 
 
 def test_results_are_sorted_by_effect_then_by_criterion():
@@ -174,13 +217,34 @@ def test_results_are_sorted_by_effect_then_by_criterion():
 
 
 def test_thresholds_are_those_of_the_recipe():
-    recipe = {"analysis": {"verdict": {"readout_contrast": 0.4, "firings": 50, "refuted_from": 0.2, "moon": 3}}}
+    recipe = {"analysis": {"verdict": {"probe_ratio": 0.4, "firings": 50, "own_probe": 0.1, "moon": 3}}}
 
-    assert thresholds(recipe) == {"readout_contrast": 0.4, "firings": 50.0, "like_decoys": 0.2}
+    assert thresholds(recipe) == {"probe_ratio": 0.4, "firings": 50.0, "own_probe": 0.1}
     assert thresholds({}) == thresholds({"analysis": {}}) == {}
-    assert refuting_thresholds({"analysis": {"verdict": {"readout_contrast": 0.4, "equal_readout": 0.8}}}) == {
-        "readout_contrast": 0.8
+    assert refuting_thresholds({"analysis": {"verdict": {"probe_ratio": 0.4, "equal_probe": 0.8}}}) == {
+        "probe_ratio": 0.8
     }
+
+
+def test_conditions_name_the_end_of_the_interval_that_is_compared():
+    assert CRITERIA["probe_ratio"].passes("0.5") == "upper end ≤ 0.5"
+    assert CRITERIA["probe_ratio"].refutes("0.8") == "refuted if lower end ≥ 0.8"
+    assert CRITERIA["excess"].passes("1.1") == "lower end ≥ 1.1"
+    assert CRITERIA["twin"].passes("0.5") == "≤ 0.5"
+
+
+def test_every_criterion_of_the_rule_has_words_and_a_setting():
+    one = FeatureStats(
+        **{
+            field.name: Estimate(*[np.array([1.0])] * 3) if field.name in ("ratio", "excess") else np.array([1.0])
+            for field in dataclasses.fields(FeatureStats)
+        }
+    )
+    tests = judge(np.array([True]), one, VerdictRecipe()).tests
+
+    assert [test.name for test in tests] == list(CRITERIA)
+    recipe = {"analysis": {"verdict": VerdictRecipe().model_dump()}}
+    assert thresholds(recipe) == {test.name: float(test.threshold[0]) for test in tests} | {"probe_ratio": 0.5}
 
 
 def test_the_closest_twin_fires_on_most_of_the_same_rows():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.worlds.dense_codes import codes_of
-from trainer.analysis.claims.readout import MIN_FIRINGS, RIDGE_STRENGTHS, readout, readout_ratio
+from trainer.analysis.claims.readout import MIN_FIRINGS, RIDGE_STRENGTHS, readout
 from trainer.analysis.rows.moments import Moments
 from trainer.crosscoder.crosscoder import Codes
 from trainer.toy.world import BLOCK, WorldPlan, random_world
@@ -111,18 +111,6 @@ def test_rows_in_one_fold_only_give_no_score():
     assert np.isnan(readout(moments_of(x, dense, np.zeros_like(fold)), "left").score).all()
 
 
-def test_weights_are_fitted_on_all_rows():
-    x, dense, fold = small_case()
-
-    weight, intercept = readout(moments_of(x, dense, fold), "left").weight(np.array([3, 1]))
-
-    for row, feature in enumerate([3, 1]):
-        f = dense[:, feature].astype(float)
-        expected, constant = ridge(x["left"], f, best_strength(x["left"], f))
-        assert weight[row].numpy() == pytest.approx(expected, abs=1e-5)
-        assert float(intercept[row]) == pytest.approx(constant, abs=1e-5)
-
-
 def test_singular_activations_are_handled():
     x, dense, fold = small_case()
     x["left"][:, 2], x["left"][:, 4] = 0, x["left"][:, 3]
@@ -160,22 +148,3 @@ def sums(codes: Codes, vectors: torch.Tensor) -> torch.Tensor:
     """Rows of activations: sums of magnitude times direction of the active concepts, plus a little noise."""
     dense = torch.zeros(codes.rows, len(vectors)).index_put_((codes.row, codes.feature), codes.value)
     return dense @ vectors + 0.01 * torch.randn(codes.rows, vectors.shape[1])
-
-
-def test_the_ratio_is_the_best_score_outside_over_the_best_inside():
-    score = np.array(
-        [
-            [0.4, 0.1, 0.2],  # owned by the first; the third predicts half as well
-            [0.4, 0.5, -0.1],  # owned by the first two; the third predicts nothing
-            [0.4, 0.5, 0.3],  # owned by all three
-            [0.4, 0.5, 0.3],  # owned by none
-            [0.01, 0.3, 0.2],  # owned by the first, whose own score is too low
-            [np.nan, np.nan, np.nan],  # fired too rarely
-        ]
-    )
-    holds = np.array([[1, 0, 0], [1, 1, 0], [1, 1, 1], [0, 0, 0], [1, 0, 0], [1, 0, 0]], bool)
-
-    found = readout_ratio(score, holds)
-
-    assert found[:2].tolist() == pytest.approx([0.5, -0.2])
-    assert np.isnan(found[2:]).all()

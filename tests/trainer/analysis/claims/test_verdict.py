@@ -82,8 +82,9 @@ def test_what_noise_would_do_as_often_is_called_noise_only_where_the_interval_sa
     assert verdict(excess=excess) == ("undecided", kind)
 
 
-def test_a_twin_refutes_whatever_the_other_tests_say():
-    assert verdict(twin=0.6) == ("refuted", "analogue")
+def test_a_twin_refutes_unless_the_other_sources_cannot_tell_its_rows():
+    assert verdict(twin=0.6, ratio=(0.55, 0.5, 0.6)) == ("refuted", "analogue")
+    assert verdict(twin=0.6) == ("supported", "absent")
 
 
 def test_a_feature_that_the_other_source_tells_nearly_as_well_is_refuted_and_of_no_kind():
@@ -111,7 +112,7 @@ def test_features_without_a_claim_have_no_verdict_and_no_evidence():
 
 
 def test_evidence_has_value_interval_threshold_and_sample_size_of_the_tests_that_were_made():
-    columns = judged({"fdr": 0.02}, {"twin": 0.7}).columns()
+    columns = judged({"fdr": 0.02}, {"twin": 0.7, "ratio": (0.6, 0.55, 0.65)}).columns()
     rows = list(zip(*(np.asarray(column).tolist() for column in columns.values()), strict=True))
 
     assert list(columns) == ["feature", "test", "value", "low", "high", "threshold", "n", "says"]
