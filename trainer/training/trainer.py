@@ -291,7 +291,7 @@ def fresh_crosscoder(
     )
 
     def derive(rows: Rows, source: str) -> Tensor:
-        return crosscoder.with_differences(rows)[source] if residuals is None else residuals.of(rows, source)
+        return crosscoder.with_differences(rows)[source] if residuals is None else residuals.of(rows, source).cpu()
 
     normalisers = estimate_normalisers(recipe.crosscoder, store, widths, derive)
     crosscoder.normaliser = {source: normaliser.to(device) for source, normaliser in normalisers.items()}

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.worker.direction import read_direction
+from tests.worlds.pretended_device import DEVICE, PretendedDevice
 from tests.worlds.related import CONCEPTS, WIDTHS, related_sources
 from tests.worlds.tiny_activations import tiny_recipe
 from trainer.analysis.claims.claims import Ownership
@@ -194,6 +195,19 @@ def test_only_the_targets_have_a_dictionary_and_only_the_inputs_are_given(tmp_pa
 
     assert (group.reads, group.writes) == (("a", "b", "c"), ("c",))
     assert Crosscoder.load(tmp_path / "run").predictions["c"].given == ("a", "b")
+
+
+def test_residuals_are_taken_where_the_training_is(world):
+    raw, one = held_out(world.store), recipe().crosscoder
+    expected = fit_residuals(one, world.store, CPU)
+
+    with PretendedDevice() as pretended:
+        found = fit_residuals(one, world.store, DEVICE)
+        here = {name: x.cpu() for name, x in found(raw).items()}
+
+    assert pretended.away["aten.mm.default"] > 2
+    for target, x in expected(raw).items():
+        torch.testing.assert_close(here[target], x, rtol=1e-4, atol=1e-4)
 
 
 def test_seeds_side_by_side_are_those_trained_alone_and_resume_to_the_bit(world, tmp_path):
