@@ -6,7 +6,7 @@ encoder e becomes s e on the target and -s e W' on what is given, a decoder d be
 and what they write stay the same; the prediction is kept beside them for reconstructions.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -25,6 +25,8 @@ class Residuals:
     """Of every source."""
     predictions: dict[str, Prediction]
     """By target."""
+    own: dict[str, Normaliser] = field(default_factory=dict)
+    """Of every residual, as it is trained on."""
     _last: tuple[Rows, Rows] | None = None
 
     def of(self, rows: Rows, target: str) -> Tensor:

@@ -67,4 +67,8 @@ def fit_residuals(recipe: CrosscoderRecipe, store: ActivationStore, device: torc
     for block in store.blocks("train"):
         rows = {source: one(block.rows[source][::step].to(device)) for source, one in normaliser.items()}
         moments.add(rows, torch.zeros(len(next(iter(rows.values()))), dtype=torch.int64, device=device))
-    return Residuals(normaliser, {target: fit_prediction(moments, given[target], target) for target in targets})
+    residuals = Residuals(normaliser, {target: fit_prediction(moments, given[target], target) for target in targets})
+    widths = {target: store.widths[target] for target in targets}
+    own = estimate_normalisers(recipe, store, widths, lambda rows, target: residuals.of(rows, target).cpu())
+    residuals.own = {target: one.to(device) for target, one in own.items()}
+    return residuals

@@ -289,11 +289,12 @@ def fresh_crosscoder(
         aggregation=recipe.crosscoder.aggregation,
         differences=differences,
     )
-
-    def derive(rows: Rows, source: str) -> Tensor:
-        return crosscoder.with_differences(rows)[source] if residuals is None else residuals.of(rows, source).cpu()
-
-    normalisers = estimate_normalisers(recipe.crosscoder, store, widths, derive)
+    if residuals is not None:
+        crosscoder.normaliser = residuals.own
+        return crosscoder
+    normalisers = estimate_normalisers(
+        recipe.crosscoder, store, widths, lambda rows, source: crosscoder.with_differences(rows)[source]
+    )
     crosscoder.normaliser = {source: normaliser.to(device) for source, normaliser in normalisers.items()}
     return crosscoder
 
