@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from app.main import create_app
 from app.settings import Settings
 from tests.worlds.tiny_diff import tiny_diff
-from trainer.pipeline import run
+from trainer.pipeline.commands import run
 from trainer.run.progress import read_progress
 
 IN, OUT = ("in-0", "in-1"), ("out-0", "out-1")
@@ -73,7 +73,8 @@ def test_every_variant_runs_through_all_stages_and_every_page_of_it_opens(home, 
 
     states = {stage["stage"]: stage["state"] for stage in read_progress(folder)["stages"]}
     expected = "skipped" if name in UNCLAIMED else "done"
-    assert states == dict.fromkeys(("harvest", "train", "evaluate", "analyse"), "done") | {"calibrate": expected}
+    assert states.pop("harvest") in ("done", "skipped"), "variants over the same sources share their activations"
+    assert states == dict.fromkeys(("train", "evaluate", "analyse"), "done") | {"calibrate": expected}
     with duckdb.connect(str(folder.results()), read_only=True) as results:
         features = [feature for (feature,) in results.sql("select feature from feature").fetchall()]
         [(sequence,)] = results.sql("select min(sequence) from sequence").fetchall()

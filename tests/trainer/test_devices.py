@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import trainer.calibration.stage as calibration_stage
+import trainer.pipeline.run as pipeline
 from tests.worlds.pretended_device import DEVICE, Away, PretendedDevice
 from tests.worlds.tiny_diff import tiny_diff
 from tests.worlds.tiny_store import tiny_crosscoder
 from trainer import device
 from trainer.evaluation import fidelity
-from trainer.pipeline import run as pipeline
 from trainer.pipeline.commands import run
 
 COMMON = {"features": 48, "exclusive_share": 0.1}

@@ -9,7 +9,7 @@ import yaml
 
 from tests.worlds.families import save_family
 from tests.worlds.tiny_diff import tiny_diff
-from trainer.pipeline import run
+from trainer.pipeline.commands import run
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -9,7 +9,7 @@ import torch
 
 from tests.worlds.tiny_diff import tiny_diff
 from trainer.corpus.document import Document
-from trainer.errors import SourceError
+from trainer.errors import CorpusError, SourceError
 from trainer.harvest import Harvest
 from trainer.models.source import Source, load_source
 from trainer.reading import activations
@@ -158,7 +158,7 @@ def test_an_endless_corpus_without_rows_ends(world, tmp_path, monkeypatch, capsy
     corpus = world[0].corpus.model_copy(update={"mix": (part,)})
     monkeypatch.setattr(activations, "POOL_ROWS", 500)
 
-    with pytest.raises(Exception, match="no aligned rows"):
+    with pytest.raises(CorpusError, match="The corpus gave no rows"):
         harvest(world, tmp_path, corpus=corpus)
     assert "the corpus gave no more rows after 0 of" in capsys.readouterr().err
 
