@@ -20,8 +20,10 @@ from trainer.crosscoder.files import (
     VERSION,
     from_file_layout,
     pop_predictions,
+    pop_recurrence,
     prediction_tensors,
     read_files,
+    recurrence_tensors,
     to_file_layout,
 )
 from trainer.crosscoder.groups import Group
@@ -72,6 +74,10 @@ class Crosscoder:
     """Sources that are differences of two others: name to (minuend, subtrahend)."""
     predictions: dict[str, Prediction] = field(default_factory=dict)
     """Of targets whose decoders write only what other sources do not tell linearly: what those tell, normalised."""
+    trainings: int = 1
+    """Trainings in which the features of `recurrence` were looked for."""
+    recurrence: dict[str, Tensor] = field(default_factory=dict)
+    """By group of features that stand for several trainings': the number that each was found in, int64 [F]."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -83,6 +89,26 @@ class Crosscoder:
         """Sources that are reconstructed: those that some group writes, in order."""
         written = {source for group in self.groups for source in group.writes}
         return tuple(source for source in self.widths if source in written)
+
+    @property
+    def reconstructing(self) -> "Crosscoder":
+        """The crosscoder without groups that are in no reconstruction; itself if there are none."""
+        groups = tuple(group for group in self.groups if group.reconstructs)
+        return self if len(groups) == len(self.groups) else self.with_groups(groups)
+
+    def with_groups(self, groups: tuple[Group, ...]) -> "Crosscoder":
+        """The crosscoder of some of its groups, the first ones."""
+        names = {group.name for group in groups}
+        blocks = {f"{kind}.{source}.{group.name}" for kind, source, group in self.blocks() if group.name in names}
+        blocks |= {f"encoder_bias.{name}" for name in names} | {f"decoder_bias.{source}" for source in self.widths}
+        return replace(
+            self,
+            groups=groups,
+            weights={name: weight for name, weight in self.weights.items() if name in blocks},
+            threshold={name: value for name, value in self.threshold.items() if name in names},
+            row_k={name: k for name, k in self.row_k.items() if name in names},
+            recurrence={name: count for name, count in self.recurrence.items() if name in names},
+        )
 
     @property
     def features(self) -> int:
@@ -192,7 +218,7 @@ class Crosscoder:
             source: self.weights[f"decoder_bias.{source}"].float().expand(codes.rows, -1).clone()
             for source in self.targets
         }
-        for group in self.groups:
+        for group in self.reconstructing.groups:
             in_group = (codes.feature >= group.first) & (codes.feature < group.stop)
             row, feature = codes.row[in_group], codes.feature[in_group] - group.first
             pattern = SparsePattern(row, feature, rows=codes.rows, features=group.features)
@@ -257,7 +283,8 @@ class Crosscoder:
     def save(self, folder: Path) -> None:
         """Write crosscoder.safetensors, then crosscoder.json, the description."""
         with atomic_write(folder / "crosscoder.safetensors") as draft:
-            save_file(to_file_layout(self.weights, self.threshold) | prediction_tensors(self.predictions), draft)
+            tensors = to_file_layout(self.weights, self.threshold) | prediction_tensors(self.predictions)
+            save_file(tensors | recurrence_tensors(self.recurrence), draft)
         sources = [
             {"name": s, "width": w, "scale": self.normaliser[s].scale, "mean": self.normaliser[s].mean.tolist()}
             for s, w in self.widths.items()
@@ -271,6 +298,7 @@ class Crosscoder:
             "aggregation": self.aggregation,
             "differences": self.differences,
             "predictions": {source: {"given": prediction.given} for source, prediction in self.predictions.items()},
+            "trainings": self.trainings,
         }
         write_json(folder / "crosscoder.json", description)
 
@@ -302,6 +330,7 @@ class Crosscoder:
             for group in description["groups"]
         )
         predictions = pop_predictions(description, tensors)
+        recurrence = pop_recurrence(tensors)
         weights, threshold = from_file_layout(tensors)
         return cls(
             widths=widths,
@@ -314,6 +343,8 @@ class Crosscoder:
             row_k=description["sparsity"].get("row_k", {}),
             differences={name: (one, other) for name, (one, other) in description.get("differences", {}).items()},
             predictions=predictions,
+            trainings=int(description.get("trainings", 1)),
+            recurrence=recurrence,
         )
 
 
@@ -354,7 +385,13 @@ def check_shapes(crosscoder: Crosscoder, origin: Path) -> None:
     for source, one in crosscoder.predictions.items():
         expected[f"prediction.{source}"] = (sum(crosscoder.widths[s] for s in one.given), crosscoder.widths[source])
         expected[f"prediction_offset.{source}"] = (crosscoder.widths[source],)
-    found |= {name: tuple(tensor.shape) for name, tensor in prediction_tensors(crosscoder.predictions).items()}
+    beside = prediction_tensors(crosscoder.predictions) | recurrence_tensors(crosscoder.recurrence)
+    found |= {name: tuple(tensor.shape) for name, tensor in beside.items()}
+    expected |= {
+        f"recurrence.{group.name}": (group.features,)
+        for group in crosscoder.groups
+        if group.name in crosscoder.recurrence
+    }
     for name in expected.keys() | found.keys():
         if expected.get(name) != found.get(name):
             raise CrosscoderError(

@@ -59,6 +59,17 @@ def pop_predictions(description: Mapping[str, Any], tensors: dict[str, Tensor]) 
     return predictions
 
 
+def recurrence_tensors(recurrence: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Numbers of trainings by group, as saved to files."""
+    return {f"recurrence.{group}": count.cpu().contiguous() for group, count in recurrence.items()}
+
+
+def pop_recurrence(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take the numbers of trainings by group out of a file's tensors."""
+    names = [name for name in tensors if name.startswith("recurrence.")]
+    return {name.removeprefix("recurrence."): tensors.pop(name) for name in names}
+
+
 def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Description and tensors of a saved crosscoder. Raises CrosscoderError when a file is missing or damaged."""
     try:

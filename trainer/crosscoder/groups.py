@@ -29,6 +29,9 @@ class Group:
     """Factor of its budget of active features."""
     penalty: float = 1.0
     """Factor of its sparsity penalty."""
+    reconstructs: bool = True
+    """Whether reconstructions contain what it writes; features of residual dictionaries beside a crosscoder only say
+    where they fire."""
 
     @property
     def stop(self) -> int:

@@ -283,13 +283,14 @@ class Run:
         """Make a forced training start from the first step, not from the last checkpoint."""
         if "train" in self.to_redo:
             discard(self.folder.checkpoints)
+            discard(self.folder.ensemble)
 
     def _crosscoder(self) -> Crosscoder:
         """The trained crosscoder, on the device that it is measured on."""
         return Crosscoder.load(self.folder.path).to(measuring_device(self.recipe.training.device))
 
     def _evaluate(self) -> None:
-        crosscoder = self._crosscoder()
+        crosscoder = self._crosscoder().reconstructing
         store = self._store_for(crosscoder)
         measures = evaluate(store, crosscoder, self.progress)
         sequences = self.recipe.evaluation.sequences

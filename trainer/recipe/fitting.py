@@ -187,6 +187,29 @@ class GroupRecipe(RecipeSection):
     """Factor of the group's penalty (`l1`, `jumprelu`)."""
 
 
+class ResidualRecipe(RecipeSection):
+    """Residual dictionaries beside a crosscoder, trained several times (`trainer/training/ensemble.py`).
+
+    Their features are the candidates for what one source has alone: those that several trainings find become features
+    of the crosscoder, and claims are made of them only.
+    """
+
+    features: int = Field(default=RESIDUAL_FEATURES, gt=0, le=MAX_FEATURES)
+    """Size of each source's dictionary."""
+    k: int = Field(default=RESIDUAL_K, gt=0, le=MAX_FEATURES)
+    """Active features per row and dictionary, on average."""
+    trainings: int = Field(default=4, ge=2, le=64)
+    """Trainings, from seeds that follow `training.seed`."""
+    found_in: int = Field(default=2, ge=1, le=64)
+    """Trainings that must have a feature for it to be kept."""
+
+    @model_validator(mode="after")
+    def _findable(self) -> "ResidualRecipe":
+        if self.found_in > self.trainings:
+            raise ValueError(f"found_in is {self.found_in}, and there are {self.trainings} trainings; set it lower")
+        return self
+
+
 class CrosscoderRecipe(RecipeSection):
     """The crosscoder to fit."""
 
@@ -235,6 +258,14 @@ class CrosscoderRecipe(RecipeSection):
     """Initial norm of every decoder direction."""
     sparsity: SparsityRecipe = SparsityRecipe()
     dead_features: DeadFeaturesRecipe = DeadFeaturesRecipe()
+    residual: ResidualRecipe | None = None
+    """Residual dictionaries beside the crosscoder; `{}` takes the defaults."""
+
+    @model_validator(mode="after")
+    def _residual_beside_another(self) -> "CrosscoderRecipe":
+        if self.residual is not None and self.variant in ("sae", "diff_sae", "residual"):
+            raise ValueError(f"variant {self.variant} has no residual dictionaries beside it: leave out `residual`")
+        return self
 
     @model_validator(mode="before")
     @classmethod

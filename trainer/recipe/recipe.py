@@ -49,6 +49,7 @@ ADDED_KEYS = (
     ("", "calibration"),
     ("crosscoder", "damp_above"),
     ("crosscoder", "loss"),
+    ("crosscoder", "residual"),
     ("harvest", "stream"),
 )
 """Section and key of settings added after the first version. While unset, they do not enter a run's identity, so that
@@ -179,7 +180,7 @@ class Recipe(RecipeSection):
         data = self.model_dump(mode="json")
         data["baselines"]["diff_sae"], data["calibration"] = False, None
         # A diff-SAE has one source, the difference, so settings that name sources do not apply.
-        data["crosscoder"] |= {"variant": "diff_sae", "inputs": (), "targets": ()}
+        data["crosscoder"] |= {"variant": "diff_sae", "inputs": (), "targets": (), "residual": None}
         data["analysis"]["same_space"] = "auto"
         return parse_recipe(data, origin=f"diff-SAE of {self.name}")
 

@@ -57,7 +57,15 @@ class Ownership:
         """Owners by the recipe's thresholds on norm shares."""
         targets = [crosscoder.sources.index(name) for name in crosscoder.targets]
         owner = owners(norms.share[:, targets], crosscoder.targets, recipe)
-        return cls(owner, claims(owner, crosscoder.targets), holders(owner, crosscoder.targets))
+        claimed = claims(owner, crosscoder.targets) & candidates(crosscoder)
+        return cls(owner, claimed, holders(owner, crosscoder.targets))
+
+
+def candidates(crosscoder: Crosscoder) -> np.ndarray:
+    """Features of which claims can be made, bool [F]: those of residual dictionaries beside it, else all."""
+    beside = np.concatenate([np.full(group.features, not group.reconstructs) for group in crosscoder.groups])
+    found: np.ndarray = beside if beside.any() else ~beside
+    return found
 
 
 @dataclass(frozen=True)
