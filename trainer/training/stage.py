@@ -151,6 +151,7 @@ class _Fit:
     ) -> None:
         """With `steps` the rows come from a stream, and only `save_with_stream` writes checkpoints."""
         self.folder = folder
+        folder.path.mkdir(parents=True, exist_ok=True)
         self.training = Training(recipe, store)
         self._streams = steps is not None
         self.training.steps = steps or self.training.steps

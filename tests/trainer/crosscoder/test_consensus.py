@@ -59,7 +59,7 @@ def test_chains_of_similar_features_do_not_join_two_of_a_training():
 def test_similar_directions_that_fire_on_different_rows_are_two_features():
     directions = [unit((1, 0)), unit((1, 0))]
 
-    found = clusters(directions, lambda one, other, i, j: np.full(len(i), 0.4))
+    found = clusters(directions, lambda _one, _other, i, _j: np.full(len(i), 0.4))
 
     assert len(found) == 2
 
