@@ -190,7 +190,7 @@ def test_false_claims_are_counted_by_source_and_kind(trained):
 
 def test_the_crosscoders_of_a_calibration_are_not_trained_again(trained, monkeypatch):
     first = calibrated(trained)
-    monkeypatch.setattr("trainer.calibration.stage.train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("trainer.calibration.stage.train_together", lambda *_: pytest.fail("trained again"))
 
     assert calibrated(trained) == first
 
