@@ -261,6 +261,24 @@ class CrosscoderRecipe(RecipeSection):
     residual: ResidualRecipe | None = None
     """Residual dictionaries beside the crosscoder; `{}` takes the defaults."""
 
+    def beside(self, targets: tuple[str, ...] = ()) -> "CrosscoderRecipe | None":
+        """Recipe of the residual dictionaries beside the crosscoder, of some `targets` or all; None without any."""
+        if self.residual is None:
+            return None
+        return CrosscoderRecipe(
+            variant="residual",
+            features=self.residual.features,
+            inputs=self.inputs,
+            targets=targets or self.targets,
+            normalisation=self.normalisation,
+            damp_above=self.damp_above,
+            decoder_norm=self.decoder_norm,
+            dead_features=self.dead_features,
+            sparsity=SparsityRecipe(
+                k=self.residual.k, rank_by=self.sparsity.rank_by, anneal_share=self.sparsity.anneal_share
+            ),
+        )
+
     @model_validator(mode="after")
     def _residual_beside_another(self) -> "CrosscoderRecipe":
         if self.residual is not None and self.variant in ("sae", "diff_sae", "residual"):

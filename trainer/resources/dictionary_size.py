@@ -39,9 +39,15 @@ class DictionarySize:
         return self._count(self.groups)
 
     @property
+    def beside(self) -> "DictionarySize | None":
+        """The residual dictionaries of one training beside the crosscoder; more than that is never added to it."""
+        residual = self.recipe.beside()
+        return None if residual is None else DictionarySize(residual, self.store_widths)
+
+    @property
     def saved_parameters(self) -> int:
-        """Number of weights of the saved crosscoder, without predictions."""
-        return self._count(self.saved_groups)
+        """Number of weights of the saved crosscoder with what is added to it, without predictions."""
+        return self._count(self.saved_groups) + (self.beside.saved_parameters if self.beside else 0)
 
     def _count(self, groups: tuple[Group, ...]) -> int:
         return sum(
@@ -57,8 +63,9 @@ class DictionarySize:
 
     @property
     def saved_product(self) -> int:
-        """Number of encoder weights of the saved crosscoder."""
-        return sum(group.features * self._wide(group.reads) for group in self.saved_groups)
+        """Number of encoder weights of the saved crosscoder with what is added to it."""
+        own = sum(group.features * self._wide(group.reads) for group in self.saved_groups)
+        return own + (self.beside.saved_product if self.beside else 0)
 
     @property
     def predicting(self) -> int:
@@ -70,14 +77,15 @@ class DictionarySize:
 
     @property
     def active(self) -> int:
-        """Active features per row, which residual dictionaries count each for itself."""
+        """Active features per row, which residual dictionaries count each for itself; those added are counted."""
         residual = self.recipe.variant == "residual"
-        return self.recipe.sparsity.k * (len(self.groups) if residual else 1)
+        own = self.recipe.sparsity.k * (len(self.groups) if residual else 1)
+        return own + (self.beside.active if self.beside else 0)
 
     @property
     def features(self) -> int:
-        """Features of all groups."""
-        return self.groups[-1].stop
+        """Features of all groups, those added included."""
+        return self.groups[-1].stop + (self.beside.features if self.beside else 0)
 
     def _wide(self, names: tuple[str, ...]) -> int:
         return sum(self.widths[name] for name in names)

@@ -6,6 +6,7 @@ compares estimates and measurements.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from trainer.device import compute_dtype, pick_device
 from trainer.evaluation.fidelity import SCORED
@@ -17,8 +18,10 @@ from trainer.recipe.fitting import SourceRecipe
 from trainer.recipe.recipe import Recipe
 from trainer.resources.dictionary_size import DictionarySize
 from trainer.resources.speed import MachineSpeed
+from trainer.run.folder import RunFolder
 from trainer.store.batches import window_rows
 from trainer.training.checkpoint import KEEP
+from trainer.training.ensemble import members
 
 PROCESS_BYTES = 0.53e9
 """Bytes of a process with torch, transformers and numba loaded, after a first matrix product."""
@@ -224,6 +227,18 @@ class _Estimator:
         return largest
 
     def train(self) -> StageCost:
+        """The crosscoder's training, and those of its residual dictionaries side by side with it."""
+        return self._together([self.fitted(), *(one.fitted() for one in self._members())])
+
+    def _members(self) -> list["_Estimator"]:
+        """The trainings of residual dictionaries beside the crosscoder."""
+        return [replace(self, recipe=recipe) for recipe, _ in members(self.recipe, RunFolder(Path()))]
+
+    def _together(self, costs: Sequence[StageCost]) -> StageCost:
+        return replace(side_by_side(costs), seconds=self._total(*(cost.seconds for cost in costs)))
+
+    def fitted(self) -> StageCost:
+        """One training by itself."""
         training = self.recipe.training
         steps = self.train_rows // training.batch * training.epochs
         window = self.row_bytes * min(self.train_rows, window_rows(self.row_bytes))
@@ -349,7 +364,9 @@ class _Estimator:
         assert self.recipe.calibration is not None, "called only for recipes with a calibration"
         rows = min(self.recipe.calibration.rows, self.train_rows)
         textless = _Estimator(self.recipe, {}, self.store_widths, rows, self.speed)
-        training, analysis = textless.train(), textless._analysis("calibrate", rows, models=False)
+        beside = textless._members()
+        training = textless._together([one.fitted() for one in beside]) if beside else textless.train()
+        analysis = textless._analysis("calibrate", rows, models=False)
         experiments = len(self.store_widths) + 1
         seconds = self._total(*[training.seconds, analysis.seconds] * experiments)
         disk = rows * self.row_bytes + max(training.disk, analysis.disk)

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.crosscoder.crosscoder import Crosscoder, initial_weights
+from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.crosscoder.fold_damping import fold_damping
 from trainer.crosscoder.groups import build_groups, difference_sources
+from trainer.crosscoder.initial_weights import initial_weights
 from trainer.crosscoder.residuals import Residuals
 from trainer.crosscoder.selection import RunningThreshold, nonzero_indices
 from trainer.device import compute_dtype, pick_device
