@@ -4,10 +4,13 @@ import json
 
 import duckdb
 import pytest
+from click.testing import CliRunner
 
+from app.cli import main
 from app.worker.direction import read_direction
 from tests.worlds.tiny_diff import tiny_diff
 from trainer.crosscoder.crosscoder import Crosscoder
+from trainer.interchange.formats import read
 from trainer.pipeline.commands import run
 from trainer.run.folder import RunFolder
 
@@ -89,3 +92,14 @@ def test_steering_pushes_along_a_residual_feature(folder):
     expected = crosscoder.decoder("right")[first] / crosscoder.normaliser["right"].scale
     assert found.vector.tolist() == pytest.approx(expected.tolist(), rel=1e-5, abs=1e-7)
     assert not read_direction(folder, first, "left").writes
+
+
+def test_other_tools_get_the_crosscoder_alone_and_are_told(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("CROSSDIFF_HOME", str(folder.path.parents[1]))
+    beside = Crosscoder.load(folder.path).features - 48
+
+    done = CliRunner().invoke(main, ["export", folder.run_id, str(tmp_path / "out"), "--format", "crosscode"])
+
+    assert done.exit_code == 0, done.output
+    assert f"Left out: {beside} features of residual dictionaries" in done.output
+    assert read(tmp_path / "out").features == 48
