@@ -133,7 +133,8 @@ class Harvest:
         missing = "held out, which every measure needs" if train else "to train on"
         raise CorpusError(
             f"The corpus gave {train + held_out:,} rows from {documents}, and none {missing}; corpus.held_out is "
-            f"{self.corpus.held_out:g}. Add documents to corpus.mix, or change corpus.held_out or harvest.rows."
+            f"{self.corpus.held_out:g}. Add documents to corpus.mix, or change corpus.held_out or harvest.rows; parts "
+            "of one conversation, and texts that share most of their wording, count as one document here."
         )
 
     def _harvest_pool(self, documents: list[TokenizedDocument], wanted: int) -> None:
