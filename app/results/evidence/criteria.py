@@ -52,9 +52,9 @@ LIMITS = (
     them: they are truly the owner's, and mean nothing.""",
     """The *probe ratio* answers the second. A linear probe of each source, fitted on one half of the documents, ranks
     those rows of the other half that training never saw; its R-precision is the share of the feature's firings among
-    the rows ranked first, as many as there are firings. The ratio divides that of the best probe outside the owner by that of the best inside.
-    What probes cannot tell may still be there: in another layer than the one compared, or in a form that no line
-    finds.""",
+    the rows ranked first, as many as there are firings. The ratio divides that of the best probe outside the owner by
+    that of the best inside. What probes cannot tell may still be there: in another layer than the one compared, or in a
+    form that no line finds.""",
     """Both are measured on the held-out rows: a dictionary fits the noise of the rows it was trained on. Both have 90 %
     intervals, over document groups drawn with replacement, and the end of the interval is compared with the threshold,
     not the value. Parts of one conversation, and texts that share most of their wording, are one group: they are one
