@@ -106,7 +106,7 @@ def measure_claims(sample: RowSample, claimed: ClaimedFeatures, moments: RowMome
     for claim, rows in enumerate(claimed.firings):
         judged = rows[rows < sample.judged]
         fired[:, claim] = np.bincount(sample.cluster[judged], minlength=sample.clusters)
-    drawn = _draws(np.bincount(sample.cluster[: sample.judged], minlength=sample.clusters) > 0)
+    drawn = draws(np.bincount(sample.cluster[: sample.judged], minlength=sample.clusters) > 0)
     total = np.where(probes.enough, fired.sum(axis=0), np.nan)
     r_precision = (probes.hits.sum(axis=1) / total).T
     inside = _best(np.where(claimed.holds, r_precision, -np.inf))
@@ -120,7 +120,7 @@ def measure_claims(sample: RowSample, claimed: ClaimedFeatures, moments: RowMome
     )
 
 
-def _draws(judged: np.ndarray) -> np.ndarray:
+def draws(judged: np.ndarray) -> np.ndarray:
     """How often each group of documents is drawn [B, K], of those with judged rows, bool [K]."""
     shares = judged / max(judged.sum(), 1)
     return np.random.default_rng(0).multinomial(judged.sum(), shares, DRAWS).astype(np.float32)
