@@ -17,8 +17,8 @@ from torch import Tensor
 from trainer.analysis.claims.evidence import TAIL, draws
 from trainer.analysis.claims.linear_map import fit_map
 from trainer.analysis.per_feature.firings import RowMetadata
-from trainer.analysis.rows.moments import RowMoments
 from trainer.analysis.rows.sample import RowSample
+from trainer.crosscoder.row_moments import RowMoments
 
 BAND_ENDS = (1, 10, 50, 200)
 """Last principal direction of each band, by variance; the last band holds the others."""
