@@ -11,9 +11,9 @@ from trainer.analysis.claims.claims import null_rate
 from trainer.analysis.claims.evidence import ClaimedFeatures, measure_claims
 from trainer.analysis.claims.linear_map import fit_map
 from trainer.analysis.claims.probes import probe_features
-from trainer.analysis.rows.moments import RowMoments
 from trainer.analysis.rows.sample import RowSample
 from trainer.crosscoder.prediction import joint
+from trainer.crosscoder.row_moments import RowMoments
 
 SOURCES = tuple(WIDTHS)
 

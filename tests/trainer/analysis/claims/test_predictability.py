@@ -8,8 +8,8 @@ import torch
 
 from tests.worlds.two_sources import DOCUMENTS, ROWS, as_sample, two_sources
 from trainer.analysis.claims.predictability import MIN_GROUPS, Partition, predictability
-from trainer.analysis.rows.moments import RowMoments
 from trainer.analysis.rows.sample import RowSample
+from trainer.crosscoder.row_moments import RowMoments
 
 
 def told(rows: dict[str, torch.Tensor], *partitions: Partition) -> list[dict[str, Any]]:
