@@ -16,6 +16,7 @@ from trainer.models.shapes import ModelShape
 from trainer.reading.activations import POOL_ROWS
 from trainer.recipe.fitting import SourceRecipe
 from trainer.recipe.recipe import Recipe
+from trainer.recipe.schedule import Schedule
 from trainer.resources.speed import MachineSpeed
 from trainer.store.batches import window_rows
 from trainer.training.checkpoint import KEEP
@@ -146,6 +147,10 @@ class _Estimator:
         return self.recipe.harvest.rows if self.rows is None else self.rows
 
     @property
+    def schedule(self) -> Schedule:
+        return Schedule.of(self.recipe, self.train_rows, self.store_widths)
+
+    @property
     def kept_rows(self) -> float:
         """Rows of the finished store, including held-out ones."""
         stream = self.recipe.harvest.stream
@@ -249,15 +254,15 @@ class _Estimator:
         return largest
 
     def train(self) -> StageCost:
-        training = self.recipe.training
-        steps = self.train_rows // training.batch * training.epochs
+        schedule = self.schedule
+        steps = self.train_rows // schedule.batch * schedule.epochs
         window = self.row_bytes * min(self.train_rows, window_rows(self.row_bytes))
-        batch = training.batch * (12 * sum(self.store_widths.values()) + 24 * self.recipe.crosscoder.sparsity.k)
+        batch = schedule.batch * (12 * sum(self.store_widths.values()) + 24 * self.recipe.crosscoder.sparsity.k)
         dense = self.recipe.crosscoder.sparsity.kind in ("l1", "jumprelu", "topk")
-        batch += training.batch * self.features * 16 if dense else 0
-        low, rows = ACTIVATION_BYTES * self.product, 4 * training.batch * sum(self.store_widths.values())
+        batch += schedule.batch * self.features * 16 if dense else 0
+        low, rows = ACTIVATION_BYTES * self.product, 4 * schedule.batch * sum(self.store_widths.values())
         held = TRAINING_BYTES * self.parameters + low + batch
-        on_cpu = pick_device(training.device).type == "cpu"
+        on_cpu = pick_device(self.recipe.training.device).type == "cpu"
         fitted = StageCost(
             "train",
             memory=PROCESS_BYTES
@@ -289,7 +294,7 @@ class _Estimator:
     def _step_seconds(self, steps: int) -> float | None:
         """Seconds of `steps` steps: the products of all rows, and the traffic over all weights once per step."""
         share = INT8_SHARE if self._uses_int8 else DENSE_SHARE
-        products = self._seconds(steps * self.recipe.training.batch * self.product, share)
+        products = self._seconds(steps * self.schedule.batch * self.product, share)
         weights = STEP_TRAFFIC_BYTES * self.parameters
         return None if self.speed is None else self._total(products, steps * weights / self.speed.copy)
 

@@ -13,6 +13,7 @@ from trainer.crosscoder.fold_damping import fold_damping
 from trainer.errors import TrainingError
 from trainer.reading.stream import ActivationStream
 from trainer.recipe.recipe import Recipe
+from trainer.recipe.schedule import Schedule
 from trainer.run.checksum import sha256_of
 from trainer.run.folder import RunFolder, atomic_write, discard
 from trainer.run.progress import Progress
@@ -158,18 +159,19 @@ class _Fit:
                 raise TrainingError(
                     f"The training diverged: in the end it explains {value:.3g} of the variance of "
                     f"{name.partition('.')[2]}, where 1 is all and 0 is the rows' mean. Set training.learning_rate, "
-                    f"now {self.training.recipe.training.learning_rate:g}, lower and run again."
+                    f"now {self.training.schedule.learning_rate:g}, lower and run again."
                 )
 
 
 def fingerprint_of(recipe: Recipe, store: ActivationStore) -> str:
     """Hash of everything that determines the weights: crosscoder, training settings and data."""
+    recipe = Schedule.of(recipe, store.count("train"), store.widths).stated_in(recipe)
     identity = recipe.identity()
     streamed = [] if recipe.harvest.stream is None else [identity["sources"], identity["corpus"], identity["harvest"]]
     parts: list[Any] = [
         *streamed,
         identity["crosscoder"],
-        recipe.training.model_dump(mode="json", exclude={"checkpoint_every", "device"}),
+        {key: value for key, value in identity["training"].items() if key not in ("checkpoint_every", "device")},
         [shard.sha256 for shard in store.manifest.shards],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
