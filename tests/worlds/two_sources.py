@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from trainer.analysis.rows.moments import RowMoments
 from trainer.analysis.rows.sample import RowSample
+from trainer.crosscoder.row_moments import RowMoments
 
 WIDTHS = {"left": 24, "right": 32}
 ROWS, DOCUMENTS = 24_000, 240

@@ -157,6 +157,7 @@ class _Analysis:
         found = stability(store, self.crosscoder, ownership, other_runs(folder), self.recipe.analysis)
         inputs = replace(inputs, scaling=encoded.scaling, found_again=found.share, other_runs=found.looked_in)
         judged = self._judge(inputs, store, folder)
+        verdicts = ownership.verdicts(judged.judgement.verdict)
         coherence_by_source = np.stack([coherence(encoded.moments, name) for name in targets], axis=1)
         best_coherence = best_of_holders(coherence_by_source, holds)
         stored = {name: measures[name] for name in FEATURE_MEASURES} | {
@@ -169,13 +170,11 @@ class _Analysis:
             "coherence": best_coherence,
             "polysemous": pa.array(best_coherence < POLYSEMOUS, mask=np.isnan(best_coherence)),
             **judged.columns(),
-            "verdict": judged.judgement.verdict,
+            "verdict": verdicts,
             "kind": pa.array(judged.judgement.kind, pa.string()),
             "found_in": np.where(found.looked_in > 0, found.found_in, np.nan),
             "looked_in": found.looked_in,
-            "score": scores(
-                owner, judged.judgement.verdict, _ranking_inputs(measures, norms, inputs, judged, metadata)
-            ),
+            "score": scores(owner, verdicts, _ranking_inputs(measures, norms, inputs, judged, metadata)),
         }
         self.draft.add("feature", stored)
 

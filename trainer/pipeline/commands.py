@@ -9,7 +9,7 @@ from trainer.errors import RecipeError
 from trainer.interchange.imported import recipe_of
 from trainer.pipeline.run import Run
 from trainer.recipe.recipe import load_recipe, parse_recipe
-from trainer.run.folder import RunFolder, read_json
+from trainer.run.folder import RunFolder, read_json, write_json
 from trainer.run.stages import STAGES
 from trainer.store.store import ActivationStore
 from trainer.training.stage import train_together
@@ -127,5 +127,7 @@ def _train_on_the_same_batches(runs: list[Run], *, of: int) -> None:
             one.write_recipe()
         store = ActivationStore.open(first.store_path())
         train_together([(one.recipe, one.folder) for one in runs], store, first.progress)
+        for one in runs:  # each is looked at when another is analysed
+            write_json(one.folder.store, {"path": str(one.store_path())})
     for one, fingerprint in zip(runs, inputs, strict=True):
         one.record("train", fingerprint)

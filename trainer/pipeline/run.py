@@ -39,7 +39,7 @@ from trainer.run.progress import Progress
 from trainer.run.record import damaged_product, read_record, record_finished
 from trainer.run.stages import STAGES
 from trainer.store.store import ActivationStore
-from trainer.training.stage import fingerprint_of, train, train_streaming
+from trainer.training.stage import fingerprint_of, settled, train, train_streaming
 
 EVALUATION_KEYS: dict[str, Any] = {
     "evaluation": True,
@@ -131,7 +131,7 @@ class Run:
         """The recipe with its schedule stated, or as it is where the run has no rows yet, or trains nothing."""
         if self.recipe.imported is not None or self._store_or_none() is None:
             return self.recipe
-        return self.schedule().stated_in(self.recipe)
+        return settled(self.recipe, self._store())
 
     def store_held(self, *, writing: bool) -> AbstractContextManager[None]:
         """Hold the activations; those that another program wrote are not ours to lock."""
@@ -300,13 +300,14 @@ class Run:
         """Make a forced training start from the first step, not from the last checkpoint."""
         if "train" in self.to_redo:
             discard(self.folder.checkpoints)
+            discard(self.folder.ensemble)
 
     def _crosscoder(self) -> Crosscoder:
         """The trained crosscoder, on the device that it is measured on."""
         return Crosscoder.load(self.folder.path).to(measuring_device(self.recipe.training.device))
 
     def _evaluate(self) -> None:
-        crosscoder = self._crosscoder()
+        crosscoder = self._crosscoder().reconstructing
         store = self._store_for(crosscoder)
         measures = evaluate(store, crosscoder, self.progress)
         sequences = self.recipe.evaluation.sequences

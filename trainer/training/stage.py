@@ -2,14 +2,15 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from trainer.crosscoder.consensus import add_consensus
 from trainer.crosscoder.crosscoder import Crosscoder
-from trainer.crosscoder.fold_damping import fold_damping
 from trainer.errors import TrainingError
 from trainer.reading.stream import ActivationStream
 from trainer.recipe.recipe import Recipe
@@ -19,6 +20,7 @@ from trainer.run.folder import RunFolder, atomic_write, discard
 from trainer.run.progress import Progress
 from trainer.store.store import ActivationStore, Rows
 from trainer.training.checkpoint import latest
+from trainer.training.ensemble import consensus_of, members
 from trainer.training.trainer import Training
 
 DIVERGED = -10.0
@@ -35,10 +37,41 @@ def train_together(
 ) -> list[Crosscoder]:
     """Fit a crosscoder for every run and save it in the run's folder, reading each batch once for all.
 
-    The recipes must agree on batch, epochs and shuffle seed. Each resumes from its newest checkpoint of the same recipe
-    and data; one that is ahead waits for the others. Raises StoreError, DiskFull.
+    Residual dictionaries that a recipe has beside its crosscoder are fitted along with it, and what their trainings
+    have in common is added to it. The recipes must agree on batch, epochs and shuffle seed. Each resumes from its
+    newest checkpoint of the same recipe and data; one that is ahead waits for the others. Raises StoreError, DiskFull.
     """
-    fits = [_Fit(recipe, folder, store, progress) for recipe, folder in runs]
+    runs = [(settled(recipe, store), folder) for recipe, folder in runs]
+    beside = [members(recipe, folder) for recipe, folder in runs]
+    fits = [_Fit(recipe, folder, store, progress) for recipe, folder in (*runs, *itertools.chain(*beside))]
+    _run_together(fits, progress)
+    trained = [fit.finish() for fit in fits]
+    rest = iter(trained[len(runs) :])
+    return [
+        _with_consensus(run, one, list(itertools.islice(rest, len(others))), store, progress)
+        for run, one, others in zip(runs, trained, beside, strict=False)
+    ]
+
+
+def _with_consensus(
+    run: tuple[Recipe, RunFolder],
+    crosscoder: Crosscoder,
+    trained: Sequence[Crosscoder],
+    store: ActivationStore,
+    progress: Progress,
+) -> Crosscoder:
+    """A run's crosscoder with what its residual dictionaries have in common; saved in the run's folder."""
+    recipe, folder = run
+    if recipe.crosscoder.residual is None:
+        return crosscoder
+    with progress.task("Comparing trainings", total=None):
+        complete = add_consensus(crosscoder, consensus_of(trained, store, recipe.crosscoder.residual))
+        complete.save(folder.path)
+    return complete
+
+
+def _run_together(fits: Sequence["_Fit"], progress: Progress) -> None:
+    """Run all steps that are left of several trainings."""
     slowest = min(fits, key=lambda fit: fit.training.step).training
     if slowest.step:
         progress.notify(f"train: resuming from step {slowest.step} of {slowest.steps}")
@@ -52,7 +85,6 @@ def train_together(
                     fit.run_step(rows, log)
             step += 1
             task.advance(1, **fits[0].progress_values)
-    return [fit.finish() for fit in fits]
 
 
 def train_streaming(
@@ -86,9 +118,20 @@ def train_streaming(
             f"train: the text ended after {rows_read:,} of {recipe.harvest.rows:,} rows, before the learning rate had "
             f"decayed. For a complete schedule set harvest.rows to {rows_read} and train again."
         )
-    trained = fit.finish()
+    trained = _with_residuals_of_sample(recipe, fit.finish(), store, folder, progress)
     discard(folder.checkpoints)
     return trained
+
+
+def _with_residuals_of_sample(
+    recipe: Recipe, crosscoder: Crosscoder, store: ActivationStore, folder: RunFolder, progress: Progress
+) -> Crosscoder:
+    """A streamed run's crosscoder with residual dictionaries, which are fitted to the rows that are stored."""
+    fits = [_Fit(one, place, store, progress) for one, place in members(settled(recipe, store), folder)]
+    if not fits:
+        return crosscoder
+    _run_together(fits, progress)
+    return _with_consensus((recipe, folder), crosscoder, [fit.finish() for fit in fits], store, progress)
 
 
 def _buffered_rows(folder: RunFolder, step: int) -> Path:
@@ -110,6 +153,7 @@ class _Fit:
     ) -> None:
         """With `steps` the rows come from a stream, and only `save_with_stream` writes checkpoints."""
         self.folder = folder
+        folder.path.mkdir(parents=True, exist_ok=True)
         self.training = Training(recipe, store)
         self._streams = steps is not None
         self.training.steps = steps or self.training.steps
@@ -143,13 +187,13 @@ class _Fit:
                 path.unlink()
 
     def finish(self) -> Crosscoder:
-        """Set the inference thresholds, fold the damping and save the crosscoder.
+        """Set the inference thresholds and save the crosscoder, with everything folded into its weights.
 
         Raises TrainingError when it reconstructs far worse than the rows' mean would.
         """
         self._refuse_diverged()
         self.training.set_thresholds()
-        trained = fold_damping(self.training.crosscoder)
+        trained = self.training.trained()
         trained.save(self.folder.path)
         return trained
 
@@ -163,9 +207,14 @@ class _Fit:
                 )
 
 
+def settled(recipe: Recipe, store: ActivationStore) -> Recipe:
+    """The recipe with the training settings stated that the store's rows and widths decide."""
+    return Schedule.of(recipe, store.count("train"), store.widths).stated_in(recipe)
+
+
 def fingerprint_of(recipe: Recipe, store: ActivationStore) -> str:
     """Hash of everything that determines the weights: crosscoder, training settings and data."""
-    recipe = Schedule.of(recipe, store.count("train"), store.widths).stated_in(recipe)
+    recipe = settled(recipe, store)
     identity = recipe.identity()
     streamed = [] if recipe.harvest.stream is None else [identity["sources"], identity["corpus"], identity["harvest"]]
     parts: list[Any] = [

@@ -198,10 +198,10 @@ CRITERIA = {
     ),
     "found_again": Criterion(
         "Found again",
-        "The share of other runs of the same comparison, with another seed or variant, that have the feature too.",
+        "The share of other trainings, of the same run or of other runs of the comparison, that have the feature too.",
         "share",
         "≥",
-        "other runs of the same comparison do not find it again",
+        "other trainings do not find it again",
         "found_again",
     ),
 }

@@ -27,7 +27,7 @@ def test_the_overview_counts_owners_and_links_each_count_to_its_features(reader:
     for owner, count in re.findall(r'href="[^"]*owner=(\w+)&verdict=\w+&life=alive">([\d,]+)</a>', page):
         listed = reader.get(f"/api/v1{LIST}?owner={owner}&life=alive").json()
         assert listed["total"] == int(count)
-    assert "not calibrated" in page
+    assert "untested" in page
     assert "exclusive_share: 0.15" in page
 
 

@@ -16,8 +16,9 @@ from trainer.calibration.recovery import activation_correlations, direction_cosi
 from trainer.calibration.samples import write_sample
 from trainer.calibration.spike_ins import BLOCK, SpikeIn, SpikeInSet, spiked_store
 from trainer.calibration.stage import calibrate
-from trainer.crosscoder.crosscoder import Codes, Crosscoder, initial_weights
+from trainer.crosscoder.crosscoder import Codes, Crosscoder
 from trainer.crosscoder.groups import build_groups
+from trainer.crosscoder.initial_weights import initial_weights
 from trainer.crosscoder.normalisation import Normaliser
 from trainer.errors import RecipeError
 from trainer.recipe.measuring import CalibrationRecipe
@@ -190,7 +191,7 @@ def test_false_claims_are_counted_by_source_and_kind(trained):
 
 def test_the_crosscoders_of_a_calibration_are_not_trained_again(trained, monkeypatch):
     first = calibrated(trained)
-    monkeypatch.setattr("trainer.calibration.stage.train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("trainer.calibration.stage.train_together", lambda *_: pytest.fail("trained again"))
 
     assert calibrated(trained) == first
 

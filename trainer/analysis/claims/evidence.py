@@ -15,9 +15,9 @@ from trainer.analysis.claims.excess import mirrored_firings
 from trainer.analysis.claims.linear_map import fit_map
 from trainer.analysis.claims.probes import Probes, probe_features
 from trainer.analysis.rows.codes import CodeSpool
-from trainer.analysis.rows.moments import RowMoments
 from trainer.analysis.rows.sample import RowSample
 from trainer.crosscoder.crosscoder import Crosscoder
+from trainer.crosscoder.row_moments import RowMoments
 
 DRAWS = 400
 """Bootstrap draws."""

@@ -14,8 +14,9 @@ for a direction that means nothing. Axes: C features, R rows, K documents.
 import torch
 from torch import Tensor
 
-from trainer.analysis.claims.linear_map import LinearMap, joint
+from trainer.analysis.claims.linear_map import LinearMap
 from trainer.analysis.rows.sample import RowSample
+from trainer.crosscoder.prediction import joint
 
 BLOCK = 16384
 """Rows at a time."""

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.analysis.rows.moments import FOLDS, RowMoments
 from trainer.analysis.rows.sample import RowSample
+from trainer.crosscoder.row_moments import FOLDS, RowMoments
 
 MIN_FIRINGS = 10
 """Firings that a feature needs in each fold; with fewer, nothing is said about it."""

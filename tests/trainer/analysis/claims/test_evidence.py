@@ -7,9 +7,10 @@ import torch
 from tests.worlds.two_sources import ROWS, WIDTHS, as_sample, planted, two_sources
 from trainer.analysis.claims.claims import null_rate
 from trainer.analysis.claims.evidence import ClaimedFeatures, measure_claims
-from trainer.analysis.claims.linear_map import fit_map, joint
+from trainer.analysis.claims.linear_map import fit_map
 from trainer.analysis.claims.probes import probe_features
 from trainer.analysis.rows.sample import RowSample
+from trainer.crosscoder.prediction import joint
 
 SOURCES = tuple(WIDTHS)
 
