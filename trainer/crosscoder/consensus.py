@@ -41,7 +41,7 @@ def consensus(trained: Sequence[Crosscoder], activations: Sequence[sp.csc_array]
     threshold: dict[str, Tensor] = {}
     recurrence: dict[str, Tensor] = {}
     for group in first.groups:
-        directions = [_directions(one, group) for one in trained]
+        directions = [unit_directions(one, group) for one in trained]
         columns = [part[:, group.first : group.stop] for part in activations]
         found = clusters(directions, partial(_correlation, columns))
         kept = sorted((one for one in found if len(one) >= found_in), key=lambda one: (-len(one), sorted(one.items())))
@@ -50,7 +50,7 @@ def consensus(trained: Sequence[Crosscoder], activations: Sequence[sp.csc_array]
         chosen = [representative(one, directions) for one in kept]
         start = groups[-1].stop if groups else 0
         groups.append(replace(group, features=len(kept), first=start))
-        weights |= {name: _gather(trained, name, chosen) for name in _blocks(group)}
+        weights |= {name: _gather(trained, name, chosen) for name in blocks(group)}
         threshold[group.name] = torch.stack([_threshold(trained[r], group)[index] for r, index in chosen])
         recurrence[group.name] = torch.tensor([len(one) for one in kept])
     return replace(
@@ -75,7 +75,7 @@ def clusters(
     pairs: list[tuple[float, tuple[int, int], tuple[int, int]]] = []
     for a in range(len(directions)):
         for b in range(a + 1, len(directions)):
-            i, j, cosine = _mutually_nearest(directions[a], directions[b])
+            i, j, cosine = mutually_nearest(directions[a], directions[b])
             alike = (cosine >= COSINE) & (correlation(a, b, i, j) >= CORRELATION)
             pairs += [
                 (-value, (a, int(one)), (b, int(other)))
@@ -112,7 +112,7 @@ def add_consensus(crosscoder: Crosscoder, found: Crosscoder) -> Crosscoder:
     groups = []
     for group in found.groups:
         placed = replace(group, first=start, reconstructs=False)
-        weights |= {name: found.weights[name] for name in _blocks(group)}
+        weights |= {name: found.weights[name] for name in blocks(group)}
         for source in group.reads:  # a mean over the sources read is a sum in residual dictionaries
             name = f"encoder.{source}.{group.name}"
             weights[name] = weights[name] / crosscoder.read_factor(group)
@@ -125,16 +125,17 @@ def add_consensus(crosscoder: Crosscoder, found: Crosscoder) -> Crosscoder:
         threshold=crosscoder.threshold | found.threshold,
         trainings=found.trainings,
         recurrence=found.recurrence,
+        identity=found.identity,
     )
 
 
-def _directions(crosscoder: Crosscoder, group: Group) -> Tensor:
+def unit_directions(crosscoder: Crosscoder, group: Group) -> Tensor:
     """Unit decoder directions of a group, over all sources that it writes, side by side."""
     parts = [crosscoder.weights[f"decoder.{source}.{group.name}"].detach().float() for source in group.writes]
     return torch.nn.functional.normalize(torch.cat(parts, dim=1), dim=1)
 
 
-def _blocks(group: Group) -> list[str]:
+def blocks(group: Group) -> list[str]:
     """Names of a group's weights whose first axis is its features."""
     encoders = [f"encoder.{source}.{group.name}" for source in group.reads]
     return [*encoders, *(f"decoder.{source}.{group.name}" for source in group.writes), f"encoder_bias.{group.name}"]
@@ -149,7 +150,7 @@ def _threshold(crosscoder: Crosscoder, group: Group) -> Tensor:
     return crosscoder.threshold[group.name].expand(group.features)
 
 
-def _mutually_nearest(one: Tensor, other: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def mutually_nearest(one: Tensor, other: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs of features that are each other's nearest, and their cosines [pairs]."""
     forward = _nearest(one, other)
     backward, cosine = _nearest(other, one)[0], forward[1]

@@ -78,6 +78,8 @@ class Crosscoder:
     """Trainings in which the features of `recurrence` were looked for."""
     recurrence: dict[str, Tensor] = field(default_factory=dict)
     """By group of features that stand for several trainings': the number that each was found in, int64 [F]."""
+    identity: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By such a group: ids of its features [F]; see `trainer.crosscoder.identity`."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -97,7 +99,7 @@ class Crosscoder:
         return self if len(groups) == len(self.groups) else self.with_groups(groups)
 
     def with_groups(self, groups: tuple[Group, ...]) -> "Crosscoder":
-        """The crosscoder of some of its groups, the first ones."""
+        """The crosscoder with some of its groups alone, which keep their places."""
         names = {group.name for group in groups}
         blocks = {f"{kind}.{source}.{group.name}" for kind, source, group in self.blocks() if group.name in names}
         blocks |= {f"encoder_bias.{name}" for name in names} | {f"decoder_bias.{source}" for source in self.widths}
@@ -108,6 +110,7 @@ class Crosscoder:
             threshold={name: value for name, value in self.threshold.items() if name in names},
             row_k={name: k for name, k in self.row_k.items() if name in names},
             recurrence={name: count for name, count in self.recurrence.items() if name in names},
+            identity={name: ids for name, ids in self.identity.items() if name in names},
         )
 
     @property
@@ -299,6 +302,7 @@ class Crosscoder:
             "differences": self.differences,
             "predictions": {source: {"given": prediction.given} for source, prediction in self.predictions.items()},
             "trainings": self.trainings,
+            "identity": self.identity,
         }
         write_json(folder / "crosscoder.json", description)
 
@@ -345,6 +349,7 @@ class Crosscoder:
             predictions=predictions,
             trainings=int(description.get("trainings", 1)),
             recurrence=recurrence,
+            identity={name: tuple(map(str, ids)) for name, ids in description.get("identity", {}).items()},
         )
 
 

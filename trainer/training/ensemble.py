@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 from trainer.analysis.rows.activations import sampled_activations
-from trainer.crosscoder.consensus import consensus
+from trainer.crosscoder.consensus import add_consensus, consensus
 from trainer.crosscoder.crosscoder import Crosscoder
+from trainer.crosscoder.identity import identify
+from trainer.errors import CrosscoderError
 from trainer.recipe.fitting import ResidualRecipe
 from trainer.recipe.recipe import Recipe
 from trainer.run.folder import RunFolder
@@ -25,6 +27,33 @@ def members(recipe: Recipe, folder: RunFolder, targets: Sequence[str] = ()) -> l
     return [(one, RunFolder(folder.ensemble / f"seed-{one.training.seed}")) for one in recipes]
 
 
+def known_features(folder: RunFolder) -> Crosscoder | None:
+    """What an earlier training of a run found in common; None without one, or if it is damaged."""
+    try:
+        crosscoder = Crosscoder.load(folder.path)
+    except CrosscoderError:
+        return None
+    groups = tuple(group for group in crosscoder.groups if group.name in crosscoder.identity)
+    return crosscoder.with_groups(groups) if groups else None
+
+
 def consensus_of(trained: Sequence[Crosscoder], store: ActivationStore, wanted: ResidualRecipe) -> Crosscoder:
     """What several trainings on a store have in common; without any group if that is nothing."""
     return consensus(trained, sampled_activations(store, trained), wanted.found_in)
+
+
+def with_consensus(
+    crosscoder: Crosscoder,
+    trained: Sequence[Crosscoder],
+    store: ActivationStore,
+    wanted: ResidualRecipe,
+    *,
+    previous: Crosscoder | None,
+    others: Sequence[RunFolder],
+) -> Crosscoder:
+    """A crosscoder with what its residual dictionaries have in common.
+
+    A feature keeps the place that it had in the `previous` training of the run, or takes its id from `others`.
+    """
+    known = [found for folder in others if (found := known_features(folder)) is not None]
+    return add_consensus(crosscoder, identify(consensus_of(trained, store, wanted), previous, known))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from trainer.crosscoder.consensus import add_consensus
+from trainer.analysis.claims.stability import other_runs
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.errors import TrainingError
 from trainer.reading.stream import ActivationStream
@@ -20,7 +20,7 @@ from trainer.run.folder import RunFolder, atomic_write, discard
 from trainer.run.progress import Progress
 from trainer.store.store import ActivationStore, Rows
 from trainer.training.checkpoint import latest
-from trainer.training.ensemble import consensus_of, members
+from trainer.training.ensemble import known_features, members, with_consensus
 from trainer.training.trainer import Training
 
 DIVERGED = -10.0
@@ -43,29 +43,35 @@ def train_together(
     """
     runs = [(settled(recipe, store), folder) for recipe, folder in runs]
     beside = [members(recipe, folder) for recipe, folder in runs]
+    known = [known_features(folder) if others else None for (_, folder), others in zip(runs, beside, strict=True)]
     fits = [_Fit(recipe, folder, store, progress) for recipe, folder in (*runs, *itertools.chain(*beside))]
     _run_together(fits, progress)
     trained = [fit.finish() for fit in fits]
     rest = iter(trained[len(runs) :])
     return [
-        _with_consensus(run, one, list(itertools.islice(rest, len(others))), store, progress)
-        for run, one, others in zip(runs, trained, beside, strict=False)
+        _add_residuals(run, [one, *itertools.islice(rest, len(others))], previous, store, progress)
+        for run, one, others, previous in zip(runs, trained, beside, known, strict=False)
     ]
 
 
-def _with_consensus(
+def _add_residuals(
     run: tuple[Recipe, RunFolder],
-    crosscoder: Crosscoder,
     trained: Sequence[Crosscoder],
+    previous: Crosscoder | None,
     store: ActivationStore,
     progress: Progress,
 ) -> Crosscoder:
-    """A run's crosscoder with what its residual dictionaries have in common; saved in the run's folder."""
-    recipe, folder = run
+    """A run's crosscoder with what its residual dictionaries have in common; saved in the run's folder.
+
+    `trained` are the crosscoder and its residual dictionaries.
+    """
+    (recipe, folder), (crosscoder, *beside) = run, trained
     if recipe.crosscoder.residual is None:
         return crosscoder
     with progress.task("Comparing trainings", total=None):
-        complete = add_consensus(crosscoder, consensus_of(trained, store, recipe.crosscoder.residual))
+        others = other_runs(folder)
+        wanted = recipe.crosscoder.residual
+        complete = with_consensus(crosscoder, beside, store, wanted, previous=previous, others=others)
         complete.save(folder.path)
     return complete
 
@@ -118,20 +124,26 @@ def train_streaming(
             f"train: the text ended after {rows_read:,} of {recipe.harvest.rows:,} rows, before the learning rate had "
             f"decayed. For a complete schedule set harvest.rows to {rows_read} and train again."
         )
-    trained = _with_residuals_of_sample(recipe, fit.finish(), store, folder, progress)
+    previous = known_features(folder)
+    trained = _with_residuals_of_sample((recipe, folder), fit.finish(), previous, store, progress)
     discard(folder.checkpoints)
     return trained
 
 
 def _with_residuals_of_sample(
-    recipe: Recipe, crosscoder: Crosscoder, store: ActivationStore, folder: RunFolder, progress: Progress
+    run: tuple[Recipe, RunFolder],
+    crosscoder: Crosscoder,
+    previous: Crosscoder | None,
+    store: ActivationStore,
+    progress: Progress,
 ) -> Crosscoder:
     """A streamed run's crosscoder with residual dictionaries, which are fitted to the rows that are stored."""
+    recipe, folder = run
     fits = [_Fit(one, place, store, progress) for one, place in members(settled(recipe, store), folder)]
     if not fits:
         return crosscoder
     _run_together(fits, progress)
-    return _with_consensus((recipe, folder), crosscoder, [fit.finish() for fit in fits], store, progress)
+    return _add_residuals(run, [crosscoder, *(fit.finish() for fit in fits)], previous, store, progress)
 
 
 def _buffered_rows(folder: RunFolder, step: int) -> Path:

@@ -5,12 +5,12 @@ import json
 import duckdb
 import pytest
 from click.testing import CliRunner
+from safetensors import safe_open
 
 from app.cli import main
 from app.worker.direction import read_direction
 from tests.worlds.tiny_diff import tiny_diff
 from trainer.crosscoder.crosscoder import Crosscoder
-from trainer.interchange.formats import read
 from trainer.pipeline.commands import run
 from trainer.run.folder import RunFolder
 
@@ -98,8 +98,11 @@ def test_other_tools_get_the_crosscoder_alone_and_are_told(folder, tmp_path, mon
     monkeypatch.setenv("CROSSDIFF_HOME", str(folder.path.parents[1]))
     beside = Crosscoder.load(folder.path).features - 48
 
-    done = CliRunner().invoke(main, ["export", folder.run_id, str(tmp_path / "out"), "--format", "crosscode"])
+    done = CliRunner().invoke(
+        main, ["export", folder.run_id, str(tmp_path / "out"), "--format", "sparsify", "--option", "k=6"]
+    )
 
     assert done.exit_code == 0, done.output
     assert f"Left out: {beside} features of residual dictionaries" in done.output
-    assert read(tmp_path / "out").features == 48
+    with safe_open(tmp_path / "out" / "sae.safetensors", "pt") as written:
+        assert {48} < {size for name in written.keys() for size in written.get_slice(name).get_shape()}  # noqa: SIM118
