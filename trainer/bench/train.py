@@ -17,6 +17,7 @@ from trainer.bench.repeats import Repeats, ratios, time_interleaved
 from trainer.bench.report import Report, formatted
 from trainer.device import compute_dtype
 from trainer.recipe.recipe import Recipe, load_recipe, parse_recipe
+from trainer.recipe.schedule import Schedule
 from trainer.run.peak_memory import peak_gigabytes, reset_peak
 from trainer.store.store import ActivationStore, Rows, StoredSource, StoreWriter
 from trainer.training.trainer import Training
@@ -94,9 +95,9 @@ def demo_setup() -> TrainSetup:
     """The setup of the demo's recipe."""
     recipe = load_recipe(DEMO)
     crosscoder = recipe.crosscoder
-    return TrainSetup(
-        crosscoder.variant, DEMO_WIDTHS, crosscoder.features, crosscoder.sparsity.k, recipe.training.batch
-    )
+    widths = dict(zip((source.name for source in recipe.sources), DEMO_WIDTHS, strict=True))
+    batch = Schedule.of(recipe, recipe.harvest.rows, widths).batch
+    return TrainSetup(crosscoder.variant, DEMO_WIDTHS, crosscoder.features, crosscoder.sparsity.k, batch)
 
 
 def measure_training(setup: TrainSetup, rounds: int, *, with_peers: bool = True) -> TrainSpeed:

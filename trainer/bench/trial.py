@@ -96,8 +96,8 @@ def run_trial(recipe: Recipe, sampled: SampledWorld, advance: Advance) -> TrialO
     for batch in training.remaining_batches():
         training.run_step(batch)
         if training.step % STEPS == 0:
-            advance(STEPS * recipe.training.batch)
-    advance(training.steps % STEPS * recipe.training.batch)
+            advance(STEPS * training.schedule.batch)
+    advance(training.steps % STEPS * training.schedule.batch)
     training.set_thresholds()
     return score(recipe, training.trained(), sampled)
 

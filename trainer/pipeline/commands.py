@@ -102,16 +102,32 @@ def train_side_by_side(runs: list[Run]) -> None:
         untrained = [one for one in runs if one.is_due("train")]
         if not untrained:
             return
-        first = untrained[0]
-        first.progress.notify(f"sweep: {len(untrained)} of {len(runs)} runs are trained side by side")
-        with first.progress.running(), first.progress.stage("train"), first.store_held(writing=False):
-            first.check_fit(["train"], beside=[one.recipe for one in untrained[1:]])
-            inputs = [one.fingerprint("train") for one in untrained]
-            for one in untrained:
-                one.discard_forced_checkpoints()
-            store = ActivationStore.open(first.store_path())
-            train_together([(one.recipe, one.folder) for one in untrained], store, first.progress)
-            for one in untrained:  # each is looked at when another is analysed
-                write_json(one.folder.store, {"path": str(one.store_path())})
-        for one, fingerprint in zip(untrained, inputs, strict=True):
-            one.record("train", fingerprint)
+        for sharing in _by_batches(untrained):
+            _train_on_the_same_batches(sharing, of=len(runs))
+
+
+def _by_batches(runs: list[Run]) -> list[list[Run]]:
+    """The runs in lists that agree on batch and epochs, which may depend on the size of the dictionary."""
+    lists: dict[tuple[int, int], list[Run]] = {}
+    for one in runs:
+        schedule = one.schedule()
+        lists.setdefault((schedule.batch, schedule.epochs), []).append(one)
+    return list(lists.values())
+
+
+def _train_on_the_same_batches(runs: list[Run], *, of: int) -> None:
+    """Train runs that agree on batch and epochs, of a sweep of so many."""
+    first = runs[0]
+    first.progress.notify(f"sweep: {len(runs)} of {of} runs are trained side by side")
+    with first.progress.running(), first.progress.stage("train"), first.store_held(writing=False):
+        first.check_fit(["train"], beside=[one.recipe for one in runs[1:]])
+        inputs = [one.fingerprint("train") for one in runs]
+        for one in runs:
+            one.discard_forced_checkpoints()
+            one.write_recipe()
+        store = ActivationStore.open(first.store_path())
+        train_together([(one.recipe, one.folder) for one in runs], store, first.progress)
+        for one in runs:  # each is looked at when another is analysed
+            write_json(one.folder.store, {"path": str(one.store_path())})
+    for one, fingerprint in zip(runs, inputs, strict=True):
+        one.record("train", fingerprint)

@@ -29,6 +29,7 @@ from trainer.reading.stream import ActivationStream
 from trainer.recipe.fitting import SourceRecipe
 from trainer.recipe.measuring import CalibrationRecipe
 from trainer.recipe.recipe import Recipe
+from trainer.recipe.schedule import Schedule
 from trainer.resources.free import check_fit
 from trainer.results.columns import SCHEMA
 from trainer.run.checksum import known_sha256
@@ -38,7 +39,7 @@ from trainer.run.progress import Progress
 from trainer.run.record import damaged_product, read_record, record_finished
 from trainer.run.stages import STAGES
 from trainer.store.store import ActivationStore
-from trainer.training.stage import fingerprint_of, train, train_streaming
+from trainer.training.stage import fingerprint_of, settled, train, train_streaming
 
 EVALUATION_KEYS: dict[str, Any] = {
     "evaluation": True,
@@ -113,9 +114,24 @@ class Run:
     def locked(self) -> Iterator[None]:
         """Hold the run, waiting for another process that works on it; write the resolved recipe."""
         with run_lock(self.folder, to_stderr):
-            with atomic_write(self.folder.recipe) as draft:
-                draft.write_text(self.recipe.to_yaml(), encoding="utf-8")
+            self.write_recipe()
             yield
+
+    def write_recipe(self) -> None:
+        """Write the resolved recipe, with the training settings that depend on the rows once there are any."""
+        with atomic_write(self.folder.recipe) as draft:
+            draft.write_text(self._settled().to_yaml(), encoding="utf-8")
+
+    def schedule(self) -> Schedule:
+        """How the crosscoder is trained on the store's rows."""
+        store = self._store()
+        return Schedule.of(self.recipe, store.count("train"), store.widths)
+
+    def _settled(self) -> Recipe:
+        """The recipe with its schedule stated, or as it is where the run has no rows yet, or trains nothing."""
+        if self.recipe.imported is not None or self._store_or_none() is None:
+            return self.recipe
+        return settled(self.recipe, self._store())
 
     def store_held(self, *, writing: bool) -> AbstractContextManager[None]:
         """Hold the activations; those that another program wrote are not ours to lock."""
@@ -271,6 +287,7 @@ class Run:
             crosscoder_of(self.recipe.imported).save(self.folder.path)
             return
         store = ActivationStore.open(self.store_path())
+        self.write_recipe()
         if self.activations is not None:
             store.verify()
         if self.recipe.harvest.stream is not None and self.activations is None:
@@ -317,13 +334,15 @@ class Run:
             discard(self.folder.calibration_work)
         crosscoder = self._crosscoder()
         store = self._store_for(crosscoder)
-        calibrate(self.recipe, self.calibration, store, crosscoder, folder=self.folder, progress=self.progress)
+        calibrate(self._settled(), self.calibration, store, crosscoder, folder=self.folder, progress=self.progress)
 
     def _analyse(self) -> None:
         crosscoder = self._crosscoder()
         unembeddings = Unembedding.from_sources(self._load_models(), self.progress.notify)
         store = self._store_for(crosscoder)
-        analyse(self.recipe, store, crosscoder, folder=self.folder, progress=self.progress, unembeddings=unembeddings)
+        analyse(
+            self._settled(), store, crosscoder, folder=self.folder, progress=self.progress, unembeddings=unembeddings
+        )
 
     def _load_truncated_models(self) -> list[Source]:
         """The models without the blocks after their hookpoints."""

@@ -22,6 +22,7 @@ from trainer.errors import StoreError
 from trainer.models.source import Source
 from trainer.reading.activations import BARREN_POOLS, ActivationReader
 from trainer.recipe.recipe import Recipe
+from trainer.recipe.schedule import Schedule
 from trainer.run.folder import atomic_write
 from trainer.run.progress import Progress
 from trainer.store.batches import ConcatenatedRows
@@ -62,7 +63,7 @@ class ActivationStream:
         if not {"documents", "medians"} <= statistics.keys():
             raise StoreError(f"{store.path} does not record where in the corpus it ends. Harvest it again.")
         self._recipe, self._store, self._load, self._progress = recipe, store, load, progress
-        self._batch = recipe.training.batch
+        self._batch = Schedule.of(recipe, recipe.harvest.rows, store.widths).batch
         self._capacity = max(recipe.harvest.stream.buffer, 2 * self._batch)
         self._medians = dict(statistics["medians"])
         self._buffer: list[Rows] = []

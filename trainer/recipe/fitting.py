@@ -134,7 +134,7 @@ class SparsityRecipe(RecipeSection):
     source's dictionary, and is 8 by default."""
     k_start: int | None = Field(default=None, gt=0, le=MAX_FEATURES)
     """k at the first step, annealed linearly to `k`; four times `k` if absent."""
-    anneal_share: float = Field(default=0.1, ge=0, lt=1)
+    anneal_share: float = Field(default=0.0, ge=0, lt=1)
     """Share of the steps over which k is annealed."""
     budget: Literal["joint", "per_group"] = "per_group"
     """One budget of k for all groups, or one for each group in proportion to its size."""
@@ -169,8 +169,8 @@ class SparsityRecipe(RecipeSection):
 class DeadFeaturesRecipe(RecipeSection):
     """AuxK: dead features are trained on the reconstruction error of the others."""
 
-    after_rows: int = Field(default=100_000, gt=0, le=MAX_ROWS)
-    """A feature is dead if it has not fired for this many rows."""
+    after_rows: int | None = Field(default=None, gt=0, le=MAX_ROWS)
+    """A feature is dead if it has not fired for this many rows; by the rule of `trainer.recipe.schedule` if absent."""
     k: int = Field(default=256, gt=0, le=MAX_FEATURES)
     """Dead features used per row."""
     weight: float = Field(default=1 / 32, ge=0, le=MAX_FACTOR)
@@ -299,18 +299,25 @@ class CrosscoderRecipe(RecipeSection):
             sparsity = {"k": RESIDUAL_K, **sparsity}
         return {"features": RESIDUAL_FEATURES, **data, "sparsity": sparsity}
 
+    @property
+    def size(self) -> int:
+        """Features of all groups together."""
+        return sum(group.features for group in self.groups) if self.variant == "custom" else self.features
+
 
 class TrainingRecipe(RecipeSection):
-    """How to train the crosscoder."""
+    """How to train the crosscoder. What is absent is chosen by the rule of `trainer.recipe.schedule`."""
 
-    epochs: int = Field(default=2, gt=0, le=1_000_000)
-    batch: int = Field(default=4096, gt=0, le=100_000_000)
+    epochs: int | None = Field(default=None, gt=0, le=1_000_000)
+    batch: int | None = Field(default=None, gt=0, le=100_000_000)
     """Rows per step."""
-    learning_rate: float = Field(default=3e-4, gt=0, le=100)
+    learning_rate: float | None = Field(default=None, gt=0, le=100)
     warmup_share: float = Field(default=0.05, ge=0, lt=1)
-    decay_share: float = Field(default=0.2, ge=0, lt=1)
+    decay_share: float = Field(default=0.8, ge=0, lt=1)
     """Final share of the steps, over which the learning rate falls to zero."""
     gradient_clip: float = Field(default=1.0, gt=0, le=MAX_FACTOR)
+    weight_decay: float | None = Field(default=None, ge=0, le=MAX_FACTOR)
+    """Share of encoders and decoders that a step takes off, times the learning rate (AdamW); none if absent."""
     seed: Seed = 0
     """Seed of the initial weights."""
     shuffle_seed: Seed = 0

@@ -51,6 +51,7 @@ ADDED_KEYS = (
     ("crosscoder", "loss"),
     ("crosscoder", "residual"),
     ("harvest", "stream"),
+    ("training", "weight_decay"),
 )
 """Section and key of settings added after the first version. While unset, they do not enter a run's identity, so that
 older recipes keep their fingerprint."""
@@ -112,7 +113,7 @@ class Recipe(RecipeSection):
 
     @model_validator(mode="after")
     def _streamed_once(self) -> "Recipe":
-        if self.harvest.stream is not None and self.training.epochs != 1:
+        if self.harvest.stream is not None and self.training.epochs not in (None, 1):
             raise ValueError("harvest.stream reads every row once: set training.epochs to 1, or leave it out")
         if self.harvest.stream is not None and (self.sweep or self.baselines.diff_sae):
             raise ValueError("harvest.stream feeds one training: leave out `sweep` and baselines.diff_sae, or it")

@@ -16,6 +16,7 @@ from trainer.models.shapes import ModelShape
 from trainer.reading.activations import POOL_ROWS
 from trainer.recipe.fitting import SourceRecipe
 from trainer.recipe.recipe import Recipe
+from trainer.recipe.schedule import Schedule
 from trainer.resources.dictionary_size import DictionarySize
 from trainer.resources.speed import MachineSpeed
 from trainer.run.folder import RunFolder
@@ -149,6 +150,10 @@ class _Estimator:
         return self.recipe.harvest.rows if self.rows is None else self.rows
 
     @property
+    def schedule(self) -> Schedule:
+        return Schedule.of(self.recipe, self.train_rows, self.store_widths)
+
+    @property
     def kept_rows(self) -> float:
         """Rows of the finished store, including held-out ones."""
         stream = self.recipe.harvest.stream
@@ -232,22 +237,23 @@ class _Estimator:
 
     def _members(self) -> list["_Estimator"]:
         """The trainings of residual dictionaries beside the crosscoder."""
-        return [replace(self, recipe=recipe) for recipe, _ in members(self.recipe, RunFolder(Path()))]
+        settled = self.schedule.stated_in(self.recipe)
+        return [replace(self, recipe=recipe) for recipe, _ in members(settled, RunFolder(Path()))]
 
     def _together(self, costs: Sequence[StageCost]) -> StageCost:
         return replace(side_by_side(costs), seconds=self._total(*(cost.seconds for cost in costs)))
 
     def fitted(self) -> StageCost:
         """One training by itself."""
-        training = self.recipe.training
-        steps = self.train_rows // training.batch * training.epochs
+        schedule = self.schedule
+        steps = self.train_rows // schedule.batch * schedule.epochs
         window = self.row_bytes * min(self.train_rows, window_rows(self.row_bytes))
-        batch = training.batch * (12 * sum(self.store_widths.values()) + 24 * self.dictionary.active)
+        batch = schedule.batch * (12 * sum(self.store_widths.values()) + 24 * self.dictionary.active)
         dense = self.recipe.crosscoder.sparsity.kind in ("l1", "jumprelu", "topk")
-        batch += training.batch * self.dictionary.features * 16 if dense else 0
-        low, rows = ACTIVATION_BYTES * self.dictionary.product, 4 * training.batch * sum(self.store_widths.values())
+        batch += schedule.batch * self.dictionary.features * 16 if dense else 0
+        low, rows = ACTIVATION_BYTES * self.dictionary.product, 4 * schedule.batch * sum(self.store_widths.values())
         held = TRAINING_BYTES * self.dictionary.parameters + low + batch
-        on_cpu = pick_device(training.device).type == "cpu"
+        on_cpu = pick_device(self.recipe.training.device).type == "cpu"
         fitted = StageCost(
             "train",
             memory=PROCESS_BYTES
@@ -282,8 +288,8 @@ class _Estimator:
     def _step_seconds(self, steps: int) -> float | None:
         """Seconds of `steps` steps: the products of all rows, and the traffic over all weights once per step."""
         share = INT8_SHARE if self._uses_int8 else DENSE_SHARE
-        products = self._seconds(steps * self.recipe.training.batch * self.dictionary.product, share)
-        predictions = self._seconds(steps * self.recipe.training.batch * self.dictionary.predicting, DENSE_SHARE)
+        products = self._seconds(steps * self.schedule.batch * self.dictionary.product, share)
+        predictions = self._seconds(steps * self.schedule.batch * self.dictionary.predicting, DENSE_SHARE)
         weights = STEP_TRAFFIC_BYTES * self.dictionary.parameters
         return None if self.speed is None else self._total(products, predictions, steps * weights / self.speed.copy)
 

@@ -14,6 +14,7 @@ from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.errors import TrainingError
 from trainer.reading.stream import ActivationStream
 from trainer.recipe.recipe import Recipe
+from trainer.recipe.schedule import Schedule
 from trainer.run.checksum import sha256_of
 from trainer.run.folder import RunFolder, atomic_write, discard
 from trainer.run.progress import Progress
@@ -40,6 +41,7 @@ def train_together(
     have in common is added to it. The recipes must agree on batch, epochs and shuffle seed. Each resumes from its
     newest checkpoint of the same recipe and data; one that is ahead waits for the others. Raises StoreError, DiskFull.
     """
+    runs = [(settled(recipe, store), folder) for recipe, folder in runs]
     beside = [members(recipe, folder) for recipe, folder in runs]
     known = [known_features(folder) if others else None for (_, folder), others in zip(runs, beside, strict=True)]
     fits = [_Fit(recipe, folder, store, progress) for recipe, folder in (*runs, *itertools.chain(*beside))]
@@ -136,7 +138,8 @@ def _with_residuals_of_sample(
     progress: Progress,
 ) -> Crosscoder:
     """A streamed run's crosscoder with residual dictionaries, which are fitted to the rows that are stored."""
-    fits = [_Fit(one, place, store, progress) for one, place in members(*run)]
+    recipe, folder = run
+    fits = [_Fit(one, place, store, progress) for one, place in members(settled(recipe, store), folder)]
     if not fits:
         return crosscoder
     _run_together(fits, progress)
@@ -212,18 +215,24 @@ class _Fit:
                 raise TrainingError(
                     f"The training diverged: in the end it explains {value:.3g} of the variance of "
                     f"{name.partition('.')[2]}, where 1 is all and 0 is the rows' mean. Set training.learning_rate, "
-                    f"now {self.training.recipe.training.learning_rate:g}, lower and run again."
+                    f"now {self.training.schedule.learning_rate:g}, lower and run again."
                 )
+
+
+def settled(recipe: Recipe, store: ActivationStore) -> Recipe:
+    """The recipe with the training settings stated that the store's rows and widths decide."""
+    return Schedule.of(recipe, store.count("train"), store.widths).stated_in(recipe)
 
 
 def fingerprint_of(recipe: Recipe, store: ActivationStore) -> str:
     """Hash of everything that determines the weights: crosscoder, training settings and data."""
+    recipe = settled(recipe, store)
     identity = recipe.identity()
     streamed = [] if recipe.harvest.stream is None else [identity["sources"], identity["corpus"], identity["harvest"]]
     parts: list[Any] = [
         *streamed,
         identity["crosscoder"],
-        recipe.training.model_dump(mode="json", exclude={"checkpoint_every", "device"}),
+        {key: value for key, value in identity["training"].items() if key not in ("checkpoint_every", "device")},
         [shard.sha256 for shard in store.manifest.shards],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

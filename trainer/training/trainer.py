@@ -17,6 +17,7 @@ from trainer.device import compute_dtype, pick_device
 from trainer.errors import StoreError, TrainingError
 from trainer.kernels.readback import ScalarReadback
 from trainer.recipe.recipe import Recipe
+from trainer.recipe.schedule import Schedule
 from trainer.store.batches import Batches
 from trainer.store.store import ActivationStore, Rows
 from trainer.training.checkpoint import BESIDE, Checkpoint
@@ -38,13 +39,14 @@ class Training:
         """Start with weights from the recipe's seed. Raises StoreError when the store has too few rows for a batch."""
         self.recipe, self.store = recipe, store
         self.device = pick_device(recipe.training.device)
-        self.batches = Batches(store, recipe.training.batch, recipe.training.shuffle_seed)
+        self.schedule = Schedule.of(recipe, store.count("train"), store.widths)
+        self.batches = Batches(store, self.schedule.batch, recipe.training.shuffle_seed)
         if not self.batches.per_epoch:
             raise StoreError(
                 f"{store.path} has {store.count('train'):,} training rows, fewer than one batch of "
-                f"{recipe.training.batch:,}. Set training.batch lower, or harvest more rows of a larger corpus."
+                f"{self.schedule.batch:,}. Set training.batch lower, or harvest more rows of a larger corpus."
             )
-        self.steps = self.batches.per_epoch * recipe.training.epochs
+        self.steps = self.batches.per_epoch * self.schedule.epochs
         self._residuals = (
             fit_residuals(recipe.crosscoder, store, self.device) if recipe.crosscoder.variant == "residual" else None
         )
@@ -56,7 +58,7 @@ class Training:
         self.parameters = list(
             {id(p): p for p in [*self.crosscoder.weights.values(), *self.log_thresholds.values()]}.values()
         )
-        self.optimiser = torch.optim.Adam(self.parameters, lr=recipe.training.learning_rate, fused=True)
+        self.optimiser = self._optimiser()
         groups = [group.name for group in self.crosscoder.groups]
         self.rows_since_fired = torch.zeros(self.crosscoder.features, dtype=torch.int64, device=self.device)
         self.thresholds = {name: RunningThreshold(recipe.crosscoder.sparsity.threshold_decay) for name in groups}
@@ -114,7 +116,7 @@ class Training:
         losses = ScalarReadback(torch.stack(list(self._losses.values()))).tolist()
         for step, loss in zip(self._losses, losses, strict=True):
             if not math.isfinite(loss):
-                raise TrainingError(_divergence(step, self.recipe.training.learning_rate))
+                raise TrainingError(_divergence(step, self.schedule.learning_rate))
         self._losses.clear()
 
     def _add_dead_features_gradient(self, encoding: Encoding, dead: dict[str, Tensor]) -> Tensor | float:
@@ -126,6 +128,17 @@ class Training:
         loss = settings.weight * loss
         loss.backward()
         return loss.detach()
+
+    def _optimiser(self) -> torch.optim.Adam:
+        """Adam, with weight decay for encoders and decoders [features, width] alone if the recipe has any."""
+        rate, decay = self.schedule.learning_rate, self.recipe.training.weight_decay
+        if not decay:
+            return torch.optim.Adam(self.parameters, lr=rate, fused=True)
+        groups = [
+            {"params": [one for one in self.parameters if one.dim() == 2], "weight_decay": decay},
+            {"params": [one for one in self.parameters if one.dim() != 2], "weight_decay": 0.0},
+        ]
+        return torch.optim.Adam(groups, lr=rate, fused=True, decoupled_weight_decay=True)
 
     @property
     def _has_penalty(self) -> bool:
@@ -150,11 +163,11 @@ class Training:
         return encode_sparse(self.crosscoder, rows, sparsity, keep, self.guess, self.encoder)
 
     def _find_dead_features(self) -> Callable[[], dict[str, Tensor]]:
-        """Function that gives the dead features per group, those that have not fired for `after_rows` rows.
+        """Function that gives the dead features per group, those silent for the schedule's `dead_after_rows`.
 
         Indices count within the group. Their number is read back while the batch is encoded, so that nothing waits.
         """
-        dead = self.rows_since_fired >= self.recipe.crosscoder.dead_features.after_rows
+        dead = self.rows_since_fired >= self.schedule.dead_after_rows
         parts = {g.name: dead[g.first : g.stop] for g in self.crosscoder.groups}
         counts = ScalarReadback(torch.stack([part.sum() for part in parts.values()]))
         return lambda: {
@@ -167,7 +180,7 @@ class Training:
         training = self.recipe.training
         warmup = min(1.0, (self.step + 1) / max(1.0, training.warmup_share * self.steps))
         decay = min(1.0, (self.steps - self.step) / max(1.0, training.decay_share * self.steps))
-        return training.learning_rate * min(warmup, decay)
+        return self.schedule.learning_rate * min(warmup, decay)
 
     @torch.no_grad()
     def _update_statistics(self, encoding: Encoding, *, annealing: bool) -> None:
@@ -231,7 +244,7 @@ class Training:
     def remaining_batches(self) -> Iterator[Rows]:
         """Batches from the current step to the last."""
         first = self.step
-        for epoch in range(first // self.batches.per_epoch, self.recipe.training.epochs):
+        for epoch in range(first // self.batches.per_epoch, self.schedule.epochs):
             yield from self.batches.epoch(epoch, first=max(0, first - epoch * self.batches.per_epoch))
 
     @torch.no_grad()
@@ -256,7 +269,7 @@ class Training:
         """Per group, the mean over held-out batches of the smallest score kept; empty without held-out rows."""
         smallest_kept: dict[str, list[float]] = {}
         rows_seen = 0
-        for block in self.store.blocks("held_out", rows=self.recipe.training.batch):
+        for block in self.store.blocks("held_out", rows=self.schedule.batch):
             rows = self.normalise(block.rows)
             for name, smallest in self._encode(rows, self.recipe.crosscoder.sparsity.k).smallest.items():
                 smallest_kept.setdefault(name, []).append(smallest)

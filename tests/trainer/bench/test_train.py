@@ -48,7 +48,7 @@ def test_by_default_the_demo_s_own_setup_is_measured_first():
     recipe = load_recipe(DEMO)
 
     assert demo_setup().features == recipe.crosscoder.features == 8192
-    assert demo_setup().batch == recipe.training.batch
+    assert demo_setup().batch == 512, "by the rule for its rows and features"
 
 
 def test_steps_are_timed_at_the_final_k():

@@ -118,7 +118,7 @@ def test_the_demo_recipe_is_valid():
 
     assert [source.name for source in recipe.sources] == ["smollm2", "gemma3"]
     assert recipe.harvest.rows == 400_000
-    assert (recipe.crosscoder.features, recipe.crosscoder.sparsity.k, recipe.training.epochs) == (8192, 32, 2)
+    assert (recipe.crosscoder.features, recipe.crosscoder.sparsity.k) == (8192, 32)
 
 
 def test_the_fine_tune_recipe_compares_one_layer_of_two_models():
@@ -168,11 +168,22 @@ def test_settings_that_are_gone_leave_a_misspelt_section_to_be_named():
         parse_recipe({"name": "x", "analysis": {"verdit": {"q_value": 0.05}}}, origin="here")
 
 
-def test_a_run_keeps_its_identity_over_the_change_of_the_rule():
-    demo = load_recipe(DEMO, ("corpus.held_out=0.05",))  # the default of then
+def test_a_recipe_that_states_its_training_keeps_its_identity():
+    stated = (
+        "training={epochs: 2, batch: 512, learning_rate: 3.0e-3, decay_share: 0.4}",
+        "crosscoder.dead_features.after_rows=20000",
+        "crosscoder.sparsity.anneal_share=0.1",
+        "crosscoder.residual=null",
+        "corpus.held_out=0.05",
+    )
 
-    assert demo.fingerprint() == "36dbf40b"
-    changed = load_recipe(DEMO, ("corpus.held_out=0.05", "analysis.verdict.probe_ratio=0.4"))
+    assert load_recipe(DEMO, stated).fingerprint() == "36dbf40b"
+    assert load_recipe(DEMO, (*stated, "training.weight_decay=0.1")).fingerprint() != "36dbf40b"
+
+
+def test_a_run_keeps_its_identity_over_the_change_of_the_rule():
+    demo = load_recipe(DEMO)
+    changed = load_recipe(DEMO, ("analysis.verdict.probe_ratio=0.4",))
     assert changed.fingerprint() != demo.fingerprint()
     verdict = demo.identity()["analysis"]["verdict"]
     assert not {"probe_ratio", "excess", "fdr"} & verdict.keys()
