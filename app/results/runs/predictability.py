@@ -38,10 +38,11 @@ class Predictability:
     def least(self) -> tuple[str, Told] | None:
         """The language, or else the corpus part, of which clearly least is told, with its kind.
 
-        None unless its interval lies below those of all others of its kind.
+        None unless its interval lies below those of all others of its kind. Languages of few documents are not
+        measured, so that the lower of only two need not be the least.
         """
         languages = [language for language in self.languages if language.name != "und"]
-        for kind, parts in (("language", languages), ("corpus", self.corpora)):
+        for kind, parts in (("language", languages if len(languages) > 2 else []), ("corpus", self.corpora)):
             if (found := clearly_least(parts)) is not None:
                 return kind, found
         return None

@@ -46,20 +46,19 @@ def test_the_language_least_told_of_is_named_only_if_its_interval_lies_apart():
     assert clearly_least([english, french, apart]) == apart
     assert clearly_least([english, french, touching]) is None
     assert clearly_least([apart]) is clearly_least([]) is None
-    named = [measured("a", "b", languages=(english, apart)), measured("b", "a", languages=(english, french))]
+    named = [measured("a", "b", languages=(english, french, apart)), measured("b", "a", languages=(english, apart))]
     assert first_sentence(named) == (
         "b tells 50 % [49, 51] of a's variance linearly (least in Chinese: 40 % [30, 50]), a 50 % [49, 51] of b's."
     )
 
 
-def test_text_of_no_clear_language_is_not_called_the_one_least_told_of_and_parts_come_second():
-    english, unclear = told("en", 0.6, 0.65, 0.7), told("und", 0.0, 0.1, 0.2)
-    one = replace(
-        measured("a", "b", languages=(english, unclear)),
-        corpora=(told("wiki", 0.7, 0.8, 0.9), told("code", 0, 0.1, 0.2)),
-    )
+def test_corpus_parts_come_second_and_unclear_text_or_two_languages_do_not_count():
+    english, french, unclear = told("en", 0.6, 0.65, 0.7), told("fr", 0.6, 0.65, 0.7), told("und", 0.0, 0.1, 0.2)
+    parts = (told("wiki", 0.7, 0.8, 0.9), told("code", 0.0, 0.1, 0.2))
+    one = replace(measured("a", "b", languages=(english, french, unclear)), corpora=parts)
 
-    assert one.least == ("corpus", told("code", 0, 0.1, 0.2))
+    assert one.least == ("corpus", parts[1])
+    assert replace(one, languages=(english, told("zh", 0.3, 0.4, 0.5))).least == ("corpus", parts[1])
     assert "(least in code: 10 % [0, 20])" in str(first_sentence([one]))
 
 

@@ -218,3 +218,16 @@ def test_a_difference_of_two_sources_is_a_source_of_its_own_behind_those_of_the_
     ]
     assert [(row["owner"], row["verdict"], row["max_activation"]) for row in features] == [("b-minus-a", "", 2.0)]
     assert [(row["source"], row["norm_share"]) for row in parts] == [(2, 1.0)]
+
+
+def test_results_say_how_much_the_sources_tell_of_each_other(tmp_path):
+    store = tiny_store(tmp_path / "store", AMPLITUDES)
+    run = RunFolder(tmp_path / "run")
+    path = analyse(recipe(), store, tiny_crosscoder(), folder=run, progress=Progress(run, "tiny"))
+
+    with duckdb.connect(str(path), read_only=True) as connection:
+        found = _records(connection, "predictability")
+    # Four documents: too few for an interval over a part, so that only the whole is told.
+    assert [(row["source"], row["given"], row["groups"]) for row in found] == [(0, "right", 4), (1, "left", 4)]
+    assert {row[name] for row in found for name in ("corpus", "language", "band", "share")} == {None}
+    assert all(row["low"] <= row["r2"] <= row["high"] <= 1 for row in found)

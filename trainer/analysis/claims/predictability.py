@@ -30,7 +30,7 @@ BLOCK = 8192
 """Rows at a time."""
 
 
-class Partition(NamedTuple):
+class RowPartition(NamedTuple):
     """A partition of a sample's rows."""
 
     kind: str
@@ -41,7 +41,7 @@ class Partition(NamedTuple):
 
 
 def predictability(
-    sample: RowSample, moments: RowMoments, sources: Sequence[str], partitions: Sequence[Partition] = ()
+    sample: RowSample, moments: RowMoments, sources: Sequence[str], partitions: Sequence[RowPartition] = ()
 ) -> Iterator[dict[str, Any]]:
     """Yield rows of the table `predictability`, with the source's name as `source`; deterministic."""
     pairs = [(source, given) for source in sources for given in _given(source, sources)]
@@ -53,7 +53,7 @@ def predictability(
             yield from target.told_by(given)
 
 
-def sample_partitions(metadata: RowMetadata, sample: RowSample) -> list[Partition]:
+def sample_partitions(metadata: RowMetadata, sample: RowSample) -> list[RowPartition]:
     """The partitions of a store's sequences, as those of the sample's rows; none for a store without texts."""
     order = metadata.row_order
     if order is None:
@@ -62,7 +62,7 @@ def sample_partitions(metadata: RowMetadata, sample: RowSample) -> list[Partitio
     position = stored if order.position_of_row is None else order.position_of_row[stored]
     sequence = np.empty(sample.size, np.int64)
     sequence[sample.index[stored]] = order.sequence[position]
-    return [Partition(one.kind, one.part[sequence], one.names) for one in metadata.partitions]
+    return [RowPartition(one.kind, one.part[sequence], one.names) for one in metadata.partitions]
 
 
 def _given(source: str, sources: Sequence[str]) -> list[tuple[str, ...]]:
@@ -79,7 +79,7 @@ class _Target(NamedTuple):
     rows: Tensor
     """Rows of the sample [R]."""
     moments: RowMoments
-    partitions: Sequence[Partition]
+    partitions: Sequence[RowPartition]
     axes: Tensor
     """Principal directions as columns, by falling variance, fp32 [W, W]."""
     total: np.ndarray
@@ -87,7 +87,7 @@ class _Target(NamedTuple):
 
     @classmethod
     def of(
-        cls, name: str, sample: RowSample, rows: Tensor, moments: RowMoments, partitions: Sequence[Partition]
+        cls, name: str, sample: RowSample, rows: Tensor, moments: RowMoments, partitions: Sequence[RowPartition]
     ) -> "_Target":
         axes = torch.linalg.eigh(moments.joint([name], [name], None).products)[1].flip(1).float()
         parts = [partition._replace(part=partition.part[rows.numpy()]) for partition in partitions]
@@ -162,7 +162,7 @@ def _band_names(width: int) -> list[str]:
     return [f"{low + 1}-{high}" if high > low + 1 else f"{high}" for low, high in itertools.pairwise(edges)]
 
 
-def _distances(x: Tensor, partition: Partition) -> np.ndarray:
+def _distances(x: Tensor, partition: RowPartition) -> np.ndarray:
     """Squared distance of each row from the mean of its part [R]."""
     part = torch.from_numpy(partition.part).long()
     total = torch.zeros(len(partition.names), x.shape[1]).index_add_(0, part, x)

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from tests.worlds.two_sources import DOCUMENTS, ROWS, as_sample, two_sources
-from trainer.analysis.claims.predictability import MIN_GROUPS, Partition, predictability
+from trainer.analysis.claims.predictability import MIN_GROUPS, RowPartition, predictability
 from trainer.analysis.rows.sample import RowSample
 from trainer.crosscoder.row_moments import RowMoments
 
 
-def told(rows: dict[str, torch.Tensor], *partitions: Partition) -> list[dict[str, Any]]:
+def told(rows: dict[str, torch.Tensor], *partitions: RowPartition) -> list[dict[str, Any]]:
     return list(predictability(*as_sample(rows), tuple(rows), partitions))
 
 
@@ -22,9 +22,9 @@ def cell(found: list[dict[str, Any]], source: str, given: str, **where: str) -> 
     return one
 
 
-def halves(kind: str, names: tuple[str, str], *, first: float = 0.5) -> Partition:
+def halves(kind: str, names: tuple[str, str], *, first: float = 0.5) -> RowPartition:
     """The first documents, and the others."""
-    return Partition(kind, (np.arange(ROWS) >= first * ROWS).astype(int), names)
+    return RowPartition(kind, (np.arange(ROWS) >= first * ROWS).astype(int), names)
 
 
 @pytest.mark.parametrize("noise", [0.3, 0.7, 2.0])
