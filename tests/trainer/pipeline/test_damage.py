@@ -9,6 +9,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from tests.worlds.tiny_activations import tiny_activations
 from tests.worlds.tiny_diff import tiny_diff
 from trainer.errors import RunError, StoreError
 from trainer.pipeline.commands import run
@@ -38,6 +39,12 @@ PRODUCTS = (
     "current.json",
     "results-*.duckdb",
 )
+CALIBRATED = """
+name: mine
+crosscoder: {features: 40, exclusive_share: 0.1, sparsity: {k: 3}}
+training: {batch: 64}
+calibration: {rows: 1500, amplitudes: [0.8], frequencies: [0.03], per_cell: 2}
+"""
 RECORDS = ("metrics.jsonl", "stages.json", "recipe.yaml", "progress.json", "activations.json")
 
 
@@ -91,6 +98,18 @@ def test_a_damaged_record_costs_at_most_time(finished, damaged_home, pattern):
     for kind in DAMAGES:
         damage(damaged_home, pattern, kind)
         assert findings(run(recipe)) == expected, kind
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "a list"])
+def test_a_damaged_calibration_is_made_again(tmp_path, capsys, kind):
+    store, recipe = tiny_activations(tmp_path / "store").path, tmp_path / "recipe.yaml"
+    recipe.write_text(CALIBRATED)
+    folder = run(recipe, activations=store)
+    expected = findings(folder)
+    DAMAGES[kind](folder.calibration)
+
+    assert findings(run(recipe, activations=store)) == expected
+    assert "calibrate: calibration.json is missing or damaged, so it is made again" in capsys.readouterr().err
 
 
 def folder_there(path: Path) -> None:
