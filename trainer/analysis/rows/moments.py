@@ -18,6 +18,8 @@ from trainer.store.store import Rows
 FOLDS = 2
 TILE = 192
 """Columns of a symmetric product computed at a time."""
+SUMS = 2**26
+"""Sums of f x computed at a time: a quarter of a gigabyte, however many features there are and however wide x is."""
 
 
 class RowMoments:
@@ -131,9 +133,11 @@ class Moments:
         self.sums += summed(value)
         self.squares += summed(value.square())
         pattern = SparsePattern(codes.row.contiguous(), cell, rows=codes.rows, features=cells)
-        for source in self.widths:
-            products = sum_by_feature(pattern, codes.value, rows[source].float())
-            self.cross[source] += products.view(FOLDS, self.features, -1)
+        for source, cross in self.cross.items():
+            for part in torch.arange(self.widths[source]).split(max(SUMS // cells, 1)):
+                columns = slice(int(part[0]), int(part[-1]) + 1)
+                x = rows[source][:, columns].float().contiguous()
+                cross[:, :, columns] += sum_by_feature(pattern, codes.value, x).view(FOLDS, self.features, -1)
 
 
 def _gram(x: Tensor) -> Tensor:
