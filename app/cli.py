@@ -333,6 +333,9 @@ def worker(host: str, port: int) -> None:
         raise click.UsageError(
             "The worker needs a secret that it shares with the explorer: set CROSSDIFF_WORKER_TOKEN for both."
         )
+    if not settings.home.is_dir():
+        fact = f"There is no folder {settings.home}."
+        raise Failure(f"{fact} Set CROSSDIFF_HOME to the folder with the explorer's runs, or a copy of it.", 1)
     serve_worker(settings.home, socket=None, host=host, port=port, token=settings.worker_token)
 
 
