@@ -105,6 +105,7 @@ def train_side_by_side(runs: list[Run]) -> None:
     with contextlib.ExitStack() as stack:
         for one in sorted(runs, key=lambda run: run.folder.run_id):  # in one order, so that no two sweeps block
             stack.enter_context(one.locked())
+            one.note_store()  # each is analysed with all the others, the first one too
         untrained = [one for one in runs if one.is_due("train")]
         if not untrained:
             return

@@ -105,7 +105,7 @@ class Run:
                 if name not in stages:
                     continue
                 if name == "harvest":
-                    write_json(self.folder.store, {"path": str(self.store_path())})
+                    self.note_store()
                 if not self.is_due(name):
                     self.progress.skip(name)
                     continue
@@ -123,6 +123,10 @@ class Run:
             with atomic_write(self.folder.recipe) as draft:
                 draft.write_text(self.recipe.to_yaml(), encoding="utf-8")
             yield
+
+    def note_store(self) -> None:
+        """Write into the run's folder where its activations are; that is how runs on one store find each other."""
+        write_json(self.folder.store, {"path": str(self.store_path())})
 
     def store_held(self, *, writing: bool) -> AbstractContextManager[None]:
         """Hold the activations; those that another program wrote are not ours to lock."""
