@@ -279,8 +279,11 @@ def export(run: str, folder: Path, tool: str, options: tuple[str, ...]) -> None:
     from trainer.interchange.formats import FORMATS, write
 
     chosen = {key: yaml.safe_load(value) for key, _, value in (option.partition("=") for option in options)}
-    write(Crosscoder.load(RunCatalog(Settings.from_environment().runs).folder(run)), folder, tool, **chosen)
+    crosscoder = Crosscoder.load(RunCatalog(Settings.from_environment().runs).folder(run))
+    write(crosscoder.reconstructing, folder, tool, **chosen)
     click.echo(folder)
+    if beside := crosscoder.features - crosscoder.reconstructing.features:
+        click.echo(f"Left out: {beside:,} features of residual dictionaries, which are in no reconstruction.", err=True)
     if lost := FORMATS[tool].write_losses:
         click.echo(lost, err=True)
 

@@ -21,6 +21,7 @@ CROSSCODERS = {
     "dfc": COMMON | {"variant": "dfc", "sparsity": {"k": 4}},
     "one space": COMMON | {"variant": "standard", "sparsity": {"k": 4}},
     "topk": COMMON | {"variant": "dfc", "sparsity": {"k": 4, "kind": "topk"}},
+    "residual": {"variant": "residual", "features": 24, "sparsity": {"k": 2}},
     "difference": COMMON | {"variant": "diff_sae", "sparsity": {"k": 4}},
 }
 NUMBERS = ("density", "max_activation", "coherence", "probe_ratio", "excess", "found_in")

@@ -2,8 +2,9 @@
 
 import torch
 
-from trainer.crosscoder.crosscoder import Codes, Crosscoder, initial_weights
+from trainer.crosscoder.crosscoder import Codes, Crosscoder
 from trainer.crosscoder.groups import Group
+from trainer.crosscoder.initial_weights import initial_weights
 from trainer.crosscoder.normalisation import Normaliser
 
 LEFT, RIGHT, BOTH = ("left",), ("right",), ("left", "right")

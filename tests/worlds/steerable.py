@@ -6,8 +6,9 @@ import torch
 
 from tests.worlds.tiny_models import tiny_gemma3, tiny_llama
 from tests.worlds.tiny_results import RUN, write_tiny_run
-from trainer.crosscoder.crosscoder import Crosscoder, initial_weights
+from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.crosscoder.groups import Group
+from trainer.crosscoder.initial_weights import initial_weights
 from trainer.crosscoder.normalisation import Normaliser
 from trainer.recipe.recipe import Recipe
 from trainer.run.folder import RunFolder

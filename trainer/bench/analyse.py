@@ -20,8 +20,9 @@ from trainer.analysis.stage import analyse
 from trainer.bench.machine import Machine
 from trainer.bench.report import Report, formatted
 from trainer.bench.synthetic_text import synthetic_sequences
-from trainer.crosscoder.crosscoder import Crosscoder, Rows, initial_weights
+from trainer.crosscoder.crosscoder import Crosscoder, Rows
 from trainer.crosscoder.groups import build_groups
+from trainer.crosscoder.initial_weights import initial_weights
 from trainer.crosscoder.normalisation import centred_rms
 from trainer.recipe.recipe import Recipe, parse_recipe
 from trainer.run.folder import RunFolder

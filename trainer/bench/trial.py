@@ -11,7 +11,6 @@ import torch
 
 from trainer.bench.verdicts import supported_calls
 from trainer.crosscoder.crosscoder import Crosscoder
-from trainer.crosscoder.fold_damping import fold_damping
 from trainer.evaluation.reconstruction import Tally
 from trainer.recipe.recipe import Recipe
 from trainer.store.store import ActivationStore
@@ -100,7 +99,7 @@ def run_trial(recipe: Recipe, sampled: SampledWorld, advance: Advance) -> TrialO
             advance(STEPS * recipe.training.batch)
     advance(training.steps % STEPS * recipe.training.batch)
     training.set_thresholds()
-    return score(recipe, fold_damping(training.crosscoder), sampled)
+    return score(recipe, training.trained(), sampled)
 
 
 def score(recipe: Recipe, crosscoder: Crosscoder, sampled: SampledWorld) -> TrialOutcome:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 
-from trainer.analysis.claims.linear_map import LinearMap, fit_map, joint
+from trainer.analysis.claims.linear_map import LinearMap, fit_map
 from trainer.analysis.rows.cross_fit import TwoFold
-from trainer.analysis.rows.moments import RowMoments
 from trainer.calibration.rng import seeded_generator
 from trainer.calibration.samples import write_sample
 from trainer.crosscoder.crosscoder import Crosscoder
+from trainer.crosscoder.prediction import joint
+from trainer.crosscoder.row_moments import RowMoments
 from trainer.store.store import ActivationStore, Rows
 
 

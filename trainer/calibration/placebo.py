@@ -14,9 +14,9 @@ from torch import Tensor
 from trainer.analysis.claims.claims import FeatureMeasures
 from trainer.analysis.claims.evidence import ClaimedFeatures, ClaimEvidence, measure_claims
 from trainer.analysis.claims.verdict import SUPPORTED, FeatureStats, judge
-from trainer.analysis.rows.moments import RowMoments
 from trainer.analysis.rows.sample import RowSample
 from trainer.calibration.rng import seeded_generator
+from trainer.crosscoder.row_moments import RowMoments
 from trainer.recipe.measuring import VerdictRecipe
 
 COUNT = 128

@@ -32,13 +32,21 @@ def recovered_features(codes: CodeSpool, crosscoder: Crosscoder, spike_ins: Spik
 
 
 def direction_cosines(crosscoder: Crosscoder, spike_ins: SpikeInSet) -> np.ndarray:
-    """Cosine of every feature's direction with every spike-in's [F, C], smallest over the sources with the spike-in."""
-    smallest = np.ones((crosscoder.features, len(spike_ins.concepts)))
+    """Cosine of every feature's direction with every spike-in's [F, C], smallest over the sources with the spike-in.
+
+    A residual dictionary writes one source, and is compared there alone: a shared spike-in that comes up in it stands
+    behind a false claim.
+    """
+    smallest = np.full((crosscoder.features, len(spike_ins.concepts)), np.inf)
     for source, spike_in_direction in spike_ins.directions.items():
         direction = torch.nn.functional.normalize(crosscoder.decoder(source).cpu(), dim=1)
         has = spike_in_direction.any(dim=1).numpy()
-        smallest[:, has] = np.minimum(smallest[:, has], (direction @ spike_in_direction.T).numpy()[:, has])
-    return smallest
+        compared = np.concatenate(
+            [np.full(g.features, source in g.writes or not crosscoder.predictions) for g in crosscoder.groups]
+        )
+        at = np.ix_(compared, has)
+        smallest[at] = np.minimum(smallest[at], (direction @ spike_in_direction.T).numpy()[at])
+    return np.where(np.isinf(smallest), 0.0, smallest)
 
 
 def activation_correlations(codes: CodeSpool, spike_ins: SpikeInSet) -> np.ndarray:

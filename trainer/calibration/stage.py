@@ -1,6 +1,6 @@
 """The `calibrate` stage: how often the rule supports claims that are false, and finds concepts that are there."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +26,12 @@ from trainer.run.folder import RunFolder, discard, write_json
 from trainer.run.progress import Progress
 from trainer.run.record import damaged_product, read_record, record_finished
 from trainer.store.store import ActivationStore
-from trainer.training.stage import fingerprint_of, train
+from trainer.training.ensemble import consensus_of, members
+from trainer.training.stage import fingerprint_of, train_together
 
 Build = Callable[[Path], ActivationStore]
+NOTHING_FOUND: dict[str, Any] = {"claims": 0, "judged": 0, "supported": 0, "excess_95": None}
+"""Counts of a null of whose trainings no two have a feature in common."""
 NULL_QUANTILE = 0.95
 """Quantile of the excess of the noise null's claims that is recorded."""
 
@@ -60,10 +63,10 @@ def calibrate(
             return noise_store(store, path, crosscoder, source, moments, rows=rows, seed=calibration.seed)
 
         what = f"{source} replaced by what the others predict of it and noise, where its claims are false"
-        with runner.run(f"noise-{source}", what, build_noise) as noise:
-            of_source = noise.claims_of(source)
-            strengths[source] = noise.judged_claims.null_strengths(of_source)
-            null_claims.append({"kind": "noise", "source": source, "rows": noise.rows} | _null_counts(noise, of_source))
+        with runner.run(f"noise-{source}", what, build_noise, [source]) as noise:
+            counted = _null_counts(noise, source) if noise is not None else NOTHING_FOUND
+            strengths[source] = noise.strengths_of(source) if noise is not None else []
+            null_claims.append({"kind": "noise", "source": source, "rows": min(rows, store.count("train"))} | counted)
 
     spike_ins = SpikeInSet.from_recipe(calibration, crosscoder.widths)
 
@@ -72,12 +75,9 @@ def calibrate(
 
     planted = "concepts planted in the activations, to see which are recovered"
     with runner.run("spike-ins", planted, build_spiked) as spiked:
-        feature = recovered_features(spiked.codes, spiked.crosscoder, spike_ins)
-        table = recall_table(
-            spike_ins.concepts, feature, spiked.ownership.owner, spiked.judged_claims.judgement.verdict
-        )
-        measures = _verdict_measures(spiked) | _recall_measures(table)
-        densities = spiked.densities()
+        table = _recall_of(spiked, spike_ins)
+        measures = _recall_measures(table) | (_verdict_measures(spiked) if spiked is not None else {})
+        densities = spiked.densities() if spiked is not None else []
     with progress.task("Judging placebos", total=None):
         sample = sample_rows(store, crosscoder)
         counts = judge_placebos(sample, crosscoder.targets, moments, densities, recipe.analysis.verdict)
@@ -110,8 +110,6 @@ def _check(recipe: Recipe, crosscoder: Crosscoder) -> None:
 class _Experiment:
     """A crosscoder trained on rows with known ground truth, and the verdicts on its claims."""
 
-    rows: int
-    """Training rows."""
     crosscoder: Crosscoder
     codes: CodeSpool
     ownership: Ownership
@@ -122,6 +120,10 @@ class _Experiment:
         claims = self.judged_claims.claims
         named = np.array(self.ownership.owner, object)[claims] == owner
         return np.asarray(named & (self.codes.counts[claims] > 0), bool)
+
+    def strengths_of(self, owner: str) -> list[float]:
+        """Strengths of an owner's claims that the probes support."""
+        return self.judged_claims.null_strengths(self.claims_of(owner))
 
     def densities(self) -> list[float]:
         """Shares of the rows on which claimed features fire, without those that never do."""
@@ -139,41 +141,65 @@ class _ExperimentRunner:
     progress: Progress
 
     @contextmanager
-    def run(self, name: str, what: str, build: Build) -> Iterator[_Experiment]:
-        """Build rows, train and judge; the rows are deleted when the context ends. `what` describes it to the user."""
+    def run(self, name: str, what: str, build: Build, targets: Sequence[str] = ()) -> Iterator[_Experiment | None]:
+        """Build rows, train and judge; the rows are deleted when the context ends. `what` describes it to the user.
+
+        Of residual dictionaries only those of some `targets` are trained. None if the trainings have nothing in common.
+        """
         folder = RunFolder(self.path / name)
         rows = folder.path / "rows"
         discard(rows)
         try:
             self.progress.notify(f"calibrate: {what}")
             store = build(rows)
-            crosscoder = self._trained(store, folder)
+            crosscoder = self._trained(store, folder, targets)
+            if not crosscoder.groups:
+                yield None
+                return
             with CodeSpool(folder.path, crosscoder.features) as codes:
                 verdicts = judge_without_text(store, crosscoder, codes, self.recipe.analysis, progress=self.progress)
-                rows_trained = store.count("train")
-                yield _Experiment(rows_trained, crosscoder, codes, verdicts.ownership, verdicts.judged_claims)
+                yield _Experiment(crosscoder, codes, verdicts.ownership, verdicts.judged_claims)
         finally:
             discard(rows)
 
-    def _trained(self, store: ActivationStore, folder: RunFolder) -> Crosscoder:
-        """The crosscoder of an earlier calibration with the same fingerprint, else a newly trained one."""
-        fingerprint = fingerprint_of(self.recipe, store)
-        products = (folder.crosscoder, folder.weights)
-        finished = read_record(folder).get("train")
-        if finished is not None and finished.inputs == fingerprint and damaged_product(finished, products) is None:
-            return self._loaded(folder)
-        train(self.recipe, store, folder, self.progress)
-        record_finished(folder, "train", fingerprint, products)
-        discard(folder.checkpoints)
-        return self._loaded(folder)
+    def _trained(self, store: ActivationStore, folder: RunFolder, targets: Sequence[str]) -> Crosscoder:
+        """A crosscoder like the run's, or what its residual dictionaries have in common.
 
-    def _loaded(self, folder: RunFolder) -> Crosscoder:
-        return Crosscoder.load(folder.path).to(measuring_device(self.recipe.training.device))
+        Trainings of an earlier calibration with the same fingerprint are not repeated.
+        """
+        parts = members(self.recipe, folder, targets) or [(self.recipe, folder)]
+        due = [part for part in parts if not _is_trained(*part, store)]
+        if due:
+            train_together(due, store, self.progress)
+        for recipe, place in due:
+            record_finished(place, "train", fingerprint_of(recipe, store), (place.crosscoder, place.weights))
+            discard(place.checkpoints)
+        device = measuring_device(self.recipe.training.device)
+        trained = [Crosscoder.load(place.path).to(device) for _, place in parts]
+        wanted = self.recipe.crosscoder.residual
+        return trained[0] if wanted is None else consensus_of(trained, store, wanted)
 
 
-def _null_counts(experiment: _Experiment, claims: np.ndarray) -> dict[str, Any]:
-    """How many of some false claims, bool [claims], could be judged and are supported."""
-    judged_claims = experiment.judged_claims
+def _is_trained(recipe: Recipe, folder: RunFolder, store: ActivationStore) -> bool:
+    """Whether an earlier calibration has trained this on the same rows."""
+    finished = read_record(folder).get("train")
+    if finished is None or finished.inputs != fingerprint_of(recipe, store):
+        return False
+    return damaged_product(finished, (folder.crosscoder, folder.weights)) is None
+
+
+def _recall_of(spiked: _Experiment | None, spike_ins: SpikeInSet) -> list[dict[str, Any]]:
+    """Rows of the table `spike_in`."""
+    if spiked is None:
+        return recall_table(spike_ins.concepts, np.full(len(spike_ins.concepts), -1), [], [])
+    feature = recovered_features(spiked.codes, spiked.crosscoder, spike_ins)
+    verdicts = spiked.judged_claims.judgement.verdict
+    return recall_table(spike_ins.concepts, feature, spiked.ownership.owner, verdicts)
+
+
+def _null_counts(experiment: _Experiment, source: str) -> dict[str, Any]:
+    """How many of a source's claims, all of them false, could be judged and are supported."""
+    judged_claims, claims = experiment.judged_claims, experiment.claims_of(source)
     verdict = np.array(judged_claims.judgement.verdict, object)[judged_claims.claims]
     excess = judged_claims.evidence.excess.value
     judged = np.isfinite(excess) & np.isfinite(judged_claims.evidence.ratio.value) & claims

@@ -5,7 +5,6 @@ a group, W width of a source. Encoder and decoder weights are [F, W] in memory, 
 feature.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,12 +12,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from trainer.crosscoder.files import (
+    FORMAT,
+    VERSION,
+    from_file_layout,
+    pop_predictions,
+    pop_recurrence,
+    prediction_tensors,
+    read_files,
+    recurrence_tensors,
+    to_file_layout,
+)
 from trainer.crosscoder.groups import Group
 from trainer.crosscoder.normalisation import Normaliser
+from trainer.crosscoder.prediction import Prediction
 from trainer.crosscoder.selection import ranking_norm, row_topk
 from trainer.device import to_device
 from trainer.errors import CrosscoderError
@@ -27,7 +37,6 @@ from trainer.kernels.int8_search import Int8Search
 from trainer.kernels.sparse import SparsePattern, dense_above, sum_by_row
 from trainer.run.folder import atomic_write, write_json
 
-FORMAT, VERSION = "crossdiff.crosscoder", 1
 Rows = dict[str, Tensor]
 
 
@@ -63,6 +72,14 @@ class Crosscoder:
     """Per group, the number of features kept in every row (TopK); empty for other kinds of sparsity."""
     differences: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Sources that are differences of two others: name to (minuend, subtrahend)."""
+    predictions: dict[str, Prediction] = field(default_factory=dict)
+    """Of targets whose decoders write only what other sources do not tell linearly: what those tell, normalised."""
+    trainings: int = 1
+    """Trainings in which the features of `recurrence` were looked for."""
+    recurrence: dict[str, Tensor] = field(default_factory=dict)
+    """By group of features that stand for several trainings': the number that each was found in, int64 [F]."""
+    identity: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By such a group: ids of its features [F]; see `trainer.crosscoder.identity`."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -74,6 +91,27 @@ class Crosscoder:
         """Sources that are reconstructed: those that some group writes, in order."""
         written = {source for group in self.groups for source in group.writes}
         return tuple(source for source in self.widths if source in written)
+
+    @property
+    def reconstructing(self) -> "Crosscoder":
+        """The crosscoder without groups that are in no reconstruction; itself if there are none."""
+        groups = tuple(group for group in self.groups if group.reconstructs)
+        return self if len(groups) == len(self.groups) else self.with_groups(groups)
+
+    def with_groups(self, groups: tuple[Group, ...]) -> "Crosscoder":
+        """The crosscoder with some of its groups alone, which keep their places."""
+        names = {group.name for group in groups}
+        blocks = {f"{kind}.{source}.{group.name}" for kind, source, group in self.blocks() if group.name in names}
+        blocks |= {f"encoder_bias.{name}" for name in names} | {f"decoder_bias.{source}" for source in self.widths}
+        return replace(
+            self,
+            groups=groups,
+            weights={name: weight for name, weight in self.weights.items() if name in blocks},
+            threshold={name: value for name, value in self.threshold.items() if name in names},
+            row_k={name: k for name, k in self.row_k.items() if name in names},
+            recurrence={name: count for name, count in self.recurrence.items() if name in names},
+            identity={name: ids for name, ids in self.identity.items() if name in names},
+        )
 
     @property
     def features(self) -> int:
@@ -94,6 +132,7 @@ class Crosscoder:
             weights={name: tensor.to(device) for name, tensor in self.weights.items()},
             normaliser={source: normaliser.to(device) for source, normaliser in self.normaliser.items()},
             threshold={group: tensor.to(device) for group, tensor in self.threshold.items()},
+            predictions={source: prediction.to(device) for source, prediction in self.predictions.items()},
         )
 
     def normalise(self, rows: Rows) -> Rows:
@@ -174,12 +213,15 @@ class Crosscoder:
 
     @torch.no_grad()
     def decode(self, codes: Codes, *, raw: bool = True) -> Rows:
-        """Reconstruction of every target [R, W], fp32; raw activations, or normalised ones with `raw=False`."""
+        """What the decoders write of every target [R, W], fp32; raw activations, or normalised ones with `raw=False`.
+
+        That is the reconstruction, but for targets with a prediction: see `reconstruct`.
+        """
         total = {
             source: self.weights[f"decoder_bias.{source}"].float().expand(codes.rows, -1).clone()
             for source in self.targets
         }
-        for group in self.groups:
+        for group in self.reconstructing.groups:
             in_group = (codes.feature >= group.first) & (codes.feature < group.stop)
             row, feature = codes.row[in_group], codes.feature[in_group] - group.first
             pattern = SparsePattern(row, feature, rows=codes.rows, features=group.features)
@@ -187,6 +229,25 @@ class Crosscoder:
                 weight = self.weights[f"decoder.{source}.{group.name}"].float()
                 total[source] += sum_by_row(pattern, codes.value[in_group], weight)
         return {source: self.normaliser[source].denormalise(x) if raw else x for source, x in total.items()}
+
+    @torch.no_grad()
+    def predicted(self, rows: Rows) -> Rows:
+        """What the predictions tell of their targets [R, W], raw fp32, for raw activations; empty without any."""
+        if not self.predictions:
+            return {}
+        normal = self.normalise(rows)
+        return {source: self.normaliser[source].denormalise(one(normal)) for source, one in self.predictions.items()}
+
+    @torch.no_grad()
+    def reconstruct(self, rows: Rows, codes: Codes) -> Rows:
+        """Reconstruction of every target [R, W], raw fp32, from raw activations and their codes."""
+        predicted = self.predicted(rows)
+        return {
+            source: written + (predicted[source] - self.normaliser[source].mean.to(written.device))
+            if source in predicted
+            else written
+            for source, written in self.decode(codes).items()
+        }
 
     def decoder(self, source: str, features: np.ndarray | None = None) -> Tensor:
         """Decoder directions of all or some features in a source [n, W], fp32; zero where a feature does not write."""
@@ -225,7 +286,8 @@ class Crosscoder:
     def save(self, folder: Path) -> None:
         """Write crosscoder.safetensors, then crosscoder.json, the description."""
         with atomic_write(folder / "crosscoder.safetensors") as draft:
-            save_file(to_file_layout(self.weights, self.threshold), draft)
+            tensors = to_file_layout(self.weights, self.threshold) | prediction_tensors(self.predictions)
+            save_file(tensors | recurrence_tensors(self.recurrence), draft)
         sources = [
             {"name": s, "width": w, "scale": self.normaliser[s].scale, "mean": self.normaliser[s].mean.tolist()}
             for s, w in self.widths.items()
@@ -238,6 +300,9 @@ class Crosscoder:
             "sparsity": {"rank_by": self.rank_by, "row_k": self.row_k},
             "aggregation": self.aggregation,
             "differences": self.differences,
+            "predictions": {source: {"given": prediction.given} for source, prediction in self.predictions.items()},
+            "trainings": self.trainings,
+            "identity": self.identity,
         }
         write_json(folder / "crosscoder.json", description)
 
@@ -247,7 +312,7 @@ class Crosscoder:
 
         Raises CrosscoderError when a file is missing or damaged, or a tensor is missing, unexpected or misshapen.
         """
-        description, tensors = _read(folder)
+        description, tensors = read_files(folder)
         try:
             crosscoder = cls._from_description(description, tensors)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -268,6 +333,8 @@ class Crosscoder:
             Group(**{**group, "reads": tuple(group["reads"]), "writes": tuple(group["writes"])})
             for group in description["groups"]
         )
+        predictions = pop_predictions(description, tensors)
+        recurrence = pop_recurrence(tensors)
         weights, threshold = from_file_layout(tensors)
         return cls(
             widths=widths,
@@ -279,53 +346,11 @@ class Crosscoder:
             aggregation=description["aggregation"],
             row_k=description["sparsity"].get("row_k", {}),
             differences={name: (one, other) for name, (one, other) in description.get("differences", {}).items()},
+            predictions=predictions,
+            trainings=int(description.get("trainings", 1)),
+            recurrence=recurrence,
+            identity={name: tuple(map(str, ids)) for name, ids in description.get("identity", {}).items()},
         )
-
-
-def initial_weights(
-    widths: dict[str, int], groups: tuple[Group, ...], *, decoder_norm: float, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Weights before training: random decoder directions of norm `decoder_norm`, encoders equal to them, biases zero.
-
-    The decoders of a tied group are one tensor under several names.
-    """
-    weights: dict[str, Tensor] = {}
-    for group in groups:
-        for source in group.writes:
-            if group.tied and source != group.writes[0]:
-                weights[f"decoder.{source}.{group.name}"] = weights[f"decoder.{group.writes[0]}.{group.name}"]
-                continue
-            direction = torch.randn(group.features, widths[source], generator=generator)
-            direction *= decoder_norm / torch.linalg.vector_norm(direction, dim=1, keepdim=True)
-            weights[f"decoder.{source}.{group.name}"] = direction
-        for source in group.reads:
-            encoder = weights.get(f"decoder.{source}.{group.name}")
-            if encoder is None:
-                encoder = torch.randn(group.features, widths[source], generator=generator) / widths[source] ** 0.5
-            weights[f"encoder.{source}.{group.name}"] = encoder.clone()
-        weights[f"encoder_bias.{group.name}"] = torch.zeros(group.features)
-    written = {source for group in groups for source in group.writes}
-    return weights | {f"decoder_bias.{s}": torch.zeros(width) for s, width in widths.items() if s in written}
-
-
-def to_file_layout(weights: dict[str, Tensor], threshold: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as saved to files: encoders transposed to [W, F], a tied decoder copied for each source."""
-    tensors = {
-        name: (tensor.detach().T if name.startswith("encoder.") else tensor.detach()).cpu().clone().contiguous()
-        for name, tensor in weights.items()
-    }
-    return tensors | {f"threshold.{group}": value.detach().cpu().clone() for group, value in threshold.items()}
-
-
-def from_file_layout(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The inverse of `to_file_layout`."""
-    threshold = {name[10:]: tensor for name, tensor in tensors.items() if name.startswith("threshold.")}
-    weights = {
-        name: tensor.T.contiguous() if name.startswith("encoder.") else tensor
-        for name, tensor in tensors.items()
-        if not name.startswith("threshold.")
-    }
-    return weights, threshold
 
 
 def check_shapes(crosscoder: Crosscoder, origin: Path) -> None:
@@ -336,6 +361,16 @@ def check_shapes(crosscoder: Crosscoder, origin: Path) -> None:
     expected |= {f"encoder_bias.{group.name}": (group.features,) for group in crosscoder.groups}
     expected |= {f"decoder_bias.{source}": (crosscoder.widths[source],) for source in crosscoder.targets}
     found = {name: tuple(tensor.shape) for name, tensor in crosscoder.weights.items()}
+    for source, one in crosscoder.predictions.items():
+        expected[f"prediction.{source}"] = (sum(crosscoder.widths[s] for s in one.given), crosscoder.widths[source])
+        expected[f"prediction_offset.{source}"] = (crosscoder.widths[source],)
+    beside = prediction_tensors(crosscoder.predictions) | recurrence_tensors(crosscoder.recurrence)
+    found |= {name: tuple(tensor.shape) for name, tensor in beside.items()}
+    expected |= {
+        f"recurrence.{group.name}": (group.features,)
+        for group in crosscoder.groups
+        if group.name in crosscoder.recurrence
+    }
     for name in expected.keys() | found.keys():
         if expected.get(name) != found.get(name):
             raise CrosscoderError(
@@ -362,26 +397,3 @@ def check_sources(crosscoder: Crosscoder, widths: Mapping[str, int], store: Path
 
 def _sources(widths: Mapping[str, int]) -> str:
     return ", ".join(f"{name} (width {width})" for name, width in widths.items())
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        description = json.loads((folder / "crosscoder.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "crosscoder.safetensors")
-    except FileNotFoundError as error:
-        raise CrosscoderError(
-            f"{folder} holds no trained crosscoder: {error.filename} is missing. Train it first."
-        ) from None
-    except (ValueError, RecursionError, SafetensorError) as error:
-        raise CrosscoderError(
-            f"{folder}: the crosscoder's files are damaged ({error}). Train or copy it again."
-        ) from None
-    if (
-        not isinstance(description, dict)
-        or description.get("format") != FORMAT
-        or description.get("version") != VERSION
-    ):
-        raise CrosscoderError(
-            f"{folder}/crosscoder.json is not {FORMAT!r} version {VERSION}. Use a matching Crossdiff."
-        )
-    return description, tensors

@@ -29,6 +29,9 @@ class Group:
     """Factor of its budget of active features."""
     penalty: float = 1.0
     """Factor of its sparsity penalty."""
+    reconstructs: bool = True
+    """Whether reconstructions contain what it writes; features of residual dictionaries beside a crosscoder only say
+    where they fire."""
 
     @property
     def stop(self) -> int:
@@ -54,7 +57,8 @@ def build_groups(recipe: CrosscoderRecipe, widths: Mapping[str, int]) -> tuple[G
 
     `standard` is the acausal crosscoder of Lindsey et al. 2024, `dfc` the Dedicated Feature Crosscoder of
     arXiv 2602.11729 for any number of sources, `designated_shared` the crosscoder of the 2025 model diffing update;
-    layered variants take the sources as layers in order. Raises RecipeError when the recipe and the sources do not fit
+    layered variants take the sources as layers in order, and the groups of `residual` read what a training makes of
+    their targets (see `trainer.crosscoder.residuals`). Raises RecipeError when the recipe and the sources do not fit
     together.
     """
     inputs, targets = recipe.inputs or tuple(widths), recipe.targets or tuple(widths)
@@ -76,6 +80,15 @@ def difference_sources(recipe: CrosscoderRecipe, widths: Mapping[str, int]) -> d
         raise RecipeError(f"crosscoder: diff_sae needs two sources of one width, and has {found}. Use dfc instead.")
     before, after = widths
     return {f"{after}-minus-{before}": (after, before)}
+
+
+def residual_givens(inputs: Names, targets: Names) -> dict[str, Names]:
+    """For `residual`, the sources that each target is predicted from: all others that are encoded."""
+    given = {target: tuple(name for name in inputs if name != target) for target in targets}
+    for target, others in given.items():
+        if not others:
+            raise RecipeError(f"crosscoder: residual has nothing to predict {target} from. Add another of `inputs`.")
+    return given
 
 
 def _standard(recipe: CrosscoderRecipe, inputs: Names, targets: Names, _: Mapping[str, int]) -> list[_Plan]:
@@ -149,6 +162,22 @@ def _diff_sae(recipe: CrosscoderRecipe, _: Names, __: Names, widths: Mapping[str
     return [_Plan(name, recipe.features, (name,), (name,))]
 
 
+def _residual(recipe: CrosscoderRecipe, inputs: Names, targets: Names, _: Mapping[str, int]) -> list[_Plan]:
+    _require_two_sources(recipe, inputs, targets)
+    given = residual_givens(inputs, targets)
+    # Each dictionary has a budget of k of its own: the factor undoes the division by their number.
+    return [
+        _Plan(
+            f"{target}-given-{others[0] if len(others) == 1 else 'others'}",
+            recipe.features,
+            (target,),
+            (target,),
+            k_factor=len(given),
+        )
+        for target, others in given.items()
+    ]
+
+
 def _custom(recipe: CrosscoderRecipe, _: Names, __: Names, ___: Mapping[str, int]) -> list[_Plan]:
     if not recipe.groups:
         raise RecipeError("crosscoder: variant custom needs `groups`, a list of {name, features, reads, writes}.")
@@ -192,6 +221,7 @@ _PLANS = {
     "transcoder": _transcoder,
     "local_window": _local_window,
     "diff_sae": _diff_sae,
+    "residual": _residual,
     "custom": _custom,
 }
 

@@ -125,7 +125,7 @@ def fidelity(
     chosen, means = held_out_sequences(store, sources, sequences)
 
     def reconstruct(rows: Rows) -> Rows:
-        return crosscoder.decode(crosscoder.encode(rows))
+        return crosscoder.reconstruct(rows, crosscoder.encode(rows))
 
     losses = {source.name: Losses() for source in sources if source.name in crosscoder.targets}
     with progress.task("evaluate: loss of the models", total=len(chosen), unit="sequences") as task:

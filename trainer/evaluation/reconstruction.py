@@ -1,7 +1,8 @@
 """Measures reconstruction, sparsity and feature densities on held-out rows.
 
 Explained variance has two definitions in the literature, and both are measured: over all rows together, and as the mean
-over rows.
+over rows. Of a crosscoder with predictions, a reconstruction is the prediction and what the features add to it;
+`variance_predicted` is the share that the prediction explains alone.
 """
 
 import math
@@ -34,10 +35,11 @@ class Tally:
         self.error = dict.fromkeys(crosscoder.targets, 0.0)
         self.spread = dict.fromkeys(crosscoder.targets, 0.0)
         self.share = dict.fromkeys(crosscoder.targets, 0.0)
+        self.unpredicted = dict.fromkeys(crosscoder.predictions, 0.0)
 
     def add(self, rows: Rows, codes: Codes) -> None:
         """Adds a block of raw activations and its codes."""
-        rebuilt = self.crosscoder.decode(codes)
+        rebuilt, predicted = self.crosscoder.reconstruct(rows, codes), self.crosscoder.predicted(rows)
         self.rows += codes.rows
         self.firings += torch.bincount(codes.feature.cpu(), minlength=self.crosscoder.features)
         rows = self.crosscoder.with_differences(rows)
@@ -48,6 +50,8 @@ class Tally:
             self.error[source] += float(error.double().sum())
             self.spread[source] += float(spread.double().sum())
             self.share[source] += float((1 - error / spread.clamp_min(1e-12)).double().sum())
+            if source in predicted:
+                self.unpredicted[source] += float((x - predicted[source]).square().sum(dim=1).double().sum())
 
     def measures(self) -> list[dict[str, Any]]:
         """Rows of the results' evaluation table: source name or None, measure, value.
@@ -67,6 +71,8 @@ class Tally:
         for source in self.crosscoder.targets:
             record("variance_explained", 1 - self.error[source] / max(self.spread[source], 1e-12), source)
             record("variance_explained_per_row", self.share[source] / self.rows, source)
+            if source in self.unpredicted:
+                record("variance_predicted", 1 - self.unpredicted[source] / max(self.spread[source], 1e-12), source)
         density = self.firings.double() / self.rows
         record("rows", self.rows)
         record("l0", float(density.sum()))

@@ -141,7 +141,12 @@ def stack_weights(crosscoder: Crosscoder) -> Weights:
 
 
 def refuse_differences(crosscoder: Crosscoder, tool: str) -> None:
-    """Raise CrosscoderError for a crosscoder of differences between sources."""
+    """Raise CrosscoderError for a crosscoder of differences between sources, or of what others do not tell of one."""
+    for name, prediction in crosscoder.predictions.items():
+        raise CrosscoderError(
+            f"{tool} cannot store that {name!r} is reconstructed from {', '.join(prediction.given)} and the features "
+            "together. Keep Crossdiff's own files, which do."
+        )
     for name, (one, other) in crosscoder.differences.items():
         raise CrosscoderError(
             f"{tool} cannot store that {name!r} is {one!r} minus {other!r}. Keep Crossdiff's own files, which do."

@@ -48,7 +48,7 @@ EVALUATION_KEYS: dict[str, Any] = {
 """Recipe settings that the evaluate stage depends on, besides the crosscoder and the rows."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 """Revision of a model on the hub; folders have a shorter fingerprint."""
-CODE_VERSIONS = {"calibrate": 2}
+CODE_VERSIONS = {"calibrate": 3}
 """Raised when the code of a stage gives other numbers from the same inputs; stages not named are at version 1."""
 UNJUDGED_KEYS = ("contexts", "logits", "neighbours")
 """Settings of the analysis that no verdict depends on."""
@@ -294,13 +294,14 @@ class Run:
         """Make a forced training start from the first step, not from the last checkpoint."""
         if "train" in self.to_redo:
             discard(self.folder.checkpoints)
+            discard(self.folder.ensemble)
 
     def _crosscoder(self) -> Crosscoder:
         """The trained crosscoder, on the device that it is measured on."""
         return Crosscoder.load(self.folder.path).to(measuring_device(self.recipe.training.device))
 
     def _evaluate(self) -> None:
-        crosscoder = self._crosscoder()
+        crosscoder = self._crosscoder().reconstructing
         store = self._store_for(crosscoder)
         measures = evaluate(store, crosscoder, self.progress)
         sequences = self.recipe.evaluation.sequences

@@ -13,6 +13,8 @@ MAX_ROWS = 10**12
 """Bounds that no run reaches, so that a slip of the pen is told from a setting:"""
 MAX_FEATURES = 2**27
 MAX_FACTOR = 1e9
+RESIDUAL_FEATURES, RESIDUAL_K = 1024, 8
+"""Defaults of the variant `residual`: what others leave of a source holds less than the source."""
 
 
 class RecipeSection(BaseModel):
@@ -61,6 +63,10 @@ class CorpusPart(RecipeSection):
     split: str = "train"
     column: str = "text"
     """Column or key that holds the text, or the list of messages for `format: chat`."""
+    conversation: str | None = None
+    """Column or key that names the conversation, book or thread a record is a part of: all its records land in one
+    split. A number after an underscore at the end (`QWJhYvA_3`) is that of the part where ids differ in what precedes
+    it. Absent: `id` for `format: chat` where records have one; else every record stands for itself."""
     format: Literal["text", "chat"] = "text"
     markup: Literal["none", "wikitext"] = "none"
     """Markup to strip from the text."""
@@ -85,8 +91,8 @@ class CorpusRecipe(RecipeSection):
     sequences_per_document: int = Field(default=4, ge=1, le=1_000_000)
     """Maximum sequences per document, so that one book cannot fill the corpus."""
     deduplicate: bool = True
-    held_out: float = Field(default=0.05, gt=0, lt=0.5)
-    """Share of documents that are excluded from training."""
+    held_out: float = Field(default=0.15, gt=0, lt=0.5)
+    """Share of document groups that are excluded from training; claims are judged on them."""
     seed: Seed = 0
 
 
@@ -124,7 +130,8 @@ class SparsityRecipe(RecipeSection):
 
     kind: Literal["batch_topk", "topk", "l1", "jumprelu"] = "batch_topk"
     k: int = Field(default=32, gt=0, le=MAX_FEATURES)
-    """Active features per row: on average (`batch_topk`) or in every row (`topk`)."""
+    """Active features per row: on average (`batch_topk`) or in every row (`topk`). For `residual` it counts within each
+    source's dictionary, and is 8 by default."""
     k_start: int | None = Field(default=None, gt=0, le=MAX_FEATURES)
     """k at the first step, annealed linearly to `k`; four times `k` if absent."""
     anneal_share: float = Field(default=0.1, ge=0, lt=1)
@@ -184,6 +191,29 @@ class GroupRecipe(RecipeSection):
     """Factor of the group's penalty (`l1`, `jumprelu`)."""
 
 
+class ResidualRecipe(RecipeSection):
+    """Residual dictionaries beside a crosscoder, trained several times (`trainer/training/ensemble.py`).
+
+    Their features are the candidates for what one source has alone: those that several trainings find become features
+    of the crosscoder, and claims are made of them only.
+    """
+
+    features: int = Field(default=RESIDUAL_FEATURES, gt=0, le=MAX_FEATURES)
+    """Size of each source's dictionary."""
+    k: int = Field(default=RESIDUAL_K, gt=0, le=MAX_FEATURES)
+    """Active features per row and dictionary, on average."""
+    trainings: int = Field(default=4, ge=2, le=64)
+    """Trainings, from seeds that follow `training.seed`."""
+    found_in: int = Field(default=2, ge=1, le=64)
+    """Trainings that must have a feature for it to be kept."""
+
+    @model_validator(mode="after")
+    def _findable(self) -> "ResidualRecipe":
+        if self.found_in > self.trainings:
+            raise ValueError(f"found_in is {self.found_in}, and there are {self.trainings} trainings; set it lower")
+        return self
+
+
 class CrosscoderRecipe(RecipeSection):
     """The crosscoder to fit."""
 
@@ -198,10 +228,11 @@ class CrosscoderRecipe(RecipeSection):
         "transcoder",
         "local_window",
         "diff_sae",
+        "residual",
         "custom",
     ] = "dfc"
     features: int = Field(default=8192, gt=0, le=MAX_FEATURES)
-    """Size of the whole dictionary."""
+    """Size of the whole dictionary; for `residual` that of each source's dictionary, by default 1,024."""
     exclusive_share: float = Field(default=0.05, ge=0, lt=0.5)
     """`dfc`: share of the dictionary dedicated to each source, and to each of `subsets`."""
     subsets: tuple[tuple[str, ...], ...] = ()
@@ -231,6 +262,42 @@ class CrosscoderRecipe(RecipeSection):
     """Initial norm of every decoder direction."""
     sparsity: SparsityRecipe = SparsityRecipe()
     dead_features: DeadFeaturesRecipe = DeadFeaturesRecipe()
+    residual: ResidualRecipe | None = None
+    """Residual dictionaries beside the crosscoder; `{}` takes the defaults."""
+
+    def beside(self, targets: tuple[str, ...] = ()) -> "CrosscoderRecipe | None":
+        """Recipe of the residual dictionaries beside the crosscoder, of some `targets` or all; None without any."""
+        if self.residual is None:
+            return None
+        return CrosscoderRecipe(
+            variant="residual",
+            features=self.residual.features,
+            inputs=self.inputs,
+            targets=targets or self.targets,
+            normalisation=self.normalisation,
+            damp_above=self.damp_above,
+            decoder_norm=self.decoder_norm,
+            dead_features=self.dead_features,
+            sparsity=SparsityRecipe(
+                k=self.residual.k, rank_by=self.sparsity.rank_by, anneal_share=self.sparsity.anneal_share
+            ),
+        )
+
+    @model_validator(mode="after")
+    def _residual_beside_another(self) -> "CrosscoderRecipe":
+        if self.residual is not None and self.variant in ("sae", "diff_sae", "residual"):
+            raise ValueError(f"variant {self.variant} has no residual dictionaries beside it: leave out `residual`")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _small_residual_dictionaries(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("variant") != "residual":
+            return data
+        sparsity = data.get("sparsity", {})
+        if isinstance(sparsity, dict):
+            sparsity = {"k": RESIDUAL_K, **sparsity}
+        return {"features": RESIDUAL_FEATURES, **data, "sparsity": sparsity}
 
 
 class TrainingRecipe(RecipeSection):

@@ -72,7 +72,7 @@ class VerdictRecipe(RecipeSection):
     first_token_share: float = Field(default=0.5, gt=0, le=1)
     """Maximum share of the firings in the first eight rows of a sequence."""
     found_again: float = Field(default=0.5, ge=0, le=1)
-    """Minimum share of the other runs of the same comparison, if any, in which the feature is found."""
+    """Minimum share of the other trainings, if any, in which the feature is found: of its own run, and other runs."""
 
 
 class AnalysisRecipe(RecipeSection):

@@ -49,6 +49,7 @@ ADDED_KEYS = (
     ("", "calibration"),
     ("crosscoder", "damp_above"),
     ("crosscoder", "loss"),
+    ("crosscoder", "residual"),
     ("harvest", "stream"),
 )
 """Section and key of settings added after the first version. While unset, they do not enter a run's identity, so that
@@ -142,6 +143,9 @@ class Recipe(RecipeSection):
         for section, key in ADDED_KEYS:
             if (data[section] if section else data)[key] is None:
                 del (data[section] if section else data)[key]
+        for part in (data["corpus"] or {}).get("mix", ()):
+            if part["conversation"] is None:
+                del part["conversation"]
         defaults = VerdictRecipe()
         for key in LATER_VERDICT_KEYS:
             if data["analysis"]["verdict"][key] == getattr(defaults, key):
@@ -156,7 +160,8 @@ class Recipe(RecipeSection):
         Only this recipe if nothing is varied or added. Raises RecipeError for a setting that does not exist, that
         cannot vary because the runs of a sweep share their rows, or for the same run twice.
         """
-        plain = self.model_dump(mode="json", exclude={"sweep"})
+        # Defaults may depend on what is varied.
+        plain = self.model_dump(mode="json", exclude={"sweep"}, exclude_unset=True)
         recipes: list[Recipe] = []
         for values in itertools.product(*self.sweep.values()):
             data = copy.deepcopy(plain)
@@ -178,7 +183,7 @@ class Recipe(RecipeSection):
         data = self.model_dump(mode="json")
         data["baselines"]["diff_sae"], data["calibration"] = False, None
         # A diff-SAE has one source, the difference, so settings that name sources do not apply.
-        data["crosscoder"] |= {"variant": "diff_sae", "inputs": (), "targets": ()}
+        data["crosscoder"] |= {"variant": "diff_sae", "inputs": (), "targets": (), "residual": None}
         data["analysis"]["same_space"] = "auto"
         return parse_recipe(data, origin=f"diff-SAE of {self.name}")
 

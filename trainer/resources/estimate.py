@@ -6,8 +6,8 @@ compares estimates and measurements.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from trainer.crosscoder.groups import Group, build_groups, difference_sources
 from trainer.device import compute_dtype, pick_device
 from trainer.evaluation.fidelity import SCORED
 from trainer.kernels import int8_search
@@ -16,9 +16,12 @@ from trainer.models.shapes import ModelShape
 from trainer.reading.activations import POOL_ROWS
 from trainer.recipe.fitting import SourceRecipe
 from trainer.recipe.recipe import Recipe
+from trainer.resources.dictionary_size import DictionarySize
 from trainer.resources.speed import MachineSpeed
+from trainer.run.folder import RunFolder
 from trainer.store.batches import window_rows
 from trainer.training.checkpoint import KEEP
+from trainer.training.ensemble import members
 
 PROCESS_BYTES = 0.53e9
 """Bytes of a process with torch, transformers and numba loaded, after a first matrix product."""
@@ -161,33 +164,8 @@ class _Estimator:
         return ACTIVATION_BYTES * sum(self.store_widths.values())
 
     @property
-    def widths(self) -> Mapping[str, int]:
-        pairs = difference_sources(self.recipe.crosscoder, self.store_widths)
-        return {name: self.store_widths[pair[0]] for name, pair in pairs.items()} or self.store_widths
-
-    @property
-    def groups(self) -> tuple[Group, ...]:
-        return build_groups(self.recipe.crosscoder, self.store_widths)
-
-    @property
-    def parameters(self) -> int:
-        return sum(
-            group.features
-            * (self._wide(group.reads) + self._wide(group.writes[:1] if group.tied else group.writes) + 1)
-            for group in self.groups
-        )
-
-    @property
-    def product(self) -> int:
-        """Number of encoder weights, which every row is multiplied with."""
-        return sum(group.features * self._wide(group.reads) for group in self.groups)
-
-    @property
-    def features(self) -> int:
-        return self.groups[-1].stop
-
-    def _wide(self, names: tuple[str, ...]) -> int:
-        return sum(self.widths[name] for name in names)
+    def dictionary(self) -> DictionarySize:
+        return DictionarySize(self.recipe.crosscoder, self.store_widths)
 
     def _weights(self, count: Callable[[ModelShape], int]) -> float:
         """Bytes of all models' weights; `count` gives the number of weights of a model."""
@@ -249,26 +227,41 @@ class _Estimator:
         return largest
 
     def train(self) -> StageCost:
+        """The crosscoder's training, and those of its residual dictionaries side by side with it."""
+        return self._together([self.fitted(), *(one.fitted() for one in self._members())])
+
+    def _members(self) -> list["_Estimator"]:
+        """The trainings of residual dictionaries beside the crosscoder."""
+        return [replace(self, recipe=recipe) for recipe, _ in members(self.recipe, RunFolder(Path()))]
+
+    def _together(self, costs: Sequence[StageCost]) -> StageCost:
+        return replace(side_by_side(costs), seconds=self._total(*(cost.seconds for cost in costs)))
+
+    def fitted(self) -> StageCost:
+        """One training by itself."""
         training = self.recipe.training
         steps = self.train_rows // training.batch * training.epochs
         window = self.row_bytes * min(self.train_rows, window_rows(self.row_bytes))
-        batch = training.batch * (12 * sum(self.store_widths.values()) + 24 * self.recipe.crosscoder.sparsity.k)
+        batch = training.batch * (12 * sum(self.store_widths.values()) + 24 * self.dictionary.active)
         dense = self.recipe.crosscoder.sparsity.kind in ("l1", "jumprelu", "topk")
-        batch += training.batch * self.features * 16 if dense else 0
-        low, rows = ACTIVATION_BYTES * self.product, 4 * training.batch * sum(self.store_widths.values())
-        held = TRAINING_BYTES * self.parameters + low + batch
+        batch += training.batch * self.dictionary.features * 16 if dense else 0
+        low, rows = ACTIVATION_BYTES * self.dictionary.product, 4 * training.batch * sum(self.store_widths.values())
+        held = TRAINING_BYTES * self.dictionary.parameters + low + batch
         on_cpu = pick_device(training.device).type == "cpu"
         fitted = StageCost(
             "train",
             memory=PROCESS_BYTES
-            + CHECKPOINT_BYTES * self.parameters
+            + CHECKPOINT_BYTES * self.dictionary.parameters
             + window
             + (held + KERNEL_CACHE_BYTES if on_cpu else 0),
             device=0 if on_cpu else held,
             mapped=window,
-            disk=(KEEP + 1) * CHECKPOINT_BYTES * self.parameters + WEIGHT_BYTES * self.parameters,
+            disk=(KEEP + 1) * CHECKPOINT_BYTES * self.dictionary.parameters
+            + WEIGHT_BYTES * self.dictionary.saved_parameters,
             seconds=self._step_seconds(steps),
-            least=self._least(TRAINING_BYTES * self.parameters + rows, WEIGHT_BYTES * self.parameters),
+            least=self._least(
+                TRAINING_BYTES * self.dictionary.parameters + rows, WEIGHT_BYTES * self.dictionary.saved_parameters
+            ),
         )
         stream = self.recipe.harvest.stream
         if stream is None or not self.shapes or self.recipe.corpus is None:
@@ -289,16 +282,17 @@ class _Estimator:
     def _step_seconds(self, steps: int) -> float | None:
         """Seconds of `steps` steps: the products of all rows, and the traffic over all weights once per step."""
         share = INT8_SHARE if self._uses_int8 else DENSE_SHARE
-        products = self._seconds(steps * self.recipe.training.batch * self.product, share)
-        weights = STEP_TRAFFIC_BYTES * self.parameters
-        return None if self.speed is None else self._total(products, steps * weights / self.speed.copy)
+        products = self._seconds(steps * self.recipe.training.batch * self.dictionary.product, share)
+        predictions = self._seconds(steps * self.recipe.training.batch * self.dictionary.predicting, DENSE_SHARE)
+        weights = STEP_TRAFFIC_BYTES * self.dictionary.parameters
+        return None if self.speed is None else self._total(products, predictions, steps * weights / self.speed.copy)
 
     @property
     def _uses_int8(self) -> bool:
         training = self.recipe.training
         may = self.recipe.crosscoder.sparsity.kind == "batch_topk" and training.precision == "auto"
         fast = pick_device(training.device).type == "cpu" and int8_search.tile_shape() is not None
-        return may and fast and self.product >= int8_search.MIN_WEIGHTS
+        return may and fast and self.dictionary.product >= int8_search.MIN_WEIGHTS
 
     def evaluate(self) -> StageCost:
         logits = max((shape.vocabulary for shape in self.shapes.values()), default=0) * SCORED * LOGIT_BYTES
@@ -316,14 +310,14 @@ class _Estimator:
             + models
             + logits
             + EVALUATION_BYTES
-            + LOADED_BYTES * self.parameters,
+            + LOADED_BYTES * self.dictionary.saved_parameters,
             mapped=0,
             disk=0,
             seconds=self._total(
-                self._seconds(held_out * self.product, 1.0),
+                self._seconds(held_out * self.dictionary.saved_product, 1.0),
                 self._seconds(reads * context * each, EVALUATION_SHARE, loading=models),
             ),
-            least=self._with_models(self._least(WEIGHT_BYTES * self.parameters, 0)),
+            least=self._with_models(self._least(WEIGHT_BYTES * self.dictionary.saved_parameters, 0)),
         )
 
     def _with_models(self, least: Least) -> Least:
@@ -336,13 +330,17 @@ class _Estimator:
     def _analysis(self, stage: str, rows: float, *, models: bool) -> StageCost:
         """One encoder pass, moments of features, the readouts, and the sample of rows that claims are judged on."""
         recipe = self.recipe.analysis
-        wide = sum(self.widths.values())
-        moments = 2 * 4 * self.features * wide + 2 * 3 * 8 * max(self.widths.values()) ** 2 * len(self.widths)
+        wide = sum(self.dictionary.widths.values())
+        moments = 2 * 4 * self.dictionary.features * wide + 2 * 3 * 8 * max(self.dictionary.widths.values()) ** 2 * len(
+            self.dictionary.widths
+        )
         loaded = self._weights(lambda shape: shape.parameters) + self._tokenizers() if models else 0.0
         heads = sum(shape.vocabulary * shape.width for shape in self.shapes.values()) if models else 0
         contexts = recipe.contexts.top + 5 * recipe.contexts.per_quantile
-        firings = rows * self.recipe.crosscoder.sparsity.k
-        least = self._least(WEIGHT_BYTES * self.parameters + 2 * 4 * self.features * wide, 0)
+        firings = rows * self.dictionary.active
+        least = self._least(
+            WEIGHT_BYTES * self.dictionary.saved_parameters + 2 * 4 * self.dictionary.features * wide, 0
+        )
         return StageCost(
             stage,
             memory=PROCESS_BYTES
@@ -350,12 +348,13 @@ class _Estimator:
             + ANALYSIS_BYTES
             + loaded
             + moments
-            + LOADED_BYTES * self.parameters,
+            + LOADED_BYTES * self.dictionary.saved_parameters,
             mapped=0,
-            disk=firings * FIRING_BYTES + self.features * contexts * recipe.contexts.window * CONTEXT_ROW_BYTES,
+            disk=firings * FIRING_BYTES
+            + self.dictionary.features * contexts * recipe.contexts.window * CONTEXT_ROW_BYTES,
             seconds=self._total(
-                self._seconds(rows * self.product * ANALYSIS_ENCODES, 1.0, loading=loaded),
-                self._seconds(self.features * heads, 1.0),
+                self._seconds(rows * self.dictionary.saved_product * ANALYSIS_ENCODES, 1.0, loading=loaded),
+                self._seconds(self.dictionary.features * heads, 1.0),
             ),
             least=self._with_models(least) if models else least,
         )
@@ -365,7 +364,9 @@ class _Estimator:
         assert self.recipe.calibration is not None, "called only for recipes with a calibration"
         rows = min(self.recipe.calibration.rows, self.train_rows)
         textless = _Estimator(self.recipe, {}, self.store_widths, rows, self.speed)
-        training, analysis = textless.train(), textless._analysis("calibrate", rows, models=False)
+        beside = textless._members()
+        training = textless._together([one.fitted() for one in beside]) if beside else textless.train()
+        analysis = textless._analysis("calibrate", rows, models=False)
         experiments = len(self.store_widths) + 1
         seconds = self._total(*[training.seconds, analysis.seconds] * experiments)
         disk = rows * self.row_bytes + max(training.disk, analysis.disk)

@@ -7,7 +7,7 @@ create table run (
     created_at timestamp not null,
     recipe_json text not null,
     versions_json text not null,
-    schema_version integer not null default 4
+    schema_version integer not null default 5
 );
 comment on table run is 'The run that made this file; one row.';
 comment on column run.run_id is 'The run''s id: its name and the short hash of its recipe.';
@@ -84,7 +84,7 @@ comment on column feature.first_token_share is 'Share of its firings in the firs
 comment on column feature.documents is 'Documents in which it fired.';
 comment on column feature.main_corpus is 'Corpus part with most of its firings; null when it never fired.';
 comment on column feature.main_corpus_share is 'Share of its firings in that corpus part, 0 to 1.';
-comment on column feature.verdict is 'supported, refuted or undecided: what the evidence says about the claim that only its owner has it; empty for features without a claim. The rule is in trainer/analysis/claims/verdict.py.';
+comment on column feature.verdict is 'supported, refuted or undecided: what the evidence says about the claim that only its owner has it; untested where one source owns it and claims are made of residual dictionaries'' features only; empty for features without a claim. The rule is in trainer/analysis/claims/verdict.py.';
 comment on column feature.fdr is 'Expected share of noise among the owner''s claims at least as strong, 0 to 1: claims that the noise null of `crossdiff calibrate` gives with a lower bound of excess as large, over those of this run, both among claims that the probes support; null without calibration, and for claims weaker than any of those.';
 comment on column feature.score is 'Score of the default ranking: larger is more defensible; comparable within one run. Supported claims are from 3 to 4, undecided ones from 2 to 3, refuted ones from 1 to 2, features without a claim up to 1.';
 comment on column feature.main_language is 'Language of most of its firings, as an ISO 639 code, und if undetermined; null when it never fired.';
@@ -99,8 +99,8 @@ comment on column feature.excess_low is 'Lower bound of the 90 % interval of exc
 comment on column feature.excess_high is 'Upper bound of the 90 % interval of excess, over documents.';
 
 comment on column feature.kind is 'Kind of difference that is claimed: absent, the other sources tell next to nothing of the feature; weaker, they tell a part, or that is not ruled out; analogue, a feature of another owner fires on the same rows; noise, it fires hardly more often than noise would make it. Null for features without a claim, for those that the probes refute, and where the claim could not be tested.';
-comment on column feature.found_in is 'Other runs of the same comparison in which a feature of the same owner has the same direction and fires on the same rows; null when there are no other runs.';
-comment on column feature.looked_in is 'Other runs of the same comparison with features of the same owner.';
+comment on column feature.found_in is 'Other trainings in which a feature of the same owner has the same direction and fires on the same rows: those of the residual dictionaries behind it, and other runs of the same comparison; null when there are none.';
+comment on column feature.looked_in is 'Other trainings with features of the same owner.';
 
 create table feature_source (
     feature integer not null,
@@ -278,7 +278,7 @@ create table evidence (
 );
 comment on table evidence is 'Outcome of each test of the claim that only its owner has a feature; no rows for features without a claim.';
 comment on column evidence.feature is 'Index of the feature.';
-comment on column evidence.test is 'probe_ratio: how well the other sources tell where it fires, over how well the owner does; excess: firings over those that noise would give; fdr: expected share of noise among claims as strong; twin: correlation with a feature of another owner; nu_error, nu_reconstruction: latent scaling, the largest of the other sources; own_probe: R-precision of the owner''s probe; firings; documents; density; template_share; first_token_share; found_again: share of the other runs that have the feature.';
+comment on column evidence.test is 'probe_ratio: how well the other sources tell where it fires, over how well the owner does; excess: firings over those that noise would give; fdr: expected share of noise among claims as strong; twin: correlation with a feature of another owner; nu_error, nu_reconstruction: latent scaling, the largest of the other sources; own_probe: R-precision of the owner''s probe; firings; documents; density; template_share; first_token_share; found_again: share of the other trainings that have the feature.';
 comment on column evidence.value is 'The measured value.';
 comment on column evidence.low is 'Lower bound of the value''s 90 % interval over documents; null when it has none.';
 comment on column evidence.high is 'Upper bound of the value''s 90 % interval over documents; null when it has none.';
@@ -463,3 +463,27 @@ comment on column baseline_passage.byte_start is 'Byte of the sequence''s text w
 comment on column baseline_passage.text is 'The passage''s text.';
 comment on column baseline_passage.tokens is 'Its tokens, of the base and then of the source: text and byte of the sequence''s text where each ends.';
 comment on column baseline_passage.places is 'Spans by the byte where each ends: Jensen-Shannon divergence of the predictions at its start, nats, and the surprise of either source over it, nats. Spans on chat templates are left out.';
+
+create table predictability (
+    source tinyint not null,
+    given text not null,
+    corpus text,
+    language text,
+    band text,
+    share double,
+    groups integer not null,
+    r2 double not null,
+    low double not null,
+    high double not null
+);
+comment on table predictability is 'How much of every source the others tell linearly: all others together, and each alone. One row for all text, one per band of principal directions, one per corpus part and one per language; parts with fewer than ten document groups are left out.';
+comment on column predictability.source is 'Index of the source that is predicted.';
+comment on column predictability.given is 'Names of the sources it is predicted from, joined by +.';
+comment on column predictability.corpus is 'The corpus part that is looked at; null for all text.';
+comment on column predictability.language is 'The language that is looked at, as an ISO 639 code, und if undetermined; null for all.';
+comment on column predictability.band is 'The principal directions of the source that are looked at, by falling variance from 1, such as 2-10; null for all.';
+comment on column predictability.share is 'Share of the source''s variance in the band, 0 to 1; null without a band.';
+comment on column predictability.groups is 'Document groups that were looked at.';
+comment on column predictability.r2 is 'Share of the variance, about the mean of the rows looked at, that an affine map fitted on the other half of the document groups explains: 1 for all of it, below 0 for worse than the mean.';
+comment on column predictability.low is 'Lower bound of its 90 % interval over document groups.';
+comment on column predictability.high is 'Upper bound of its 90 % interval.';

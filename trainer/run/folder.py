@@ -69,6 +69,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def ensemble(self) -> Path:
+        """Folder of the residual dictionaries that were trained beside the crosscoder."""
+        return self.path / "ensemble"
+
+    @property
     def crosscoder(self) -> Path:
         """Description of the trained crosscoder, without its weights."""
         return self.path / "crosscoder.json"

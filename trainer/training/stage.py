@@ -2,14 +2,15 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from trainer.analysis.claims.stability import other_runs
 from trainer.crosscoder.crosscoder import Crosscoder
-from trainer.crosscoder.fold_damping import fold_damping
 from trainer.errors import TrainingError
 from trainer.reading.stream import ActivationStream
 from trainer.recipe.recipe import Recipe
@@ -18,6 +19,7 @@ from trainer.run.folder import RunFolder, atomic_write, discard
 from trainer.run.progress import Progress
 from trainer.store.store import ActivationStore, Rows
 from trainer.training.checkpoint import latest
+from trainer.training.ensemble import known_features, members, with_consensus
 from trainer.training.trainer import Training
 
 DIVERGED = -10.0
@@ -34,10 +36,46 @@ def train_together(
 ) -> list[Crosscoder]:
     """Fit a crosscoder for every run and save it in the run's folder, reading each batch once for all.
 
-    The recipes must agree on batch, epochs and shuffle seed. Each resumes from its newest checkpoint of the same recipe
-    and data; one that is ahead waits for the others. Raises StoreError, DiskFull.
+    Residual dictionaries that a recipe has beside its crosscoder are fitted along with it, and what their trainings
+    have in common is added to it. The recipes must agree on batch, epochs and shuffle seed. Each resumes from its
+    newest checkpoint of the same recipe and data; one that is ahead waits for the others. Raises StoreError, DiskFull.
     """
-    fits = [_Fit(recipe, folder, store, progress) for recipe, folder in runs]
+    beside = [members(recipe, folder) for recipe, folder in runs]
+    known = [known_features(folder) if others else None for (_, folder), others in zip(runs, beside, strict=True)]
+    fits = [_Fit(recipe, folder, store, progress) for recipe, folder in (*runs, *itertools.chain(*beside))]
+    _run_together(fits, progress)
+    trained = [fit.finish() for fit in fits]
+    rest = iter(trained[len(runs) :])
+    return [
+        _add_residuals(run, [one, *itertools.islice(rest, len(others))], previous, store, progress)
+        for run, one, others, previous in zip(runs, trained, beside, known, strict=False)
+    ]
+
+
+def _add_residuals(
+    run: tuple[Recipe, RunFolder],
+    trained: Sequence[Crosscoder],
+    previous: Crosscoder | None,
+    store: ActivationStore,
+    progress: Progress,
+) -> Crosscoder:
+    """A run's crosscoder with what its residual dictionaries have in common; saved in the run's folder.
+
+    `trained` are the crosscoder and its residual dictionaries.
+    """
+    (recipe, folder), (crosscoder, *beside) = run, trained
+    if recipe.crosscoder.residual is None:
+        return crosscoder
+    with progress.task("Comparing trainings", total=None):
+        others = other_runs(folder)
+        wanted = recipe.crosscoder.residual
+        complete = with_consensus(crosscoder, beside, store, wanted, previous=previous, others=others)
+        complete.save(folder.path)
+    return complete
+
+
+def _run_together(fits: Sequence["_Fit"], progress: Progress) -> None:
+    """Run all steps that are left of several trainings."""
     slowest = min(fits, key=lambda fit: fit.training.step).training
     if slowest.step:
         progress.notify(f"train: resuming from step {slowest.step} of {slowest.steps}")
@@ -51,7 +89,6 @@ def train_together(
                     fit.run_step(rows, log)
             step += 1
             task.advance(1, **fits[0].progress_values)
-    return [fit.finish() for fit in fits]
 
 
 def train_streaming(
@@ -85,9 +122,25 @@ def train_streaming(
             f"train: the text ended after {rows_read:,} of {recipe.harvest.rows:,} rows, before the learning rate had "
             f"decayed. For a complete schedule set harvest.rows to {rows_read} and train again."
         )
-    trained = fit.finish()
+    previous = known_features(folder)
+    trained = _with_residuals_of_sample((recipe, folder), fit.finish(), previous, store, progress)
     discard(folder.checkpoints)
     return trained
+
+
+def _with_residuals_of_sample(
+    run: tuple[Recipe, RunFolder],
+    crosscoder: Crosscoder,
+    previous: Crosscoder | None,
+    store: ActivationStore,
+    progress: Progress,
+) -> Crosscoder:
+    """A streamed run's crosscoder with residual dictionaries, which are fitted to the rows that are stored."""
+    fits = [_Fit(one, place, store, progress) for one, place in members(*run)]
+    if not fits:
+        return crosscoder
+    _run_together(fits, progress)
+    return _add_residuals(run, [crosscoder, *(fit.finish() for fit in fits)], previous, store, progress)
 
 
 def _buffered_rows(folder: RunFolder, step: int) -> Path:
@@ -109,6 +162,7 @@ class _Fit:
     ) -> None:
         """With `steps` the rows come from a stream, and only `save_with_stream` writes checkpoints."""
         self.folder = folder
+        folder.path.mkdir(parents=True, exist_ok=True)
         self.training = Training(recipe, store)
         self._streams = steps is not None
         self.training.steps = steps or self.training.steps
@@ -142,13 +196,13 @@ class _Fit:
                 path.unlink()
 
     def finish(self) -> Crosscoder:
-        """Set the inference thresholds, fold the damping and save the crosscoder.
+        """Set the inference thresholds and save the crosscoder, with everything folded into its weights.
 
         Raises TrainingError when it reconstructs far worse than the rows' mean would.
         """
         self._refuse_diverged()
         self.training.set_thresholds()
-        trained = fold_damping(self.training.crosscoder)
+        trained = self.training.trained()
         trained.save(self.folder.path)
         return trained
 

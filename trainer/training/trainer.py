@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.crosscoder.crosscoder import Crosscoder, initial_weights
+from trainer.crosscoder.crosscoder import Crosscoder
+from trainer.crosscoder.fold_damping import fold_damping
 from trainer.crosscoder.groups import build_groups, difference_sources
-from trainer.crosscoder.normalisation import Normaliser, centred_rms, damp_dominant_directions, median_norm
+from trainer.crosscoder.initial_weights import initial_weights
+from trainer.crosscoder.residuals import Residuals
 from trainer.crosscoder.selection import RunningThreshold, nonzero_indices
 from trainer.device import compute_dtype, pick_device
 from trainer.errors import StoreError, TrainingError
@@ -20,12 +22,11 @@ from trainer.store.store import ActivationStore, Rows
 from trainer.training.checkpoint import BESIDE, Checkpoint
 from trainer.training.encoding import BatchEncoder, Encoding, budgets, encode_dense, encode_sparse
 from trainer.training.gradients import write_gradients
+from trainer.training.inputs import estimate_normalisers, fit_residuals
 from trainer.training.losses import dead_features_loss, reconstruction_loss, sparsity_penalty
 
 LOG_EVERY = 10
 """Steps between metrics."""
-NORMALISER_ROWS = 131_072
-"""Most rows from which mean and scale are estimated."""
 THRESHOLD_ROWS = 16_384
 """Most held-out rows on which inference thresholds are set."""
 
@@ -44,7 +45,10 @@ class Training:
                 f"{recipe.training.batch:,}. Set training.batch lower, or harvest more rows of a larger corpus."
             )
         self.steps = self.batches.per_epoch * recipe.training.epochs
-        self.crosscoder = fresh_crosscoder(recipe, store, self.device)
+        self._residuals = (
+            fit_residuals(recipe.crosscoder, store, self.device) if recipe.crosscoder.variant == "residual" else None
+        )
+        self.crosscoder = fresh_crosscoder(recipe, store, self.device, self._residuals)
         use_int8 = recipe.training.precision == "auto"
         self.encoder = BatchEncoder(self.crosscoder, product_dtype(recipe, self.device), use_int8=use_int8)
         self.log_thresholds = self._initial_log_thresholds()
@@ -61,13 +65,22 @@ class Training:
         self._losses: dict[int, Tensor] = {}
         """Losses by step, counted from 1, that `require_finite` has not seen."""
 
+    def normalise(self, raw: Rows) -> Rows:
+        """What the crosscoder is trained on, for raw activations: normalised sources, or normalised residuals."""
+        return self.crosscoder.normalise(raw if self._residuals is None else self._residuals(raw))
+
+    def trained(self) -> Crosscoder:
+        """The crosscoder as it is saved: without damping, and on the sources themselves."""
+        crosscoder = fold_damping(self.crosscoder)
+        return crosscoder if self._residuals is None else self._residuals.fold(crosscoder)
+
     def run_step(self, raw: Rows) -> dict[str, float]:
         """One step on raw activations [batch, width]; returns metrics at every `LOG_EVERY`th step, else nothing.
 
         Raises TrainingError when a loss is not a number: on a GPU at the next metrics, because reading it back waits.
         """
         crosscoder, recipe = self.crosscoder, self.recipe
-        rows = crosscoder.normalise(raw)
+        rows = self.normalise(raw)
         k = recipe.crosscoder.sparsity.k_at(self.step, self.steps)
         dead_features = self._find_dead_features()
         encoding = self._encode(rows, k)
@@ -244,7 +257,7 @@ class Training:
         smallest_kept: dict[str, list[float]] = {}
         rows_seen = 0
         for block in self.store.blocks("held_out", rows=self.recipe.training.batch):
-            rows = self.crosscoder.normalise(block.rows)
+            rows = self.normalise(block.rows)
             for name, smallest in self._encode(rows, self.recipe.crosscoder.sparsity.k).smallest.items():
                 smallest_kept.setdefault(name, []).append(smallest)
             rows_seen += len(next(iter(rows.values())))
@@ -253,10 +266,14 @@ class Training:
         return {name: sum(values) / len(values) for name, values in smallest_kept.items()}
 
 
-def fresh_crosscoder(recipe: Recipe, store: ActivationStore, device: torch.device) -> Crosscoder:
+def fresh_crosscoder(
+    recipe: Recipe, store: ActivationStore, device: torch.device, residuals: Residuals | None = None
+) -> Crosscoder:
     """An untrained crosscoder: weights from the recipe's seed, normalisers from the store's training rows."""
     differences = difference_sources(recipe.crosscoder, store.widths)
     widths = {name: store.widths[pair[0]] for name, pair in differences.items()} or store.widths
+    if residuals is not None:
+        widths = {name: width for name, width in widths.items() if name in residuals.predictions}
     groups = build_groups(recipe.crosscoder, store.widths)
     generator = torch.Generator().manual_seed(recipe.training.seed)
     weights = initial_weights(widths, groups, decoder_norm=recipe.crosscoder.decoder_norm, generator=generator)
@@ -273,7 +290,12 @@ def fresh_crosscoder(recipe: Recipe, store: ActivationStore, device: torch.devic
         aggregation=recipe.crosscoder.aggregation,
         differences=differences,
     )
-    normalisers = estimate_normalisers(recipe, store, crosscoder)
+    if residuals is not None:
+        crosscoder.normaliser = residuals.own
+        return crosscoder
+    normalisers = estimate_normalisers(
+        recipe.crosscoder, store, widths, lambda rows, source: crosscoder.with_differences(rows)[source]
+    )
     crosscoder.normaliser = {source: normaliser.to(device) for source, normaliser in normalisers.items()}
     return crosscoder
 
@@ -305,29 +327,6 @@ def clip_gradient(optimiser: torch.optim.Adam, max_norm: float, *, in_step: bool
         optimiser.grad_scale = (norm / max_norm).clamp_min(1.0)  # type: ignore[attr-defined]
     elif norm > max_norm:
         torch._foreach_mul_(gradients, float(max_norm / norm))
-
-
-def estimate_normalisers(recipe: Recipe, store: ActivationStore, crosscoder: Crosscoder) -> dict[str, Normaliser]:
-    """Normaliser of every source, estimated from training rows as the recipe says."""
-
-    def blocks(source: str) -> Iterator[Tensor]:
-        seen = 0
-        for block in store.blocks("train"):
-            rows = crosscoder.with_differences(block.rows)[source]
-            yield rows
-            seen += len(rows)
-            if seen >= NORMALISER_ROWS:
-                return
-
-    if recipe.crosscoder.normalisation == "centred_rms":
-        normalisers = {source: centred_rms(blocks(source)) for source in crosscoder.sources}
-    else:
-        mean_width = sum(crosscoder.widths.values()) / len(crosscoder.widths)
-        normalisers = {source: median_norm(blocks(source), mean_width) for source in crosscoder.sources}
-    above = recipe.crosscoder.damp_above
-    if above is None:
-        return normalisers
-    return {source: damp_dominant_directions(one, blocks(source), above) for source, one in normalisers.items()}
 
 
 def product_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:

@@ -178,7 +178,7 @@ def _verdicts(results: Results) -> Verdicts:
             count(*) filter (where verdict = 'undecided'),
             count(*) filter (where verdict = 'undecided' and kind = 'noise'),
             max(fdr) filter (where verdict = 'supported')
-        from feature where verdict <> '' and firings > 0
+        from feature where verdict not in ('', 'untested') and firings > 0
         """
     )
     return Verdicts(*(row or (0, 0, 0, 0, 0, None)))
@@ -195,7 +195,7 @@ def _owners(results: Results, spike_ins: tuple[SpikeIn, ...]) -> tuple[OwnerReli
         for owner, claims, supported in results.rows(
             """
             select owner, count(*), count(*) filter (where verdict = 'supported')
-            from feature where verdict <> '' and firings > 0 group by owner
+            from feature where verdict not in ('', 'untested') and firings > 0 group by owner
             """
         )
     }

@@ -27,7 +27,7 @@ def test_the_overview_counts_owners_and_links_each_count_to_its_features(reader:
     for owner, count in re.findall(r'href="[^"]*owner=(\w+)&verdict=\w+&life=alive">([\d,]+)</a>', page):
         listed = reader.get(f"/api/v1{LIST}?owner={owner}&life=alive").json()
         assert listed["total"] == int(count)
-    assert "not calibrated" in page
+    assert "untested" in page
     assert "exclusive_share: 0.15" in page
 
 
@@ -322,3 +322,13 @@ def test_the_tiny_run_has_every_trigger_text(tables: duckdb.DuckDBPyConnection):
 
     for _, trigger, _ in THEMES.values():
         assert trigger in texts
+
+
+def test_a_features_id_leads_to_its_page(reader: TestClient):
+    one = reader.get(f"/api/v1{LIST}/7").json()
+
+    found = reader.get(f"{LIST}/id/{one['content_hash']}", follow_redirects=False)
+
+    assert (found.status_code, found.headers["location"]) == (302, f"{LIST}/7")
+    assert reader.get(f"{LIST}/id/none").status_code == 404
+    assert one["content_hash"] in reader.get(f"{LIST}/7").text

@@ -10,8 +10,9 @@ import torch
 
 from trainer.analysis.per_feature.decoder_norms import cosines
 from trainer.analysis.stage import analyse
-from trainer.crosscoder.crosscoder import Crosscoder, initial_weights
+from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.crosscoder.groups import Group
+from trainer.crosscoder.initial_weights import initial_weights
 from trainer.crosscoder.normalisation import Normaliser
 from trainer.recipe.recipe import parse_recipe
 from trainer.run.folder import RunFolder

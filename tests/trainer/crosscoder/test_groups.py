@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from trainer.crosscoder.crosscoder import initial_weights
 from trainer.crosscoder.groups import build_groups, difference_sources
+from trainer.crosscoder.initial_weights import initial_weights
 from trainer.errors import RecipeError
 from trainer.recipe.fitting import CrosscoderRecipe
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.crosscoder.crosscoder import Crosscoder, initial_weights
+from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.crosscoder.groups import Group
+from trainer.crosscoder.initial_weights import initial_weights
 from trainer.crosscoder.normalisation import Normaliser
 from trainer.kernels import cpu, int8_search, numba_loops
 from trainer.kernels.int8_search import Int8Search, TileShape

@@ -169,10 +169,10 @@ def test_settings_that_are_gone_leave_a_misspelt_section_to_be_named():
 
 
 def test_a_run_keeps_its_identity_over_the_change_of_the_rule():
-    demo = load_recipe(DEMO)
+    demo = load_recipe(DEMO, ("corpus.held_out=0.05",))  # the default of then
 
     assert demo.fingerprint() == "36dbf40b"
-    changed = load_recipe(DEMO, ("analysis.verdict.probe_ratio=0.4",))
+    changed = load_recipe(DEMO, ("corpus.held_out=0.05", "analysis.verdict.probe_ratio=0.4"))
     assert changed.fingerprint() != demo.fingerprint()
     verdict = demo.identity()["analysis"]["verdict"]
     assert not {"probe_ratio", "excess", "fdr"} & verdict.keys()

@@ -69,6 +69,27 @@ def test_training_takes_sixteen_bytes_per_weight_twelve_more_in_a_checkpoint_and
     assert found.disk == 3 * 12 * weights + 4 * weights
 
 
+def test_residual_dictionaries_read_one_source_in_training_and_all_when_saved():
+    one = recipe(crosscoder={"variant": "residual", "features": 500})
+    speed = MachineSpeed(product=1e9, copy=1e9)
+
+    # Encoder, decoder and bias of 500 features for 100 numbers, and of 500 for 60; saved ones read all 160.
+    trained, saved = 500 * (201 + 121), 500 * (261 + 221)
+    found = cost_of_stage("train", one)
+    batch = 1000 * (12 * 160 + 24 * 2 * 10)
+    assert found.memory - found.mapped == pytest.approx(
+        estimate.PROCESS_BYTES + estimate.KERNEL_CACHE_BYTES + 28 * trained + 2 * 500 * 160 + batch
+    )
+    assert found.disk == 3 * 12 * trained + 4 * saved
+    # Each of 240 batches is predicted, 100 numbers from 60 and 60 from 100, and encoded.
+    seconds = 2 * 240_000 * (500 * 160 + 2 * 6000) / 1e9 / estimate.DENSE_SHARE
+    seconds += 240 * estimate.STEP_TRAFFIC_BYTES * trained / 1e9
+    assert cost_of_stage("train", one, speed=speed).seconds == pytest.approx(seconds)
+    # Both dictionaries are active on a row.
+    plain = cost_of_stage("analyse", recipe(crosscoder={"features": 1000}))
+    assert cost_of_stage("analyse", one).disk - plain.disk == pytest.approx(100_000 * 10 * estimate.FIRING_BYTES)
+
+
 def test_times_are_arithmetic_over_the_speed_of_a_bare_product():
     speed = MachineSpeed(product=1e9, copy=1e9)
 

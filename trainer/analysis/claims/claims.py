@@ -1,6 +1,6 @@
 """Gathers the inputs of all claims and judges them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from trainer.analysis.claims.evidence import ClaimedFeatures, ClaimEvidence, Estimate, measure_claims
 from trainer.analysis.claims.latent_scaling import ScalingFactors
-from trainer.analysis.claims.verdict import SUPPORTS, FeatureStats, Judgement, judge
+from trainer.analysis.claims.verdict import SUPPORTS, UNTESTED, FeatureStats, Judgement, judge
 from trainer.analysis.per_feature.decoder_norms import DecoderNorms, claims, holders, owners
 from trainer.analysis.rows.codes import CodeSpool
 from trainer.analysis.rows.moments import Moments
@@ -51,13 +51,27 @@ class Ownership:
     """Whether ownership claims that some source lacks the feature, bool [F]."""
     holds: np.ndarray
     """Which sources the owner names, bool [F, T]."""
+    untested: np.ndarray
+    """Features with such an owner of which no claim is made, bool [F]; see `candidates`."""
 
     @classmethod
     def from_norms(cls, crosscoder: Crosscoder, norms: DecoderNorms, recipe: AnalysisRecipe) -> "Ownership":
         """Owners by the recipe's thresholds on norm shares."""
         targets = [crosscoder.sources.index(name) for name in crosscoder.targets]
         owner = owners(norms.share[:, targets], crosscoder.targets, recipe)
-        return cls(owner, claims(owner, crosscoder.targets), holders(owner, crosscoder.targets))
+        exclusive, tested = claims(owner, crosscoder.targets), candidates(crosscoder)
+        return cls(owner, exclusive & tested, holders(owner, crosscoder.targets), exclusive & ~tested)
+
+    def verdicts(self, judged: Sequence[str]) -> list[str]:
+        """The verdicts of all features, where those without a claim have none yet [F]."""
+        return [UNTESTED if untested else verdict for untested, verdict in zip(self.untested, judged, strict=True)]
+
+
+def candidates(crosscoder: Crosscoder) -> np.ndarray:
+    """Features of which claims can be made, bool [F]: those of residual dictionaries beside it, else all."""
+    beside = np.concatenate([np.full(group.features, not group.reconstructs) for group in crosscoder.groups])
+    found: np.ndarray = beside if beside.any() else ~beside
+    return found
 
 
 @dataclass(frozen=True)

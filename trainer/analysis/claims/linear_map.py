@@ -12,10 +12,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from trainer.analysis.rows.moments import FOLDS, RowMoments
+from trainer.crosscoder.prediction import joint, ridge
+from trainer.crosscoder.row_moments import FOLDS, RowMoments
 
-RIDGE = 1e-3
-"""Ridge strength, in units of the mean variance of a coordinate of what is given."""
 FLOOR = 1e-6
 """Least eigenvalue of S, in units of its mean: directions without residual must not blow up when whitened."""
 
@@ -66,10 +65,7 @@ def fit_map(moments: RowMoments, given: Sequence[str], target: Sequence[str]) ->
     rows = int(moments.rows.sum())
     for fold in range(FOLDS):
         gram, cross = moments.joint(given, given, fold), moments.joint(given, target, fold)
-        ridge = RIDGE * gram.products.diagonal().mean().clamp_min(1e-30)
-        identity = torch.eye(len(gram.products), dtype=torch.float64, device=gram.products.device)
-        weight = torch.linalg.solve(gram.products + ridge * identity, cross.products)
-        offset = cross.other_mean - cross.mean @ weight
+        weight, offset = ridge(gram, cross)
         weights.append(weight.float())
         offsets.append(offset.float())
         gram, cross = moments.joint(given, given, 1 - fold), moments.joint(given, target, 1 - fold)
@@ -80,8 +76,3 @@ def fit_map(moments: RowMoments, given: Sequence[str], target: Sequence[str]) ->
         covariance = covariance + left + square.rows * torch.outer(shift, shift)
         total = total + square.products
     return LinearMap(given, target, tuple(weights), tuple(offsets), covariance / rows, total / rows)
-
-
-def joint(rows: Mapping[str, Tensor], sources: Sequence[str]) -> Tensor:
-    """Activations of several sources side by side, fp32 [R, sum of widths]."""
-    return torch.cat([rows[name].float() for name in sources], dim=1)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.analysis.claims.verdict import REFUTED, SUPPORTED, UNDECIDED
+from trainer.analysis.claims.verdict import REFUTED, SUPPORTED, UNDECIDED, UNTESTED
 
-TIERS = {SUPPORTED: 3.0, UNDECIDED: 2.0, REFUTED: 1.0, "": 0.0}
+TIERS = {SUPPORTED: 3.0, UNDECIDED: 2.0, REFUTED: 1.0, UNTESTED: 0.0, "": 0.0}
 """Added to the score by verdict; a feature without a claim has none."""
 ENOUGH_FIRINGS = 300
 """Firings at which their factor saturates."""

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.analysis.rows.moments import FOLDS, Moments
+from trainer.analysis.rows.moments import Moments
+from trainer.crosscoder.row_moments import FOLDS
 
 MIN_FIRINGS = 20
 """Firings that a feature needs in each fold; with fewer its score would be mostly noise."""

@@ -15,6 +15,7 @@ import torch
 
 from trainer.analysis.claims.claims import Ownership
 from trainer.analysis.per_feature.decoder_norms import decoder_norms
+from trainer.analysis.rows.activations import sampled_activations
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.errors import CrosscoderError
 from trainer.recipe.measuring import AnalysisRecipe
@@ -25,8 +26,6 @@ COSINE = 0.7
 """Least cosine of the decoder directions, in every source that has the feature."""
 CORRELATION = 0.5
 """Least correlation of the activations."""
-SAMPLE = 65_536
-"""Most rows on which activations are compared."""
 BLOCK, ENTRIES = 512, 2**24
 """Most features, and most pairs of features, that are compared at a time."""
 
@@ -78,24 +77,34 @@ def stability(
     others: Sequence[RunFolder],
     recipe: AnalysisRecipe,
 ) -> Stability:
-    """Number of other runs in which each feature is found again; runs over other sources are skipped.
+    """Number of other trainings in which each feature is found again; runs over other sources are skipped.
 
+    Features of residual dictionaries were looked for in the other trainings of their own run; those count as runs.
     For an owner of which it has no feature a run does not count: a standard crosscoder of similar models finds nearly
     all features shared, and would otherwise speak against every claim of a `dfc` run.
     """
-    found_in, looked_in = np.zeros((2, crosscoder.features), np.int64)
+    found_in, looked_in = _other_trainings(crosscoder)
     this_run: RunFeatures | None = None
     for folder in others:
         other = _comparable(folder, crosscoder)
         if other is None:
             continue
-        this_run = this_run or RunFeatures(crosscoder, ownership, _activations(store, crosscoder))
-        other_run = RunFeatures(
-            other, Ownership.from_norms(other, decoder_norms(other), recipe), _activations(store, other)
-        )
+        this_run = this_run or RunFeatures(crosscoder, ownership, *sampled_activations(store, [crosscoder]))
+        owned = Ownership.from_norms(other, decoder_norms(other), recipe)
+        other_run = RunFeatures(other, owned, *sampled_activations(store, [other]))
         found_in += found_again(this_run, other_run)
         looked_in += np.isin(ownership.owner, other_run.ownership.owner)
     return Stability(found_in, looked_in)
+
+
+def _other_trainings(crosscoder: Crosscoder) -> tuple[np.ndarray, np.ndarray]:
+    """Of the trainings behind each feature all but one: those that have it, and their number, int64 [F] each."""
+    found_in, looked_in = np.zeros((2, crosscoder.features), np.int64)
+    for group in crosscoder.groups:
+        if group.name in crosscoder.recurrence:
+            found_in[group.first : group.stop] = crosscoder.recurrence[group.name].cpu().numpy() - 1
+            looked_in[group.first : group.stop] = crosscoder.trainings - 1
+    return found_in, looked_in
 
 
 def found_again(this_run: RunFeatures, other_run: RunFeatures) -> np.ndarray:
@@ -147,18 +156,6 @@ def _moments(columns: sp.csc_array) -> tuple[np.ndarray, np.ndarray]:
     mean = np.asarray(columns.mean(axis=0)).ravel()
     square = np.asarray(columns.multiply(columns).mean(axis=0)).ravel()
     return mean, np.sqrt(np.maximum(square - mean**2, 0))
-
-
-def _activations(store: ActivationStore, crosscoder: Crosscoder) -> sp.csc_array:
-    """Activations on evenly spaced rows [R, F]."""
-    step = max(1, store.manifest.rows // SAMPLE)
-    parts = []
-    for block in store.blocks():
-        codes = crosscoder.encode({name: x[::step] for name, x in block.rows.items()})
-        at = (codes.row.cpu().numpy(), codes.feature.cpu().numpy())
-        shape = (codes.rows, crosscoder.features)
-        parts.append(sp.csr_array((codes.value.double().cpu().numpy(), at), shape=shape))
-    return sp.csc_array(sp.vstack(parts))
 
 
 def _comparable(folder: RunFolder, crosscoder: Crosscoder) -> Crosscoder | None:

@@ -29,6 +29,8 @@ from trainer.recipe.measuring import VerdictRecipe
 SUPPORTS, DOUBTS, REFUTES, SILENT = "supports", "doubts", "refutes", "silent"
 """Outcomes of a test. A doubt prevents `supported`; a silent test has no effect."""
 SUPPORTED, REFUTED, UNDECIDED = "supported", "refuted", "undecided"
+UNTESTED = "untested"
+"""Of a feature that one source owns by its norms, where claims are made of residual dictionaries' features only."""
 REQUIRED = ("probe_ratio", "excess")
 """Tests that must support a claim for the verdict `supported`."""
 

@@ -147,9 +147,15 @@ def claims(owner: list[str], sources: tuple[str, ...]) -> np.ndarray:
 
 
 def content_hashes(crosscoder: Crosscoder) -> list[str]:
-    """Hash of each feature's decoder directions, sixteen hex digits; independent of the feature's index."""
+    """Hash of each feature's decoder directions, sixteen hex digits; independent of the feature's index.
+
+    A feature that stands for several trainings' has the hash with which it was first found.
+    """
     hashes = []
     for some in _blocks(crosscoder):
         directions = torch.cat([crosscoder.decoder(source, some).cpu() for source in crosscoder.sources], dim=1)
         hashes += [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in directions.numpy()]
+    for group in crosscoder.groups:
+        if group.name in crosscoder.identity:
+            hashes[group.first : group.stop] = crosscoder.identity[group.name]
     return hashes

@@ -8,8 +8,9 @@ import torch
 
 from trainer.analysis.claims.latent_scaling import LatentScaling, ScalingFactors
 from trainer.analysis.claims.spaces import direction_agreement, shared_spaces
-from trainer.crosscoder.crosscoder import Crosscoder, initial_weights
+from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.crosscoder.groups import Group
+from trainer.crosscoder.initial_weights import initial_weights
 from trainer.crosscoder.normalisation import Normaliser
 from trainer.errors import RecipeError
 from trainer.recipe.measuring import AnalysisRecipe

@@ -8,8 +8,9 @@ from tests.worlds.dense_codes import spool_of
 from tests.worlds.tiny_store import tiny_crosscoder
 from trainer.analysis.pairs.coactivation import Coactivation
 from trainer.analysis.pairs.twins import COACTIVE, KINDS, SIMILAR, TWIN, Cosines, Neighbours, neighbours
-from trainer.crosscoder.crosscoder import Crosscoder, initial_weights
+from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.crosscoder.groups import Group
+from trainer.crosscoder.initial_weights import initial_weights
 from trainer.crosscoder.normalisation import Normaliser
 
 

@@ -1,0 +1,108 @@
+"""Whole runs with residual dictionaries beside the crosscoder, from harvest to the results that pages read."""
+
+import json
+
+import duckdb
+import pytest
+from click.testing import CliRunner
+from safetensors import safe_open
+
+from app.cli import main
+from app.worker.direction import read_direction
+from tests.worlds.tiny_diff import tiny_diff
+from trainer.crosscoder.crosscoder import Crosscoder
+from trainer.pipeline.commands import run
+from trainer.run.folder import RunFolder
+
+DETECTED = ("left-given-right", "right-given-left")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A dfc run with three trainings of its residual dictionaries, and a calibration."""
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("home")
+        patch.setenv("CROSSDIFF_HOME", str(home / "data"))
+        recipe = tiny_diff(
+            home / "world",
+            crosscoder={
+                "variant": "dfc",
+                "features": 48,
+                "exclusive_share": 0.1,
+                "sparsity": {"k": 6},
+                "residual": {"features": 24, "k": 4, "trainings": 3, "found_in": 1},
+            },
+            calibration={"rows": 1000, "amplitudes": [0.8], "frequencies": [0.05], "per_cell": 2},
+        )
+        yield run(recipe)
+
+
+def rows(folder: RunFolder, query: str) -> list[tuple]:
+    with duckdb.connect(str(folder.results()), read_only=True) as results:
+        return results.sql(query).fetchall()
+
+
+def test_what_trainings_have_in_common_follows_the_crosscoders_own_features(folder):
+    crosscoder = Crosscoder.load(folder.path)
+    beside = [group for group in crosscoder.groups if not group.reconstructs]
+
+    assert [group.name for group in beside] == list(DETECTED)
+    assert beside[0].first == 48 and crosscoder.trainings == 3
+    for group in beside:
+        assert set(crosscoder.recurrence[group.name].tolist()) <= {1, 2, 3}
+    assert rows(folder, "select count(*) from feature") == [(crosscoder.features,)]
+
+
+def test_claims_are_made_of_residual_features_only_and_name_the_source_that_they_describe(folder):
+    claimed = "select distinct group_name, owner from feature where verdict not in ('', 'untested') and firings > 0"
+    assert sorted(rows(folder, claimed)) == [(DETECTED[0], "left"), (DETECTED[1], "right")]
+    own = "select distinct group_name, verdict from feature where feature < 48 and owner in ('left', 'right')"
+    assert set(rows(folder, own)) == {("left", "untested"), ("right", "untested")}
+
+
+def test_recurrence_is_that_of_the_other_trainings(folder):
+    counts = "select distinct found_in, looked_in from feature where feature >= 48 order by 1"
+    assert set(rows(folder, counts)) <= {(0, 2), (1, 2), (2, 2)}
+    assert rows(folder, "select distinct looked_in from feature where feature < 48") == [(0,)]
+
+
+def test_reconstructions_are_those_of_the_crosscoder_alone(folder):
+    measures = dict(rows(folder, "select measure, value from evaluation where source is null"))
+    assert measures["l0"] < 12, "six active features of the crosscoder, none of the residual dictionaries"
+    assert rows(folder, "select count(*) from evaluation where measure = 'variance_predicted'") == [(0,)]
+
+
+def test_calibration_repeats_the_residual_dictionaries(folder):
+    calibration = json.loads(folder.calibration.read_text())
+
+    nulls = {(one["kind"], one["source"]) for one in calibration["null_claims"]}
+    assert {("noise", "left"), ("noise", "right")} <= nulls
+    assert set(calibration["noise_strengths"]) == {"left", "right"}
+    assert {(row["placement"], row["source"]) for row in calibration["spike_in"]} == {
+        ("exclusive", "left"),
+        ("exclusive", "right"),
+        ("shared", None),
+    }
+
+
+def test_steering_pushes_along_a_residual_feature(folder):
+    crosscoder = Crosscoder.load(folder.path)
+    first = next(group.first for group in crosscoder.groups if group.name == DETECTED[1])
+    found = read_direction(folder, first, "right")
+    expected = crosscoder.decoder("right")[first] / crosscoder.normaliser["right"].scale
+    assert found.vector.tolist() == pytest.approx(expected.tolist(), rel=1e-5, abs=1e-7)
+    assert not read_direction(folder, first, "left").writes
+
+
+def test_other_tools_get_the_crosscoder_alone_and_are_told(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("CROSSDIFF_HOME", str(folder.path.parents[1]))
+    beside = Crosscoder.load(folder.path).features - 48
+
+    done = CliRunner().invoke(
+        main, ["export", folder.run_id, str(tmp_path / "out"), "--format", "sparsify", "--option", "k=6"]
+    )
+
+    assert done.exit_code == 0, done.output
+    assert f"Left out: {beside} features of residual dictionaries" in done.output
+    with safe_open(tmp_path / "out" / "sae.safetensors", "pt") as written:
+        assert {48} < {size for name in written.keys() for size in written.get_slice(name).get_shape()}  # noqa: SIM118
