@@ -145,16 +145,20 @@ def demo(recipe: Path, port: int | None, no_browser: bool) -> None:
     The first run downloads both models and the text from the Python package index. The explorer shows the
     run's progress and keeps running until Ctrl-C. If the run is already finished, the explorer opens at once.
     """
-    from app.server import explorer_process, listening_settings, open_browser
-    from trainer.pipeline.commands import run as run_recipe
+    from app.server import explorer_process, listening_settings, open_browser, require_free_port
+    from trainer.pipeline.commands import execute, runs_of
 
-    with explorer_process(listening_settings(None, port)) as (address, wait):
+    settings = listening_settings(None, port)
+    require_free_port(settings)
+    runs = runs_of(recipe)
+    runs[0].announce()  # so that the first page shows it
+    with explorer_process(settings) as (address, wait):
         click.echo(f"The explorer is at {address}")
         if not no_browser:
             open_browser(address)
-        folder = run_recipe(recipe, ())
+        execute(runs)
         with contextlib.suppress(KeyboardInterrupt):
-            click.echo(f"The comparison is at {address}/runs/{folder.run_id} (Ctrl-C ends the explorer)")
+            click.echo(f"The comparison is at {address}/runs/{runs[0].folder.run_id} (Ctrl-C ends the explorer)")
             wait()
 
 
@@ -332,6 +336,9 @@ def worker(host: str, port: int) -> None:
         raise click.UsageError(
             "The worker needs a secret that it shares with the explorer: set CROSSDIFF_WORKER_TOKEN for both."
         )
+    if not settings.home.is_dir():
+        fact = f"There is no folder {settings.home}."
+        raise Failure(f"{fact} Set CROSSDIFF_HOME to the folder with the explorer's runs, or a copy of it.", 1)
     serve_worker(settings.home, socket=None, host=host, port=port, token=settings.worker_token)
 
 

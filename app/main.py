@@ -15,6 +15,7 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Resp
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.routing import Match
 
 from app.api import features as api_features
 from app.api import generations as api_generations
@@ -217,7 +218,19 @@ def _http_error(request: Request, error: Exception) -> Response:
         return _error_response(request, NotFound(fact, remedy="Start from the home page."))
     refusal = ReaderError(f"{error.detail}.", remedy="Go back and use the page's own links and forms.")
     refusal.status = error.status_code
-    return _error_response(request, refusal)
+    answer = _error_response(request, refusal)
+    if error.status_code == 405:
+        answer.headers["Allow"] = ", ".join(_methods(request))
+    return answer
+
+
+def _methods(request: Request) -> list[str]:
+    """Methods that are taken at this path."""
+    return [
+        method
+        for method in ("DELETE", "GET", "POST")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
 
 
 def _validation_error(request: Request, error: Exception) -> Response:

@@ -29,7 +29,7 @@ STABLE_AFTER = 60.0
 ASKED_EVERY = 2.0
 """Seconds between two questions whether the worker answers."""
 FROZEN_AFTER = 20.0
-"""Seconds without an answer and without work after which a worker is killed, to be started again."""
+"""Seconds after which a worker that neither answers, nor works, nor waits for the machine is started again."""
 FOLDER = "crossdiff-worker-"
 """How the folders of sockets begin."""
 LOCK = "explorer.lock"
@@ -125,7 +125,8 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 # While libraries and models are loaded, it may not come to answer for long.
                 before, worked = worked, _seconds_worked(worker.pid)
-                if _answers(self._socket) or worked - before > 0.05 * ASKED_EVERY:
+                works = worked - before > 0.05 * ASKED_EVERY or _waits_for_machine(worker.pid)
+                if works or _answers(self._socket):
                     alive = time.monotonic()
                 elif time.monotonic() - alive > FROZEN_AFTER:
                     log.error("The inference worker has not answered for %.0f s and is ended.", FROZEN_AFTER)
@@ -139,6 +140,14 @@ def _seconds_worked(process: int) -> float:
     except psutil.Error:
         return 0.0
     return float(times.user + times.system)
+
+
+def _waits_for_machine(process: int) -> bool:
+    """Whether a process would go on if the processor or the disk came to serve it, as on a crowded machine."""
+    try:
+        return psutil.Process(process).status() in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
+    except psutil.Error:
+        return False
 
 
 def _answers(path: Path) -> bool:

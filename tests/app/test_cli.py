@@ -211,16 +211,28 @@ def test_a_server_beside_a_run_ends_when_the_run_is_killed():
 
 def test_demo_serves_while_it_runs_and_ends_the_server_when_the_run_fails(tmp_path: Path):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("name: mine\nsources: []\n")
+    sources = "[{name: a, model: ./none, layer: 0}, {name: b, model: ./none, layer: 1}]"
+    recipe.write_text(f"name: mine\nsources: {sources}\ncorpus: {{mix: [{{path: none.txt}}]}}\n")
     port = free_port()
 
     outcome = crossdiff("demo", "--recipe", str(recipe), "--port", str(port), "--no-browser")
 
     assert f"The explorer is at http://127.0.0.1:{port}" in outcome.stdout
-    assert outcome.exit_code == 2, outcome.output
-    assert "--activations" in outcome.stderr
+    assert outcome.exit_code == 1, outcome.output
+    assert "none" in outcome.stderr
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=2)
+
+
+def test_demo_of_an_incomplete_recipe_ends_before_it_serves(tmp_path: Path, own_home: Path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: mine\nsources: []\n")
+
+    outcome = crossdiff("demo", "--recipe", str(recipe), "--port", str(free_port()), "--no-browser")
+
+    assert (outcome.exit_code, outcome.stdout) == (2, ""), outcome.output
+    assert "--activations" in outcome.stderr
+    assert not own_home.exists(), "it leaves no run behind"
 
 
 def free_port() -> int:

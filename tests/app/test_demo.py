@@ -16,6 +16,9 @@ from typing import IO
 import pytest
 
 from tests.worlds.tiny_diff import tiny_diff
+from trainer.recipe.recipe import load_recipe
+from trainer.run.folder import RunFolder
+from trainer.run.progress import Progress
 
 LIMIT = 300
 """Seconds until something has to have happened; machines that run tests are busy."""
@@ -48,7 +51,8 @@ def test_demo_shows_its_run_ends_with_ctrl_c_and_opens_at_once_the_second_time(t
 
 
 def test_ctrl_c_while_it_runs_says_how_to_go_on_and_leaves_no_server(tmp_path: Path):
-    with demo(tiny_diff(tmp_path / "world")) as (process, port):
+    recipe = tiny_diff(tmp_path / "world")
+    with demo(recipe) as (process, port):
         line_with(process.stdout, "The explorer is at ")
         interrupt(process)
         assert process.stderr is not None
@@ -58,6 +62,23 @@ def test_ctrl_c_while_it_runs_says_how_to_go_on_and_leaves_no_server(tmp_path: P
     assert b"Stopped. The same command goes on from here." in said
     assert b"Traceback" not in said
     assert not listens(port)
+
+
+@pytest.mark.parametrize("before", ["nothing", "a stopped run"])
+def test_the_first_page_already_shows_the_run(tmp_path: Path, before: str):
+    recipe = tiny_diff(tmp_path / "world")
+    if before == "a stopped run":
+        folder = RunFolder.for_recipe(load_recipe(recipe))
+        with pytest.raises(KeyboardInterrupt), Progress(folder, "tiny-diff").running():
+            raise KeyboardInterrupt
+
+    with demo(recipe) as (_, port):
+        deadline = time.monotonic() + LIMIT
+        while not listens(port) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        listed = json.loads(fetch(f"http://127.0.0.1:{port}/api/v1/runs"))
+
+    assert [run["status"] for run in listed["runs"]] == ["running"]
 
 
 def test_a_killed_demo_leaves_no_server_behind(tmp_path: Path):

@@ -110,6 +110,23 @@ def test_an_error_inside_a_run_leads_back_to_the_run(reader: TestClient, path: s
     assert "All comparisons" in page
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/api/v1/runs", "GET"),
+        ("DELETE", f"/api/v1/runs/{RUN}/features/3/labels", "GET, POST"),
+        ("POST", f"/runs/{RUN}", "GET"),
+        ("TRACE", "/healthz", "GET"),
+    ],
+)
+def test_a_method_that_is_not_taken_is_refused_with_those_that_are(
+    reader: TestClient, method: str, path: str, allowed: str
+):
+    answer = reader.request(method, path)
+
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
 def test_an_unexpected_exception_is_a_500_and_other_pages_still_work(tiny_home: Path, monkeypatch: pytest.MonkeyPatch):
     def broken(*args: object) -> None:
         raise RuntimeError("secret detail")

@@ -57,6 +57,15 @@ def test_every_command_ends_in_a_sentence(unusable, command):
         assert "cannot be used" in result.output and "set CROSSDIFF_HOME" in result.output
 
 
+def test_a_worker_asks_for_the_explorers_folder(unusable, monkeypatch):
+    monkeypatch.setenv("CROSSDIFF_WORKER_TOKEN", "secret")
+
+    result = CliRunner().invoke(main, ["worker"])
+
+    assert result.exit_code == 1
+    assert f"There is no folder {unusable}. Set CROSSDIFF_HOME to" in result.output
+
+
 def test_doctor_finds_it(unusable):
     result = CliRunner().invoke(main, ["doctor"])
 

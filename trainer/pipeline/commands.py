@@ -9,7 +9,7 @@ from trainer.errors import RecipeError
 from trainer.interchange.imported import recipe_of
 from trainer.pipeline.run import Run
 from trainer.recipe.recipe import load_recipe, parse_recipe
-from trainer.run.folder import RunFolder, read_json, write_json
+from trainer.run.folder import RunFolder, read_json
 from trainer.run.stages import STAGES
 from trainer.store.store import ActivationStore
 from trainer.training.stage import train_together
@@ -28,8 +28,15 @@ def run(
 
     Raises CrossdiffError for errors that the user can correct; the same call resumes where it stopped.
     """
+    runs = runs_of(recipe_path, overrides, activations=activations, force=force, anyway=anyway)
+    execute(runs, stages or STAGES)
+    return runs[0].folder
+
+
+def runs_of(recipe_path: Path, overrides: tuple[str, ...] = (), **options: Any) -> list[Run]:
+    """The runs of a recipe, those of its sweep in order; `options` are those of `Run`. Raises CrossdiffError."""
     recipe = load_recipe(recipe_path, overrides)
-    if activations is None and (not recipe.sources or recipe.corpus is None):
+    if options.get("activations") is None and (not recipe.sources or recipe.corpus is None):
         raise RecipeError(
             f"{recipe_path}: `sources` and `corpus` are needed to run models. "
             "To train on activations you already have, add --activations DIR."
@@ -38,20 +45,19 @@ def run(
     own_folder = None if overrides else RunFolder.containing(recipe_path)
     # Of several variants, only the first can be the run whose folder contains the recipe.
     folders = itertools.chain([own_folder], itertools.repeat(None))
-    runs = [
-        Run(variant, activations=activations, force=force, anyway=anyway, folder=folder)
-        for variant, folder in zip(recipe.variants(), folders, strict=False)
-    ]
-    wanted = stages or STAGES
+    return [Run(variant, folder=folder, **options) for variant, folder in zip(recipe.variants(), folders, strict=False)]
+
+
+def execute(runs: list[Run], stages: tuple[str, ...] = STAGES) -> None:
+    """Run stages of the runs of one recipe, which are trained side by side. Raises CrossdiffError."""
     if len(runs) > 1:
-        runs[0].execute(tuple(stage for stage in wanted if stage == "harvest"))
+        runs[0].execute(tuple(stage for stage in stages if stage == "harvest"))
         for one in runs[1:]:  # they share its activations
             one.to_redo.discard("harvest")
-        if "train" in wanted:
+        if "train" in stages:
             train_side_by_side(runs)
     for one in runs:
-        one.execute(wanted)
-    return runs[0].folder
+        one.execute(stages)
 
 
 def import_crosscoder(
@@ -99,6 +105,7 @@ def train_side_by_side(runs: list[Run]) -> None:
     with contextlib.ExitStack() as stack:
         for one in sorted(runs, key=lambda run: run.folder.run_id):  # in one order, so that no two sweeps block
             stack.enter_context(one.locked())
+            one.note_store()  # each is analysed with all the others, the first one too
         untrained = [one for one in runs if one.is_due("train")]
         if not untrained:
             return
@@ -127,7 +134,5 @@ def _train_on_the_same_batches(runs: list[Run], *, of: int) -> None:
             one.write_recipe()
         store = ActivationStore.open(first.store_path())
         train_together([(one.recipe, one.folder) for one in runs], store, first.progress)
-        for one in runs:  # each is looked at when another is analysed
-            write_json(one.folder.store, {"path": str(one.store_path())})
     for one, fingerprint in zip(runs, inputs, strict=True):
         one.record("train", fingerprint)

@@ -34,8 +34,8 @@ from trainer.resources.free import check_fit
 from trainer.results.columns import SCHEMA
 from trainer.run.checksum import known_sha256
 from trainer.run.folder import RunFolder, atomic_write, discard, home, write_json
-from trainer.run.locks import run_lock, store_lock
-from trainer.run.progress import Progress
+from trainer.run.locks import is_worked_on, run_lock, store_lock
+from trainer.run.progress import Progress, read_progress
 from trainer.run.record import damaged_product, read_record, record_finished
 from trainer.run.stages import STAGES
 from trainer.store.store import ActivationStore
@@ -84,6 +84,12 @@ class Run:
         self._verified: set[Path] = set()
         self.progress = Progress(self.folder, recipe.name)
 
+    def announce(self) -> None:
+        """Show in the run's progress that this process will work on it, unless another one does or it is finished."""
+        finished = (read_progress(self.folder) or {}).get("status") == "finished"
+        if not finished and not is_worked_on(self.folder):
+            self.progress.announce("starting")
+
     def execute(self, stages: tuple[str, ...]) -> None:
         """Run the given stages in order; earlier stages must be up to date."""
         work: dict[str, Callable[[], None]] = {
@@ -100,7 +106,7 @@ class Run:
                 if name not in stages:
                     continue
                 if name == "harvest":
-                    write_json(self.folder.store, {"path": str(self.store_path())})
+                    self.note_store()
                 if not self.is_due(name):
                     self.progress.skip(name)
                     continue
@@ -112,10 +118,15 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run, waiting for another process that works on it; write the resolved recipe."""
+        """Hold the run, waiting for another process that works on it; write the resolved recipe. Raises RunError."""
         with run_lock(self.folder, to_stderr):
+            self.folder.require_files()
             self.write_recipe()
             yield
+
+    def note_store(self) -> None:
+        """Write into the run's folder where its activations are; that is how runs on one store find each other."""
+        write_json(self.folder.store, {"path": str(self.store_path())})
 
     def write_recipe(self) -> None:
         """Write the resolved recipe, with the training settings that depend on the rows once there are any."""

@@ -67,6 +67,7 @@ class ActivationStream:
         self._capacity = max(recipe.harvest.stream.buffer, 2 * self._batch)
         self._medians = dict(statistics["medians"])
         self._buffer: list[Rows] = []
+        self._reader: ActivationReader | None = None
         self._fresh: Iterator[Rows] | None = None
         self.position = StreamPosition(documents=int(statistics["documents"]))
 
@@ -91,9 +92,15 @@ class ActivationStream:
             remaining = self._recipe.harvest.rows - self.position.entered
             if rows is None or remaining <= 0:
                 self.position.ended = True
+                self._tell_losses()
                 return
             self._buffer.append({name: x[:remaining] for name, x in rows.items()})
             self.position.entered += min(remaining, _row_count(rows))
+
+    def _tell_losses(self) -> None:
+        """Say what of the texts that this process read some source did not read as asked for."""
+        for line in () if self._reader is None else self._reader.lines():
+            self._progress.notify(f"train: beyond the stored sample, {line}")
 
     def _shuffled_batches(self) -> Iterator[Rows]:
         """Shuffle the buffer and yield half of it in batches; all of it if no rows follow."""
@@ -120,7 +127,7 @@ class ActivationStream:
 
     def _fresh_rows(self) -> Iterator[Rows]:
         """Harvest training rows pool by pool, beginning after the documents counted in the position."""
-        reader = ActivationReader(self._recipe, self._load(), medians=self._medians, counts=Counter())
+        reader = self._reader = ActivationReader(self._recipe, self._load(), medians=self._medians, counts=Counter())
         corpus = iter(open_corpus(reader.corpus, notify=self._progress.notify))
         next(islice(corpus, self.position.documents, self.position.documents), None)
         barren = 0

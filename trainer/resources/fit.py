@@ -86,8 +86,13 @@ def _amounts(resource: str, cost: StageCost, available: Available, *, least: boo
     }
     needed, free, what = amounts[resource]
     if not least:
-        return f"{cost.stage} needs about {needed / 1e9:.1f} GB {what} and {free / 1e9:.1f} GB are free."
-    return f"{cost.stage} needs at least {needed / 1e9:.1f} GB {what}, and there are {free / 1e9:.1f} GB."
+        return f"{cost.stage} needs about {_size(needed)} {what} and {_size(free)} are free."
+    return f"{cost.stage} needs at least {_size(needed)} {what}, and there are {_size(free)}."
+
+
+def _size(count: float) -> str:
+    """Bytes in words; a size below 0.1 GB in MB, so that what is needed is never shown as zero."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
 
 
 def _advice(fitting: list[str], resource: str) -> str:

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import DiskFull, UsageError
+from trainer.errors import DiskFull, RunError, UsageError
 from trainer.recipe.recipe import Recipe
+
+FILE_SUFFIXES = frozenset({".duckdb", ".json", ".jsonl", ".safetensors", ".txt", ".yaml"})
+"""Of files in a run's folder; its folders have none."""
 
 
 def home() -> Path:
@@ -125,6 +128,13 @@ class RunFolder:
         """One line per event."""
         return self.path / "log.txt"
 
+    def require_files(self) -> None:
+        """Raise RunError if a folder, a pipe or a device is where a file belongs: a pipe would be waited for."""
+        for path in self.path.iterdir():
+            is_folder = path.is_dir() and path.suffix not in FILE_SUFFIXES
+            if path.exists() and not path.is_file() and not is_folder:
+                raise RunError(f"{path} is no file. Remove it, and run the same command again.")
+
     def results(self) -> Path | None:
         """The published results file; None if there is none, or if the pointer to it is damaged."""
         pointer = read_json(self.current)
@@ -186,9 +196,11 @@ def discard(path: Path) -> None:
 
 def read_json(path: Path) -> Any:
     """The value in a JSON file; None if there is no such file, or if it is damaged."""
+    if not path.is_file():  # a pipe would be waited for
+        return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
 
 

@@ -31,6 +31,18 @@ def run_lock(folder: RunFolder, notify: Notify) -> Iterator[None]:
         lock.release()
 
 
+def is_worked_on(folder: RunFolder) -> bool:
+    """Whether a process works on the run now."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
 @contextlib.contextmanager
 def store_lock(store: Path, notify: Notify, *, writing: bool) -> Iterator[None]:
     """Hold a store, alone if `writing`, else with other readers; waits for other processes, and says so."""

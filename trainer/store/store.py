@@ -302,10 +302,10 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
 
 
 def _read_manifest(path: Path) -> Manifest:
+    if not path.is_file():
+        raise StoreError(f"No activation store at {path.parent}: {path.name} is missing. Harvest it first.")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StoreError(f"No activation store at {path.parent}: {path.name} is missing. Harvest it first.") from None
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is not readable JSON ({error}). Copy or harvest the store again.") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("version") not in range(1, VERSION + 1):

@@ -212,6 +212,28 @@ def test_a_frozen_worker_is_noticed_and_started_again(own_home: Path, ask, monke
         supervisor.stop()
 
 
+def test_a_process_that_waits_for_the_processor_is_not_frozen():
+    spins, sleeps = (
+        subprocess.Popen([sys.executable, "-c", f"print(flush=True)\n{program}"], stdout=subprocess.PIPE)
+        for program in ("while True: pass", "import time; time.sleep(60)")
+    )
+    try:
+        for process in (spins, sleeps):
+            assert process.stdout is not None
+            process.stdout.readline()
+        time.sleep(0.5)
+        waits = supervisor_module._waits_for_machine
+        assert (waits(spins.pid), waits(sleeps.pid)) == (True, False)
+        spins.send_signal(signal.SIGSTOP)
+        time.sleep(0.2)
+        assert not waits(spins.pid)
+    finally:
+        for process in (spins, sleeps):
+            process.kill()
+            process.communicate()
+    assert not waits(spins.pid)
+
+
 @pytest.mark.slow
 def test_a_worker_elsewhere_that_is_frozen_is_given_up(own_home: Path, ask, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(client_module, "GENERATION_TIMEOUT", httpx.Timeout(10.0, read=4.0))

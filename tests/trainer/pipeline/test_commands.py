@@ -255,6 +255,22 @@ def test_runs_of_a_sweep_are_trained_side_by_side_and_equal_single_runs(tmp_path
         assert (path / "crosscoder.safetensors").read_bytes() == together[path.name]
 
 
+def test_every_run_of_a_sweep_is_analysed_with_all_the_others_and_once(tmp_path, own_home):
+    recipe = tiny_diff(tmp_path / "world", sweep={"training.seed": [0, 1]})
+    run(recipe)
+    published = sorted((own_home / "runs").glob("*/results-*.duckdb"))
+    looked_in = []
+    for path in published:
+        with duckdb.connect(str(path), read_only=True) as results:
+            looked_in += results.sql("select count(*) from evidence where test = 'found_again'").fetchall()
+
+    run(recipe)
+
+    assert len(published) == 2
+    assert all(count > 0 for (count,) in looked_in), "the first one, too, knows the second"
+    assert sorted((own_home / "runs").glob("*/results-*.duckdb")) == published
+
+
 def test_a_sweep_over_a_shared_setting_is_rejected(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("name: mine\nsweep: {training.batch: [64, 128]}\n")

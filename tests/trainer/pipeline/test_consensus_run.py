@@ -1,9 +1,11 @@
 """Whole runs with residual dictionaries beside the crosscoder, from harvest to the results that pages read."""
 
 import json
+import shutil
 
 import duckdb
 import pytest
+import torch
 from click.testing import CliRunner
 from safetensors import safe_open
 
@@ -12,7 +14,11 @@ from app.worker.direction import read_direction
 from tests.worlds.tiny_diff import tiny_diff
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.pipeline.commands import run
+from trainer.recipe.recipe import load_recipe
 from trainer.run.folder import RunFolder
+from trainer.run.progress import Progress
+from trainer.store.store import ActivationStore
+from trainer.training.stage import train
 
 DETECTED = ("left-given-right", "right-given-left")
 
@@ -106,3 +112,27 @@ def test_other_tools_get_the_crosscoder_alone_and_are_told(folder, tmp_path, mon
     assert f"Left out: {beside} features of residual dictionaries" in done.output
     with safe_open(tmp_path / "out" / "sae.safetensors", "pt") as written:
         assert {48} < {size for name in written.keys() for size in written.get_slice(name).get_shape()}  # noqa: SIM118
+
+
+def test_training_again_with_another_shuffle_keeps_places_and_ids_of_what_is_found_again(folder, tmp_path, monkeypatch):
+    """The folder's crosscoder is replaced in place, as after a change of code or machine."""
+    home = tmp_path / "data"
+    shutil.copytree(folder.path.parents[1], home)
+    monkeypatch.setenv("CROSSDIFF_HOME", str(home))
+    again = RunFolder(home / "runs" / folder.run_id)
+    before = Crosscoder.load(again.path)
+    store = ActivationStore.open(next((home / "activations").iterdir()))
+    recipe = load_recipe(again.recipe)
+    changed = recipe.model_copy(update={"training": recipe.training.model_copy(update={"shuffle_seed": 7})})
+
+    train(changed, store, again, Progress(again, "again"))
+
+    after = Crosscoder.load(again.path)
+    for group in (one for one in before.groups if one.name in before.identity):
+        known, now = before.identity[group.name], after.identity[group.name]
+        assert now[: len(known)] == known
+        name = f"decoder.{group.writes[0]}.{group.name}"
+        same = torch.nn.functional.cosine_similarity(before.weights[name], after.weights[name][: len(known)])
+        found = after.recurrence[group.name][: len(known)] > 0
+        assert (same[found] >= 0.8 - 1e-6).all() and found.any()
+        assert (same[~found] > 1 - 1e-6).all(), "the direction is kept where nothing was found"

@@ -1,6 +1,7 @@
 """Whatever file of a run is damaged in whatever way, the next `crossdiff run` gives the same findings again."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from tests.worlds.tiny_activations import tiny_activations
 from tests.worlds.tiny_diff import tiny_diff
 from trainer.errors import RunError, StoreError
 from trainer.pipeline.commands import run
@@ -37,6 +39,12 @@ PRODUCTS = (
     "current.json",
     "results-*.duckdb",
 )
+CALIBRATED = """
+name: mine
+crosscoder: {features: 40, exclusive_share: 0.1, sparsity: {k: 3}}
+training: {batch: 64}
+calibration: {rows: 1500, amplitudes: [0.8], frequencies: [0.03], per_cell: 2}
+"""
 RECORDS = ("metrics.jsonl", "stages.json", "recipe.yaml", "progress.json", "activations.json")
 
 
@@ -90,6 +98,49 @@ def test_a_damaged_record_costs_at_most_time(finished, damaged_home, pattern):
     for kind in DAMAGES:
         damage(damaged_home, pattern, kind)
         assert findings(run(recipe)) == expected, kind
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "a list"])
+def test_a_damaged_calibration_is_made_again(tmp_path, capsys, kind):
+    store, recipe = tiny_activations(tmp_path / "store").path, tmp_path / "recipe.yaml"
+    recipe.write_text(CALIBRATED)
+    folder = run(recipe, activations=store)
+    expected = findings(folder)
+    DAMAGES[kind](folder.calibration)
+
+    assert findings(run(recipe, activations=store)) == expected
+    assert "calibrate: calibration.json is missing or damaged, so it is made again" in capsys.readouterr().err
+
+
+def folder_there(path: Path) -> None:
+    path.unlink()
+    (path / "inside").mkdir(parents=True)
+
+
+def pipe_there(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def link_to_nothing(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("instead", [folder_there, pipe_there, link_to_nothing])
+@pytest.mark.parametrize("pattern", ["manifest.json", "shard-*", "crosscoder.json", "current.json", "log.txt"])
+def test_what_is_no_file_is_made_again_in_a_store_and_refused_in_a_run_until_it_is_removed(
+    finished, damaged_home, monkeypatch, pattern, instead
+):
+    recipe, _, expected = finished
+    monkeypatch.setitem(DAMAGES, "instead", instead)
+    path = damage(damaged_home, pattern, "instead")
+    if path.parent.parent.name == "runs" and instead is not link_to_nothing:
+        with pytest.raises(RunError) as refusal:
+            run(recipe)
+        assert str(refusal.value) == f"{path} is no file. Remove it, and run the same command again."
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert findings(run(recipe)) == expected
 
 
 @pytest.mark.parametrize("kind", DAMAGES)

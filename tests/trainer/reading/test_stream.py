@@ -1,6 +1,7 @@
 """Streaming trains on harvested rows without storing them, and resumes bit-exactly after a kill."""
 
 import json
+import re
 import signal
 import time
 from collections import Counter
@@ -212,3 +213,24 @@ def test_a_stream_ends_when_pool_after_pool_has_no_finite_row(world, tmp_path, m
 
     assert stream.position.entered == store.count("train")
     assert len(pools) == activations.BARREN_POOLS
+
+
+def test_rows_that_are_not_finite_are_told_beyond_the_stored_sample_too(world, tmp_path, monkeypatch):
+    recipe, sources, store = world
+    original = activations.read
+
+    def spoiled(source, *arguments):
+        found = original(source, *arguments).clone()
+        if source is sources[1]:
+            found[:, 9] = float("inf")
+        return found
+
+    monkeypatch.setattr(activations, "read", spoiled)
+    progress = progress_in(tmp_path)
+    stream = ActivationStream(recipe, store, lambda: sources, progress)
+    for batches in stream.rounds():
+        assert all(bool(torch.isfinite(x).all()) for rows in batches for x in rows.values())
+
+    log = next(tmp_path.rglob("log.txt")).read_text()
+    assert re.search(r"train: beyond the stored sample, right: .* NaN or infinite in float32 for [1-9]\d* tokens", log)
+    assert "left: " not in log

@@ -165,7 +165,7 @@ def test_a_disk_that_is_too_small_names_the_rows_that_fit_and_the_stream():
     problems = fit_problems(recipe(), SHAPES, WIDTHS, free)
 
     # 34.4 MB are needed for 80,000 rows; 40,000 take half of it.
-    assert problems["harvest"].startswith("harvest needs about 0.0 GB of disk")
+    assert problems["harvest"].startswith("harvest needs about 34.4 MB of disk and 20 MB are free.")
     assert "harvest.rows=40000" in problems["harvest"]
     assert "harvest.stream" not in problems["harvest"], "its sample of 100,000 rows is no smaller"
     larger = recipe(harvest={"rows": 8_000_000})
@@ -244,7 +244,8 @@ def test_an_estimate_that_exceeds_what_is_free_is_not_an_impossibility():
     assert fit_problems(recipe(), SHAPES, WIDTHS, between, least=True).get("train") is None
     too_small = replace(AVAILABLE, memory=found.least.memory - 1)
     message = fit_problems(recipe(), SHAPES, WIDTHS, too_small, least=True)["train"]
-    assert message.startswith("train needs at least 0.0 GB of memory, and there are 0.0 GB. What would fit: crosscoder")
+    sizes = f"{found.least.memory / 1e6:.3g} MB of memory, and there are {too_small.memory / 1e6:.3g} MB"
+    assert message.startswith(f"train needs at least {sizes}. What would fit: crosscoder")
 
 
 def test_trainings_side_by_side_hold_their_weights_at_once_and_the_process_once():

@@ -70,6 +70,11 @@ def test_unknown_keys_in_the_manifest_are_ignored(path):
         (lambda manifest: manifest["shards"][1].update(rows=99), r"expected \(99, 12\)"),
         (lambda manifest: manifest.update(sequences="texts.parquet"), "texts.parquet is missing"),
         (lambda manifest: manifest.update(sources=[]), "lists 0 sources"),
+        (lambda manifest: manifest["sources"][1].update(name="left"), "two sources have the same name"),
+        (lambda manifest: manifest["shards"][0].update(split="test"), "split 'test'; known are train, held_out"),
+        (lambda manifest: manifest["shards"][0].update(rows=-1), "has -1 rows"),
+        (lambda manifest: manifest["shards"][0].update(file="../x.safetensors"), "no name of a file beside it"),
+        (lambda manifest: manifest.update(statistics=[]), "no mappings"),
     ],
 )
 def test_a_manifest_that_does_not_match_the_files_is_rejected(path, change, message):

@@ -14,6 +14,9 @@ from trainer.crosscoder.row_moments import FOLDS, RowMoments, double_zeros
 from trainer.kernels.sparse import SparsePattern, sum_by_feature
 from trainer.store.store import Rows
 
+SUMS = 2**26
+"""Sums of f x computed at a time: a quarter of a gigabyte, however many features there are and however wide x is."""
+
 
 class Moments:
     """First and second moments of feature activations f, and their products with normalised activations x."""
@@ -64,6 +67,8 @@ class Moments:
         self.sums += summed(value)
         self.squares += summed(value.square())
         pattern = SparsePattern(codes.row.contiguous(), cell, rows=codes.rows, features=cells)
-        for source in self.widths:
-            products = sum_by_feature(pattern, codes.value, rows[source].float())
-            self.cross[source] += products.view(FOLDS, self.features, -1)
+        for source, cross in self.cross.items():
+            for part in torch.arange(self.widths[source]).split(max(SUMS // cells, 1)):
+                columns = slice(int(part[0]), int(part[-1]) + 1)
+                x = rows[source][:, columns].float().contiguous()
+                cross[:, :, columns] += sum_by_feature(pattern, codes.value, x).view(FOLDS, self.features, -1)

@@ -86,6 +86,17 @@ def test_moments_are_the_sums_over_the_rows_of_each_fold():
             )
 
 
+def test_how_many_sums_are_computed_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch):
+    case = small_case()
+    whole = moments_of(*case)
+    monkeypatch.setattr("trainer.analysis.rows.moments.SUMS", 3 * 2 * whole.features)
+
+    parts = moments_of(*case)
+
+    for name, sums in whole.cross.items():
+        assert torch.equal(parts.cross[name], sums)
+
+
 @pytest.mark.parametrize("source", WIDTHS)
 def test_the_score_equals_that_of_fitting_one_fold_and_predicting_the_other(source: str):
     x, dense, fold = small_case()
