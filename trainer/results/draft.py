@@ -23,6 +23,7 @@ import pyarrow as pa
 from trainer.errors import DiskFull, DoesNotFit
 from trainer.recipe.recipe import Recipe
 from trainer.results.columns import SCHEMA, column_types
+from trainer.results.search import begin_search_words, fill_search_words, stage_search_words
 from trainer.run.checksum import sha256_of
 from trainer.run.folder import RunFolder, discard, is_disk_full, read_json, write_json
 from trainer.run.free_memory import free_memory
@@ -112,6 +113,7 @@ class ResultsDraft:
         # One transaction: nothing is written twice, and the file is incomplete until `finish` anyway.
         self._connection.execute("begin")
         self._connection.execute(SCHEMA.read_text(encoding="utf-8"))
+        begin_search_words(self._connection)
         self._last: dict[str, int] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="results")
         self._writing: Future[None] | None = None
@@ -136,6 +138,7 @@ class ResultsDraft:
     def _insert(self, table: str, batch: pa.Table) -> None:  # noqa: ARG002  (named in the statement)
         # DuckDB finds `batch` by its name here; a registered view would keep it in memory until the commit.
         self._connection.execute(f"insert into {table} by name select * from batch")  # noqa: S608  (our own name)
+        stage_search_words(self._connection, table, batch)
 
     def _wait(self) -> None:
         """Wait until everything added is written; raises the error of a failed write."""
@@ -166,9 +169,13 @@ class ResultsDraft:
         )
 
     def finish(self) -> None:
-        """Fill `example`, check the tables' integrity and commit. Raises AssertionError for a failed check."""
+        """Fill `example` and `search_word`, check the tables' integrity and commit.
+
+        Raises AssertionError for a failed check.
+        """
         self._wait()
         self._connection.execute(_INSERT_EXAMPLES)
+        fill_search_words(self._connection)
         for violation, query in _INTEGRITY_CHECKS.items():
             rows = self._connection.execute(query).fetchall()
             assert not rows, f"{violation}: {rows[:3]}"
@@ -184,10 +191,12 @@ class ResultsDraft:
 _INSERT_EXAMPLES = """
     insert into example
     select feature, to_json({
-        'sequence': sequence, 'corpus': corpus, 'peak': peak, 'peak_byte_end': peak_byte_end, 'byte_start': byte_start,
-        'text': "text", 'tokens': tokens[1:1], 'activations': activations
+        'sequence': w.sequence, 'corpus': w.corpus, 'peak': w.peak, 'peak_byte_end': w.peak_byte_end,
+        'byte_start': w.byte_start, 'text': w."text", 'tokens': [w.tokens[coalesce(s.source, 0) + 1]],
+        'activations': w.activations
     })
-    from firing where bucket = 'top' and rank = 0
+    from firing w join feature f using (feature) left join source s on s.name = string_split(f.owner, '+')[1]
+    where w.bucket = 'top' and w.rank = 0 order by feature
 """
 
 _INTEGRITY_CHECKS = {

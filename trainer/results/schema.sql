@@ -7,7 +7,7 @@ create table run (
     created_at timestamp not null,
     recipe_json text not null,
     versions_json text not null,
-    schema_version integer not null default 4
+    schema_version integer not null default 5
 );
 comment on table run is 'The run that made this file; one row.';
 comment on column run.run_id is 'The run''s id: its name and the short hash of its recipe.';
@@ -178,7 +178,21 @@ create table example (
 );
 comment on table example is 'The strongest stored firing of each feature that has one, in a table of its own so that lists of features read little. Filled from firing when the file is finished.';
 comment on column example.feature is 'Index of the feature.';
-comment on column example.shown is 'JSON with sequence, corpus, peak, peak_byte_end, byte_start, text and activations of the firing, and the tokens of the first source.';
+comment on column example.shown is 'JSON with sequence, corpus, peak, peak_byte_end, byte_start, text and activations of the firing, and the tokens of the feature''s owner: of the first source in its name, of source 0 for shared and other.';
+
+create table search_word (
+    word text not null,
+    feature integer not null,
+    field text not null,
+    weight float not null,
+    rank integer
+);
+comment on table search_word is 'The words that features are found by, sorted by word; cut as in trainer/results/words.sql. Filled from firing and logit when the file is finished.';
+comment on column search_word.word is 'The word in lower case, a pair of characters of a script without spaces, or a token without letters.';
+comment on column search_word.feature is 'Index of the feature.';
+comment on column search_word.field is 'peak: the feature fires on the word, or on a token of it, in one of its ten strongest contexts; promoted, suppressed: by its logit effects in any source; context: one of those contexts has it. Words in the contexts of more than a quarter of the features are left out there.';
+comment on column search_word.weight is 'How much the word tells of the feature, 0 to 4: how often the feature has it times how rare it is among features, times the weight of the field (4, 4, 1.5, 1).';
+comment on column search_word.rank is 'Rank in the bucket top of the strongest context with the word; null for promoted and suppressed ones.';
 
 create table histogram (
     feature integer not null,
