@@ -29,8 +29,10 @@ from app.pages import docs, evidence, feature, features, health, home, labels, r
 from app.results.connection import RunCatalog
 from app.settings import Settings
 from app.web.metrics import CountRequests, Metrics
+from app.web.run_labels import LabelReader
 from app.web.security import KnownHosts, RequestLimits, SameOriginWrites, SecurityHeaders
 from app.web.templates import VENDOR, address, file_version, make_environment, missing_assets, render, wants_fragment
+from app.web.validators import NotModified, not_modified
 
 log = logging.getLogger("crossdiff.explorer")
 
@@ -99,6 +101,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.metrics = Metrics()
     app.state.catalog = RunCatalog(settings.runs)
     app.state.labels = open_database(database_url(settings))
+    app.state.label_reader = LabelReader(app.state.labels)
     app.state.writers = WriteQueue(app.state.labels)
     app.state.client, app.state.supervisor = connect(settings)
     app.state.live = LiveGenerations(app.state.client, app.state.labels)
@@ -172,6 +175,7 @@ def _add_errors(app: FastAPI) -> None:
         (ReaderError, _error_response),
         (HTTPException, _http_error),
         (RequestValidationError, _validation_error),
+        (NotModified, not_modified),
         (500, _unexpected_error),
     ]
     for error_class, handler in handlers:

@@ -34,7 +34,7 @@ FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 @router.get("/features", summary="One page of the filtered, sorted list")
 def read_features(view: RunView) -> dict[str, Any]:
     """The list of features, in pages of fifty; takes the same filters as the page."""
-    found = list_features(view.results, view.query, view.matching())
+    found = list_features(view.results, view.query, view.search())
     labels = view.labels.latest(view.run, [row.feature for row in found.rows])
     return {
         "run": view.run,
@@ -145,7 +145,7 @@ def _row(row: Row) -> dict[str, Any]:
 
 
 def _with_labels(view: RunRequest) -> Iterator[dict[str, Any]]:
-    rows = every_feature(view.results, view.query, view.matching())
+    rows = every_feature(view.results, view.query, view.search())
     labels = view.labels.latest(view.run, [row.feature for row in rows])
     return (as_json(row) | {"label": labels.get(row.feature)} for row in rows)
 

@@ -35,7 +35,7 @@ from app.results.features.contexts import (
 )
 from app.results.features.corpus_breakdown import CorpusBreakdown
 from app.results.features.feature import ActivationBin, Feature, InSource, Logits, Neighbour, SourceProbe, strongest
-from app.results.features.feature_list import ListPosition, list_position
+from app.results.features.feature_list import ListPosition
 from app.results.features.query import FeatureQuery
 from app.results.owners import Owner, owner_of
 from app.web.dependencies import RunRequest, RunView, Visitor
@@ -127,6 +127,7 @@ def show_feature(
 ) -> HTMLResponse:
     """The page of a feature."""
     results, run = view.results, view.run
+    tag = view.tag(request)
     selection.check(results.sources)
     found = feature_detail(results, feature, view.corpus_shares)
     one, inside, neighbours = found.feature, found.inside, found.neighbours
@@ -161,11 +162,12 @@ def show_feature(
         corpora=sorted({each.corpus for each in kept}),
         windows=kept_windows(results, feature, selection.bucket, selection.corpus_part, scale=one.max_activation),
         query=view.query,
-        list_position=list_position(view.order(), feature),
+        list_position=view.order().position(feature),
         labels_panel=panel,
         steer_form=panel_form(results, one, inside),
     )
-    return render(request, page)
+    # Labels that could not be read just now may be read the next time.
+    return render(request, page, tag=tag if panel else "")
 
 
 def _caution(view: RunRequest, feature: Feature) -> str | None:

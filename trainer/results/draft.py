@@ -135,7 +135,7 @@ class ResultsDraft:
         self._wait()
         self._writing = self._writer.submit(self._insert, table, batch)
 
-    def _insert(self, table: str, batch: pa.Table) -> None:  # noqa: ARG002  (named in the statement)
+    def _insert(self, table: str, batch: pa.Table) -> None:
         # DuckDB finds `batch` by its name here; a registered view would keep it in memory until the commit.
         self._connection.execute(f"insert into {table} by name select * from batch")  # noqa: S608  (our own name)
         stage_search_words(self._connection, table, batch)
@@ -174,7 +174,7 @@ class ResultsDraft:
         Raises AssertionError for a failed check.
         """
         self._wait()
-        self._connection.execute(_INSERT_EXAMPLES)
+        self._connection.execute(INSERT_EXAMPLES)
         fill_search_words(self._connection)
         for violation, query in _INTEGRITY_CHECKS.items():
             rows = self._connection.execute(query).fetchall()
@@ -188,15 +188,20 @@ class ResultsDraft:
         self._connection.close()
 
 
-_INSERT_EXAMPLES = """
+INSERT_EXAMPLES = """
     insert into example
-    select feature, to_json({
+    select w.feature, to_json({
         'sequence': w.sequence, 'corpus': w.corpus, 'peak': w.peak, 'peak_byte_end': w.peak_byte_end,
-        'byte_start': w.byte_start, 'text': w."text", 'tokens': [w.tokens[coalesce(s.source, 0) + 1]],
-        'activations': w.activations
+        'byte_start': w.byte_start, 'text': w."text", 'source': coalesce(s.source, 0),
+        'tokens': [w.tokens[coalesce(s.source, 0) + 1]], 'activations': w.activations, 'promoted': p.tokens
     })
-    from firing w join feature f using (feature) left join source s on s.name = string_split(f.owner, '+')[1]
-    where w.bucket = 'top' and w.rank = 0 order by feature
+    from firing w join feature f using (feature)
+    left join source s on s.name = string_split(f.owner, '+')[1]
+    left join (
+        select feature, source, list(token order by rank) as tokens from logit where rank between 1 and 5
+        group by feature, source
+    ) p on p.feature = w.feature and p.source = coalesce(s.source, 0)
+    where w.bucket = 'top' and w.rank = 0
 """
 
 _INTEGRITY_CHECKS = {

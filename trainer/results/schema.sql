@@ -178,7 +178,7 @@ create table example (
 );
 comment on table example is 'The strongest stored firing of each feature that has one, in a table of its own so that lists of features read little. Filled from firing when the file is finished.';
 comment on column example.feature is 'Index of the feature.';
-comment on column example.shown is 'JSON with sequence, corpus, peak, peak_byte_end, byte_start, text and activations of the firing, and the tokens of the feature''s owner: of the first source in its name, of source 0 for shared and other.';
+comment on column example.shown is 'JSON with sequence, corpus, peak, peak_byte_end, byte_start, text and activations of the firing; source: the first of the feature''s owner, or 0 for shared and other; and of that source the tokens, and the five tokens that the feature promotes most.';
 
 create table search_word (
     word text not null,

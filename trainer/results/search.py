@@ -67,7 +67,9 @@ with word as (
     select feature, rank, unnest(words_or_sign(token, true)) as word
     from rows where not contains(token, '\ufffd')
 )
-select feature, case when rank > 0 then 'promoted' else 'suppressed' end as field, word, $contexts / min(abs(rank)), null
+select
+    feature, case when rank > 0 then 'promoted' else 'suppressed' end as field, word,
+    $contexts / min(abs(rank)), null
 from word group by feature, field, word
 """
 _FILL = """
@@ -101,6 +103,13 @@ def stage_search_words(connection: duckdb.DuckDBPyConnection, table: str, rows: 
 def fill_search_words(connection: duckdb.DuckDBPyConnection) -> None:
     """Fill `search_word` with the words staged."""
     fields, weights = [*FIELD_WEIGHTS], [*FIELD_WEIGHTS.values()]
-    parameters = {"fields": fields, "weights": weights, "half": HALF, "contexts": CONTEXTS, "common": COMMON, "several": SEVERAL}
+    parameters = {
+        "fields": fields,
+        "weights": weights,
+        "half": HALF,
+        "contexts": CONTEXTS,
+        "common": COMMON,
+        "several": SEVERAL,
+    }
     connection.execute(_FILL, parameters)
     connection.execute("drop table staged_word")

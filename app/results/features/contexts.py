@@ -1,6 +1,5 @@
 """Reads the text around a feature's firings, as rows of tokens with activations."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,25 +111,6 @@ def kept_windows(results: Results, feature: int, bucket: str, corpus: str, *, sc
         lines = [SourceTokens(*line) for line in zip(texts, ends, strict=True)]
         windows.append(_window(head, lines, dict(zip(row_ends, values, strict=True)), scale))
     return _without_repeats(windows)
-
-
-def strongest_windows(results: Results, features: list[int]) -> dict[int, Window]:
-    """The strongest kept firing of each of these features, with the tokens of the first source."""
-    rows = results.rows(
-        """
-        select e.feature, e.shown from example e
-        join (select unnest($features::integer[]) as feature) wanted on e.feature = wanted.feature
-        """,
-        features=features,
-    )
-    found = {}
-    for feature, shown in rows:
-        kept = json.loads(shown)
-        head = (kept["sequence"], 0, kept["corpus"], kept["peak"], kept["peak_byte_end"], kept["byte_start"])
-        values = {row["byte_end"]: row["activation"] for row in kept["activations"]}
-        lines = [SourceTokens.from_tokens(tokens) for tokens in kept["tokens"]]
-        found[feature] = _window((*head, kept["text"]), lines, values, kept["peak"])
-    return found
 
 
 def whole_sequence(results: Results, sequence: int, feature: int, *, scale: float) -> WholeSequence:
