@@ -190,10 +190,14 @@ class ResultsDraft:
 
 INSERT_EXAMPLES = """
     insert into example
-    select w.feature, to_json({
-        'sequence': w.sequence, 'corpus': w.corpus, 'peak': w.peak, 'peak_byte_end': w.peak_byte_end,
-        'byte_start': w.byte_start, 'text': w."text", 'source': coalesce(s.source, 0),
-        'tokens': [w.tokens[coalesce(s.source, 0) + 1]], 'activations': w.activations, 'promoted': p.tokens
+    select w.feature, w.rank, to_json({
+        'peak': w.peak, 'peak_byte_end': w.peak_byte_end, 'byte_start': w.byte_start, 'text': w."text",
+        'ends': list_transform(
+            list_filter(w.tokens[coalesce(s.source, 0) + 1], lambda token: token.byte_end >= 0),
+            lambda token: token.byte_end
+        ),
+        'fired': list_transform(w.activations, lambda row: [row.byte_end, round(row.activation, 4)]),
+        'promoted': case when w.rank = 0 then p.tokens end
     })
     from firing w join feature f using (feature)
     left join source s on s.name = string_split(f.owner, '+')[1]
@@ -201,7 +205,7 @@ INSERT_EXAMPLES = """
         select feature, source, list(token order by rank) as tokens from logit where rank between 1 and 5
         group by feature, source
     ) p on p.feature = w.feature and p.source = coalesce(s.source, 0)
-    where w.bucket = 'top' and w.rank = 0
+    where w.bucket = 'top' and w.rank < 10
 """
 
 _INTEGRITY_CHECKS = {

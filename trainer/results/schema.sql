@@ -174,11 +174,13 @@ comment on column firing.activations is 'The feature''s activation at every row 
 
 create table example (
     feature integer not null,
+    rank integer not null,
     shown text not null
 );
-comment on table example is 'The strongest stored firing of each feature that has one, in a table of its own so that lists of features read little. Filled from firing when the file is finished.';
+comment on table example is 'The ten strongest stored firings of each feature, in a table of its own so that lists of features read little. Filled from firing and logit when the file is finished.';
 comment on column example.feature is 'Index of the feature.';
-comment on column example.shown is 'JSON with sequence, corpus, peak, peak_byte_end, byte_start, text and activations of the firing; source: the first of the feature''s owner, or 0 for shared and other; and of that source the tokens, and the five tokens that the feature promotes most.';
+comment on column example.rank is 'Rank in the bucket top, from 0.';
+comment on column example.shown is 'JSON with peak, peak_byte_end, byte_start and text of the firing; ends: bytes where tokens of the feature''s owner end (of the first source of its name, of source 0 for shared and other); fired: pairs of the byte where a row ends and the activation there; promoted: at rank 0, the five tokens that the feature promotes most in that source.';
 
 create table search_word (
     word text not null,

@@ -4,6 +4,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from app.results.connection import Results
@@ -40,62 +41,42 @@ def examples_of(
     results: Results, features: Sequence[int], words: Sequence[SearchWord], matches: Mapping[int, Match]
 ) -> dict[int, ListExample]:
     """The example of each of these features that ever fired, with the searched words marked."""
+    ranks = [matches[feature].rank if feature in matches else 0 for feature in features]
     rows = results.rows(
         """
-        select e.feature, e.shown from example e
-        join (select unnest($features::integer[]) as feature) wanted on e.feature = wanted.feature
+        select e.feature, e.rank, e.shown from example e join (
+            select unnest($features::integer[]) as feature, unnest($ranks::integer[]) as rank
+        ) wanted on e.feature = wanted.feature and e.rank in (0, wanted.rank)
         """,
         features=list(features),
+        ranks=ranks,
     )
-    kept = {feature: json.loads(shown) for feature, shown in rows}
-    others = {feature: match.rank for feature, match in matches.items() if match.rank and feature in kept}
-    for feature, window in _windows(results, others, {feature: kept[feature]["source"] for feature in others}):
-        kept[feature] |= window
+    strongest: dict[int, dict[str, Any]] = {}
+    shown: dict[int, dict[str, Any]] = {}
+    for feature, rank, window in sorted(rows):
+        shown[feature] = json.loads(window)
+        if rank == 0:
+            strongest[feature] = shown[feature]
     return {
-        feature: ListExample(context_line(window, words), tuple(window["promoted"] or ()))
-        for feature, window in kept.items()
+        feature: ListExample(context_line(window, words), tuple(strongest.get(feature, window)["promoted"] or ()))
+        for feature, window in shown.items()
     }
-
-
-def _windows(
-    results: Results, ranks: Mapping[int, int], sources: Mapping[int, int]
-) -> list[tuple[int, dict[str, Any]]]:
-    """Contexts of the bucket top by rank, in tokens of one source, in the shape that `example` keeps."""
-    if not ranks:
-        return []
-    rows = results.rows(
-        """
-        select feature, to_json({
-            'peak': peak, 'peak_byte_end': peak_byte_end, 'byte_start': byte_start, 'text': "text",
-            'tokens': [tokens[w.source + 1]], 'activations': activations
-        })
-        from firing join (
-            select unnest($features::integer[]) as feature, unnest($ranks::integer[]) as rank,
-                unnest($sources::integer[]) as source
-        ) w using (feature, rank)
-        where bucket = 'top'
-        """,
-        features=list(ranks),
-        ranks=list(ranks.values()),
-        sources=[sources[feature] for feature in ranks],
-    )
-    return [(feature, json.loads(window)) for feature, window in rows]
 
 
 def context_line(window: Mapping[str, Any], words: Sequence[SearchWord]) -> ContextLine:
     """The line of a kept window; the middle is its peak unless all that was searched is far from it."""
-    tokens = [token for token in window["tokens"][0] if token["byte_end"] >= 0]
-    ends, start, text = [token["byte_end"] for token in tokens], window["byte_start"], window["text"]
+    ends, start, text = window["ends"], window["byte_start"], window["text"]
     peak = bisect_left(ends, window["peak_byte_end"])
     marked = _marked(text, start, ends, words)
     middle = peak if not marked or min(abs(index - peak) for index in marked) <= NEAR else min(marked)
-    first, last = max(middle - KEPT, 0), min(middle + KEPT + 1, len(tokens))
-    activations = {row["byte_end"]: row["activation"] for row in window["activations"]}
+    first, last = max(middle - KEPT, 0), min(middle + KEPT + 1, len(ends))
     begin = ends[first - 1] if first else start
     part = text.encode()[begin - start :]
+    cuts = [begin, *ends[first:last]]
+    pieces = [part[low - begin : high - begin].decode("utf-8", "replace") for low, high in pairwise(cuts)]
     rows = token_rows(
-        [SourceTokens.from_tokens(tokens[first:last])],
-        activations,
+        [SourceTokens(pieces, ends[first:last])],
+        dict(window["fired"]),
         scale=window["peak"],
         peak=window["peak_byte_end"],
         text=part,
