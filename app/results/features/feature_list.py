@@ -98,19 +98,17 @@ class ListPosition:
 
 def list_features(results: Results, query: FeatureQuery, found: Search | None) -> FeatureList:
     """The page of features that the query asks for. Raises BadQuery."""
-    chosen = select(query, results, found=found)
-    from_where, parameters = chosen.from_where()
-    (total,) = results.row(f"select count(*) {from_where}", **parameters) or (0,)
+    total, facets = facets_of(results, query, found)
     pages = max((total + PER_PAGE - 1) // PER_PAGE, 1)
     page = min(query.page, pages)
-    from_where, parameters = chosen.from_where(COLUMNS)
+    from_where, parameters = select(query, results, found=found).from_where(COLUMNS)
     rows = results.rows(
         f"select {COLUMNS} {from_where} order by {query.order} limit $limit offset $offset",
         **parameters,
         limit=PER_PAGE,
         offset=(page - 1) * PER_PAGE,
     )
-    return FeatureList([FeatureRow(*row) for row in rows], total, page, pages, facets_of(results, query, found))
+    return FeatureList([FeatureRow(*row) for row in rows], total, page, pages, facets)
 
 
 def every_feature(results: Results, query: FeatureQuery, found: Search | None) -> list[FeatureRow]:
@@ -156,34 +154,41 @@ class FeatureOrder:
         return ListPosition(place + 1, len(order), previous, following)
 
 
-def facets_of(results: Results, query: FeatureQuery, found: Search | None) -> dict[str, list[FacetValue]]:
-    """Counts of every facet's values under the other filters; chosen values stay even with a count of 0."""
+def facets_of(
+    results: Results, query: FeatureQuery, found: Search | None
+) -> tuple[int, dict[str, list[FacetValue]]]:
+    """Features that pass the filters; and counts of every facet's values under the other filters.
+
+    Chosen values stay even with a count of 0.
+    """
     free = [facet for facet in FACETS if not getattr(query, facet)]
-    counts = _counts(results, select(query, results, found=found), free)
+    total, counts = _counts(results, select(query, results, found=found), free)
     for facet in FACETS:
         if facet not in free:
-            counts |= _counts(results, select(query, results, found=found, without=facet), [facet])
-    return {facet: _values(query, facet, counts[facet]) for facet in FACETS}
+            counts |= _counts(results, select(query, results, found=found, without=facet), [facet])[1]
+    return total, {facet: _values(query, facet, counts[facet]) for facet in FACETS}
 
 
-def _counts(results: Results, chosen: Selection, facets: list[str]) -> dict[str, dict[str, int]]:
-    """Features by value, for several facets in one pass."""
+def _counts(results: Results, chosen: Selection, facets: list[str]) -> tuple[int, dict[str, dict[str, int]]]:
+    """Features in all, and by value of several facets, in one pass."""
     counts: dict[str, dict[str, int]] = {facet: {} for facet in facets}
-    if not facets:
-        return counts
     from_where, parameters = chosen.from_where()
-    columns = ", ".join(FACETS[facet] for facet in facets)
-    sets = ", ".join(f"({FACETS[facet]})" for facet in facets)
+    # Without a facet to group by, a constant stands for one.
+    columns = ", ".join(FACETS[facet] for facet in facets) or "null"
+    sets = ", ".join(["()", *(f"({FACETS[facet]})" for facet in facets)])
+    which = f"grouping_id({columns})" if facets else "0"
     rows: list[tuple[Any, ...]] = results.rows(
-        f"select grouping_id({columns}), {columns}, count(*) {from_where} group by grouping sets ({sets})",
-        **parameters,
+        f"select {which}, {columns}, count(*) {from_where} group by grouping sets ({sets})", **parameters
     )
-    for which, *values, count in rows:
+    total = 0
+    for bits, *values, count in rows:
         # A facet's bit is 0 where the rows are grouped by it.
-        index = next(index for index in range(len(facets)) if not which >> (len(facets) - 1 - index) & 1)
-        if values[index] is not None:
+        index = next((index for index in range(len(facets)) if not bits >> (len(facets) - 1 - index) & 1), None)
+        if index is None:
+            total = count
+        elif values[index] is not None:
             counts[facets[index]][_shown(facets[index], values[index])] = count
-    return counts
+    return total, counts
 
 
 def _values(query: FeatureQuery, facet: str, counts: dict[str, int]) -> list[FacetValue]:

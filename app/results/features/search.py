@@ -89,21 +89,23 @@ class Search:
     @property
     def sql(self) -> str:
         """SQL with feature and relevance."""
-        return f"""
-            select feature, sum(weight) as relevance from (
-                select feature, sum(weight) as weight from (
-                    select word, feature, field, max(weight) as weight from ({self.hits}) group by word, feature, field
-                ) group by feature having count(distinct word) = {len(self.words)}
-                union all select unnest($labelled::integer[]), {LABEL_WEIGHT}
-                union all select unnest($numbered::integer[]), {INDEX_WEIGHT}
-            ) group by feature
-        """  # noqa: S608 - our own text
+        best = f"select word, feature, field, max(weight) as weight from ({self.hits}) group by word, feature, field"
+        by_word = f"select word, feature, sum(weight) as weight from ({best}) group by word, feature"
+        every_word = f"having count(*) = {len(self.words)}" if len(self.words) > 1 else ""
+        parts = [f"select feature, sum(weight) as weight from ({by_word}) group by feature {every_word}"]
+        if self.labelled:
+            parts.append(f"select unnest($labelled::integer[]) as feature, {LABEL_WEIGHT} as weight")
+        if self.number is not None:
+            parts.append(f"select $number::integer as feature, {INDEX_WEIGHT} as weight")
+        together = " union all ".join(parts)
+        return f"select feature, sum(weight) as relevance from ({together}) group by feature"
 
     @property
     def all_parameters(self) -> dict[str, Any]:
         """Parameters of `sql`."""
-        numbered = [] if self.number is None else [self.number]
-        return {**self.parameters, "labelled": list(self.labelled), "numbered": numbered}
+        labelled = {"labelled": list(self.labelled)} if self.labelled else {}
+        number = {} if self.number is None else {"number": self.number}
+        return {**self.parameters, **labelled, **number}
 
 
 def search_for(results: Results, text: str, within: str, labelled: Collection[int]) -> Search:
