@@ -154,9 +154,7 @@ class FeatureOrder:
         return ListPosition(place + 1, len(order), previous, following)
 
 
-def facets_of(
-    results: Results, query: FeatureQuery, found: Search | None
-) -> tuple[int, dict[str, list[FacetValue]]]:
+def facets_of(results: Results, query: FeatureQuery, found: Search | None) -> tuple[int, dict[str, list[FacetValue]]]:
     """Features that pass the filters; and counts of every facet's values under the other filters.
 
     Chosen values stay even with a count of 0.

@@ -58,9 +58,7 @@ def test_a_sign_is_no_wildcard(results: Results):
     assert found(results, "_") == []
 
 
-def test_what_a_feature_fires_on_comes_before_what_stands_near_by(
-    results: Results, tables: duckdb.DuckDBPyConnection
-):
+def test_what_a_feature_fires_on_comes_before_what_stands_near_by(results: Results, tables: duckdb.DuckDBPyConnection):
     peaks = tables.execute("select feature, peak_byte_end, tokens from firing where bucket = 'top'").fetchall()
     expected = {
         feature
@@ -77,7 +75,9 @@ def test_what_a_feature_fires_on_comes_before_what_stands_near_by(
 def test_promoted_tokens_of_every_script_are_found(results: Results, tables: duckdb.DuckDBPyConnection):
     expected = {
         feature
-        for (feature,) in tables.execute("select distinct feature from logit where token = 'كتاب' and rank > 0").fetchall()
+        for (feature,) in tables.execute(
+            "select distinct feature from logit where token = 'كتاب' and rank > 0"
+        ).fetchall()
     }
     assert set(found(results, "كتاب", "promoted")) >= expected != set()
     search = search_for(results, "كتاب", "promoted", ())
