@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 
+from app.api import exports as api_exports
 from app.api import features as api_features
 from app.api import generations as api_generations
 from app.api import labels as api_labels
@@ -116,7 +117,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     _add_files(app, settings)
     for module in (home, run, features, feature, evidence, sequence, labels, steering, docs, health):
         app.include_router(module.router)
-    for interface in (api_runs, api_features, api_labels, api_generations):
+    for interface in (api_runs, api_exports, api_features, api_labels, api_generations):
         app.include_router(interface.router)
     return app
 
