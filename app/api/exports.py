@@ -45,8 +45,9 @@ def download_csv(view: RunView) -> StreamingResponse:
 @router.get("/features.parquet", summary="The whole filtered list as Parquet", response_class=StreamingResponse)
 def download_parquet(view: RunView) -> StreamingResponse:
     """The same as a Parquet file; promoted tokens and contexts are lists."""
+    rows = _rows(view)
     file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 - closed when it has been sent
-    _write_parquet(_rows(view), file)
+    _write_parquet(rows, file)
     file.seek(0)
     return _file(view, _blocks(file), "application/vnd.apache.parquet", "parquet")
 

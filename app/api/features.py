@@ -22,7 +22,6 @@ router = APIRouter(prefix="/api/v1/runs/{run}", tags=["features"])
 Index = Annotated[int, Path(ge=0, le=2**31 - 1)]
 
 
-
 @router.get("/features", summary="One page of the filtered, sorted list")
 def read_features(view: RunView) -> dict[str, Any]:
     """The list of features, in pages of fifty; takes the same filters as the page."""

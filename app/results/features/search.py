@@ -89,16 +89,16 @@ class Search:
     @property
     def sql(self) -> str:
         """SQL with feature and relevance."""
-        best = f"select word, feature, field, max(weight) as weight from ({self.hits}) group by word, feature, field"
-        by_word = f"select word, feature, sum(weight) as weight from ({best}) group by word, feature"
+        best = f"select word, feature, field, max(weight) as weight from ({self.hits}) group by word, feature, field"  # noqa: S608 - our own text
+        by_word = f"select word, feature, sum(weight) as weight from ({best}) group by word, feature"  # noqa: S608
         every_word = f"having count(*) = {len(self.words)}" if len(self.words) > 1 else ""
-        parts = [f"select feature, sum(weight) as weight from ({by_word}) group by feature {every_word}"]
+        parts = [f"select feature, sum(weight) as weight from ({by_word}) group by feature {every_word}"]  # noqa: S608
         if self.labelled:
             parts.append(f"select unnest($labelled::integer[]) as feature, {LABEL_WEIGHT} as weight")
         if self.number is not None:
             parts.append(f"select $number::integer as feature, {INDEX_WEIGHT} as weight")
         together = " union all ".join(parts)
-        return f"select feature, sum(weight) as relevance from ({together}) group by feature"
+        return f"select feature, sum(weight) as relevance from ({together}) group by feature"  # noqa: S608
 
     @property
     def all_parameters(self) -> dict[str, Any]:
