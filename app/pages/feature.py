@@ -26,6 +26,7 @@ from app.results.evidence.measures_in_words import (
 )
 from app.results.features.contexts import (
     BUCKETS,
+    KEPT_AT_MOST,
     Bucket,
     Window,
     bucket_counts,
@@ -43,6 +44,9 @@ from app.web.templates import render
 
 router = APIRouter(include_in_schema=False)
 
+FEW = 8
+"""Contexts that are shown before all are asked for."""
+
 Index = Annotated[int, Path(ge=0, le=2**31 - 1)]
 
 
@@ -55,6 +59,8 @@ class ContextSelection:
     """Show contexts of this part of the corpus alone."""
     tokens: Annotated[str, Query(max_length=200)] = "both"
     """A source's name, or `both` for all of them."""
+    contexts: Annotated[str, Query(pattern="^(few|all)$")] = "few"
+    """Whether the first FEW contexts are shown, or all."""
 
     def pairs(self, query: FeatureQuery, **changes: str) -> list[tuple[str, str]]:
         """Query pairs with changes, defaults left out, followed by those of the list."""
@@ -109,6 +115,8 @@ class FeaturePage:
     buckets: list[Bucket]
     corpora: list[str]
     windows: list[Window]
+    few: int
+    """Contexts that are shown before all are asked for."""
     query: FeatureQuery
     list_position: ListPosition
     """Its position in the list that the reader came from."""
@@ -160,7 +168,15 @@ def show_feature(
         selection=selection,
         buckets=bucket_counts(kept, selection.corpus_part),
         corpora=sorted({each.corpus for each in kept}),
-        windows=kept_windows(results, feature, selection.bucket, selection.corpus_part, scale=one.max_activation),
+        windows=kept_windows(
+            results,
+            feature,
+            selection.bucket,
+            selection.corpus_part,
+            scale=one.max_activation,
+            most=KEPT_AT_MOST if selection.contexts == "all" else FEW,
+        ),
+        few=FEW,
         query=view.query,
         list_position=view.order().position(feature),
         labels_panel=panel,
