@@ -19,7 +19,7 @@ from typing import Any
 import duckdb
 
 from tests.worlds.tiny_text import Piece, Sequence, sequences
-from trainer.results.draft import INSERT_EXAMPLES
+from trainer.results.examples import fill_examples
 from trainer.results.search import begin_search_words, fill_search_words, stage_search_words
 
 SCHEMA = Path(__file__).parents[2] / "trainer" / "results" / "schema.sql"
@@ -65,7 +65,7 @@ def write_tiny_run(
 
 def finish(connection: duckdb.DuckDBPyConnection) -> None:
     """Fill what is filled from other tables when a file is finished, by the code of real runs."""
-    connection.execute(INSERT_EXAMPLES)
+    fill_examples(connection)
     begin_search_words(connection)
     for table in ("firing", "logit"):
         stage_search_words(connection, table, connection.table(table).to_arrow_table())

@@ -23,6 +23,7 @@ import pyarrow as pa
 from trainer.errors import DiskFull, DoesNotFit
 from trainer.recipe.recipe import Recipe
 from trainer.results.columns import SCHEMA, column_types
+from trainer.results.examples import fill_examples
 from trainer.results.search import begin_search_words, fill_search_words, stage_search_words
 from trainer.run.checksum import sha256_of
 from trainer.run.folder import RunFolder, discard, is_disk_full, read_json, write_json
@@ -174,7 +175,7 @@ class ResultsDraft:
         Raises AssertionError for a failed check.
         """
         self._wait()
-        self._connection.execute(INSERT_EXAMPLES)
+        fill_examples(self._connection)
         fill_search_words(self._connection)
         for violation, query in _INTEGRITY_CHECKS.items():
             rows = self._connection.execute(query).fetchall()
@@ -187,26 +188,6 @@ class ResultsDraft:
         self._writer.shutdown()
         self._connection.close()
 
-
-INSERT_EXAMPLES = """
-    insert into example
-    select w.feature, w.rank, to_json({
-        'peak': w.peak, 'peak_byte_end': w.peak_byte_end, 'byte_start': w.byte_start, 'text': w."text",
-        'ends': list_transform(
-            list_filter(w.tokens[coalesce(s.source, 0) + 1], lambda token: token.byte_end >= 0),
-            lambda token: token.byte_end
-        ),
-        'fired': list_transform(w.activations, lambda row: [row.byte_end, round(row.activation, 4)]),
-        'promoted': case when w.rank = 0 then p.tokens end
-    })
-    from firing w join feature f using (feature)
-    left join source s on s.name = string_split(f.owner, '+')[1]
-    left join (
-        select feature, source, list(token order by rank) as tokens from logit where rank between 1 and 5
-        group by feature, source
-    ) p on p.feature = w.feature and p.source = coalesce(s.source, 0)
-    where w.bucket = 'top' and w.rank < 10
-"""
 
 _INTEGRITY_CHECKS = {
     "there is not one run": "select count(*) from run having count(*) <> 1",
