@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Match
 
+from app.api import exports as api_exports
 from app.api import features as api_features
 from app.api import generations as api_generations
 from app.api import labels as api_labels
@@ -30,8 +31,10 @@ from app.pages import docs, evidence, feature, features, health, home, labels, r
 from app.results.connection import RunCatalog
 from app.settings import Settings
 from app.web.metrics import CountRequests, Metrics
+from app.web.run_labels import LabelReader
 from app.web.security import KnownHosts, RequestLimits, SameOriginWrites, SecurityHeaders
 from app.web.templates import VENDOR, address, file_version, make_environment, missing_assets, render, wants_fragment
+from app.web.validators import NotModified, not_modified
 
 log = logging.getLogger("crossdiff.explorer")
 
@@ -100,6 +103,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.metrics = Metrics()
     app.state.catalog = RunCatalog(settings.runs)
     app.state.labels = open_database(database_url(settings))
+    app.state.label_reader = LabelReader(app.state.labels)
     app.state.writers = WriteQueue(app.state.labels)
     app.state.client, app.state.supervisor = connect(settings)
     app.state.live = LiveGenerations(app.state.client, app.state.labels)
@@ -114,7 +118,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     _add_files(app, settings)
     for module in (home, run, features, feature, evidence, sequence, labels, steering, docs, health):
         app.include_router(module.router)
-    for interface in (api_runs, api_features, api_labels, api_generations):
+    for interface in (api_runs, api_exports, api_features, api_labels, api_generations):
         app.include_router(interface.router)
     return app
 
@@ -173,6 +177,7 @@ def _add_errors(app: FastAPI) -> None:
         (ReaderError, _error_response),
         (HTTPException, _http_error),
         (RequestValidationError, _validation_error),
+        (NotModified, not_modified),
         (500, _unexpected_error),
     ]
     for error_class, handler in handlers:

@@ -99,6 +99,24 @@ def labels_panel(session: Session, target: LabelTarget, author: str, *, page: in
     )
 
 
+def empty_panel(target: LabelTarget, author: str) -> LabelsPanel:
+    """The panel of a feature that nobody has written about."""
+    return LabelsPanel(
+        run=target.run,
+        feature=target.feature,
+        author=author,
+        current=[],
+        authors=0,
+        history=[],
+        page=1,
+        revisions=0,
+        own=None,
+        text="",
+        note="",
+        revision=0,
+    )
+
+
 def with_problem(panel: LabelsPanel, error: ReaderError, *, text: str, note: str, author: str) -> LabelsPanel:
     """The panel after a refusal: keeps what was typed; after a conflict, bases the form on the latest revision."""
     if isinstance(error, LabelConflict):

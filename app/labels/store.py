@@ -161,14 +161,35 @@ def restore_label(session: Session, target: LabelTarget, author: str, *, revisio
 
 
 def features_matching(session: Session, run: str, query: str) -> set[int]:
-    """Features of a run with a current label whose text or note contains every word of the query; ignores case.
+    """Features of a run with a current label that has every word of the query in text, note or author; ignores case.
 
     An empty query gives every labelled feature.
     """
-    wanted = [Label.folded.contains(word, autoescape=True) for word in folded(query).split()]
+    words = folded(query).split()
+    authors = session.scalars(sa.select(Label.author).where(Label.run == run).distinct()).all() if words else []
+    by_author = {name: folded(name) for name in authors}
+    wanted = [
+        sa.or_(
+            Label.folded.contains(word, autoescape=True),
+            Label.author.in_([name for name, plain in by_author.items() if word in plain]),
+        )
+        for word in words
+    ]
     return set(
         session.scalars(sa.select(Label.feature).where(Label.run == run, _is_newest(), ~Label.withdrawn, *wanted))
     )
+
+
+def labels_state(session: Session, run: str) -> tuple[int, int]:
+    """Revisions of a run's labels and the newest one's id: together they change with every revision."""
+    # The id alone would not: a transaction that began earlier may end later.
+    count, newest = session.execute(sa.select(sa.func.count(), sa.func.max(Label.id)).where(Label.run == run)).one()
+    return int(count), int(newest or 0)
+
+
+def features_with_labels(session: Session, run: str) -> set[int]:
+    """Features of a run with any revision, withdrawn ones included."""
+    return set(session.scalars(sa.select(Label.feature).where(Label.run == run).distinct()))
 
 
 def latest_labels(session: Session, run: str, features: Collection[int]) -> dict[int, str]:

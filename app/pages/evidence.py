@@ -10,6 +10,7 @@ from app.results.evidence import criteria
 from app.results.evidence.criteria_summary import CriterionSummary, criteria_summary
 from app.web.dependencies import RunResults, Runs
 from app.web.templates import render
+from app.web.validators import page_tag
 
 router = APIRouter(include_in_schema=False)
 
@@ -33,7 +34,7 @@ class EvidencePage:
 @router.get("/runs/{run}/evidence")
 def show_evidence(request: Request, run: str, results: RunResults, catalog: Runs) -> HTMLResponse:
     """The criteria, with the thresholds of this run."""
-    del results  # a dependency only: it answers for runs without results as on other pages
+    tag = page_tag(request, results.file)
     page = EvidencePage(
         run=run,
         introduction=criteria.INTRODUCTION,
@@ -43,4 +44,4 @@ def show_evidence(request: Request, run: str, results: RunResults, catalog: Runs
         limits=criteria.LIMITS,
         tests=catalog.cached(run, "criteria", criteria_summary),
     )
-    return render(request, page)
+    return render(request, page, tag=tag)

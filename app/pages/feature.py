@@ -26,6 +26,7 @@ from app.results.evidence.measures_in_words import (
 )
 from app.results.features.contexts import (
     BUCKETS,
+    KEPT_AT_MOST,
     Bucket,
     Window,
     bucket_counts,
@@ -44,13 +45,16 @@ from app.results.features.feature import (
     feature_of_id,
     strongest,
 )
-from app.results.features.feature_list import ListPosition, list_position
+from app.results.features.feature_list import ListPosition
 from app.results.features.query import FeatureQuery
 from app.results.owners import Owner, owner_of
 from app.web.dependencies import RunRequest, RunView, Visitor
 from app.web.templates import address, render
 
 router = APIRouter(include_in_schema=False)
+
+FEW = 8
+"""Contexts that are shown before all are asked for."""
 
 Index = Annotated[int, Path(ge=0, le=2**31 - 1)]
 
@@ -64,6 +68,8 @@ class ContextSelection:
     """Show contexts of this part of the corpus alone."""
     tokens: Annotated[str, Query(max_length=200)] = "both"
     """A source's name, or `both` for all of them."""
+    contexts: Annotated[str, Query(pattern="^(few|all)$")] = "few"
+    """Whether the first FEW contexts are shown, or all."""
 
     def pairs(self, query: FeatureQuery, **changes: str) -> list[tuple[str, str]]:
         """Query pairs with changes, defaults left out, followed by those of the list."""
@@ -118,6 +124,8 @@ class FeaturePage:
     buckets: list[Bucket]
     corpora: list[str]
     windows: list[Window]
+    few: int
+    """Contexts that are shown before all are asked for."""
     query: FeatureQuery
     list_position: ListPosition
     """Its position in the list that the reader came from."""
@@ -145,6 +153,7 @@ def show_feature(
 ) -> HTMLResponse:
     """The page of a feature."""
     results, run = view.results, view.run
+    tag = view.tag(request)
     selection.check(results.sources)
     found = feature_detail(results, feature, view.corpus_shares)
     one, inside, neighbours = found.feature, found.inside, found.neighbours
@@ -177,13 +186,22 @@ def show_feature(
         selection=selection,
         buckets=bucket_counts(kept, selection.corpus_part),
         corpora=sorted({each.corpus for each in kept}),
-        windows=kept_windows(results, feature, selection.bucket, selection.corpus_part, scale=one.max_activation),
+        windows=kept_windows(
+            results,
+            feature,
+            selection.bucket,
+            selection.corpus_part,
+            scale=one.max_activation,
+            most=KEPT_AT_MOST if selection.contexts == "all" else FEW,
+        ),
+        few=FEW,
         query=view.query,
-        list_position=list_position(view.order(), feature),
+        list_position=view.order().position(feature),
         labels_panel=panel,
         steer_form=panel_form(results, one, inside),
     )
-    return render(request, page)
+    # Labels that could not be read just now may be read the next time.
+    return render(request, page, tag=tag if panel else "")
 
 
 def _caution(view: RunRequest, feature: Feature) -> str | None:

@@ -7,9 +7,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from app.results.connection import Source
-from app.results.features.contexts import Window, strongest_windows
+from app.results.features.context_line import ListExample, examples_of
 from app.results.features.feature_list import FeatureList, list_features, random_feature
-from app.results.features.query import FeatureQuery, share_source
+from app.results.features.query import FeatureQuery, SetFilter, share_source
+from app.results.features.search import Match, matches_of
 from app.results.owners import Owner
 from app.web.dependencies import RunView
 from app.web.templates import address, render
@@ -31,8 +32,12 @@ class FeaturesPage:
     share_of: Source
     """The source whose norm share is shown."""
     found: FeatureList
-    examples: dict[int, Window]
-    """The strongest kept context of every feature on this page that has one."""
+    examples: dict[int, ListExample]
+    """Promoted tokens and a line of text of every feature on this page that ever fired."""
+    matches: dict[int, Match]
+    """Where each feature on this page has what was searched; empty without a search."""
+    set_filters: list[SetFilter]
+    """What narrows the list, with the way to take each back."""
     labels: dict[int, str]
 
 
@@ -40,8 +45,11 @@ class FeaturesPage:
 def show_features(request: Request, view: RunView) -> HTMLResponse:
     """The list; HTMX gets the shortest address of its state to push into the history."""
     results, query = view.results, view.query
-    found = list_features(results, query, view.matching())
+    tag = view.tag(request)
+    search = view.search()
+    found = list_features(results, query, search)
     shown = [row.feature for row in found.rows]
+    matches = matches_of(results, search, shown) if search else {}
     page = FeaturesPage(
         run=view.run,
         sources=results.sources,
@@ -49,10 +57,12 @@ def show_features(request: Request, view: RunView) -> HTMLResponse:
         query=query,
         share_of=next(source for source in results.sources if source.source == share_source(query, results)),
         found=found,
-        examples=strongest_windows(results, shown),
+        examples=examples_of(results, shown, search.words if search else (), matches),
+        matches=matches,
+        set_filters=query.set_filters(),
         labels=view.labels.latest(view.run, shown),
     )
-    response = render(request, page)
+    response = render(request, page, tag=tag)
     if request.headers.get("HX-Target", "").endswith("#browser"):
         root_path = request.app.state.settings.root_path
         response.headers["HX-Push-Url"] = address(root_path, f"/runs/{view.run}/features", query.pairs())
@@ -62,7 +72,7 @@ def show_features(request: Request, view: RunView) -> HTMLResponse:
 @router.get("/runs/{run}/random")
 def show_random(request: Request, view: RunView) -> RedirectResponse:
     """Redirects to a random living feature of the filtered list, or to the list if it is empty."""
-    feature = random_feature(view.results, view.query, view.matching())
+    feature = random_feature(view.results, view.query, view.search())
     path = f"/runs/{view.run}/features" + ("" if feature is None else f"/{feature}")
     root_path = request.app.state.settings.root_path
     return RedirectResponse(address(root_path, path, view.query.pairs()), 303, {"Cache-Control": "no-store"})

@@ -45,6 +45,7 @@ def show_sequence(
     tokens: Annotated[str, Query(max_length=200)] = "both",
 ) -> HTMLResponse:
     """The whole text of a sequence, as one feature sees it."""
+    tag = view.tag(request)
     check_tokens(tokens, view.results.sources)
     one = one_feature(view.results, feature)
     page = SequencePage(
@@ -56,7 +57,7 @@ def show_sequence(
         tokens=tokens,
         query=view.query,
     )
-    return render(request, page)
+    return render(request, page, tag=tag)
 
 
 @router.get("/runs/{run}/contexts/{sequence}")

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
 from tests.browser.conftest import JUDGED_RUN, axe_violations, listen
 from tests.worlds.tiny_results import RUN, write_progress
@@ -151,6 +151,60 @@ def test_typing_searches_and_keeps_the_cursor(tab: Page):
     expect(tab.get_by_role("searchbox")).to_have_value("")
 
 
+def test_a_search_shows_the_match_marked_in_a_context_that_has_it(tab: Page):
+    tab.goto(f"{LIST}?q=copyright&within=contexts")
+
+    total = int(tab.get_by_role("status").first.inner_text().split()[0])
+    assert 0 < total < 50
+    rows = tab.locator("table.features tbody tr")
+    assert rows.count() == total
+    for row in rows.all():
+        assert "copyr" in "".join(row.locator(".kwic mark").all_inner_texts())
+    tab.get_by_role("link", name="Remove text copyright").click()
+    expect(tab.get_by_role("status").first).to_contain_text("240 features")
+
+
+def test_promoted_tokens_of_another_script_are_found_and_marked(tab: Page):
+    tab.goto(LIST)
+    tab.get_by_role("searchbox").fill("كتاب")
+    expect(tab).to_have_url(re.compile(r"q=%D9%83"))
+
+    expect(tab.locator("table.features tbody tr").first.locator("mark").first).to_have_text("كتاب")
+
+
+def test_a_row_leads_to_its_feature_wherever_it_is_clicked(tab: Page):
+    tab.goto(LIST)
+    first = indexes(tab)[0]
+    row = tab.locator("table.features tbody tr").first
+    box = row.bounding_box()
+    tab.mouse.click(box["x"] + box["width"] - 12, box["y"] + box["height"] - 6)
+
+    expect(tab.get_by_role("heading", level=1)).to_contain_text(f"Feature {first}")
+
+
+@pytest.mark.parametrize("failure", ["silence", "error"])
+def test_a_request_that_fails_is_said_and_the_list_stays(tab: Page, complaints: list[str], failure: str):
+    tab.goto(LIST)
+    before = indexes(tab)
+    problem = '<div class="alarm" role="alert"><p>The disk is &lt;b&gt;gone.</p><p>Find it.</p></div>'
+
+    def answer(route: Route) -> None:
+        if failure == "silence":
+            route.abort()
+        else:
+            route.fulfill(status=503, body=problem, content_type="text/html")
+
+    tab.route("**/features?*", answer)
+    tab.get_by_label("Filters").get_by_role("link", name=re.compile("gemma3")).first.click()
+
+    said = "The explorer does not answer" if failure == "silence" else "The disk is <b>gone. Find it."
+    expect(tab.locator("#toast")).to_contain_text(said)
+    assert indexes(tab) == before
+    tab.get_by_role("button", name="Close").click()
+    expect(tab.locator("#toast")).to_have_count(0)
+    complaints.clear()  # the browser reports what was made to fail
+
+
 def test_on_a_telephone_the_list_is_sorted_from_its_filters(chromium: Browser, site: str):
     context = chromium.new_context(base_url=site, viewport={"width": 390, "height": 800})
     tab = context.new_page()
@@ -169,6 +223,7 @@ def test_on_a_telephone_the_list_is_sorted_from_its_filters(chromium: Browser, s
 
 def test_a_range_narrows_the_list(tab: Page):
     tab.goto(LIST)
+    tab.get_by_text("Ranges", exact=True).click()
     tab.get_by_label("Max activation from").fill("30")
     tab.get_by_label("Max activation from").press("Tab")
 

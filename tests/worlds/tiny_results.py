@@ -19,6 +19,8 @@ from typing import Any
 import duckdb
 
 from tests.worlds.tiny_text import Piece, Sequence, sequences
+from trainer.results.examples import fill_examples
+from trainer.results.search import begin_search_words, fill_search_words, stage_search_words
 
 SCHEMA = Path(__file__).parents[2] / "trainer" / "results" / "schema.sql"
 RUN = "smollm2-vs-gemma3-0a1b2c3d"
@@ -52,12 +54,22 @@ def write_tiny_run(
     fill(connection, run=run, features=features, seed=seed)
     for statement in amend:
         connection.execute(statement)
+    finish(connection)
     connection.close()
     publish(folder, draft)
     recipe = {**RECIPE, "crosscoder": {**RECIPE["crosscoder"], "features": features}}
     (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     write_progress(folder, status="finished", stage="analyse")
     return folder
+
+
+def finish(connection: duckdb.DuckDBPyConnection) -> None:
+    """Fill what is filled from other tables when a file is finished, by the code of real runs."""
+    fill_examples(connection)
+    begin_search_words(connection)
+    for table in ("firing", "logit"):
+        stage_search_words(connection, table, connection.table(table).to_arrow_table())
+    fill_search_words(connection)
 
 
 def publish(folder: Path, draft: Path) -> Path:
@@ -253,15 +265,6 @@ def _write_firings(connection: duckdb.DuckDBPyConnection, rng: random.Random) ->
         cross join bucket b
         join numbered p on p.theme = l.theme and p.slot = (l.feature + b.slot) % p.slots
         order by l.feature, b.bucket, b.rank
-        """
-    )
-    connection.execute(
-        """
-        insert into example
-        select feature, to_json(struct_pack(sequence := sequence, corpus := corpus, peak := peak,
-            peak_byte_end := peak_byte_end, byte_start := byte_start, text := "text", tokens := [tokens[1]],
-            activations := activations))
-        from firing where bucket = 'top' and rank = 0 order by feature
         """
     )
 

@@ -17,6 +17,7 @@ from trainer.analysis.claims.claims import (
     read_null,
 )
 from trainer.analysis.claims.latent_scaling import ScalingFactors
+from trainer.analysis.claims.margin import margins
 from trainer.analysis.claims.predictability import predictability, sample_partitions
 from trainer.analysis.claims.ranking import RankingInputs, excess, scores
 from trainer.analysis.claims.readout import Readout, readout
@@ -178,7 +179,11 @@ class _Analysis:
             "kind": pa.array(judged.judgement.kind, pa.string()),
             "found_in": np.where(found.looked_in > 0, found.found_in, np.nan),
             "looked_in": found.looked_in,
-            "score": scores(owner, verdicts, _ranking_inputs(measures, norms, inputs, judged, metadata)),
+            "score": scores(
+                owner,
+                verdicts,
+                _ranking_inputs(measures, norms, inputs, metadata, margins(judged.stats, self.recipe.analysis.verdict)),
+            ),
         }
         self.draft.add("feature", stored)
 
@@ -256,8 +261,8 @@ def _ranking_inputs(
     measures: Mapping[str, np.ndarray],
     norms: DecoderNorms,
     inputs: ClaimInputs,
-    judged: JudgedClaims,
     metadata: RowMetadata,
+    margin: np.ndarray,
 ) -> RankingInputs:
     main, shares = measures["main_corpus"], corpus_shares(metadata)
     usual = np.where(main >= 0, shares[main], np.nan) if len(shares) else np.full(len(main), np.nan)
@@ -270,8 +275,7 @@ def _ranking_inputs(
         strongest_twin=inputs.measures.twin,
         energy=measures["squares"] * (norms.decoder**2).sum(axis=1),
         focus=excess(measures["main_corpus_share"], usual),
-        # A claim of unknown strength ranks as one of strength zero.
-        strength=np.where(inputs.ownership.claims, np.nan_to_num(1 - judged.stats.ratio.value), np.nan),
+        margin=margin,
     )
 
 

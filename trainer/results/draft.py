@@ -23,6 +23,8 @@ import pyarrow as pa
 from trainer.errors import DiskFull, DoesNotFit
 from trainer.recipe.recipe import Recipe
 from trainer.results.columns import SCHEMA, column_types
+from trainer.results.examples import fill_examples
+from trainer.results.search import begin_search_words, fill_search_words, stage_search_words
 from trainer.run.checksum import sha256_of
 from trainer.run.folder import RunFolder, discard, is_disk_full, read_json, write_json
 from trainer.run.free_memory import free_memory
@@ -112,6 +114,7 @@ class ResultsDraft:
         # One transaction: nothing is written twice, and the file is incomplete until `finish` anyway.
         self._connection.execute("begin")
         self._connection.execute(SCHEMA.read_text(encoding="utf-8"))
+        begin_search_words(self._connection)
         self._last: dict[str, int] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="results")
         self._writing: Future[None] | None = None
@@ -133,9 +136,10 @@ class ResultsDraft:
         self._wait()
         self._writing = self._writer.submit(self._insert, table, batch)
 
-    def _insert(self, table: str, batch: pa.Table) -> None:  # noqa: ARG002  (named in the statement)
+    def _insert(self, table: str, batch: pa.Table) -> None:
         # DuckDB finds `batch` by its name here; a registered view would keep it in memory until the commit.
         self._connection.execute(f"insert into {table} by name select * from batch")  # noqa: S608  (our own name)
+        stage_search_words(self._connection, table, batch)
 
     def _wait(self) -> None:
         """Wait until everything added is written; raises the error of a failed write."""
@@ -166,9 +170,13 @@ class ResultsDraft:
         )
 
     def finish(self) -> None:
-        """Fill `example`, check the tables' integrity and commit. Raises AssertionError for a failed check."""
+        """Fill `example` and `search_word`, check the tables' integrity and commit.
+
+        Raises AssertionError for a failed check.
+        """
         self._wait()
-        self._connection.execute(_INSERT_EXAMPLES)
+        fill_examples(self._connection)
+        fill_search_words(self._connection)
         for violation, query in _INTEGRITY_CHECKS.items():
             rows = self._connection.execute(query).fetchall()
             assert not rows, f"{violation}: {rows[:3]}"
@@ -180,15 +188,6 @@ class ResultsDraft:
         self._writer.shutdown()
         self._connection.close()
 
-
-_INSERT_EXAMPLES = """
-    insert into example
-    select feature, to_json({
-        'sequence': sequence, 'corpus': corpus, 'peak': peak, 'peak_byte_end': peak_byte_end, 'byte_start': byte_start,
-        'text': "text", 'tokens': tokens[1:1], 'activations': activations
-    })
-    from firing where bucket = 'top' and rank = 0
-"""
 
 _INTEGRITY_CHECKS = {
     "there is not one run": "select count(*) from run having count(*) <> 1",

@@ -86,7 +86,7 @@ comment on column feature.main_corpus is 'Corpus part with most of its firings; 
 comment on column feature.main_corpus_share is 'Share of its firings in that corpus part, 0 to 1.';
 comment on column feature.verdict is 'supported, refuted or undecided: what the evidence says about the claim that only its owner has it; untested where one source owns it and claims are made of residual dictionaries'' features only; empty for features without a claim. The rule is in trainer/analysis/claims/verdict.py.';
 comment on column feature.fdr is 'Expected share of noise among the owner''s claims at least as strong, 0 to 1: claims that the noise null of `crossdiff calibrate` gives with a lower bound of excess as large, over those of this run, both among claims that the probes support; null without calibration, and for claims weaker than any of those.';
-comment on column feature.score is 'Score of the default ranking: larger is more defensible; comparable within one run. Supported claims are from 3 to 4, undecided ones from 2 to 3, refuted ones from 1 to 2, features without a claim up to 1.';
+comment on column feature.score is 'Score of the default ranking: larger is more defensible; comparable within one run. Supported claims are from 3 to 4, undecided ones from 2 to 3, refuted ones from 1 to 2, each by the smallest margin of its evidence from the thresholds (a half at a threshold), features without a claim up to 1.';
 comment on column feature.main_language is 'Language of most of its firings, as an ISO 639 code, und if undetermined; null when it never fired.';
 comment on column feature.main_language_share is 'Share of its firings in that language, 0 to 1.';
 comment on column feature.coherence is 'Similarity of the activations at two of its firings from different documents: mean inner product over the mean squared norm of all rows, centred, weighted by activation, in the source of its owner where it is largest. 0 for unrelated rows; null when it fired in too few documents.';
@@ -174,11 +174,27 @@ comment on column firing.activations is 'The feature''s activation at every row 
 
 create table example (
     feature integer not null,
+    rank integer not null,
     shown text not null
 );
-comment on table example is 'The strongest stored firing of each feature that has one, in a table of its own so that lists of features read little. Filled from firing when the file is finished.';
+comment on table example is 'The ten strongest stored firings of each feature, in a table of its own so that lists of features read little. Filled from firing and logit when the file is finished.';
 comment on column example.feature is 'Index of the feature.';
-comment on column example.shown is 'JSON with sequence, corpus, peak, peak_byte_end, byte_start, text and activations of the firing, and the tokens of the first source.';
+comment on column example.rank is 'Rank in the bucket top, from 0.';
+comment on column example.shown is 'JSON with peak, peak_byte_end, byte_start and text of the firing; ends: bytes where tokens of the feature''s owner end (of the first source of its name, of source 0 for shared and other); fired: pairs of the byte where a row ends and the activation there; promoted: at rank 0, the five tokens that the feature promotes most in that source.';
+
+create table search_word (
+    word text not null,
+    feature integer not null,
+    field text not null,
+    weight float not null,
+    rank integer
+);
+comment on table search_word is 'The words that features are found by, sorted by word; cut as in trainer/results/words.sql. Filled from firing and logit when the file is finished.';
+comment on column search_word.word is 'The word in lower case, a pair of characters of a script without spaces, or a token without letters.';
+comment on column search_word.feature is 'Index of the feature.';
+comment on column search_word.field is 'peak: the feature fires on the word, or on a token of it, in one of its ten strongest contexts; promoted, suppressed: by its logit effects in any source; context: one of those contexts has it. Words in the contexts of more than a quarter of the features are left out there.';
+comment on column search_word.weight is 'How much the word tells of the feature, 0 to 4: how often the feature has it times how rare it is among features, times the weight of the field (4, 4, 1.5, 1).';
+comment on column search_word.rank is 'Rank in the bucket top of the strongest context with the word; null for promoted and suppressed ones.';
 
 create table histogram (
     feature integer not null,

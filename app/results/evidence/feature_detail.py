@@ -7,13 +7,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from app.errors import FeatureNotFound
 from app.results.connection import Results
 from app.results.evidence.agreement import Agreement, agreement_of
 from app.results.evidence.criteria import CriterionResult, criterion_result, sorted_by_effect
 from app.results.features.corpus_breakdown import CorpusBreakdown, CorpusShares, breakdown_entries
 from app.results.features.feature import (
-    COLUMNS,
     ActivationBin,
     Feature,
     InSource,
@@ -21,6 +19,7 @@ from app.results.features.feature import (
     Logits,
     Neighbour,
     SourceProbe,
+    one_feature,
 )
 
 TABLES = {
@@ -36,7 +35,10 @@ TABLES = {
     "agreement": "other, rows, null, [bin, other_bin] from agreement",
     "test": "null, n, test || ' ' || says, [value, threshold, low, high] from evidence",
     "probe": "source, null, null, [r_precision, auc] from probe",
-    "neighbour": "other, null, kind, [cosine, correlation] from neighbour",
+    "neighbour": """
+        other, null, kind || ' ' || owner, [cosine, correlation, density]
+        from (select n.*, f.owner, f.density from neighbour n join feature f on f.feature = n.other)
+    """,
 }
 """The columns read of each table, in four common ones: an index, a count, a word and numbers."""
 QUERY = " union all ".join(f"select '{name}', {part} where feature = $feature" for name, part in TABLES.items())
@@ -73,20 +75,17 @@ def feature_detail(results: Results, feature: int, corpus_shares: CorpusShares) 
     found: defaultdict[str, Rows] = defaultdict(list)
     for table, *row in results.rows(QUERY, feature=feature):
         found[table].append((row[0], row[1], row[2], row[3]))
-    others = {other for other, *_ in found["neighbour"]}
-    features = _features(results, {feature, *others})
-    if feature not in features:
-        raise FeatureNotFound(results.run, feature, count=results.features)
+    one = one_feature(results, feature)
     names = {source.source: source.name for source in results.sources}
     firings = {kind: {name: count for _, count, name, _ in found[kind]} for kind in ("corpus", "language")}
     return FeatureDetail(
-        feature=features[feature],
+        feature=one,
         inside=[InSource(source, names[source], *values) for source, _, _, values in sorted(found["source"])],
         bars=sorted(
             (ActivationBin(low, high, count) for _, count, _, (low, high) in found["bar"]), key=lambda bar: bar.low
         ),
         logits=_logits(found["logit"]),
-        neighbours=_neighbours(found["neighbour"], features),
+        neighbours=_neighbours(found["neighbour"]),
         probes=[SourceProbe(source, names[source], *values) for source, _, _, values in sorted(found["probe"])],
         tests=_tests(found["test"]),
         agreement=agreement_of([(other, int(x), int(y), count) for other, count, _, (x, y) in found["agreement"]]),
@@ -94,14 +93,6 @@ def feature_detail(results: Results, feature: int, corpus_shares: CorpusShares) 
             *(breakdown_entries(firings[kind], corpus_shares.get(kind, {})) for kind in ("corpus", "language"))
         ),
     )
-
-
-def _features(results: Results, some: set[int]) -> dict[int, Feature]:
-    rows = results.rows(
-        f"select {COLUMNS} from feature where feature in (select unnest($some::integer[]))",  # noqa: S608 - our names
-        some=sorted(some),
-    )
-    return {row[0]: Feature(*row) for row in rows}
 
 
 def _logits(rows: Rows) -> list[Logits]:
@@ -112,12 +103,11 @@ def _logits(rows: Rows) -> list[Logits]:
     return [Logits(source, tuple(up), tuple(down)) for source, (up, down) in found.items()]
 
 
-def _neighbours(rows: Rows, features: dict[int, Feature]) -> list[Neighbour]:
-    found = [
-        Neighbour(other, kind, features[other].owner, features[other].density, cosine, correlation)
-        for other, _, kind, (cosine, correlation) in rows
-        if other in features
-    ]
+def _neighbours(rows: Rows) -> list[Neighbour]:
+    found = []
+    for other, _, words, (cosine, correlation, density) in rows:
+        kind, _, owner = words.partition(" ")
+        found.append(Neighbour(other, kind, owner, density, cosine, correlation))
     return sorted(found, key=_neighbour_order)
 
 

@@ -1,6 +1,5 @@
 """Reads the text around a feature's firings, as rows of tokens with activations."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from app.results.features.tokens import Row, SourceTokens, token_rows
 BUCKETS = ("top", "q5", "q4", "q3", "q2", "q1", "random")
 """Kinds of kept firings, in the order pages show them."""
 
+KEPT_AT_MOST = 2**31 - 1
+"""No limit of the firings that are read."""
 SAME_WITHIN = 5
 """Rows on either side of the peak that must be equal for two contexts to count as repeated."""
 
@@ -89,8 +90,10 @@ def bucket_counts(kept: Sequence[KeptCount], corpus: str) -> list[Bucket]:
     return [Bucket(bucket, counts[bucket]) for bucket in BUCKETS if counts[bucket]]
 
 
-def kept_windows(results: Results, feature: int, bucket: str, corpus: str, *, scale: float) -> list[Window]:
-    """Kept firings of one kind, strongest first, those on the same words grouped under the strongest."""
+def kept_windows(
+    results: Results, feature: int, bucket: str, corpus: str, *, scale: float, most: int = KEPT_AT_MOST
+) -> list[Window]:
+    """The strongest kept firings of one kind, `most` at most; those on the same words are grouped under the first."""
     # Sorted here: DuckDB would first copy every token list into the shape it sorts in. Plain lists, because every
     # struct would come as a dict of its own.
     rows = results.rows(
@@ -101,36 +104,18 @@ def kept_windows(results: Results, feature: int, bucket: str, corpus: str, *, sc
             list_transform(activations, lambda row: row.byte_end),
             list_transform(activations, lambda row: row.activation)
         from firing
-        where feature = $feature and bucket = $bucket and ($corpus = '' or corpus = $corpus)
+        where feature = $feature and bucket = $bucket and ($corpus = '' or corpus = $corpus) and rank < $below
         """,
         feature=feature,
         bucket=bucket,
         corpus=corpus,
+        below=most if not corpus else KEPT_AT_MOST,
     )
     windows = []
-    for *head, texts, ends, row_ends, values in sorted(rows, key=itemgetter(1)):
+    for *head, texts, ends, row_ends, values in sorted(rows, key=itemgetter(1))[:most]:
         lines = [SourceTokens(*line) for line in zip(texts, ends, strict=True)]
         windows.append(_window(head, lines, dict(zip(row_ends, values, strict=True)), scale))
     return _without_repeats(windows)
-
-
-def strongest_windows(results: Results, features: list[int]) -> dict[int, Window]:
-    """The strongest kept firing of each of these features, with the tokens of the first source."""
-    rows = results.rows(
-        """
-        select e.feature, e.shown from example e
-        join (select unnest($features::integer[]) as feature) wanted on e.feature = wanted.feature
-        """,
-        features=features,
-    )
-    found = {}
-    for feature, shown in rows:
-        kept = json.loads(shown)
-        head = (kept["sequence"], 0, kept["corpus"], kept["peak"], kept["peak_byte_end"], kept["byte_start"])
-        values = {row["byte_end"]: row["activation"] for row in kept["activations"]}
-        lines = [SourceTokens.from_tokens(tokens) for tokens in kept["tokens"]]
-        found[feature] = _window((*head, kept["text"]), lines, values, kept["peak"])
-    return found
 
 
 def whole_sequence(results: Results, sequence: int, feature: int, *, scale: float) -> WholeSequence:

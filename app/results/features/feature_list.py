@@ -1,11 +1,13 @@
 """Queries the filtered, sorted list, its facets, and a feature's position in it."""
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from app.results.connection import Results
 from app.results.features.query import FACETS, PER_PAGE, FeatureQuery, Selection, select
+from app.results.features.search import Search
 
 FACET_VALUES = 30
 """Values that a facet shows at most."""
@@ -45,12 +47,19 @@ class FeatureRow:
     """The corpus part that holds most of its firings."""
     corpus_share: float | None
     score: float | None
+    polysemous: bool | None
+    """Warning that it may stand for several things."""
+    found_in: int | None
+    """Other runs of the comparison that have it too."""
+    looked_in: int | None
+    """Other runs that were searched for it."""
 
 
 COLUMNS = """
     f.feature, f.group_name, f.owner, f.verdict, f.kind, f.probe_ratio, f.probe_low, f.probe_high, f.excess,
     f.excess_low, f.excess_high, f.fdr, f.firings, f.density, f.max_activation, s.norm_share, f.template_share,
-    f.documents, f.main_corpus, f.main_corpus_share, f.score
+    f.documents, f.main_corpus, f.main_corpus_share, f.score,
+    f.polysemous, f.found_in, f.looked_in
 """
 
 
@@ -87,84 +96,97 @@ class ListPosition:
     next: int | None
 
 
-def list_features(results: Results, query: FeatureQuery, found: set[int] | None) -> FeatureList:
+def list_features(results: Results, query: FeatureQuery, found: Search | None) -> FeatureList:
     """The page of features that the query asks for. Raises BadQuery."""
-    chosen = select(query, results, found=found)
-    from_where, parameters = chosen.from_where()
-    (total,) = results.row(f"select count(*) {from_where}", **parameters) or (0,)
+    total, facets = facets_of(results, query, found)
     pages = max((total + PER_PAGE - 1) // PER_PAGE, 1)
     page = min(query.page, pages)
-    from_where, parameters = chosen.from_where(COLUMNS)
+    from_where, parameters = select(query, results, found=found).from_where(COLUMNS)
     rows = results.rows(
         f"select {COLUMNS} {from_where} order by {query.order} limit $limit offset $offset",
         **parameters,
         limit=PER_PAGE,
         offset=(page - 1) * PER_PAGE,
     )
-    return FeatureList([FeatureRow(*row) for row in rows], total, page, pages, facets_of(results, query, found))
+    return FeatureList([FeatureRow(*row) for row in rows], total, page, pages, facets)
 
 
-def every_feature(results: Results, query: FeatureQuery, found: set[int] | None) -> list[FeatureRow]:
+def every_feature(results: Results, query: FeatureQuery, found: Search | None) -> list[FeatureRow]:
     """All features that pass the filters, in order, whatever the page. Raises BadQuery."""
     from_where, parameters = select(query, results, found=found).from_where(COLUMNS)
     rows = results.rows(f"select {COLUMNS} {from_where} order by {query.order}", **parameters)
     return [FeatureRow(*row) for row in rows]
 
 
-def random_feature(results: Results, query: FeatureQuery, found: set[int] | None) -> int | None:
+def random_feature(results: Results, query: FeatureQuery, found: Search | None) -> int | None:
     """A random living feature that passes the filters; a dead one if none is alive, None if none passes."""
     from_where, parameters = select(query, results, found=found).from_where()
     row = results.row(f"select f.feature {from_where} order by f.firings = 0, random() limit 1", **parameters)
     return int(row[0]) if row else None
 
 
-def ordered_features(results: Results, query: FeatureQuery, found: set[int] | None) -> list[int]:
-    """Indexes of all features that pass the filters, in the list's order. Raises BadQuery."""
+def feature_order(results: Results, query: FeatureQuery, found: Search | None) -> "FeatureOrder":
+    """All features that pass the filters, in the list's order. Raises BadQuery."""
     from_where, parameters = select(query, results, found=found).from_where(query.order)
-    return [
-        feature for (feature,) in results.rows(f"select f.feature {from_where} order by {query.order}", **parameters)
-    ]
+    rows = results.rows(f"select f.feature {from_where} order by {query.order}", **parameters)
+    order = array("i", [feature for (feature,) in rows])
+    places = array("i", [-1]) * results.features
+    for place, feature in enumerate(order):
+        places[feature] = place
+    return FeatureOrder(order, places)
 
 
-def list_position(order: Sequence[int], feature: int) -> ListPosition:
-    """Position of a feature in an ordered list; one that the filters leave out counts as before the first."""
-    try:
-        index = order.index(feature)
-    except ValueError:
-        return ListPosition(None, len(order), None, order[0] if order else None)
-    previous = order[index - 1] if index else None
-    following = order[index + 1] if index + 1 < len(order) else None
-    return ListPosition(index + 1, len(order), previous, following)
+@dataclass(frozen=True)
+class FeatureOrder:
+    """An ordered list of features."""
+
+    features: Sequence[int]
+    places: Sequence[int]
+    """By feature, its place from 0; -1 for features that are not in the list."""
+
+    def position(self, feature: int) -> ListPosition:
+        """Position of a feature; one that is not in the list counts as before the first."""
+        order, place = self.features, self.places[feature]
+        if place < 0:
+            return ListPosition(None, len(order), None, order[0] if order else None)
+        previous = order[place - 1] if place else None
+        following = order[place + 1] if place + 1 < len(order) else None
+        return ListPosition(place + 1, len(order), previous, following)
 
 
-def facets_of(results: Results, query: FeatureQuery, found: set[int] | None) -> dict[str, list[FacetValue]]:
-    """Counts of every facet's values under the other filters; chosen values stay even with a count of 0."""
+def facets_of(results: Results, query: FeatureQuery, found: Search | None) -> tuple[int, dict[str, list[FacetValue]]]:
+    """Features that pass the filters; and counts of every facet's values under the other filters.
+
+    Chosen values stay even with a count of 0.
+    """
     free = [facet for facet in FACETS if not getattr(query, facet)]
-    counts = _counts(results, select(query, results, found=found), free)
+    total, counts = _counts(results, select(query, results, found=found), free)
     for facet in FACETS:
         if facet not in free:
-            counts |= _counts(results, select(query, results, found=found, without=facet), [facet])
-    return {facet: _values(query, facet, counts[facet]) for facet in FACETS}
+            counts |= _counts(results, select(query, results, found=found, without=facet), [facet])[1]
+    return total, {facet: _values(query, facet, counts[facet]) for facet in FACETS}
 
 
-def _counts(results: Results, chosen: Selection, facets: list[str]) -> dict[str, dict[str, int]]:
-    """Features by value, for several facets in one pass."""
+def _counts(results: Results, chosen: Selection, facets: list[str]) -> tuple[int, dict[str, dict[str, int]]]:
+    """Features in all, and by value of several facets, in one pass."""
     counts: dict[str, dict[str, int]] = {facet: {} for facet in facets}
-    if not facets:
-        return counts
     from_where, parameters = chosen.from_where()
-    columns = ", ".join(FACETS[facet] for facet in facets)
-    sets = ", ".join(f"({FACETS[facet]})" for facet in facets)
+    # Without a facet to group by, a constant stands for one.
+    columns = ", ".join(FACETS[facet] for facet in facets) or "null"
+    sets = ", ".join(["()", *(f"({FACETS[facet]})" for facet in facets)])
+    which = f"grouping_id({columns})" if facets else "0"
     rows: list[tuple[Any, ...]] = results.rows(
-        f"select grouping_id({columns}), {columns}, count(*) {from_where} group by grouping sets ({sets})",
-        **parameters,
+        f"select {which}, {columns}, count(*) {from_where} group by grouping sets ({sets})", **parameters
     )
-    for which, *values, count in rows:
+    total = 0
+    for bits, *values, count in rows:
         # A facet's bit is 0 where the rows are grouped by it.
-        index = next(index for index in range(len(facets)) if not which >> (len(facets) - 1 - index) & 1)
-        if values[index] is not None:
+        index = next((index for index in range(len(facets)) if not bits >> (len(facets) - 1 - index) & 1), None)
+        if index is None:
+            total = count
+        elif values[index] is not None:
             counts[facets[index]][_shown(facets[index], values[index])] = count
-    return counts
+    return total, counts
 
 
 def _values(query: FeatureQuery, facet: str, counts: dict[str, int]) -> list[FacetValue]:

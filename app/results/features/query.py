@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from app.errors import BadQuery
 from app.results.connection import Results
+from app.results.features.search import Search
 
 MOST_CHOICES = 30
 """Values that may be chosen of a facet."""
@@ -30,6 +31,7 @@ Choices = Annotated[
 ]
 
 SORTS = {
+    "relevance": "h.relevance",
     "score": "f.score",
     "feature": "f.feature",
     "owner": "f.owner",
@@ -92,7 +94,7 @@ class FeatureQuery(BaseModel):
     life: str = Field(default="", pattern="^(|alive|dead)$")
     q: str = Field(default="", max_length=200)
     """Text to look for; digits alone are a feature's index."""
-    within: str = Field(default="", pattern="^(|labels|contexts|peaks)$")
+    within: str = Field(default="", pattern="^(|labels|contexts|peaks|promoted)$")
     """Where to look for it; everywhere when empty."""
     share_of: str = ""
     """The source whose norm share is meant; the last one when empty."""
@@ -110,8 +112,16 @@ class FeatureQuery(BaseModel):
     excess_max: Bound = None
     fdr_min: Bound = None
     fdr_max: Bound = None
-    sort: str = "-score"
+    sort: str = ""
+    """A column, `-` before it for descending; by relevance of the text, else by score, when empty."""
     page: int = Field(default=1, ge=1, le=100_000)
+
+    @model_validator(mode="after")
+    def _shortest(self) -> "FeatureQuery":
+        """Leave out an order that is the default anyway."""
+        if self.sort == self._default_sort:
+            object.__setattr__(self, "sort", "")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -129,15 +139,29 @@ class FeatureQuery(BaseModel):
 
     def pairs(self, **changes: Any) -> list[tuple[str, str]]:
         """Query parameters of the state, without defaults; `changes` replace fields."""
-        state = self.model_copy(update=changes)
+        state = {**self.__dict__, **changes}
         pairs: list[tuple[str, str]] = []
-        for name, field in FeatureQuery.model_fields.items():
-            value = getattr(state, name)
-            if value in (field.default, None, ""):
+        for name, default in _DEFAULTS.items():
+            value = state[name]
+            if value is None or value in (default, ""):
                 continue
             values = value if isinstance(value, tuple) else (value,)
             pairs += [(name, f"{item:g}" if isinstance(item, float) else str(item)) for item in values]
         return pairs
+
+    def set_filters(self) -> list["SetFilter"]:
+        """What narrows the list, each with the state without it."""
+        found = [SetFilter("text", self.q, self.pairs(q="", within="", page=1))] if self.q.strip() else []
+        for facet in FACETS:
+            found += [SetFilter(facet, value, self.toggled(facet, value)) for value in getattr(self, facet)]
+        if self.life:
+            found.append(SetFilter("life", self.life, self.pairs(life="", page=1)))
+        for name in RANGES:
+            low, high = getattr(self, f"{name}_min"), getattr(self, f"{name}_max")
+            if low is not None or high is not None:
+                value = f"{'' if low is None else f'{low:g}'} – {'' if high is None else f'{high:g}'}".strip()
+                found.append(SetFilter(name, value, self.pairs(**{f"{name}_min": None, f"{name}_max": None}, page=1)))
+        return found
 
     def toggled(self, facet: str, value: str) -> list[tuple[str, str]]:
         """The state with one value of a facet added or taken away, on the first page."""
@@ -149,16 +173,29 @@ class FeatureQuery(BaseModel):
         """The state sorted by a column; the present sort column is reversed."""
         first = column if column in ASCENDING else f"-{column}"
         second = column if first.startswith("-") else f"-{column}"
-        return self.pairs(sort=second if self.sort == first else first, page=1)
+        sort = second if self.sorting == first else first
+        return self.pairs(sort="" if sort == self._default_sort else sort, page=1)
+
+    @property
+    def sorting(self) -> str:
+        """The order, also where it is the default."""
+        return self.sort or self._default_sort
+
+    @property
+    def _default_sort(self) -> str:
+        return "-relevance" if self.q.strip() else "-score"
 
     @property
     def order(self) -> str:
         """ORDER BY expression; ties are broken by index, so that paging is stable. Raises BadQuery."""
-        column = self.sort.removeprefix("-")
+        column = self.sorting.removeprefix("-")
         if column not in SORTS:
             raise BadQuery(f"The list cannot be sorted by {column!r}.", remedy=f"Sort by one of: {', '.join(SORTS)}.")
-        direction = "desc" if self.sort.startswith("-") else "asc"
-        return f"{SORTS[column]} {direction} nulls last, f.feature"
+        if column == "relevance" and not self.q.strip():
+            raise BadQuery("Relevance needs a text.", remedy="Search for something, or sort by score.")
+        direction = "desc" if self.sorting.startswith("-") else "asc"
+        ties = "f.score desc nulls last, " if column == "relevance" else ""
+        return f"{SORTS[column]} {direction} nulls last, {ties}f.feature"
 
     @property
     def narrowed(self) -> bool:
@@ -175,24 +212,46 @@ class FeatureQuery(BaseModel):
 
 
 @dataclass(frozen=True)
+class SetFilter:
+    """One thing that narrows the list."""
+
+    name: str
+    """text, life, or the name of a facet or range."""
+    value: str
+    without: list[tuple[str, str]]
+    """Query parameters of the state without it."""
+
+
+_DEFAULTS = {name: field.default for name, field in FeatureQuery.model_fields.items()}
+
+
+@dataclass(frozen=True)
 class Selection:
-    """A WHERE clause with its parameters; `f` is the feature's row, `s` its row for the chosen source."""
+    """A WHERE clause with its parameters.
+
+    `f` is the feature's row, `s` its row for the chosen source, `h` what a search found of it.
+    """
 
     conditions: tuple[str, ...]
     parameters: dict[str, Any]
+    search: Search | None = None
 
     def from_where(self, *used: str) -> tuple[str, dict[str, Any]]:
         """FROM and WHERE with their parameters; joins sources if a condition or an expression in `used` needs them."""
         where = f"where {' and '.join(self.conditions)}" if self.conditions else ""
-        if not any("s." in text for text in (*self.conditions, *used)):
-            parameters = {name: value for name, value in self.parameters.items() if name != "share_source"}
-            return f"from feature f {where}", parameters
-        join = "left join feature_source s on s.feature = f.feature and s.source = $share_source"
-        return f"from feature f {join} {where}", self.parameters
+        parameters, joins = dict(self.parameters), ""
+        if self.search is not None:
+            joins = f"join ({self.search.sql}) h on h.feature = f.feature "
+            parameters |= self.search.all_parameters
+        if any("s." in text for text in (*self.conditions, *used)):
+            joins += "left join feature_source s on s.feature = f.feature and s.source = $share_source"
+        else:
+            del parameters["share_source"]
+        return f"from feature f {joins} {where}", parameters
 
 
-def select(query: FeatureQuery, results: Results, *, found: set[int] | None, without: str | None = None) -> Selection:
-    """The query's restrictions as SQL; `found` are features that its text matches, None when it has no text.
+def select(query: FeatureQuery, results: Results, *, found: Search | None, without: str | None = None) -> Selection:
+    """The query's restrictions as SQL; `found` is the search for its text, None when it has no text.
 
     `without` leaves one facet's own restriction out, for counting its other values. Raises BadQuery.
     """
@@ -212,10 +271,7 @@ def select(query: FeatureQuery, results: Results, *, found: set[int] | None, wit
             if bound is not None:
                 conditions.append(f"{column} {sign} ${name}_{end}")
                 parameters[f"{name}_{end}"] = bound
-    if found is not None:
-        conditions.append("f.feature in (select unnest($found::integer[]))")
-        parameters["found"] = sorted(found)
-    return Selection(tuple(conditions), parameters)
+    return Selection(tuple(conditions), parameters, found)
 
 
 def share_source(query: FeatureQuery, results: Results) -> int:

@@ -5,6 +5,8 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
+import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
@@ -51,9 +53,35 @@ def test_downloads_hold_every_page_of_the_list(reader: TestClient):
     assert len(list(csv.reader(io.StringIO(reader.get(f"{API}/features.csv").text)))) == 241
 
 
+def test_downloads_have_promoted_tokens_and_contexts_in_every_format(
+    reader: TestClient, tables: duckdb.DuckDBPyConnection
+):
+    query = "owner=gemma3&sort=-density"
+    listed = reader.get(f"{API}/features.json?{query}").json()
+    rows = list(csv.DictReader(io.StringIO(reader.get(f"{API}/features.csv?{query}").text)))
+    table = pq.read_table(io.BytesIO(reader.get(f"{API}/features.parquet?{query}").content)).to_pylist()
+
+    assert (
+        [row["feature"] for row in table] == [row["feature"] for row in listed] == [int(row["feature"]) for row in rows]
+    )
+    assert [row["promoted"] for row in table] == [row["promoted"] for row in listed]
+    assert [row["contexts"] for row in table] == [row["contexts"] for row in listed]
+    first = next(row for row in listed if row["firings"])
+    expected = tables.execute(
+        "select text from firing where feature = ? and bucket = 'top' and rank < 3 order by rank", [first["feature"]]
+    ).fetchall()
+    assert first["contexts"] == [text for (text,) in expected]
+    tokens = "select token from logit where feature = ? and source = 1 and rank between 1 and 5 order by rank"
+    assert first["promoted"] == [token for (token,) in tables.execute(tokens, [first["feature"]]).fetchall()]
+    written = next(row for row in rows if int(row["feature"]) == first["feature"])
+    assert written["promoted"].removeprefix("'") == " · ".join(first["promoted"])
+
+
 def test_an_empty_download_is_still_well_formed(reader: TestClient):
     assert reader.get(f"{API}/features.json?owner=nobody").json() == []
     assert reader.get(f"{API}/features.csv?owner=nobody").text.count("\n") == 1
+    assert pq.read_table(io.BytesIO(reader.get(f"{API}/features.parquet?owner=nobody").content)).num_rows == 0
+    assert reader.get(f"{API}/features.parquet?sort=beauty").status_code == 422
 
 
 def test_a_label_that_looks_like_a_formula_is_harmless_in_a_spreadsheet(own_home: Path, visitor: TestClient):

@@ -4,7 +4,8 @@ import datetime
 
 import pytest
 
-from app.web.templates import address, ago, as_json, compact, duration, number, percent, signed
+from app.web.numbers import ago, compact, duration, number, percent, signed
+from app.web.templates import address, as_json
 
 NOON = datetime.datetime(2026, 1, 2, 12, 0, tzinfo=datetime.UTC)
 

@@ -387,7 +387,8 @@ def test_results_larger_than_their_memory_are_spilled_and_published(folder, monk
 
     with duckdb.connect(str(path), read_only=True) as connection:
         assert connection.execute("select count(*) from firing").fetchone() == (80_000,)
-        assert connection.execute("select feature from example order by rowid").fetchall() == [(n,) for n in range(40)]
+        order = connection.execute("select feature, rank from example order by rowid").fetchall()
+        assert order == [(feature, rank) for feature in range(40) for rank in range(10)]
     assert [part.name for part in folder.path.glob(".*")] == [], "what was spilled is removed"
 
 

@@ -1,6 +1,7 @@
 """Scores features for the default order of lists, most defensible first.
 
-The verdict determines the tier; within a tier, features with more evidence rank higher.
+The verdict determines the tier. Within a tier claims are ordered by the margin of their evidence, and features without
+a claim by how much they explain and how plainly.
 """
 
 from dataclasses import dataclass
@@ -17,8 +18,6 @@ ENOUGH_DOCUMENTS = 30
 """Documents at which their factor saturates."""
 HALVING_DENSITY = 0.2
 """Density that halves the score: what fires everywhere means little."""
-MIN_STRENGTH_FACTOR = 0.5
-"""Factor of a claim whose feature the other sources' probes tell as well as its owner's."""
 MIN_ENERGY_FACTOR = 0.25
 """Factor in the limit of least energy."""
 MIN_FOCUS_FACTOR = 0.5
@@ -42,8 +41,8 @@ class RankingInputs:
     """Energy of the feature's contribution to the reconstruction: sum of f² times the squared decoder norms."""
     focus: np.ndarray
     """Excess share of its firings in its main corpus part."""
-    strength: np.ndarray
-    """Strength of the claim: one minus the probe ratio; NaN without a claim."""
+    margin: np.ndarray
+    """How far the claim's evidence is from its thresholds; see `margins`. NaN where unknown."""
 
 
 def excess(share: np.ndarray, usual: np.ndarray | float) -> np.ndarray:
@@ -53,11 +52,13 @@ def excess(share: np.ndarray, usual: np.ndarray | float) -> np.ndarray:
 
 
 def scores(owner: list[str], verdicts: list[str], evidence: RankingInputs) -> np.ndarray:
-    """Score of each feature [F]: a product of factors from 0 to 1, plus 3, 2 or 1 by its verdict.
+    """Score of each feature [F]: 3, 2 or 1 by the verdict of its claim, plus a part from 0 to 1.
 
-    Factors: enough firings; enough documents; low density; no excess of firings on chat templates or first rows; no
-    correlated feature of another owner; high energy rank among features of its owner; focus on one corpus part;
-    strength of the claim. Unknown inputs give the best factor. NaN for features that never fired.
+    The part of a claim grows with its margin: a half at a threshold, 1 for the best that can be measured, 0 where
+    nothing was. That of a feature without a claim is a product of factors from 0 to 1: enough firings; enough
+    documents; low density; no excess of firings on chat templates or first rows; no correlated feature of another
+    owner; high energy rank among features of its owner; focus on one corpus part. Unknown inputs give the best factor.
+    NaN for features that never fired.
     """
     product = (
         _saturation(evidence.firings, ENOUGH_FIRINGS)
@@ -68,10 +69,17 @@ def scores(owner: list[str], verdicts: list[str], evidence: RankingInputs) -> np
         * (1 - _fill_nan(evidence.strongest_twin, 0))
         * (MIN_ENERGY_FACTOR + (1 - MIN_ENERGY_FACTOR) * _energy_rank(evidence.energy, owner))
         * (MIN_FOCUS_FACTOR + (1 - MIN_FOCUS_FACTOR) * _fill_nan(evidence.focus, 1))
-        * (MIN_STRENGTH_FACTOR + (1 - MIN_STRENGTH_FACTOR) * np.clip(_fill_nan(evidence.strength, 1), 0, 1))
     )
     tier = np.array([TIERS[verdict] for verdict in verdicts])
-    return np.where(evidence.firings > 0, product + tier, np.nan)
+    part = np.where(tier > 0, _by_margin(evidence.margin), product)
+    return np.where(evidence.firings > 0, part + tier, np.nan)
+
+
+def _by_margin(margin: np.ndarray) -> np.ndarray:
+    """Margins of any size as a part from 0 to 1, in the same order [F]; 0 where unknown."""
+    below = np.minimum(margin, 0)
+    part = np.where(margin < 0, 0.5 / (1 - below), 0.5 + 0.5 * np.minimum(margin, 1))
+    return _fill_nan(part, 0)
 
 
 def _energy_rank(energy: np.ndarray, owner: list[str]) -> np.ndarray:

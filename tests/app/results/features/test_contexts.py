@@ -5,9 +5,7 @@ import pytest
 
 from app.errors import NotFound
 from app.results.connection import Results
-from app.results.features.contexts import bucket_counts, kept_counts, kept_windows, strongest_windows, whole_sequence
-from app.results.features.search import feature_with_index, features_peaking_on, features_with_text
-from tests.worlds.tiny_results import RUN
+from app.results.features.contexts import bucket_counts, kept_counts, kept_windows, whole_sequence
 
 
 def count_with_repeats(windows) -> int:
@@ -78,38 +76,3 @@ def test_a_whole_sequence_has_activations_inside_kept_windows_only(results: Resu
 def test_a_context_that_was_not_kept_is_not_found(results: Results):
     with pytest.raises(NotFound, match="keeps no sequence 99999"):
         whole_sequence(results, 99999, 3, scale=1.0)
-
-
-def test_the_example_of_a_feature_is_its_strongest_kept_firing(results: Results):
-    examples = strongest_windows(results, [3, 15, 4])
-
-    assert sorted(examples) == [3, 4], "15 never fired"
-    for feature, example in examples.items():
-        best = kept_windows(results, feature, "top", "", scale=1.0)[0]
-        assert (example.sequence, example.peak) == (best.sequence, pytest.approx(best.peak))
-        assert [row.tokens[0] for row in example.rows][: example.peak_index] != []
-    assert strongest_windows(results, []) == {}
-
-
-def test_text_search_in_windows_ignores_case(results: Results, tables):
-    expected = {
-        feature for feature, text in tables.execute("select feature, text from firing").fetchall() if "Straße" in text
-    }
-
-    assert features_with_text(results, "sTraße") == expected != set()
-    assert features_with_text(results, "100% _") == set(), "nothing is a wildcard"
-    assert len(features_with_text(results, "%")) < 225
-
-
-def test_peaks_are_found_by_the_token_that_ends_there_in_any_source(results: Results, catalog, tables):
-    expected = set()
-    for feature, peak, tokens in tables.execute("select feature, peak_byte_end, tokens from firing").fetchall():
-        if any(token["byte_end"] == peak and "fox" in token["text"] for source in tokens for token in source):
-            expected.add(feature)
-
-    assert features_peaking_on(catalog, RUN, " FOX ") == expected != set()
-
-
-@pytest.mark.parametrize(("text", "found"), [("12", {12}), ("#12", {12}), ("240", set()), ("x1", set()), ("²", set())])
-def test_an_index_is_found_when_the_run_has_it(results: Results, text: str, found: set[int]):
-    assert feature_with_index(results, text) == found

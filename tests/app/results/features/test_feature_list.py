@@ -6,13 +6,14 @@ import pytest
 from app.errors import BadQuery
 from app.results.connection import Results
 from app.results.features.feature_list import (
+    FeatureOrder,
     every_feature,
+    feature_order,
     list_features,
-    list_position,
-    ordered_features,
     random_feature,
 )
 from app.results.features.query import PER_PAGE, FeatureQuery
+from app.results.features.search import search_for
 
 
 @pytest.fixture
@@ -106,27 +107,31 @@ def test_a_chosen_value_with_a_count_of_0_stays_in_its_facet(results: Results):
 
 def test_text_restricts_to_the_features_it_was_found_in(results: Results):
     query = FeatureQuery(q="anything", life="alive")
+    labelled = search_for(results, "anything", "labels", {3, 5, 15, 7})
+    nothing = search_for(results, "anything", "labels", set())
 
-    assert [row.feature for row in every_feature(results, query, {3, 5, 15, 7})] != []
-    assert sorted(row.feature for row in every_feature(results, query, {3, 5, 15, 7})) == [3, 5, 7]
-    assert every_feature(results, query, set()) == []
+    assert [row.feature for row in every_feature(results, query, labelled)] != []
+    assert sorted(row.feature for row in every_feature(results, query, labelled)) == [3, 5, 7]
+    assert every_feature(results, query, nothing) == []
 
 
 def test_list_position_follows_the_filtered_list(results: Results):
-    order = ordered_features(results, FeatureQuery(owner="gemma3", sort="-density"), None)
-    assert order == indexes(results, owner="gemma3", sort="-density")
+    order = feature_order(results, FeatureQuery(owner="gemma3", sort="-density"), None)
+    features = list(order.features)
+    assert features == indexes(results, owner="gemma3", sort="-density")
 
-    middle = list_position(order, order[4])
-    assert (middle.position, middle.total, middle.previous, middle.next) == (5, len(order), order[3], order[5])
-    assert list_position(order, order[0]).previous is None
-    assert list_position(order, order[-1]).next is None
+    middle = order.position(features[4])
+    assert (middle.position, middle.total) == (5, len(features))
+    assert (middle.previous, middle.next) == (features[3], features[5])
+    assert order.position(features[0]).previous is None
+    assert order.position(features[-1]).next is None
 
 
 def test_a_feature_outside_the_list_is_followed_by_its_first():
-    found = list_position([7, 3, 5], 4)
+    found = FeatureOrder([7, 3, 5], [-1, -1, -1, 1, -1, 2, -1, 0]).position(4)
 
     assert (found.position, found.previous, found.next, found.total) == (None, None, 7, 3)
-    assert list_position([], 4).next is None
+    assert FeatureOrder([], [-1] * 5).position(4).next is None
 
 
 def test_a_random_feature_lives_and_passes_the_filters(results: Results):
@@ -137,7 +142,7 @@ def test_a_random_feature_lives_and_passes_the_filters(results: Results):
 
 
 def test_an_unknown_sort_key_or_source_is_refused_with_the_known_ones(results: Results):
-    with pytest.raises(BadQuery, match="Sort by one of: score, feature"):
+    with pytest.raises(BadQuery, match="Sort by one of: relevance, score, feature"):
         list_features(results, FeatureQuery(sort="-beauty"), None)
     with pytest.raises(BadQuery, match="Its sources are smollm2, gemma3"):
         list_features(results, FeatureQuery(share_of="llama"), None)

@@ -1,10 +1,17 @@
 """The default order puts claims first, and better supported claims before others."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 
+from trainer.analysis.claims.evidence import Estimate
+from trainer.analysis.claims.margin import margins
 from trainer.analysis.claims.ranking import ENOUGH_DOCUMENTS, ENOUGH_FIRINGS, RankingInputs, excess, scores
+from trainer.analysis.claims.verdict import FeatureStats
+from trainer.recipe.measuring import VerdictRecipe
 
+OTHERS = [field.name for field in fields(FeatureStats) if field.name not in ("ratio", "excess", "fdr")]
 GOOD = {
     "firings": 1000.0,
     "documents": 100.0,
@@ -14,7 +21,7 @@ GOOD = {
     "strongest_twin": 0.0,
     "energy": 5.0,
     "focus": 1.0,
-    "strength": 1.0,
+    "margin": np.nan,
 }
 
 
@@ -23,19 +30,42 @@ def ranking_inputs(*features: dict[str, float]) -> RankingInputs:
 
 
 def score_of(**change: float) -> float:
-    """Score of a claim, beside another of the same owner with less energy."""
-    return float(scores(["left", "left"], ["undecided"] * 2, ranking_inputs(change, {"energy": 1.0}))[0])
+    """Score of a feature without a claim, beside another of the same owner with less energy."""
+    return float(scores(["left", "left"], [""] * 2, ranking_inputs(change, {"energy": 1.0}))[0])
 
 
 def test_the_verdict_determines_the_tier():
     found = scores(
         ["left", "left", "a+b", "left", "shared"],
         ["supported", "supported", "undecided", "refuted", ""],
-        ranking_inputs({"energy": 1}, {"firings": 1, "strongest_twin": 0.9}, {}, {}, {}),
+        ranking_inputs({"margin": 0.4}, {"margin": 0.2, "energy": 9}, {"margin": -1.0}, {}, {}),
     )
 
-    assert found.tolist()[2:] == [3.0, 2.0, 1.0]
-    assert 3.0 < found[1] < found[0] < 4.0
+    assert found.tolist() == pytest.approx([3.7, 3.6, 2.25, 1.0, 1.0])
+
+
+def test_claims_are_ordered_by_their_margin_alone():
+    margin = np.array([np.nan, -np.inf, -40.0, -1.0, -0.01, 0.0, 0.3, 1.0])
+    inputs = ranking_inputs(*({"margin": one, "firings": 30.0 - at} for at, one in enumerate(margin.tolist())))
+    found = scores(["left"] * 8, ["undecided"] * 8, inputs)
+
+    assert (np.diff(found) >= 0).all()
+    assert (np.diff(found)[1:] > 0).all()
+    assert (found[0], found[5], found[7]) == (2.0, 2.5, 3.0)
+
+
+def test_the_margin_is_that_of_the_weakest_test():
+    recipe = VerdictRecipe()
+    nan = np.full(5, np.nan)
+    stats = FeatureStats(
+        ratio=Estimate(nan, nan, np.array([0.1, 0.1, 0.4, 0.6, np.nan])),
+        excess=Estimate(nan, np.array([2.2, 2.2, 2.2, 1.1, 5.0]), nan),
+        fdr=np.array([np.nan, 0.08, 0.01, 0.01, 0.01]),
+        **dict.fromkeys(OTHERS, nan),
+    )
+
+    # 1 - 1.1 / 2.2; 1 - 0.08 / 0.1; 1 - 0.4 / 0.5; 1 - 0.6 / 0.5.
+    assert margins(stats, recipe).tolist() == pytest.approx([0.5, 0.2, 0.2, -0.2, np.nan], nan_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -49,23 +79,22 @@ def test_the_verdict_determines_the_tier():
         ("strongest_twin", 0.7),
         ("energy", 0.5),
         ("focus", 0.3),
-        ("strength", 0.4),
     ],
 )
 def test_each_reason_for_doubt_lowers_a_score(name, value):
-    assert 2.0 <= score_of(**{name: value}) < score_of()
+    assert 0.0 <= score_of(**{name: value}) < score_of()
 
 
 def test_more_than_enough_firings_and_documents_add_nothing():
-    assert score_of(firings=ENOUGH_FIRINGS, documents=ENOUGH_DOCUMENTS) == score_of() == 3.0
+    assert score_of(firings=ENOUGH_FIRINGS, documents=ENOUGH_DOCUMENTS) == score_of() == 1.0
 
 
 def test_energy_is_compared_with_features_of_the_same_owner():
-    owner, verdicts = ["left", "left", "left", "right"], ["refuted"] * 4
+    owner, verdicts = ["left", "left", "left", "right"], [""] * 4
     found = scores(owner, verdicts, ranking_inputs({"energy": 8.0}, {"energy": 2.0}, {"energy": 2.0}, {"energy": 0.1}))
 
     # Of the three of `left`, one ranks at 1 and two at 2/3; the feature of `right` is alone and ranks at 1.
-    assert found.tolist() == pytest.approx([2.0, 1 + 0.25 + 0.75 * 2 / 3, 1 + 0.25 + 0.75 * 2 / 3, 2.0])
+    assert found.tolist() == pytest.approx([1.0, 0.25 + 0.75 * 2 / 3, 0.25 + 0.75 * 2 / 3, 1.0])
 
 
 def test_unknown_inputs_give_the_best_factor():
