@@ -30,7 +30,7 @@ from trainer.recipe.recipe import Recipe
 from trainer.run.checksum import known_sha256, sha256_of
 from trainer.run.folder import atomic_write, discard, read_json, write_json
 from trainer.run.progress import Progress
-from trainer.store.store import ActivationStore, Rows, Shard, Split, StoredSource, StoreWriter
+from trainer.store.store import VERSION, ActivationStore, Rows, Shard, Split, StoredSource, StoreWriter
 
 WELL_COVERED = 0.8
 """A document is well covered if at least this share of its possible anchors are anchors."""
@@ -41,6 +41,8 @@ class HarvestRecord:
     """State of an unfinished harvest, stored as `harvest.json` with the shards."""
 
     fingerprint: str
+    store_version: int
+    """Version of the format of its shards and sequences."""
     inputs: Inputs
     """Fingerprints of the models and texts that are read."""
     documents: int = 0
@@ -68,7 +70,7 @@ class Harvest:
         """Resume the harvest at `path` if it has the same fingerprint and inputs, else start from scratch."""
         assert recipe.corpus is not None, "a harvest needs a corpus"
         self.recipe, self.corpus, self.sources, self.path = recipe, recipe.corpus, sources, path
-        self.record = HarvestRecord(fingerprint, inputs or {})
+        self.record = HarvestRecord(fingerprint, VERSION, inputs or {})
         self.discarded: str | None = None
         """Why an unfinished harvest was not resumed; None if there was none, or if it is resumed."""
         if any(path.glob("*")):
@@ -131,7 +133,8 @@ class Harvest:
         missing = "held out, which every measure needs" if train else "to train on"
         raise CorpusError(
             f"The corpus gave {train + held_out:,} rows from {documents}, and none {missing}; corpus.held_out is "
-            f"{self.corpus.held_out:g}. Add documents to corpus.mix, or change corpus.held_out or harvest.rows."
+            f"{self.corpus.held_out:g}. Add documents to corpus.mix, or change corpus.held_out or harvest.rows; parts "
+            "of one conversation, and texts that share most of their wording, count as one document here."
         )
 
     def _harvest_pool(self, documents: list[TokenizedDocument], wanted: int) -> None:
@@ -278,6 +281,8 @@ def _obstacle(path: Path, found: HarvestRecord | None, wanted: HarvestRecord) ->
     """Why an unfinished harvest cannot be resumed; None if it can."""
     if found is None:
         return "its record harvest.json is missing or damaged"
+    if found.store_version != wanted.store_version:
+        return "it was begun by another version of Crossdiff"
     if found.fingerprint != wanted.fingerprint:
         return "it was begun with other settings"
     if found.inputs != wanted.inputs:

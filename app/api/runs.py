@@ -9,8 +9,10 @@ from app.errors import NotFound
 from app.results.evidence.calibration import OUTCOMES, verdict_reliability
 from app.results.runs import overview
 from app.results.runs.baselines import baselines_of
+from app.results.runs.predictability import predictability_of
 from app.results.runs.summary import Headline, Run, all_runs, one_run, recipe_of, versions
 from app.web.dependencies import RunRequest, RunResults, Runs, RunView
+from app.web.first_sentence import first_sentence
 from app.web.plots import curves, recall, stacked_histogram
 from app.web.templates import address, as_json
 
@@ -48,9 +50,12 @@ def read_runs(catalog: Runs) -> RunList:
 @router.get("/runs/{run}", summary="One run: sources, counts, evaluation, recipe")
 def read_run(run: str, results: RunResults, catalog: Runs) -> dict[str, Any]:
     """Everything on the overview of a run."""
+    told = predictability_of(results)
     return {
         **_summary(one_run(catalog, run)).model_dump(),
         "file": results.file,
+        "first_sentence": first_sentence(told),
+        "predictability": as_json(told),
         "sources": as_json(results.sources),
         "counts": as_json(overview.counts(results)),
         "groups": as_json(overview.groups(results)),

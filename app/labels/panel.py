@@ -7,12 +7,14 @@ from sqlalchemy.orm import Session
 from app.errors import ReaderError
 from app.labels.store import (
     LabelConflict,
+    LabelOfSame,
     LabelTarget,
     Revision,
     count_current,
     count_revisions,
     current_labels,
     history,
+    labels_of_same,
     own_label,
 )
 from app.labels.wording import NAME_LIMIT, NOTE_LIMIT, TEXT_LIMIT, WordingRefused
@@ -35,6 +37,8 @@ class LabelsPanel:
     """Current labels, as many as are shown."""
     authors: int
     """Current labels that there are."""
+    same: list[LabelOfSame]
+    """Current labels of the same feature in other runs, as many as are shown."""
     history: list[Revision]
     """One page of the revisions, newest first."""
     page: int
@@ -83,6 +87,7 @@ def labels_panel(session: Session, target: LabelTarget, author: str, *, page: in
         author=author,
         current=current_labels(session, run, feature, limit=SHOWN_LABELS),
         authors=count_current(session, run, feature),
+        same=labels_of_same(session, target, limit=SHOWN_LABELS),
         history=history(session, run, feature, limit=PER_PAGE, offset=(page - 1) * PER_PAGE) if revisions else [],
         page=page,
         revisions=revisions,

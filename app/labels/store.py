@@ -41,6 +41,16 @@ class Revision:
     created_at: datetime.datetime
 
 
+@dataclass(frozen=True)
+class LabelOfSame:
+    """A current label of the same feature in another run, or at another place of this one."""
+
+    run: str
+    feature: int
+    author: str
+    text: str
+
+
 class LabelConflict(ReaderError):
     """The author saved a newer revision after opening the form; carries both texts."""
 
@@ -81,6 +91,14 @@ def count_current(session: Session, run: str, feature: int) -> int:
     """Authors with a current label of a feature."""
     query = sa.select(sa.func.count()).where(Label.run == run, Label.feature == feature, _is_newest(), ~Label.withdrawn)
     return session.scalars(query).one()
+
+
+def labels_of_same(session: Session, target: LabelTarget, *, limit: int) -> list[LabelOfSame]:
+    """Current labels that other runs have of the feature with this hash, newest first."""
+    same = sa.and_(Label.content_hash == target.content_hash, _is_newest(), ~Label.withdrawn)
+    elsewhere = sa.or_(Label.run != target.run, Label.feature != target.feature)
+    query = sa.select(Label).where(same, elsewhere).order_by(Label.created_at.desc(), Label.id.desc()).limit(limit)
+    return [LabelOfSame(row.run, row.feature, row.author, row.text) for row in session.scalars(query)]
 
 
 def own_label(session: Session, run: str, feature: int, author: str) -> Revision | None:

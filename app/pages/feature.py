@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from fastapi import APIRouter, Depends, Path, Query, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, RedirectResponse
 
 from app.errors import BadQuery
 from app.generations.form import SteerForm, panel_form
@@ -34,12 +34,21 @@ from app.results.features.contexts import (
     kept_windows,
 )
 from app.results.features.corpus_breakdown import CorpusBreakdown
-from app.results.features.feature import ActivationBin, Feature, InSource, Logits, Neighbour, SourceProbe, strongest
+from app.results.features.feature import (
+    ActivationBin,
+    Feature,
+    InSource,
+    Logits,
+    Neighbour,
+    SourceProbe,
+    feature_of_id,
+    strongest,
+)
 from app.results.features.feature_list import ListPosition, list_position
 from app.results.features.query import FeatureQuery
 from app.results.owners import Owner, owner_of
 from app.web.dependencies import RunRequest, RunView, Visitor
-from app.web.templates import render
+from app.web.templates import address, render
 
 router = APIRouter(include_in_schema=False)
 
@@ -115,6 +124,15 @@ class FeaturePage:
     labels_panel: LabelsPanel | None
     """None while labels cannot be read."""
     steer_form: SteerForm
+
+
+@router.get("/runs/{run}/features/id/{content_hash}")
+def show_feature_of_id(
+    request: Request, content_hash: Annotated[str, Path(max_length=128)], view: RunView
+) -> RedirectResponse:
+    """Lead from an address that survives another training to the feature's page."""
+    feature = feature_of_id(view.results, content_hash)
+    return RedirectResponse(address(request.app.state.settings.root_path, f"/runs/{view.run}/features/{feature}"), 302)
 
 
 @router.get("/runs/{run}/features/{feature}")

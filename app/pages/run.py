@@ -12,8 +12,10 @@ from app.results.evidence.calibration import VerdictReliability, verdict_reliabi
 from app.results.owners import Owner, owners_of
 from app.results.runs import overview
 from app.results.runs.baselines import Baselines, baselines_of
+from app.results.runs.predictability import Predictability, predictability_of
 from app.results.runs.summary import Headline, Run, headline_of, one_run, recipe_of, versions
 from app.web.dependencies import RunResults, Runs
+from app.web.first_sentence import first_sentence
 from app.web.templates import render
 
 router = APIRouter(include_in_schema=False)
@@ -50,6 +52,9 @@ class RunPage:
     calibration: list[overview.CalibrationMeasure]
     reliability: VerdictReliability
     baselines: Baselines
+    told: list[Predictability]
+    first_sentence: str | None
+    """How much the sources tell of each other; None where it is not measured."""
 
 
 @router.get("/runs/{run}")
@@ -57,6 +62,7 @@ def show_run(
     request: Request, run: str, results: RunResults, catalog: Runs, scale: Annotated[Scale, Query()] = "linear"
 ) -> HTMLResponse:
     """The overview; everything on it is binned and counted once per results file."""
+    told = catalog.cached(run, "predictability", predictability_of)
     page = RunPage(
         run=run,
         file=results.file,
@@ -77,6 +83,8 @@ def show_run(
         calibration=overview.calibration(results),
         reliability=catalog.cached(run, "verdict_reliability", verdict_reliability),
         baselines=catalog.cached(run, "baselines", baselines_of),
+        told=told,
+        first_sentence=first_sentence(told),
     )
     return render(request, page)
 

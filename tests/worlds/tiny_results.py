@@ -116,7 +116,7 @@ def _write_run(connection: duckdb.DuckDBPyConnection, run: str, features: int) -
     recipe = {**RECIPE, "crosscoder": {**RECIPE["crosscoder"], "features": features}}
     versions = {"crossdiff": "0.1.0", "python": "3.11", "torch": "2.13.0", "duckdb": "2.0.0"}
     made = datetime.datetime(2026, 11, 19, 16, 20)  # noqa: DTZ001 - the column has no zone
-    row = [run, RECIPE["name"], made, json.dumps(recipe), json.dumps(versions), 4]
+    row = [run, RECIPE["name"], made, json.dumps(recipe), json.dumps(versions), 5]
     connection.execute("insert into run values (?, ?, ?, ?, ?, ?)", row)
     connection.executemany("insert into source values (?, ?, ?, ?, ?, ?, ?, ?, null)", SOURCES)
 
@@ -288,6 +288,7 @@ def _write_small_tables(connection: duckdb.DuckDBPyConnection, rng: random.Rando
     _insert(connection, "evaluation", EVALUATION)
     _insert(connection, "training_metric", _training())
     _insert(connection, "coverage", COVERAGE)
+    _insert(connection, "predictability", PREDICTABILITY)
 
 
 EVALUATION = [
@@ -305,6 +306,22 @@ EVALUATION = [
         for measure, value in zip(("l0", "alive_share"), values, strict=True)
     ),
     [None, "density_histogram.0.001", 61.0],
+]
+PREDICTABILITY = [
+    # source, given, corpus, language, band, share, groups, r2, low, high
+    [0, "gemma3", None, None, None, None, 500, 0.614, 0.603, 0.624],
+    [0, "gemma3", None, None, "1", 0.21, 500, 0.93, 0.92, 0.94],
+    [0, "gemma3", None, None, "2-10", 0.79, 500, 0.53, 0.5, 0.56],
+    [0, "gemma3", "wiki", None, None, None, 300, 0.62, 0.6, 0.64],
+    [0, "gemma3", "chats", None, None, None, 200, 0.6, 0.57, 0.63],
+    [0, "gemma3", None, "en", None, None, 400, 0.65, 0.64, 0.66],
+    [0, "gemma3", None, "zh", None, None, 20, 0.5, 0.4, 0.64],
+    [1, "smollm2", None, None, None, None, 500, 0.589, 0.579, 0.601],
+    [1, "smollm2", None, None, "1", 0.47, 500, 0.9, 0.89, 0.91],
+    [1, "smollm2", None, "en", None, None, 400, 0.65, 0.64, 0.66],
+    [1, "smollm2", None, "de", None, None, 20, 0.55, 0.52, 0.58],
+    [1, "smollm2", None, "zh", None, None, 20, 0.41, 0.36, 0.45],
+    [1, "smollm2", None, "und", None, None, 12, 0.1, 0.05, 0.15],
 ]
 COVERAGE = [
     [corpus, source, measure, value]

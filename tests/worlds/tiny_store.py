@@ -35,6 +35,8 @@ class Sequence:
     corpus: str = "wiki"
     document: int = 0
     held_out: bool = False
+    document_group: int | None = None
+    """Its document where there is none."""
     template: tuple[tuple[int, int], ...] = ()
 
 
@@ -104,6 +106,9 @@ def text_table(sequences: tuple[Sequence, ...] = SEQUENCES) -> pa.Table:
         {
             "sequence": pa.array(range(len(sequences)), pa.int32()),
             "document": pa.array([sequence.document for sequence in sequences], pa.int32()),
+            "document_group": pa.array(
+                [one.document if one.document_group is None else one.document_group for one in sequences], pa.int32()
+            ),
             "corpus": [sequence.corpus for sequence in sequences],
             "held_out": [sequence.held_out for sequence in sequences],
             "text": [sequence.text for sequence in sequences],

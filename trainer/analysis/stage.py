@@ -17,6 +17,7 @@ from trainer.analysis.claims.claims import (
     read_null,
 )
 from trainer.analysis.claims.latent_scaling import ScalingFactors
+from trainer.analysis.claims.predictability import predictability, sample_partitions
 from trainer.analysis.claims.ranking import RankingInputs, excess, scores
 from trainer.analysis.claims.readout import Readout, readout
 from trainer.analysis.claims.spaces import Spaces, shared_spaces
@@ -38,6 +39,7 @@ from trainer.analysis.per_feature.logit_effects import Unembedding, logit_column
 from trainer.analysis.per_feature.stage import map_ranges, measure_range
 from trainer.analysis.rows.codes import CodeSpool
 from trainer.analysis.rows.moments import Moments
+from trainer.analysis.rows.sample import RowSample, sample_rows
 from trainer.crosscoder.crosscoder import Crosscoder, check_sources
 from trainer.recipe.recipe import Recipe
 from trainer.results.draft import (
@@ -156,7 +158,9 @@ class _Analysis:
         )
         found = stability(store, self.crosscoder, ownership, other_runs(folder), self.recipe.analysis)
         inputs = replace(inputs, scaling=encoded.scaling, found_again=found.share, other_runs=found.looked_in)
-        judged = self._judge(inputs, store, folder)
+        sample = sample_rows(store, self.crosscoder)
+        self._add_predictability(sample, encoded)
+        judged = self._judge(inputs, sample, store, folder)
         verdicts = ownership.verdicts(judged.judgement.verdict)
         coherence_by_source = np.stack([coherence(encoded.moments, name) for name in targets], axis=1)
         best_coherence = best_of_holders(coherence_by_source, holds)
@@ -178,10 +182,19 @@ class _Analysis:
         }
         self.draft.add("feature", stored)
 
-    def _judge(self, inputs: ClaimInputs, store: ActivationStore, folder: RunFolder) -> JudgedClaims:
+    def _add_predictability(self, sample: RowSample, encoded: EncodePassResult) -> None:
+        """Fill `predictability`."""
+        with self.progress.task("Predicting sources from each other", total=None, unit="sources"):
+            partitions = sample_partitions(encoded.metadata, sample)
+            told = predictability(sample, encoded.moments.row_moments, self.crosscoder.sources, partitions)
+            self.draft.add_records(
+                "predictability", [row | {"source": self.sources.index(row["source"])} for row in told]
+            )
+
+    def _judge(self, inputs: ClaimInputs, sample: RowSample, store: ActivationStore, folder: RunFolder) -> JudgedClaims:
         """Judge all claims; fills `evidence` and `probe`."""
         null = read_null(folder.calibration)
-        judged = judge_claims(inputs, store, self.recipe.analysis, null=null, progress=self.progress)
+        judged = judge_claims(inputs, store, self.recipe.analysis, null=null, sample=sample, progress=self.progress)
         self.draft.add("evidence", judged.judgement.columns())
         self.draft.add("probe", judged.probe_columns([self.sources.index(name) for name in self.crosscoder.sources]))
         return judged

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -17,37 +19,49 @@ Transform = Callable[[Rows, int], Rows]
 def write_sample(
     store: ActivationStore, path: Path, sources: tuple[StoredSource, ...], *, rows: int, transform: Transform
 ) -> ActivationStore:
-    """Store at `path` of about `rows` training rows and the same share of the held-out rows, transformed, in bfloat16.
+    """Store at `path` of about `rows` training rows and all held-out rows, transformed, in bfloat16, with their groups.
 
-    Rows are evenly spaced; all are taken if the store has at most `rows`. Deterministic.
+    Training rows are evenly spaced; all are taken if the store has at most `rows`. Claims are judged on held-out rows,
+    which cost no training. Deterministic.
     """
-    step = max(1, store.count("train") // rows)
     writer, number = StoreWriter(path, sources), 0
-    splits: tuple[Split, ...] = ("train", "held_out")
-    for split in splits:
-        pending: list[Rows] = []
-        held, left = 0, rows if split == "train" else store.count("held_out")
-        for some in _every_nth_row(store.blocks(split), step):
-            kept = {name: x[:left] for name, x in some.items()}
+    wanted: dict[Split, int] = {"train": rows, "held_out": store.count("held_out")}
+    for split, most in wanted.items():
+        pending: list[RowBlock] = []
+        held, left = 0, most
+        for some in _every_nth_row(store.blocks(split), max(1, store.count(split) // max(most, 1))):
+            kept = {name: x[:left] for name, x in some.rows.items()}
             count = len(next(iter(kept.values())))
-            new = transform(kept, number)
-            pending.append({name: x.to(torch.bfloat16) for name, x in new.items()})
+            new = {name: x.to(torch.bfloat16) for name, x in transform(kept, number).items()}
+            sequence = None if some.sequence is None else some.sequence[:left]
+            pending.append(RowBlock(new, sequence, None, None))
             number, held, left = number + count, held + count, left - count
             if held >= SHARD:
                 _write(writer, pending, split)
                 pending, held = [], 0
         _write(writer, pending, split)
-    writer.finish(None, {})
+    writer.finish(_groups(store), {})
     return ActivationStore.open(path)
 
 
-def _every_nth_row(blocks: Iterator[RowBlock], step: int) -> Iterator[Rows]:
-    """Every `step`-th row of consecutive blocks."""
+def _groups(store: ActivationStore) -> pa.Table | None:
+    """The group of every sequence of a store, as a table of sequences without texts."""
+    groups = store.document_groups()
+    if groups is None:
+        return None
+    sequence = np.arange(len(groups), dtype=np.int32)
+    return pa.table({"sequence": sequence, "document_group": groups.astype(np.int32)})
+
+
+def _every_nth_row(blocks: Iterator[RowBlock], step: int) -> Iterator[RowBlock]:
+    """Every `step`-th row of consecutive blocks, with its sequence."""
     skip = 0
     for block in blocks:
         count = len(next(iter(block.rows.values())))
         if skip < count:
-            yield {name: _copy(x[skip::step]) for name, x in block.rows.items()}
+            rows = {name: _copy(x[skip::step]) for name, x in block.rows.items()}
+            sequence = None if block.sequence is None else _copy(block.sequence[skip::step])
+            yield RowBlock(rows, sequence, None, None)
         skip = (skip - count) % step if skip < count else skip - count
 
 
@@ -56,8 +70,10 @@ def _copy(x: Tensor) -> Tensor:
     return x.clone()
 
 
-def _write(writer: StoreWriter, pending: list[Rows], split: Split) -> None:
-    names = pending[0] if pending else ()
-    rows = {name: torch.cat([part[name] for part in pending]) for name in names}
-    if rows and len(next(iter(rows.values()))):
-        writer.add(rows, {}, split)
+def _write(writer: StoreWriter, pending: list[RowBlock], split: Split) -> None:
+    if not pending:
+        return
+    rows = {name: torch.cat([part.rows[name] for part in pending]) for name in pending[0].rows}
+    sequences = [part.sequence for part in pending if part.sequence is not None]
+    locations = {"sequence": torch.cat(sequences)} if len(sequences) == len(pending) else {}
+    writer.add(rows, locations, split)

@@ -43,7 +43,9 @@ class Document:
     text: str
     """Canonical text: valid UTF-8, without NUL."""
     held_out: bool
-    """Excluded from training. Depends on the text alone, so it is the same in every order and every mix."""
+    """Excluded from training, with its whole group."""
+    group: int
+    """Number of the first document of its group: of documents that are not independent (`document_groups`)."""
     messages: tuple[Message, ...] | None = None
     """The turns of a chat; None for plain text."""
     template_spans: tuple[Span, ...] = ()
@@ -77,7 +79,7 @@ def header_spans(messages: tuple[Message, ...]) -> tuple[Span, ...]:
     return tuple(spans)
 
 
-def is_held_out(text: str, share: float) -> bool:
-    """Whether a text belongs to the held-out `share` of all texts; decided by its hash, not by its position."""
-    digest = hashlib.blake2b(text[:HASHED_CHARACTERS].encode(), digest_size=8).digest()
+def is_held_out(key: str, share: float) -> bool:
+    """Whether a text, or the name of a conversation, is in the held-out `share` of all; decided by its hash."""
+    digest = hashlib.blake2b(key[:HASHED_CHARACTERS].encode(), digest_size=8).digest()
     return int.from_bytes(digest) < share * 2**64

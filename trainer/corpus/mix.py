@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from trainer.corpus.chats import truncate_chat
-from trainer.corpus.document import Document, Message, canonical_chat_text, header_spans, is_held_out
-from trainer.corpus.duplicates import DuplicateFilter
+from trainer.corpus.conversations import Content, Record, with_conversations
+from trainer.corpus.document import Document, Message, canonical_chat_text, header_spans
+from trainer.corpus.document_groups import DocumentGroups
 from trainer.corpus.language import chat_excerpt, detect_language, matches_language
-from trainer.corpus.origins import Content, default_name, read_contents
+from trainer.corpus.origins import default_name, read_documents
 from trainer.corpus.tally import Notify, PartTally
 from trainer.corpus.wikitext import strip_wikitext
 from trainer.errors import CorpusError
@@ -64,10 +65,10 @@ class DocumentStream(Iterator[Document]):
 
     def __init__(self, recipe: CorpusRecipe, notify: Notify) -> None:
         self._recipe = recipe
-        duplicates = DuplicateFilter() if recipe.deduplicate else None
+        self._groups = DocumentGroups(held_out=recipe.held_out, deduplicate=recipe.deduplicate)
         self.tallies = tuple(PartTally(name, notify) for name in part_names(recipe))
         self._streams = [
-            _part_documents(part, recipe, tally, random.Random(f"{recipe.seed}/{index}"), duplicates)
+            _part_documents(part, recipe, tally, random.Random(f"{recipe.seed}/{index}"))
             for index, (part, tally) in enumerate(zip(recipe.mix, self.tallies, strict=True))
         ]
         self._next_number = 0
@@ -80,15 +81,22 @@ class DocumentStream(Iterator[Document]):
             if found is None:
                 self._mark_exhausted(index)
                 continue
+            part = self._recipe.mix[index]
+            place = self._groups.place(found.text, found.conversation, part.dataset or part.path or "")
+            if place is None:
+                tally.duplicates += 1
+                continue
             document = Document(
                 number=self._next_number,
                 corpus=tally.name,
                 text=found.text,
-                held_out=is_held_out(found.text, self._recipe.held_out),
+                held_out=place.held_out,
+                group=place.group,
                 messages=found.messages,
                 template_spans=header_spans(found.messages) if found.messages else (),
             )
             self._next_number += 1
+            tally.repaired += "\ufffd" in document.text
             tally.documents += 1
             tally.characters += len(document.text)
             tally.rows += found.rows
@@ -117,20 +125,21 @@ class _UnnumberedDocument:
 
     text: str
     messages: tuple[Message, ...] | None
+    conversation: str | None
     rows: float
 
 
 def _part_documents(
-    part: CorpusPart, recipe: CorpusRecipe, tally: PartTally, rng: random.Random, duplicates: DuplicateFilter | None
+    part: CorpusPart, recipe: CorpusRecipe, tally: PartTally, rng: random.Random
 ) -> Iterator[_UnnumberedDocument]:
     """Yield the documents of one part that pass the recipe's filters, in shuffled order."""
     limit = recipe.sequences_per_document * recipe.context * CHARACTERS_PER_TOKEN
     is_wikitext = part.markup == "wikitext"
     raw = (
-        _truncate(content, limit * (MARKUP_FACTOR if is_wikitext else 1), tally)
-        for content in read_contents(part, tally, rng)
+        record._replace(content=_truncate(record.content, limit * (MARKUP_FACTOR if is_wikitext else 1), tally))
+        for record in read_documents(part, tally, rng)
     )
-    for content in shuffled(raw, rng):
+    for content, conversation in shuffled(with_conversations(raw), rng):
         messages = None if isinstance(content, str) else content
         text = canonical_chat_text(messages) if messages is not None else str(content)
         if is_wikitext:
@@ -142,11 +151,7 @@ def _part_documents(
         if not matches_language(part.language, language):
             tally.other_language += 1
             continue
-        if duplicates is not None and duplicates.check_and_add(text):
-            tally.duplicates += 1
-            continue
-        tally.repaired += "\ufffd" in text
-        yield _UnnumberedDocument(text, messages, _expected_rows(text, language, recipe))
+        yield _UnnumberedDocument(text, messages, conversation, _expected_rows(text, language, recipe))
 
 
 def _expected_rows(text: str, language: str, recipe: CorpusRecipe) -> float:
@@ -173,23 +178,23 @@ def _size(content: Content) -> int:
 
 
 def shuffled(
-    items: Iterable[Content],
+    items: Iterable[Record],
     rng: random.Random,
     *,
     max_items: int = SHUFFLE_BUFFER_DOCUMENTS,
     max_characters: int = SHUFFLE_BUFFER_CHARACTERS,
-) -> Iterator[Content]:
+) -> Iterator[Record]:
     """Shuffle a stream of items with a buffer of at most `max_items` items and `max_characters` characters."""
-    buffer: list[Content] = []
+    buffer: list[Record] = []
     size = 0
     for item in items:
         buffer.append(item)
-        size += _size(item)
+        size += _size(item.content)
         while len(buffer) > max_items or size > max_characters:
             index = rng.randrange(len(buffer))
             buffer[index], buffer[-1] = buffer[-1], buffer[index]
             drawn = buffer.pop()
-            size -= _size(drawn)
+            size -= _size(drawn.content)
             yield drawn
     rng.shuffle(buffer)
     yield from buffer

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.corpus.chats import CHAT_COLUMNS, has_tool_turns, parse_chat
-from trainer.corpus.document import Message, clean
+from trainer.corpus.conversations import Content, Record, id_text
+from trainer.corpus.document import clean
 from trainer.corpus.file_type import KINDS, is_metadata, visible_files
 from trainer.corpus.records import file_kind, has_known_suffix, read_records
 from trainer.corpus.tally import Notify, PartTally
@@ -15,53 +16,54 @@ from trainer.errors import CorpusError
 from trainer.pypi import archives
 from trainer.recipe.fitting import CorpusPart
 
-Content = str | tuple[Message, ...]
-"""Content of a document: a text, or the turns of a chat."""
-
 PROBED_RECORDS = 100
 """A part is rejected if most of its first so many records hold no text."""
+CHAT_ID = "id"
+"""Column or key with the conversation of a record of a chat part, where it exists and the recipe names none."""
 _WILDCARDS = frozenset("*?[")
 
 
-def read_contents(part: CorpusPart, tally: PartTally, rng: random.Random) -> Iterator[Content]:
+def read_documents(part: CorpusPart, tally: PartTally, rng: random.Random) -> Iterator[Record]:
     """Yield every text or chat of a part in the order of its files; the files themselves are shuffled.
 
     Raises CorpusError if the origin or the column does not exist, if most of the first records hold no text, or none of
     a file does.
     """
-    column = _TextColumn(part)
+    columns = _Columns(part)
     found = rejected = 0
-    for origin, records in _origins(part, tally, rng, column):
-        column.origin = origin
+    for origin, records in _origins(part, tally, rng, columns):
+        columns.origin = origin
         found_before, rejected_before = found, rejected
         for record in records:
-            content = _content(column.value(record), part, tally)
+            value, conversation = columns.values(record)
+            content = _content(value, part, tally)
             if content is None:
                 rejected += 1
             else:
                 found += 1
-                yield content
+                yield Record(content, id_text(conversation))
             if found + rejected == PROBED_RECORDS and rejected > found:
-                raise CorpusError(_without_text(part, tally, column, rejected, found + rejected))
+                raise CorpusError(_without_text(part, tally, columns, rejected, found + rejected))
         if rejected > rejected_before and found == found_before:
             raise CorpusError(
-                _without_text(part, tally, column, rejected - rejected_before, rejected - rejected_before)
+                _without_text(part, tally, columns, rejected - rejected_before, rejected - rejected_before)
             )
     if rejected > found:
-        raise CorpusError(_without_text(part, tally, column, rejected, found + rejected))
+        raise CorpusError(_without_text(part, tally, columns, rejected, found + rejected))
 
 
-def _without_text(part: CorpusPart, tally: PartTally, column: "_TextColumn", rejected: int, records: int) -> str:
+def _without_text(part: CorpusPart, tally: PartTally, columns: "_Columns", rejected: int, records: int) -> str:
     """What to say of an origin most of whose records hold no text."""
     where = f"Corpus part {tally.name!r}: {rejected:,} of {records:,} records"
     if tally.tools > rejected // 2:
         return (
-            f"{where} of {column.origin} are chats with turns of tools, which templates of different models do not "
+            f"{where} of {columns.origin} are chats with turns of tools, which templates of different models do not "
             "agree on. Leave those turns out of the file, or give other chats."
         )
     kind = "chats (lists of turns with `role` and `content`)" if part.format == "chat" else "text"
     return (
-        f"{where} hold no {kind} in column {column.name!r} of {column.origin}. Set `column:` or `format:` of this part."
+        f"{where} hold no {kind} in column {columns.text!r} of {columns.origin}. "
+        "Set `column:` or `format:` of this part."
     )
 
 
@@ -78,38 +80,47 @@ def default_name(part: CorpusPart) -> str:
     return kept.strip("-")[:48] or "corpus"
 
 
-class _TextColumn:
-    """The column that holds the text; chosen on the first record."""
+class _Columns:
+    """The columns that hold the text and, if there is one, the conversation; chosen on the first record."""
 
     def __init__(self, part: CorpusPart) -> None:
         self._part = part
         self._chosen = False
-        self.name = part.column
+        self.text = part.column
+        self._conversation: str | None = None
         self.origin = part.dataset or part.path or ""
         """The file or data set that is being read, for messages."""
 
-    def choose(self, names: list[str]) -> str:
-        """Choose the column to read among those that exist. Raises CorpusError if none fits."""
+    def choose(self, names: list[str]) -> list[str]:
+        """Choose the columns to read among those that exist. Raises CorpusError if there is none for the text."""
         wanted = [self._part.column]
         if self._part.format == "chat" and self._part.column == "text":
             wanted = [*CHAT_COLUMNS, "text"]
-        for name in wanted:
-            if name in names:
-                self.name, self._chosen = name, True
-                return name
-        near = difflib.get_close_matches(self._part.column, names, n=1)
-        raise CorpusError(
-            f"{self.origin} has no column {self._part.column!r}; "
-            f"it has {', '.join(map(repr, names)) or 'none'}. Set `column: {near[0] if near else '...'}` of this part."
+        self.text = next((name for name in wanted if name in names), "")
+        if not self.text:
+            raise CorpusError(self._missing(self._part.column, names, "column"))
+        self._conversation = self._part.conversation
+        if self._conversation is None and self._part.format == "chat" and CHAT_ID in names:
+            self._conversation = CHAT_ID
+        if self._conversation is not None and self._conversation not in names:
+            raise CorpusError(self._missing(self._conversation, names, "conversation"))
+        self._chosen = True
+        return list(dict.fromkeys(filter(None, (self.text, self._conversation))))
+
+    def _missing(self, wanted: str, names: list[str], key: str) -> str:
+        near = difflib.get_close_matches(wanted, names, n=1)
+        return (
+            f"{self.origin} has no column {wanted!r}; it has {', '.join(map(repr, names)) or 'none'}. "
+            f"Set `{key}: {near[0] if near else '...'}` of this part."
         )
 
-    def value(self, record: Any) -> Any:
-        """The column's value in a record; the record itself if it is not a mapping."""
+    def values(self, record: Any) -> tuple[Any, Any]:
+        """Text and conversation of a record; a record that is not a mapping is a text."""
         if not isinstance(record, Mapping):
-            return record
+            return record, None
         if not self._chosen:
             self.choose([str(name) for name in record])
-        return record.get(self.name)
+        return record.get(self.text), None if self._conversation is None else record.get(self._conversation)
 
 
 def _content(value: Any, part: CorpusPart, tally: PartTally) -> Content | None:
@@ -124,11 +135,11 @@ def _content(value: Any, part: CorpusPart, tally: PartTally) -> Content | None:
 
 
 def _origins(
-    part: CorpusPart, tally: PartTally, rng: random.Random, column: _TextColumn
+    part: CorpusPart, tally: PartTally, rng: random.Random, columns: _Columns
 ) -> Iterator[tuple[str, Iterator[Any]]]:
     """Yield every file or data set of a part, with the records in it."""
     if part.dataset is not None:
-        yield part.dataset, _hub_records(part, rng, column)
+        yield part.dataset, _hub_records(part, rng, columns)
         return
     assert part.path is not None, "a part has a dataset or a path"
     if archives.is_address(part.path):
@@ -137,7 +148,7 @@ def _origins(
         files = find_files(part, tally.notify_once)
     rng.shuffle(files)
     for file in files:
-        yield str(file), read_records(file, tally, column.choose)
+        yield str(file), read_records(file, tally, columns.choose)
 
 
 def find_files(part: CorpusPart, notify: Notify = lambda _: None) -> list[Path]:
@@ -200,15 +211,15 @@ def _suggestion(location: Path) -> str:
     return f"Did you mean {folder / near[0]}?" if near else f"{folder} exists, but holds nothing of a similar name."
 
 
-def _hub_records(part: CorpusPart, rng: random.Random, column: _TextColumn) -> Iterator[Any]:
-    """Stream the records of a hub dataset; only the wanted column is transferred where the format allows it."""
+def _hub_records(part: CorpusPart, rng: random.Random, columns: _Columns) -> Iterator[Any]:
+    """Stream the records of a hub dataset; only the wanted columns are transferred where the format allows it."""
     import datasets
 
     count = 0
     try:
         stream = datasets.load_dataset(part.dataset, part.subset, split=part.split, streaming=True)
         if stream.column_names:
-            stream = stream.select_columns([column.choose(list(stream.column_names))])
+            stream = stream.select_columns(columns.choose(list(stream.column_names)))
         # Shuffles shards only; records of every kind of origin are shuffled later, in `mix`.
         for record in stream.shuffle(seed=rng.randrange(2**31), buffer_size=1):
             count += 1

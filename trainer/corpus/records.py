@@ -14,7 +14,7 @@ from typing import IO, Any, TextIO
 
 from trainer.corpus import dump
 from trainer.corpus.file_type import KINDS, PROBED_BYTES, TABLES, file_type
-from trainer.corpus.tables import ChooseColumn, arrow_rows, csv_rows, parquet_rows
+from trainer.corpus.tables import ChooseColumns, arrow_rows, csv_rows, parquet_rows
 from trainer.corpus.tally import PartTally
 from trainer.errors import CorpusError
 
@@ -45,15 +45,15 @@ CHUNK = 1 << 20
 _TRUNCATION_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
 
 
-def read_records(path: Path, tally: PartTally, choose_column: ChooseColumn) -> Iterator[Any]:
+def read_records(path: Path, tally: PartTally, choose_columns: ChooseColumns) -> Iterator[Any]:
     """Yield the records of one file: JSON values, rows of tables, or texts of .txt files and MediaWiki exports.
 
-    `choose_column` takes the column names of a table and returns the one to read. A truncated file yields its complete
+    `choose_columns` takes the column names of a table and returns those to read. A truncated file yields its complete
     records. Raises CorpusError for a file that cannot be opened or whose content does not match its name.
     """
     count = 0
     try:
-        for record in _read_file(path, tally, choose_column):
+        for record in _read_file(path, tally, choose_columns):
             count += 1
             yield record
     except (*_TRUNCATION_ERRORS, OSError) as error:
@@ -77,11 +77,11 @@ def file_kind(path: Path) -> str:
     return KINDS[_without_compression(path).suffix.casefold()]
 
 
-def _read_file(path: Path, tally: PartTally, choose_column: ChooseColumn) -> Iterator[Any]:
+def _read_file(path: Path, tally: PartTally, choose_columns: ChooseColumns) -> Iterator[Any]:
     beginning = _beginning(path)
     kind, encoding = file_type(path, _without_compression(path).suffix, beginning)
     if kind in TABLES:
-        yield from _table_rows(path, kind, choose_column)
+        yield from _table_rows(path, kind, choose_columns)
         return
     if kind == "xml" and dump.ROOT_TAG not in beginning.decode(encoding, "replace"):
         raise CorpusError(f"{path} is XML, but no MediaWiki export. Convert it to text or JSON lines.")
@@ -108,18 +108,18 @@ def _beginning(path: Path) -> bytes:
     return found
 
 
-def _table_rows(path: Path, kind: str, choose_column: ChooseColumn) -> Iterator[Any]:
+def _table_rows(path: Path, kind: str, choose_columns: ChooseColumns) -> Iterator[Any]:
     read_rows = parquet_rows if kind == "parquet" else arrow_rows
     if path.suffix not in COMPRESSED:
         with path.open("rb") as file:
-            yield from read_rows(file, path, choose_column)
+            yield from read_rows(file, path, choose_columns)
         return
     # Tables need random access, so a compressed file is decompressed first.
     with tempfile.TemporaryFile() as decompressed, open_decompressed(path) as raw:
         while chunk := raw.read(CHUNK):
             decompressed.write(chunk)
         decompressed.seek(0)
-        yield from read_rows(decompressed, path, choose_column)
+        yield from read_rows(decompressed, path, choose_columns)
 
 
 def _without_compression(path: Path) -> Path:

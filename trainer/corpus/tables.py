@@ -1,4 +1,4 @@
-"""Reads one column of a parquet, arrow or CSV file, row by row, in bounded memory."""
+"""Reads some columns of a parquet, arrow or CSV file, row by row, in bounded memory."""
 
 import csv
 from collections.abc import Callable, Iterator
@@ -16,26 +16,26 @@ MAX_FIELD_CHARACTERS = 64_000_000
 """A longer field of a CSV file is not read: a quotation mark is missing."""
 DELIMITERS = ",;\t"
 
-ChooseColumn = Callable[[list[str]], str]
-"""Takes the names of all columns and returns the one to read."""
+ChooseColumns = Callable[[list[str]], list[str]]
+"""Takes the names of all columns and returns those to read."""
 
 
-def parquet_rows(file: Path | IO[bytes], path: Path, choose_column: ChooseColumn) -> Iterator[Any]:
+def parquet_rows(file: Path | IO[bytes], path: Path, choose_columns: ChooseColumns) -> Iterator[Any]:
     """Yield `{column: value}` of every row of a parquet file. Raises CorpusError for one that cannot be read."""
     import pyarrow
     import pyarrow.parquet
 
     try:
         table = pyarrow.parquet.ParquetFile(file)
-        column = choose_column(list(table.schema_arrow.names))
-        rows = _rows_per_batch(table.metadata, column, path)
-        for batch in table.iter_batches(batch_size=rows, columns=[column]):
-            yield from _batch_rows(batch, column)
+        columns = choose_columns(list(table.schema_arrow.names))
+        rows = min(_rows_per_batch(table.metadata, column, path) for column in columns)
+        for batch in table.iter_batches(batch_size=rows, columns=columns):
+            yield from _batch_rows(batch, columns)
     except pyarrow.ArrowException as error:
         raise CorpusError(f"{path} is not a readable parquet file: {error}. Fetch or write it again.") from None
 
 
-def arrow_rows(file: IO[bytes], path: Path, choose_column: ChooseColumn) -> Iterator[Any]:
+def arrow_rows(file: IO[bytes], path: Path, choose_columns: ChooseColumns) -> Iterator[Any]:
     """Yield `{column: value}` of every row of an arrow file or stream. Raises CorpusError for an unreadable one."""
     import pyarrow
     import pyarrow.ipc
@@ -45,14 +45,14 @@ def arrow_rows(file: IO[bytes], path: Path, choose_column: ChooseColumn) -> Iter
         file.seek(0)
         if is_file:
             reader = pyarrow.ipc.open_file(file)
-            column = choose_column(list(reader.schema.names))
+            columns = choose_columns(list(reader.schema.names))
             batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
         else:
             reader = pyarrow.ipc.open_stream(file)
-            column = choose_column(list(reader.schema.names))
+            columns = choose_columns(list(reader.schema.names))
             batches = iter(reader)
         for batch in batches:
-            yield from _batch_rows(batch.select([column]), column)
+            yield from _batch_rows(batch, columns)
     except pyarrow.ArrowException as error:
         raise CorpusError(f"{path} is not a readable arrow file: {error}. Fetch or write it again.") from None
 
@@ -93,12 +93,20 @@ def _rows_per_batch(metadata: Any, column: str, path: Path) -> int:
     return max(1, min(ROWS_PER_BATCH, BOMB_BYTES // largest)) if largest else ROWS_PER_BATCH
 
 
-def _batch_rows(batch: Any, column: str) -> Iterator[Any]:
+def _batch_rows(batch: Any, columns: list[str]) -> Iterator[Any]:
     """The rows of a batch; bytes of a text that are not UTF-8 become U+FFFD, and a row with others None."""
-    values = batch.column(0)
-    for value in values:
+    for values in zip(*(batch.column(name) for name in columns), strict=True):
         try:
-            yield {column: value.as_py()}
+            yield {name: _python_value(value) for name, value in zip(columns, values, strict=True)}
         except UnicodeDecodeError:
-            data = value.as_buffer().to_pybytes() if hasattr(value, "as_buffer") else None
-            yield None if data is None else {column: data.decode("utf-8", "replace")}
+            yield None
+
+
+def _python_value(value: Any) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        if not hasattr(value, "as_buffer"):
+            raise
+        data = value.as_buffer()
+        return None if data is None else data.to_pybytes().decode("utf-8", "replace")

@@ -23,6 +23,8 @@ class TokenizedDocument:
     """A document, tokenized by every source."""
 
     document: int
+    group: int
+    """Number of the first document of its group; see `Document.group`."""
     corpus: str
     held_out: bool
     is_chat: bool
@@ -40,6 +42,8 @@ class Sequence:
     """The part of a document that all sources read in one forward pass."""
 
     document: int
+    group: int
+    """Number of the first document of its group; see `Document.group`."""
     corpus: str
     held_out: bool
     is_chat: bool
@@ -120,6 +124,7 @@ def _sequence(
         ends.append(own_ends if bos is None else np.concatenate([[NO_END], own_ends]))
     return Sequence(
         document=document.document,
+        group=document.group,
         corpus=document.corpus,
         held_out=document.held_out,
         is_chat=document.is_chat,

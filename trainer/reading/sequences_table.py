@@ -14,6 +14,7 @@ SCHEMA = pa.schema(
     [
         ("sequence", pa.int32()),
         ("document", pa.int32()),
+        ("document_group", pa.int32()),
         ("corpus", pa.string()),
         ("held_out", pa.bool_()),
         ("text", pa.string()),
@@ -57,6 +58,7 @@ def _row(sequence: Sequence, tokenizers: abc.Sequence[Any], number: int) -> dict
     return {
         "sequence": number,
         "document": sequence.document,
+        "document_group": sequence.group,
         "corpus": sequence.corpus,
         "held_out": sequence.held_out,
         "text": sequence.text.decode("utf-8", "replace"),

@@ -48,6 +48,7 @@ def tokenize_documents(
                 document=document.number,
                 corpus=document.corpus,
                 held_out=document.held_out,
+                group=document.group,
                 is_chat=document.messages is not None,
                 text=document.text,
                 template_spans=tuple((span.start, span.end) for span in document.template_spans),

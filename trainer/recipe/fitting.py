@@ -63,6 +63,10 @@ class CorpusPart(RecipeSection):
     split: str = "train"
     column: str = "text"
     """Column or key that holds the text, or the list of messages for `format: chat`."""
+    conversation: str | None = None
+    """Column or key that names the conversation, book or thread a record is a part of: all its records land in one
+    split. A number after an underscore at the end (`QWJhYvA_3`) is that of the part where ids differ in what precedes
+    it. Absent: `id` for `format: chat` where records have one; else every record stands for itself."""
     format: Literal["text", "chat"] = "text"
     markup: Literal["none", "wikitext"] = "none"
     """Markup to strip from the text."""
@@ -87,8 +91,8 @@ class CorpusRecipe(RecipeSection):
     sequences_per_document: int = Field(default=4, ge=1, le=1_000_000)
     """Maximum sequences per document, so that one book cannot fill the corpus."""
     deduplicate: bool = True
-    held_out: float = Field(default=0.05, gt=0, lt=0.5)
-    """Share of documents that are excluded from training."""
+    held_out: float = Field(default=0.15, gt=0, lt=0.5)
+    """Share of document groups that are excluded from training; claims are judged on them."""
     seed: Seed = 0
 
 

@@ -144,6 +144,9 @@ class Recipe(RecipeSection):
         for section, key in ADDED_KEYS:
             if (data[section] if section else data)[key] is None:
                 del (data[section] if section else data)[key]
+        for part in (data["corpus"] or {}).get("mix", ()):
+            if part["conversation"] is None:
+                del part["conversation"]
         defaults = VerdictRecipe()
         for key in LATER_VERDICT_KEYS:
             if data["analysis"]["verdict"][key] == getattr(defaults, key):

@@ -7,7 +7,7 @@ create table run (
     created_at timestamp not null,
     recipe_json text not null,
     versions_json text not null,
-    schema_version integer not null default 4
+    schema_version integer not null default 5
 );
 comment on table run is 'The run that made this file; one row.';
 comment on column run.run_id is 'The run''s id: its name and the short hash of its recipe.';
@@ -463,3 +463,27 @@ comment on column baseline_passage.byte_start is 'Byte of the sequence''s text w
 comment on column baseline_passage.text is 'The passage''s text.';
 comment on column baseline_passage.tokens is 'Its tokens, of the base and then of the source: text and byte of the sequence''s text where each ends.';
 comment on column baseline_passage.places is 'Spans by the byte where each ends: Jensen-Shannon divergence of the predictions at its start, nats, and the surprise of either source over it, nats. Spans on chat templates are left out.';
+
+create table predictability (
+    source tinyint not null,
+    given text not null,
+    corpus text,
+    language text,
+    band text,
+    share double,
+    groups integer not null,
+    r2 double not null,
+    low double not null,
+    high double not null
+);
+comment on table predictability is 'How much of every source the others tell linearly: all others together, and each alone. One row for all text, one per band of principal directions, one per corpus part and one per language; parts with fewer than ten document groups are left out.';
+comment on column predictability.source is 'Index of the source that is predicted.';
+comment on column predictability.given is 'Names of the sources it is predicted from, joined by +.';
+comment on column predictability.corpus is 'The corpus part that is looked at; null for all text.';
+comment on column predictability.language is 'The language that is looked at, as an ISO 639 code, und if undetermined; null for all.';
+comment on column predictability.band is 'The principal directions of the source that are looked at, by falling variance from 1, such as 2-10; null for all.';
+comment on column predictability.share is 'Share of the source''s variance in the band, 0 to 1; null without a band.';
+comment on column predictability.groups is 'Document groups that were looked at.';
+comment on column predictability.r2 is 'Share of the variance, about the mean of the rows looked at, that an affine map fitted on the other half of the document groups explains: 1 for all of it, below 0 for worse than the mean.';
+comment on column predictability.low is 'Lower bound of its 90 % interval over document groups.';
+comment on column predictability.high is 'Upper bound of its 90 % interval.';

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -22,7 +23,7 @@ from trainer.errors import StoreError
 from trainer.run.checksum import known_sha256, remember_sha256, sha256_of
 from trainer.run.folder import atomic_write, write_json
 
-FORMAT, VERSION = "crossdiff.activations", 2
+FORMAT, VERSION = "crossdiff.activations", 3
 LOCATION_TENSORS = ("sequence", "position", "byte_end")
 """Tensors with the location of each row in the text; absent in stores without texts."""
 MAPPED_BYTES = 2**28
@@ -172,6 +173,21 @@ class ActivationStore:
         new_names = {old: name for name, old in old_names.items()}
         return table.rename_columns([new_names.get(name, name) for name in table.column_names])
 
+    def document_groups(self) -> np.ndarray | None:
+        """Of every sequence, the number of its group of documents that are not independent, int64 [sequences].
+
+        A store that does not tell groups, such as one of version 2, has one for every document; None without documents.
+        """
+        known = self.sequence_columns()
+        column = next((name for name in ("document_group", "document") if name in known), None)
+        table = None if column is None else self.sequences(columns=[column])
+        return None if table is None else np.array(table[column].to_numpy(), np.int64)
+
+    def held_out_rows(self) -> np.ndarray:
+        """Whether each row, in stored order, is held out from training, bool [rows]."""
+        shards = self.manifest.shards
+        return np.repeat([shard.split == "held_out" for shard in shards], [shard.rows for shard in shards])
+
     def sequence_columns(self) -> set[str]:
         """Columns of the table of sequences; empty in a store without texts."""
         if self.manifest.sequences is None:
@@ -292,9 +308,9 @@ def _read_manifest(path: Path) -> Manifest:
         raise StoreError(f"No activation store at {path.parent}: {path.name} is missing. Harvest it first.") from None
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is not readable JSON ({error}). Copy or harvest the store again.") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("version") not in (1, VERSION):
+    if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("version") not in range(1, VERSION + 1):
         found = f"{data.get('format')!r} version {data.get('version')!r}" if isinstance(data, dict) else "no manifest"
-        raise StoreError(f"{path} is {found}; this Crossdiff reads {FORMAT!r} versions 1 and {VERSION}.")
+        raise StoreError(f"{path} is {found}; this Crossdiff reads {FORMAT!r} versions 1 to {VERSION}.")
     try:
         manifest = _parse_manifest(data)
     except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -51,12 +51,14 @@ LIMITS = (
     is reflected: noise is symmetric, a feature fires to one side. Noise has directions too, and a dictionary finds
     them: they are truly the owner's, and mean nothing.""",
     """The *probe ratio* answers the second. A linear probe of each source, fitted on one half of the documents, ranks
-    the rows of the other half; its R-precision is the share of the feature's firings among the rows ranked first, as
-    many as there are firings. The ratio divides that of the best probe outside the owner by that of the best inside.
-    What probes cannot tell may still be there: in another layer than the one compared, or in a form that no line
-    finds.""",
-    """Both have 90 % intervals, over documents drawn with replacement, and the end of the interval is compared with the
-    threshold, not the value. A wide interval leaves a claim undecided; it neither supports nor refutes.""",
+    those rows of the other half that training never saw; its R-precision is the share of the feature's firings among
+    the rows ranked first, as many as there are firings. The ratio divides that of the best probe outside the owner by
+    that of the best inside. What probes cannot tell may still be there: in another layer than the one compared, or in a
+    form that no line finds.""",
+    """Both are measured on the held-out rows: a dictionary fits the noise of the rows it was trained on. Both have 90 %
+    intervals, over document groups drawn with replacement, and the end of the interval is compared with the threshold,
+    not the value. Parts of one conversation, and texts that share most of their wording, are one group: they are one
+    witness, not several. A wide interval leaves a claim undecided; it neither supports nor refutes.""",
     """How often the rule errs, only a calibrated run knows. It judges false claims by the same rule: features of a
     *noise null*, the same recipe trained on a source that was replaced by what the others predict of it plus noise, and
     *placebos*, random directions. The null also gives the *fdr*: the share of noise to expect among claims as strong.
@@ -215,7 +217,7 @@ class CriterionResult:
     name: str
     value: float
     low: float | None
-    """Bounds of the value's 90 % interval over documents; None where it has none."""
+    """Bounds of the value's 90 % interval over document groups; None where it has none."""
     high: float | None
     threshold: float | None
     n: int | None

@@ -96,7 +96,7 @@ def _refuted(feature: Feature, others: str, tests: Sequence[CriterionResult], ne
 
 
 UNMEASURED = {
-    "probe_ratio": "it fired too seldom in a half of the documents to be probed",
+    "probe_ratio": "it fired too seldom to be probed",
     "excess": "its excess over noise could not be measured",
 }
 """Why nothing can be said of a claim for which a test was not made that must support it."""

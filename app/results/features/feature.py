@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.errors import FeatureNotFound
+from app.errors import FeatureNotFound, NotFound
 from app.results.connection import Results
 from app.results.features.tokens import visible
 
@@ -145,6 +145,16 @@ class Neighbour:
     density: float
     cosine: float | None
     correlation: float | None
+
+
+def feature_of_id(results: Results, content_hash: str) -> int:
+    """Index of the feature with a content hash, which stays the same when a run is trained again. Raises NotFound."""
+    found = results.row("select feature from feature where content_hash = $hash limit 1", hash=content_hash)
+    if found is None:
+        raise NotFound(
+            f"No feature of {results.run} has the id {content_hash!r}.", remedy="Search the list of features."
+        )
+    return int(found[0])
 
 
 def one_feature(results: Results, feature: int) -> Feature:

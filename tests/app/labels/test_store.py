@@ -8,12 +8,14 @@ from sqlalchemy import Engine
 from app.database.engine import transaction
 from app.labels.store import (
     LabelConflict,
+    LabelOfSame,
     LabelTarget,
     count_current,
     count_revisions,
     current_labels,
     features_matching,
     history,
+    labels_of_same,
     latest_labels,
     own_label,
     restore_label,
@@ -207,3 +209,21 @@ def test_the_newest_labels_of_more_features_than_a_query_can_name(labels: Engine
     with transaction(labels) as session:
         assert latest_labels(session, TARGET.run, range(300_000)) == {7: "Dutch"}
         assert latest_labels(session, TARGET.run, range(8, 300_000)) == {}
+
+
+def test_labels_follow_a_feature_to_other_runs_and_places(labels: Engine):
+    retrained, moved = LabelTarget("pair-99999999", 3, "f00d"), LabelTarget(TARGET.run, 12, "f00d")
+    save(labels, "Ada", "German")
+    save(labels, "Ben", "verbs", target=moved)
+    save(labels, "Cy", "something else", target=LabelTarget("pair-99999999", 3, "beef"))
+    save(labels, "Dee", "withdrawn")
+    with transaction(labels, writing=True) as session:
+        withdraw_label(session, TARGET, "Dee", based_on=1)
+
+    with transaction(labels) as session:
+        assert labels_of_same(session, retrained, limit=9) == [
+            LabelOfSame(TARGET.run, 12, "Ben", "verbs"),
+            LabelOfSame(TARGET.run, 7, "Ada", "German"),
+        ]
+        assert [one.author for one in labels_of_same(session, TARGET, limit=9)] == ["Ben"]
+        assert len(labels_of_same(session, retrained, limit=1)) == 1

@@ -322,3 +322,13 @@ def test_the_tiny_run_has_every_trigger_text(tables: duckdb.DuckDBPyConnection):
 
     for _, trigger, _ in THEMES.values():
         assert trigger in texts
+
+
+def test_a_features_id_leads_to_its_page(reader: TestClient):
+    one = reader.get(f"/api/v1{LIST}/7").json()
+
+    found = reader.get(f"{LIST}/id/{one['content_hash']}", follow_redirects=False)
+
+    assert (found.status_code, found.headers["location"]) == (302, f"{LIST}/7")
+    assert reader.get(f"{LIST}/id/none").status_code == 404
+    assert one["content_hash"] in reader.get(f"{LIST}/7").text

@@ -5,12 +5,12 @@ import torch
 
 from tests.worlds.tiny_activations import WIDTHS, tiny_activations
 from trainer.analysis.claims.linear_map import fit_map
-from trainer.analysis.rows.moments import RowMoments
 from trainer.calibration.noise import noise_store, store_moments
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.crosscoder.groups import Group
 from trainer.crosscoder.initial_weights import initial_weights
 from trainer.crosscoder.normalisation import Normaliser
+from trainer.crosscoder.row_moments import RowMoments
 from trainer.store.store import ActivationStore
 
 ROWS = 24_000

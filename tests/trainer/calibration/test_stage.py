@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from tests.worlds.forked import fork
 from tests.worlds.tiny_activations import WIDTHS, tiny_activations, tiny_recipe
+from tests.worlds.tiny_store import SEQUENCES, tiny_store
 from trainer.analysis.rows.codes import CodeSpool
 from trainer.calibration.recovery import activation_correlations, direction_cosines, recall_table, recovered_features
 from trainer.calibration.samples import write_sample
@@ -41,14 +43,27 @@ def unchanged(rows: Rows, _: int) -> Rows:
 
 
 @pytest.mark.parametrize(("wanted", "step"), [(700, 2), (5000, 1), (100, 20)])
-def test_a_sample_takes_evenly_spaced_rows_of_either_split(tmp_path, wanted, step):
+def test_a_sample_takes_evenly_spaced_training_rows_and_all_that_are_held_out(tmp_path, wanted, step):
     store = tiny_activations(tmp_path / "all", rows=2048)
     sample = write_sample(store, tmp_path / "some", store.sources, rows=wanted, transform=unchanged)
 
-    for split in ("train", "held_out"):
-        rows = all_rows(store, "left", split)[::step]
-        kept = rows[:wanted] if split == "train" else rows
-        assert torch.allclose(all_rows(sample, "left", split), kept, atol=0.01)
+    train = all_rows(store, "left", "train")[::step][:wanted]
+    assert torch.allclose(all_rows(sample, "left", "train"), train, atol=0.01)
+    assert torch.allclose(all_rows(sample, "left", "held_out"), all_rows(store, "left", "held_out"), atol=0.01)
+
+
+def test_the_rows_of_a_sample_keep_their_groups_of_documents(tmp_path):
+    sequences = tuple(replace(one, document_group=number % 2 + 5) for number, one in enumerate(SEQUENCES))
+    store = tiny_store(tmp_path / "all", {}, sequences=sequences)
+    sample = write_sample(store, tmp_path / "some", store.sources, rows=8, transform=unchanged)
+
+    def groups(of: ActivationStore) -> list[int]:
+        known = of.document_groups()
+        return [int(known[number]) for block in of.blocks() for number in block.sequence.tolist()]
+
+    step = store.count("train") // 8
+    assert step > 1 and set(groups(sample)) == {5, 6}
+    assert groups(sample)[:8] == groups(store)[: store.count("train")][::step][:8]
 
 
 def test_transforms_get_the_index_of_their_first_row(tmp_path):

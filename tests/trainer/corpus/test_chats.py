@@ -7,7 +7,7 @@ import pytest
 
 from trainer.corpus.chats import has_tool_turns, parse_chat
 from trainer.corpus.document import Message
-from trainer.corpus.origins import read_contents
+from trainer.corpus.origins import read_documents
 from trainer.corpus.tally import PartTally
 from trainer.errors import CorpusError
 from trainer.recipe.fitting import CorpusPart
@@ -60,7 +60,7 @@ def read(path, chats) -> tuple[int, PartTally, list[str]]:
     notices: list[str] = []
     tally = PartTally("part", notices.append)
     part = CorpusPart.model_validate({"path": str(path), "format": "chat"})
-    return len(list(read_contents(part, tally, random.Random(0)))), tally, notices
+    return len(list(read_documents(part, tally, random.Random(0)))), tally, notices
 
 
 def test_a_few_chats_with_tools_are_left_out_and_told(tmp_path):

@@ -16,7 +16,8 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
-from trainer.corpus.origins import Content, read_contents
+from trainer.corpus.conversations import Content
+from trainer.corpus.origins import read_documents
 from trainer.corpus.tally import PartTally
 from trainer.errors import CorpusError
 from trainer.recipe.fitting import CorpusPart
@@ -28,7 +29,7 @@ JSON_LINES = '{"text": "one"}\n{"text": "two"}\n{"text": "three"}\n'
 def texts_of(path: Path, notices: list[str] | None = None, **keys: Any) -> list[Content]:
     part = CorpusPart.model_validate({"path": str(path), **keys})
     tally = PartTally("part", ([] if notices is None else notices).append)
-    return list(read_contents(part, tally, random.Random(0)))
+    return [record.content for record in read_documents(part, tally, random.Random(0))]
 
 
 def table() -> pyarrow.Table:
@@ -259,13 +260,13 @@ def test_a_parquet_file_of_repeated_values_does_not_fill_the_memory(tmp_path, me
     )
     before = pyarrow.total_allocated_bytes()
     part = CorpusPart.model_validate({"path": str(tmp_path / "a.parquet")})
-    records = read_contents(part, PartTally("part", [].append), random.Random(0))
+    records = read_documents(part, PartTally("part", [].append), random.Random(0))
 
     if megabytes == 300:
         with pytest.raises(CorpusError, match=r"a\.parquet: column 'text' decompresses to 0\.3 GB at a time"):
             next(records)
     else:
-        assert len(str(next(records))) == 4_000_000
+        assert len(str(next(records).content)) == 4_000_000
         assert pyarrow.total_allocated_bytes() - before < 1 << 29
         records.close()
 

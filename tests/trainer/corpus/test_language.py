@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from trainer.corpus.duplicates import DuplicateFilter
+from trainer.corpus.duplicates import TextIndex
 from trainer.corpus.language import chat_excerpt, detect_language, matches_language
 
 
@@ -43,11 +43,17 @@ def test_an_undetermined_language_is_neither_english_nor_other() -> None:
     assert [matches_language(wanted, "fi") for wanted in ("any", "english", "other")] == [True, False, True]
 
 
+def is_duplicate(index: TextIndex, text: str) -> bool:
+    compared = index.compare(text)
+    index.add(compared, 0)
+    return compared.duplicate
+
+
 def test_duplicates_are_found_regardless_of_case_spacing_and_punctuation() -> None:
-    duplicates = DuplicateFilter()
+    index = TextIndex()
 
     assert [
-        duplicates.check_and_add(text) for text in ("Hello, world!", "hello world", "Hello worlds", "!!", "!!", "??")
+        is_duplicate(index, text) for text in ("Hello, world!", "hello world", "Hello worlds", "!!", "!!", "??")
     ] == [
         *(False, True, False, False, True, False),
     ]
@@ -58,8 +64,21 @@ def test_a_text_with_one_word_changed_is_a_near_duplicate_and_one_with_half_chan
     words = [f"word{rng.randrange(1_000)}" for _ in range(400)]
     changed = [*words[:200], "other", *words[201:]]
     half = [*words[:200], *(f"new{number}" for number in range(200))]
-    duplicates = DuplicateFilter()
+    index = TextIndex()
 
-    assert not duplicates.check_and_add(" ".join(words))
-    assert duplicates.check_and_add(" ".join(changed))
-    assert not duplicates.check_and_add(" ".join(half))
+    assert not is_duplicate(index, " ".join(words))
+    assert is_duplicate(index, " ".join(changed))
+    assert not is_duplicate(index, " ".join(half))
+
+
+def test_texts_that_share_a_good_part_are_similar_and_give_their_group() -> None:
+    rng = random.Random(0)
+    words = [f"word{rng.randrange(1_000)}" for _ in range(400)]
+    most = [*words[:300], *(f"new{number}" for number in range(100))]  # 296 shared shingles of 496
+    half = [*words[:200], *(f"other{number}" for number in range(200))]  # 196 of 596
+    index = TextIndex()
+    index.add(index.compare(" ".join(words)), 7)
+
+    found = index.compare(" ".join(most))
+    assert not found.duplicate and found.group == 7
+    assert index.compare(" ".join(half)).group is None

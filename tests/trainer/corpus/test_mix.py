@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from trainer.corpus.conversations import Record
 from trainer.corpus.document import Document, is_held_out
 from trainer.corpus.mix import open_corpus, part_names, shuffled
 from trainer.errors import CorpusError
@@ -185,11 +186,11 @@ def test_shuffling_keeps_every_item_and_respects_the_buffer_limits() -> None:
         nonlocal taken
         for number in range(200):
             taken += 1
-            yield f"{number:03}"
+            yield Record(f"{number:03}", None)
 
     found = []
     for item in shuffled(counting(), random.Random(0), max_items=50, max_characters=60):
-        found.append(item)
+        found.append(item.content)
         assert taken - len(found) <= 20  # 60 characters are 20 items
     assert sorted(map(str, found)) == [f"{number:03}" for number in range(200)]
     assert found != sorted(map(str, found))

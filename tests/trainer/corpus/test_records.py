@@ -12,7 +12,8 @@ import pyarrow.parquet
 import pytest
 
 from trainer.corpus import records as records_module
-from trainer.corpus.origins import Content, read_contents
+from trainer.corpus.conversations import Content
+from trainer.corpus.origins import read_documents
 from trainer.corpus.records import read_records
 from trainer.corpus.tally import PartTally
 from trainer.errors import CorpusError
@@ -27,14 +28,15 @@ def notices() -> list[str]:
 @pytest.fixture
 def read(notices: list[str]) -> Callable[..., list[Any]]:
     def read_file(path: Path, tally: PartTally | None = None) -> list[Any]:
-        return list(read_records(path, tally or PartTally("part", notices.append), lambda names: names[0]))
+        return list(read_records(path, tally or PartTally("part", notices.append), lambda names: names[:1]))
 
     return read_file
 
 
 def texts_of(path: Path | str, tally: PartTally | None = None, **keys: Any) -> list[Content]:
     part = CorpusPart.model_validate({"path": str(path), **keys})
-    return list(read_contents(part, tally or PartTally("part", [].append), random.Random(0)))
+    records = read_documents(part, tally or PartTally("part", [].append), random.Random(0))
+    return [record.content for record in records]
 
 
 def test_a_text_file_is_cut_at_blank_lines_into_documents_that_give_the_file_when_joined(
@@ -207,13 +209,14 @@ def test_a_hub_dataset_that_cannot_be_opened_raises_one_message(tmp_path: Path) 
     part = CorpusPart(dataset=str(tmp_path / "nothing"))
 
     with pytest.raises(CorpusError, match=r"Hub dataset .* cannot be opened: .*give a local file as `path:`"):
-        list(read_contents(part, PartTally("part", [].append), random.Random(0)))
+        list(read_documents(part, PartTally("part", [].append), random.Random(0)))
 
 
 def test_a_dataset_folder_is_streamed_by_column_and_split(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"body": "one", "n": 1}\n{"body": "two", "n": 2}\n')
     part = CorpusPart(dataset=str(tmp_path), column="body")
 
-    assert list(read_contents(part, PartTally("part", [].append), random.Random(0))) == ["one", "two"]
+    records = read_documents(part, PartTally("part", [].append), random.Random(0))
+    assert [record.content for record in records] == ["one", "two"]
     with pytest.raises(CorpusError, match="it has 'body', 'n'"):
-        list(read_contents(CorpusPart(dataset=str(tmp_path)), PartTally("part", [].append), random.Random(0)))
+        list(read_documents(CorpusPart(dataset=str(tmp_path)), PartTally("part", [].append), random.Random(0)))

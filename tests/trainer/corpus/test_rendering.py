@@ -32,7 +32,7 @@ def tokenizer_with(template: str | None) -> PreTrainedTokenizerFast:
 
 def chat(*turns: tuple[Any, str]) -> Document:
     messages = tuple(Message(role, content) for role, content in turns)
-    return Document(0, "chats", canonical_chat_text(messages), False, messages, header_spans(messages))
+    return Document(0, "chats", canonical_chat_text(messages), False, 0, messages, header_spans(messages))
 
 
 def test_turns_are_read_from_both_styles() -> None:
@@ -138,6 +138,6 @@ def test_a_chat_that_a_template_rejects_is_rendered_plainly_with_the_reason(
 
 
 def test_plain_text_is_not_rendered_by_a_template() -> None:
-    document = Document(0, "prose", "User: not a chat", False)
+    document = Document(0, "prose", "User: not a chat", False, 0)
 
     assert render_document(document, tokenizer_with(MARKED), use_template=True).text == document.text

@@ -181,7 +181,7 @@ def test_a_text_ends_before_a_token_that_the_model_has_no_embedding_for(world, t
     tokenizer = type(source.tokenizer).from_pretrained(source.recipe.model)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     text = "the quick brown fox <image> jumps over"
-    document = Document(0, "part", text, False)
+    document = Document(0, "part", text, False, 0)
     known, everything = (
         next(iter(tokenize_documents([document], [SourceTokenizer(tokenizer, False, rows)], tokens=64)))
         for rows in (400, None)

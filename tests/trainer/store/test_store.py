@@ -62,7 +62,7 @@ def test_unknown_keys_in_the_manifest_are_ignored(path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda manifest: manifest.update(version=99), "reads 'crossdiff.activations' versions 1 and 2"),
+        (lambda manifest: manifest.update(version=99), "reads 'crossdiff.activations' versions 1 to 3"),
         (lambda manifest: manifest.pop("shards"), "lacks 'shards'"),
         (lambda manifest: manifest["sources"][0].update(width=7), r"'left' has shape \(100, 12\), expected \(100, 7\)"),
         (lambda manifest: manifest["sources"][0].update(name="middle"), "no tensor 'middle'; it holds left, right"),

@@ -1,7 +1,7 @@
 """Measures claims: is it a feature (excess firings), and whose is it (probes of either side), with intervals.
 
-All intervals are over documents, drawn with replacement: rows of one document are not independent. Axes: C claims,
-S sources, K documents, B draws.
+Claims are judged on rows that training never saw. All intervals are over groups of documents, drawn with replacement:
+rows of one group are not independent. Axes: C claims, S sources, K groups of documents, B draws.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ TAIL = 0.05
 HALF = 0.5
 """Added to the firings in the mirror, so that none of them gives no infinity."""
 NOTHING_SEEN = 3.0
-"""With no hit in n documents, up to about 3 / n of them may hold one (the rule of three, at 95 %)."""
+"""With no hit in n groups of documents, up to about 3 / n of them may hold one (the rule of three, at 95 %)."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,9 @@ def measure_claims(sample: RowSample, claimed: ClaimedFeatures, moments: RowMome
     probes = probe_features(sample, claimed.firings, claimed.sources, moments)
     fired = np.zeros((sample.clusters, len(claimed.firings)), np.float32)
     for claim, rows in enumerate(claimed.firings):
-        fired[:, claim] = np.bincount(sample.cluster[rows], minlength=sample.clusters)
-    drawn = _draws(sample.clusters)
+        judged = rows[rows < sample.judged]
+        fired[:, claim] = np.bincount(sample.cluster[judged], minlength=sample.clusters)
+    drawn = draws(np.bincount(sample.cluster[: sample.judged], minlength=sample.clusters) > 0)
     total = np.where(probes.enough, fired.sum(axis=0), np.nan)
     r_precision = (probes.hits.sum(axis=1) / total).T
     inside = _best(np.where(claimed.holds, r_precision, -np.inf))
@@ -119,10 +120,10 @@ def measure_claims(sample: RowSample, claimed: ClaimedFeatures, moments: RowMome
     )
 
 
-def _draws(clusters: int) -> np.ndarray:
-    """How often each document is drawn [B, K]."""
-    shares = np.full(clusters, 1 / max(clusters, 1))
-    return np.random.default_rng(0).multinomial(clusters, shares, DRAWS).astype(np.float32)
+def draws(judged: np.ndarray) -> np.ndarray:
+    """How often each group of documents is drawn [B, K], of those with judged rows, bool [K]."""
+    shares = judged / max(judged.sum(), 1)
+    return np.random.default_rng(0).multinomial(judged.sum(), shares, DRAWS).astype(np.float32)
 
 
 def _best(values: np.ndarray) -> np.ndarray:
@@ -137,8 +138,8 @@ def _ratio(probes: Probes, inside: np.ndarray, outside: np.ndarray, fired: np.nd
     low, high = _quantiles(_quotient(drawn @ other, drawn @ own))
     # Where the other side has hardly a hit, resampling hits says nothing about those that were not met.
     share = _quotient(own.sum(axis=0), fired.sum(axis=0))
-    documents = (fired > 0).sum(axis=0)
-    high = np.fmax(high, NOTHING_SEEN / np.maximum(documents, 1) / np.maximum(share, 1e-9))
+    groups = (fired > 0).sum(axis=0)
+    high = np.fmax(high, NOTHING_SEEN / np.maximum(groups, 1) / np.maximum(share, 1e-9))
     return Estimate(*(np.where(probes.enough, part, np.nan) for part in (value, low, high)))
 
 

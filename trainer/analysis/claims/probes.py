@@ -1,9 +1,9 @@
 """Asks how well a source's activations tell on which rows a feature fires.
 
-A linear probe per source, fitted on one half of the documents, ranks the rows of the other half. *R-precision* is the
-share of firings among the P rows that it ranks first, where P is the number of firings; the AUC is the chance that a
-row with a firing ranks above one without. Unlike an explained variance, both are near 1 for a rare feature that is
-told perfectly. Axes: C features, S sources, R rows, W width of a source, K documents.
+A linear probe per source, fitted on one half of the documents, ranks those rows of the other half that training never
+saw. *R-precision* is the share of firings among the P rows that it ranks first, where P is the number of firings; the
+AUC is the chance that a row with a firing ranks above one without. Unlike an explained variance, both are near 1 for a
+rare feature that is told perfectly. Axes: C features, S sources, R rows, W width of a source, K groups of documents.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from trainer.analysis.rows.sample import RowSample
 from trainer.crosscoder.row_moments import FOLDS, RowMoments
 
 MIN_FIRINGS = 10
-"""Firings that a feature needs in each fold; with fewer, nothing is said about it."""
+"""Firings that a feature needs in each fold, and on judged rows; with fewer, nothing is said about it."""
 RIDGE = 1e-3
 """Ridge strength of the probes, in units of the mean variance of a coordinate."""
 NEGATIVES = 8192
@@ -37,13 +37,13 @@ class Probes:
     enough: np.ndarray
     """Whether a feature fires often enough to be asked about, bool [C]."""
     hits: np.ndarray
-    """Firings among the rows ranked first, by document, fp32 [S, K, C]."""
+    """Firings among the rows ranked first, by group of documents, fp32 [S, K, C]."""
     auc: np.ndarray
     """[S, C]; NaN for features that fire too seldom."""
 
 
 class _Fold(NamedTuple):
-    """One fold of the sample."""
+    """Some rows of one fold of the sample."""
 
     rows: np.ndarray
     """Its rows [n]."""
@@ -55,35 +55,42 @@ def probe_features(
     sample: RowSample, firings: Sequence[np.ndarray], sources: Sequence[str], moments: RowMoments
 ) -> Probes:
     """Fit and score the probes of every feature from every source; `firings` are rows of the sample."""
-    folds = [_fold(sample, firings, number) for number in range(FOLDS)]
-    count = np.array([[len(rows) for rows in fold.firings] for fold in folds])
-    enough = np.asarray((count >= MIN_FIRINGS).all(axis=0))
+    fits = [_fold(sample, firings, number, sample.size) for number in range(FOLDS)]
+    judged = [_fold(sample, firings, number, sample.judged) for number in range(FOLDS)]
+    count = _count(judged).sum(axis=0)
+    enough = (_count(fits) >= MIN_FIRINGS).all(axis=0) & (count >= MIN_FIRINGS)
     hits = np.zeros((len(sources), sample.clusters, len(firings)), np.float32)
     auc = np.zeros((len(sources), len(firings)))
     for source, name in enumerate(sources):
-        inputs = [sample.rows[name][torch.from_numpy(fold.rows)] for fold in folds]
-        for number, (scored, fitted) in enumerate(((0, 1), (1, 0))):
-            weight = _fit(inputs[fitted], folds[fitted].firings, moments, name, fitted)
-            cluster = sample.cluster[folds[scored].rows]
-            scorer = _Scorer(folds[scored], cluster, hits[source], auc[source])
-            scorer.score(inputs[number], weight, np.flatnonzero(enough))
-    return Probes(enough, hits, np.where(enough, auc / np.maximum(count.sum(axis=0), 1), np.nan))
+        x = sample.rows[name]
+        for fitted, fold in ((1, judged[0]), (0, judged[1])):
+            weight = _fit(x, fits[fitted], moments, name, fitted)
+            scorer = _Scorer(fold, sample.cluster[fold.rows], hits[source], auc[source])
+            scorer.score(x[torch.from_numpy(fold.rows)], weight, np.flatnonzero(enough))
+    return Probes(enough, hits, np.where(enough, auc / np.maximum(count, 1), np.nan))
 
 
-def _fold(sample: RowSample, firings: Sequence[np.ndarray], number: int) -> _Fold:
-    rows = np.flatnonzero(sample.fold == number)
-    position = np.zeros(sample.size, np.int64)
+def _fold(sample: RowSample, firings: Sequence[np.ndarray], number: int, stop: int) -> _Fold:
+    """The rows of a fold among the first `stop` rows of a sample."""
+    rows = np.flatnonzero(sample.fold[:stop] == number)
+    position = np.zeros(stop, np.int64)
     position[rows] = np.arange(len(rows))
-    return _Fold(rows, [position[fired[sample.fold[fired] == number]] for fired in firings])
+    early = [fired[fired < stop] for fired in firings]
+    return _Fold(rows, [position[fired[sample.fold[fired] == number]] for fired in early])
 
 
-def _fit(x: Tensor, firings: Sequence[np.ndarray], moments: RowMoments, source: str, fold: int) -> Tensor:
+def _count(folds: Sequence[_Fold]) -> np.ndarray:
+    """Firings of every feature in every fold [folds, C]."""
+    return np.array([[len(rows) for rows in fold.firings] for fold in folds], np.int64).reshape(len(folds), -1)
+
+
+def _fit(x: Tensor, fit: _Fold, moments: RowMoments, source: str, fold: int) -> Tensor:
     """Probe weights, fp32 [C, W]: ridge regression of the indicator of firing, whose direction is Fisher's (1936)."""
     total = moments.joint([source], [source], fold)
-    fired = torch.zeros(len(firings), x.shape[1], dtype=torch.float64)
-    for feature, rows in enumerate(firings):
+    fired = torch.zeros(len(fit.firings), x.shape[1], dtype=torch.float64)
+    for feature, rows in enumerate(fit.firings):
         if len(rows):
-            fired[feature] = x[torch.from_numpy(rows)].float().mean(dim=0).double() - total.mean.cpu()
+            fired[feature] = x[torch.from_numpy(fit.rows[rows])].float().mean(dim=0).double() - total.mean.cpu()
     ridge = RIDGE * total.products.diagonal().mean().clamp_min(1e-30)
     gram = total.products + ridge * torch.eye(x.shape[1], dtype=torch.float64, device=total.products.device)
     weight: Tensor = torch.linalg.solve(gram, fired.T.to(gram.device)).T.float()
@@ -95,14 +102,15 @@ class _Scorer(NamedTuple):
 
     fold: _Fold
     cluster: np.ndarray
-    """Document of each row [n]."""
+    """Group of documents of each row [n]."""
     hits: np.ndarray
-    """Hits by document, to be added to [K, C]."""
+    """Hits by group of documents, to be added to [K, C]."""
     auc: np.ndarray
     """AUC times firings, to be added to [C]."""
 
     def score(self, x: Tensor, weight: Tensor, features: np.ndarray) -> None:
-        """Score rows x [n, W] for some features."""
+        """Score rows x [n, W] for some features; those that fire on none of them get nothing."""
+        features = features[[len(self.fold.firings[feature]) > 0 for feature in features]]
         negatives = np.random.default_rng(0).choice(len(x), min(NEGATIVES, len(x)), replace=False)
         with ThreadPoolExecutor(2) as workers:
             for first in range(0, len(features), BLOCK):

@@ -1,7 +1,7 @@
-"""Assigns rows to the two folds of cross-fitting, whole documents at a time.
+"""Assigns rows to the two folds of cross-fitting, whole groups of documents at a time.
 
 A readout is fitted on one fold and scored on the other. Neighbouring rows of a text are so strongly correlated that
-a split by rows would leak; a split by documents keeps the scored documents unseen.
+a split by rows would leak, and so would one by documents where they are parts of one conversation or copies.
 """
 
 from dataclasses import dataclass
@@ -24,13 +24,12 @@ class TwoFold:
 
     @classmethod
     def from_store(cls, store: ActivationStore) -> "TwoFold":
-        """Split the documents pseudorandomly into two folds of about equal size; the split is always the same.
+        """Split the groups pseudorandomly into two folds of equally many; the split is always the same.
 
-        A store without documents, or with a single one, is cut in the middle of its rows.
+        A store without documents, or with a single group, is cut in the middle of its rows.
         """
-        table = store.sequences(columns=["document"]) if "document" in store.sequence_columns() else None
-        document = np.zeros(0, np.int64) if table is None else table["document"].to_numpy()
-        fold = fold_of_documents(document)
+        groups = store.document_groups()
+        fold = fold_of_groups(np.zeros(0, np.int64) if groups is None else groups)
         return cls(torch.from_numpy(fold) if fold.any() else None, store.manifest.rows)
 
     def folds_of_block(self, block: RowBlock, first: int) -> Tensor:
@@ -42,12 +41,12 @@ class TwoFold:
         return self.fold_of_sequence[block.sequence.long().clamp(0, len(self.fold_of_sequence) - 1)]
 
 
-def fold_of_documents(document: np.ndarray) -> np.ndarray:
-    """Fold of each sequence, 0 or 1, int64 [n], from its document [n]; all 0 for a single document."""
-    documents, document_of_sequence = np.unique(document, return_inverse=True)
-    rank = np.empty(len(documents), np.int64)
-    rank[np.argsort(_hash(documents), kind="stable")] = np.arange(len(documents))
-    fold: np.ndarray = (rank < len(documents) // 2).astype(np.int64)[document_of_sequence]
+def fold_of_groups(group: np.ndarray) -> np.ndarray:
+    """Fold of each sequence, 0 or 1, int64 [n], from its group of documents [n]; all 0 for a single group."""
+    groups, group_of_sequence = np.unique(group, return_inverse=True)
+    rank = np.empty(len(groups), np.int64)
+    rank[np.argsort(_hash(groups), kind="stable")] = np.arange(len(groups))
+    fold: np.ndarray = (rank < len(groups) // 2).astype(np.int64)[group_of_sequence]
     return fold
 
 

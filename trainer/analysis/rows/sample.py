@@ -11,26 +11,30 @@ from torch import Tensor
 
 from trainer.analysis.rows.cross_fit import TwoFold
 from trainer.crosscoder.crosscoder import Crosscoder
-from trainer.store.store import ActivationStore, RowBlock
+from trainer.store.store import ActivationStore, RowBlock, Split
 
 MAX_BYTES = 2**29
 """Size limit of the sample; of a larger store, every n-th sequence is taken."""
+MOST_JUDGED = 0.5
+"""Share of the sample that held-out rows may take."""
 CLUSTER_ROWS = 256
-"""Consecutive rows that count as one document in a store without texts."""
+"""Consecutive rows that count as one group of documents in a store without texts."""
 
 
 @dataclass(frozen=True)
 class RowSample:
-    """Rows of a store, in stored order."""
+    """Rows of a store: those that claims are judged on, then others, that only help to fit; each in stored order."""
 
     rows: dict[str, Tensor]
     """Normalised activations by source, bf16 [R, W]."""
     fold: np.ndarray
     """Fold of cross-fitting of each row, 0 or 1 [R]."""
     cluster: np.ndarray
-    """Number of each row's document, from 0, int64 [R]: rows of one document are not independent."""
+    """Number of each row's group of documents, from 0, int64 [R]: rows of one group are not independent."""
     index: np.ndarray
     """Index in the sample of each row of the store, int64; -1 for rows that are not in it."""
+    judged: int
+    """How many leading rows claims are judged on: those that training never saw; all if none were held out."""
 
     @property
     def size(self) -> int:
@@ -39,7 +43,7 @@ class RowSample:
 
     @property
     def clusters(self) -> int:
-        """Documents in the sample."""
+        """Groups of documents in the sample."""
         return int(self.cluster.max(initial=-1)) + 1
 
     def select(self, row: np.ndarray) -> np.ndarray:
@@ -50,36 +54,55 @@ class RowSample:
 
 
 def sample_rows(store: ActivationStore, crosscoder: Crosscoder, *, max_bytes: int = MAX_BYTES) -> RowSample:
-    """Rows of a store in memory, at most `max_bytes` of them."""
-    folds, documents = TwoFold.from_store(store), _documents(store)
-    step = max(1, -(-store.manifest.rows * sum(crosscoder.widths.values()) * 2 // max_bytes))
-    index = np.full(store.manifest.rows, -1, np.int64)
-    # Room for somewhat more than the expected share: units differ in size.
-    room = store.manifest.rows if step == 1 else int(store.manifest.rows / step * 1.2) + 8 * CLUSTER_ROWS
-    rows = {name: torch.empty(room, width, dtype=torch.bfloat16) for name, width in crosscoder.widths.items()}
-    fold, cluster = torch.empty(room, dtype=torch.int64), torch.empty(room, dtype=torch.int64)
-    first = kept = 0
-    for block in store.blocks():
-        unit = _unit(block, first)
-        keep = torch.nonzero(unit % step == 0).squeeze(1)[: room - kept]
-        some = slice(kept, kept + len(keep))
-        for name, x in crosscoder.normalise(_take(block, keep)).items():
-            rows[name][some] = x.to("cpu", torch.bfloat16)
-        fold[some] = folds.folds_of_block(block, first)[keep]
-        cluster[some] = (unit if documents is None or block.sequence is None else documents[block.sequence.long()])[
-            keep
-        ]
-        index[first + keep.numpy()] = np.arange(kept, kept + len(keep))
-        first, kept = first + len(unit), kept + len(keep)
-    _, numbered = np.unique(cluster[:kept].numpy(), return_inverse=True)
-    return RowSample({name: x[:kept] for name, x in rows.items()}, fold[:kept].numpy(), numbered, index)
+    """Rows of a store in memory, at most `max_bytes` of them: held-out rows first, then as many others as have room."""
+    room = min(store.manifest.rows, max(max_bytes // (2 * sum(crosscoder.widths.values())), 2))
+    filling = _FillingSample(store, crosscoder, room)
+    filling.add("held_out", room if not store.count("train") else int(room * MOST_JUDGED))
+    judged = filling.kept
+    filling.add("train", room)
+    return filling.finish(judged or filling.kept)
 
 
-def _documents(store: ActivationStore) -> Tensor | None:
-    if "document" not in store.sequence_columns():
-        return None
-    table = store.sequences(columns=["document"])
-    return None if table is None else torch.from_numpy(np.array(table["document"].to_numpy(), np.int64))
+class _FillingSample:
+    """A sample that is being filled."""
+
+    def __init__(self, store: ActivationStore, crosscoder: Crosscoder, room: int) -> None:
+        self._store, self._crosscoder = store, crosscoder
+        self._folds, self._groups = TwoFold.from_store(store), store.document_groups()
+        self._held_out = store.held_out_rows()
+        self._rows = {name: torch.empty(room, width, dtype=torch.bfloat16) for name, width in crosscoder.widths.items()}
+        self._fold, self._cluster = np.empty(room, np.int64), np.empty(room, np.int64)
+        self._index = np.full(len(self._held_out), -1, np.int64)
+        self.kept = 0
+        """Rows so far."""
+
+    def add(self, split: Split, limit: int) -> None:
+        """Add whole units of a split, evenly spaced, until there are at most `limit` rows."""
+        numbers = np.flatnonzero(self._held_out == (split == "held_out"))
+        step, at = max(1, -(-len(numbers) // max(limit - self.kept, 1))), 0
+        for block in self._store.blocks(split):
+            first = int(numbers[at])
+            unit = _unit(block, first)
+            keep = torch.nonzero(unit % step == 0).squeeze(1)[: limit - self.kept]
+            some = slice(self.kept, self.kept + len(keep))
+            for name, x in self._crosscoder.normalise(_take(block, keep)).items():
+                self._rows[name][some] = x.to("cpu", torch.bfloat16)
+            self._fold[some] = self._folds.folds_of_block(block, first)[keep].numpy()
+            self._cluster[some] = self._groups_of(block, unit)[keep.numpy()]
+            self._index[first + keep.numpy()] = np.arange(some.start, some.stop)
+            at, self.kept = at + len(unit), some.stop
+
+    def _groups_of(self, block: RowBlock, unit: Tensor) -> np.ndarray:
+        if self._groups is None or block.sequence is None:
+            return np.array(unit.numpy())
+        # Sequences out of range are reported later, by `check_row_order`.
+        return np.array(self._groups[block.sequence.clamp(0, len(self._groups) - 1).numpy()])
+
+    def finish(self, judged: int) -> RowSample:
+        """The sample, with so many rows to judge claims on."""
+        _, cluster = np.unique(self._cluster[: self.kept], return_inverse=True)
+        rows = {name: x[: self.kept] for name, x in self._rows.items()}
+        return RowSample(rows, self._fold[: self.kept], cluster, self._index, judged)
 
 
 def _unit(block: RowBlock, first: int) -> Tensor:

@@ -133,8 +133,8 @@ def test_a_feature_without_a_claim_has_none_in_words():
         (
             judged("undecided", None, None),
             (
-                "Claimed for gemma3 alone; whether that is so can't be told: it fired too seldom in a half of the "
-                "documents to be probed and its excess over noise could not be measured."
+                "Claimed for gemma3 alone; whether that is so can't be told: it fired too seldom to be probed and its "
+                "excess over noise could not be measured."
             ),
         ),
         (judged("untested"), "Claimed for gemma3 alone — a candidate, not yet tested."),

@@ -1,5 +1,7 @@
 """Evidence on claims, against relations between two sources that are known by construction."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from trainer.analysis.claims.linear_map import fit_map
 from trainer.analysis.claims.probes import probe_features
 from trainer.analysis.rows.sample import RowSample
 from trainer.crosscoder.prediction import joint
+from trainer.crosscoder.row_moments import RowMoments
 
 SOURCES = tuple(WIDTHS)
 
@@ -117,6 +120,62 @@ def test_the_same_rows_give_the_same_evidence():
     direction = torch.eye(32)[3]
     one, other = (measure_claims(sample, claimed(sample, "right", direction, 200), moments) for _ in range(2))
     assert one.ratio.low[0] == other.ratio.low[0] and one.excess.high[0] == other.excess.high[0]
+
+
+def copied(rows: dict[str, torch.Tensor], *, as_others: bool) -> tuple[RowSample, RowMoments]:
+    """Every row twice: as rows of the same group of documents, or as if the copies were documents of their own."""
+    sample, _ = as_sample(rows)
+    twice = {name: torch.cat([x, x]) for name, x in sample.rows.items()}
+    fold, cluster = np.tile(sample.fold, 2), np.tile(sample.cluster, 2)
+    cluster[sample.size :] += sample.clusters * as_others
+    moments = RowMoments(WIDTHS)
+    moments.add({name: x.float() for name, x in twice.items()}, torch.from_numpy(fold))
+    return RowSample(twice, fold, cluster, np.arange(len(fold)), len(fold)), moments
+
+
+def test_copies_of_documents_do_not_narrow_an_interval():
+    rows = two_sources()
+    direction, fires = planted(rows, "right", strength=6.0)
+    once, grouped, apart = as_sample(rows), copied(rows, as_others=False), copied(rows, as_others=True)
+
+    width = []
+    for sample, moments in (once, grouped, apart):
+        count = len(fires) * sample.size // ROWS
+        evidence = measure_claims(sample, claimed(sample, "right", direction, count), moments)
+        width.append([float(each.high[0] - each.low[0]) for each in (evidence.excess, evidence.ratio)])
+    assert width[1] == pytest.approx(width[0], rel=0.05)
+    assert width[2] == pytest.approx([each / 2**0.5 for each in width[0]], rel=0.2)
+
+
+def test_training_rows_help_to_fit_and_are_not_judged():
+    rows = two_sources()
+    direction, fires = planted(rows, "right", strength=8.0)
+    sample, moments = as_sample(rows)
+    judged = ROWS // 4
+    part = replace(sample, judged=judged)
+    one = measure_claims(part, claimed(part, "right", direction, len(fires)), moments)
+
+    # What a training that overfits would do to its rows: the direction fires in them where it should not.
+    spoilt = claimed(part, "right", direction, len(fires))
+    wrong = np.arange(judged, judged + 4 * len(fires), 4)
+    spoilt = replace(spoilt, firings=[np.union1d(spoilt.firings[0], wrong)])
+    other = measure_claims(part, spoilt, moments)
+    assert one.excess.value[0] == other.excess.value[0]
+    assert one.own[0] > 0.8 and other.own[0] > 0.7
+    everywhere = measure_claims(sample, spoilt, moments)
+    assert everywhere.own[0] < 0.6 and everywhere.excess.value[0] != one.excess.value[0]
+
+
+def test_a_feature_that_fires_in_one_half_of_the_judged_rows_only_is_judged_there():
+    rows = two_sources()
+    _, fires = planted(rows, "right", strength=12.0)
+    sample, moments = as_sample(rows)
+    early = sample.cluster < 40
+    kept = fires[~early[fires] | (sample.fold[fires] == 0)]
+    part = replace(sample, judged=int(early.sum()))
+    probes = probe_features(part, [kept], SOURCES, moments)
+
+    assert probes.enough.all() and probes.hits[1].sum() >= 0.9 * (kept < part.judged).sum()
 
 
 def test_what_is_seldom_is_not_judged_and_few_documents_widen_the_interval():

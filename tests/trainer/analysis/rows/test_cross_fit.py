@@ -7,7 +7,7 @@ import torch
 
 from tests.worlds.tiny_activations import tiny_activations
 from tests.worlds.tiny_store import SEQUENCES, rows, tiny_store
-from trainer.analysis.rows.cross_fit import TwoFold, fold_of_documents
+from trainer.analysis.rows.cross_fit import TwoFold, fold_of_groups
 
 
 def folds_of_rows(store) -> np.ndarray:
@@ -33,7 +33,7 @@ def test_no_document_is_in_both_folds(tmp_path: Path):
 def test_folds_have_equally_many_documents_in_no_pattern():
     document = np.repeat(np.arange(1001), 3)
 
-    fold = fold_of_documents(document)
+    fold = fold_of_groups(document)
 
     assert (fold.reshape(1001, 3) == fold.reshape(1001, 3)[:, :1]).all()
     assert fold[::3].sum() == 500
@@ -44,8 +44,8 @@ def test_folds_have_equally_many_documents_in_no_pattern():
 def test_the_fold_of_a_document_does_not_depend_on_the_order_of_sequences():
     document = np.array([5, 3, 5, 9, 1])
 
-    fold = fold_of_documents(document)
-    backwards = fold_of_documents(document[::-1])
+    fold = fold_of_groups(document)
+    backwards = fold_of_groups(document[::-1])
 
     assert backwards[::-1].tolist() == fold.tolist()
 
