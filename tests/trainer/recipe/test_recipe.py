@@ -168,22 +168,22 @@ def test_settings_that_are_gone_leave_a_misspelt_section_to_be_named():
         parse_recipe({"name": "x", "analysis": {"verdit": {"q_value": 0.05}}}, origin="here")
 
 
-def test_a_recipe_that_states_its_training_keeps_its_identity():
-    stated = (
-        "training={epochs: 2, batch: 512, learning_rate: 3.0e-3, decay_share: 0.4}",
-        "crosscoder.dead_features.after_rows=20000",
-        "crosscoder.sparsity.anneal_share=0.1",
-        "crosscoder.residual=null",
-        "corpus.held_out=0.05",
-    )
-
-    assert load_recipe(DEMO, stated).fingerprint() == "36dbf40b"
-    assert load_recipe(DEMO, (*stated, "training.weight_decay=0.1")).fingerprint() != "36dbf40b"
+FORMER = (
+    "training={epochs: 2, batch: 512, learning_rate: 3.0e-3, decay_share: 0.4}",
+    "crosscoder.dead_features.after_rows=20000",
+    "crosscoder.sparsity.anneal_share=0.1",
+    "crosscoder.residual=null",
+    "corpus.held_out=0.05",
+)
+"""What the demo's recipe stated, or had by default, in its first versions."""
 
 
-def test_a_run_keeps_its_identity_over_the_change_of_the_rule():
-    demo = load_recipe(DEMO)
-    changed = load_recipe(DEMO, ("analysis.verdict.probe_ratio=0.4",))
+def test_a_run_keeps_its_identity_over_the_change_of_rules_and_defaults():
+    demo = load_recipe(DEMO, FORMER)
+
+    assert demo.fingerprint() == "36dbf40b"
+    assert load_recipe(DEMO, (*FORMER, "training.weight_decay=0.1")).fingerprint() != "36dbf40b"
+    changed = load_recipe(DEMO, (*FORMER, "analysis.verdict.probe_ratio=0.4"))
     assert changed.fingerprint() != demo.fingerprint()
     verdict = demo.identity()["analysis"]["verdict"]
     assert not {"probe_ratio", "excess", "fdr"} & verdict.keys()
