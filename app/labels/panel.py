@@ -99,14 +99,15 @@ def labels_panel(session: Session, target: LabelTarget, author: str, *, page: in
     )
 
 
-def empty_panel(target: LabelTarget, author: str) -> LabelsPanel:
-    """The panel of a feature that nobody has written about."""
+def empty_panel(session: Session, target: LabelTarget, author: str) -> LabelsPanel:
+    """The panel of a feature that nobody has written about in this run."""
     return LabelsPanel(
         run=target.run,
         feature=target.feature,
         author=author,
         current=[],
         authors=0,
+        same=labels_of_same(session, target, limit=SHOWN_LABELS),
         history=[],
         page=1,
         revisions=0,

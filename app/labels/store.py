@@ -187,6 +187,11 @@ def labels_state(session: Session, run: str) -> tuple[int, int]:
     return int(count), int(newest or 0)
 
 
+def newest_label(session: Session) -> int:
+    """Id of the newest revision of any run; 0 without any."""
+    return int(session.scalars(sa.select(sa.func.max(Label.id))).one() or 0)
+
+
 def features_with_labels(session: Session, run: str) -> set[int]:
     """Features of a run with any revision, withdrawn ones included."""
     return set(session.scalars(sa.select(Label.feature).where(Label.run == run).distinct()))

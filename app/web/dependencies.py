@@ -123,7 +123,7 @@ class RunRequest:
 
     def tag(self, request: Request) -> str:
         """The validator of a page about these results and labels. Raises NotModified if the client has it."""
-        return page_tag(request, self.results.file, self.labels.state(self.run))
+        return page_tag(request, self.results.file, f"{self.labels.state(self.run)}.{self.labels.newest()}")
 
     def search(self) -> Search | None:
         """The search for the list's text; None when it has no text."""

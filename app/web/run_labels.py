@@ -12,7 +12,14 @@ from sqlalchemy.orm import Session
 from app.database.engine import transaction
 from app.errors import ReaderError
 from app.labels.panel import LabelsPanel, empty_panel, labels_panel
-from app.labels.store import LabelTarget, features_matching, features_with_labels, labels_state, latest_labels
+from app.labels.store import (
+    LabelTarget,
+    features_matching,
+    features_with_labels,
+    labels_state,
+    latest_labels,
+    newest_label,
+)
 from app.results.once import Once
 
 log = logging.getLogger("crossdiff.explorer")
@@ -49,6 +56,10 @@ class LabelReader:
         count, newest = self._query(lambda session: labels_state(session, run), (-1, 0))
         return "" if count < 0 else f"{count}.{newest}"
 
+    def newest(self) -> int:
+        """A number that changes when a label of any run does: a feature's page shows those of the same elsewhere."""
+        return self._query(newest_label, 0)
+
     def matching(self, run: str, text: str) -> set[int]:
         """Features with a current label that has every word of the text, its author's name included."""
         return self._query(lambda session: features_matching(session, run, text), set())
@@ -74,7 +85,8 @@ class LabelReader:
         wanted = {target.feature, *others}
         labels = self._of_run(target.run)
         if labels is not None and target.feature not in labels.touched:
-            return empty_panel(target, name), self.latest(target.run, wanted)
+            panel = self._query(lambda session: empty_panel(session, target, name), None)
+            return panel, {} if panel is None else self.latest(target.run, wanted)
 
         def read(session: Session) -> tuple[LabelsPanel | None, dict[int, str]]:
             return labels_panel(session, target, name), latest_labels(session, target.run, wanted)

@@ -206,6 +206,10 @@ class ResidualRecipe(RecipeSection):
     """Trainings, from seeds that follow `training.seed`."""
     found_in: int = Field(default=2, ge=1, le=64)
     """Trainings that must have a feature for it to be kept."""
+    anneal_share: float = Field(default=0.1, ge=0, lt=1)
+    """As `sparsity.anneal_share`, for these dictionaries: with it, and a later decay, more features come back."""
+    decay_share: float = Field(default=0.4, ge=0, lt=1)
+    """As `training.decay_share`, for these dictionaries."""
 
     @model_validator(mode="after")
     def _findable(self) -> "ResidualRecipe":
@@ -279,7 +283,7 @@ class CrosscoderRecipe(RecipeSection):
             decoder_norm=self.decoder_norm,
             dead_features=self.dead_features,
             sparsity=SparsityRecipe(
-                k=self.residual.k, rank_by=self.sparsity.rank_by, anneal_share=self.sparsity.anneal_share
+                k=self.residual.k, rank_by=self.sparsity.rank_by, anneal_share=self.residual.anneal_share
             ),
         )
 

@@ -22,7 +22,8 @@ def members(recipe: Recipe, folder: RunFolder, targets: Sequence[str] = ()) -> l
     if crosscoder is None or wanted is None:
         return []
     seeds = [recipe.training.seed + number for number in range(wanted.trainings)]
-    trainings = [recipe.training.model_copy(update={"seed": seed}) for seed in seeds]
+    own = {"decay_share": wanted.decay_share}
+    trainings = [recipe.training.model_copy(update={"seed": seed} | own) for seed in seeds]
     recipes = [recipe.model_copy(update={"crosscoder": crosscoder, "training": training}) for training in trainings]
     return [(one, RunFolder(folder.ensemble / f"seed-{one.training.seed}")) for one in recipes]
 
