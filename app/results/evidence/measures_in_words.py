@@ -53,14 +53,18 @@ def _unclaimed(feature: Feature, sources: Sequence[Source]) -> str:
     return "Neither shared nor exclusive: one source writes it clearly more than the other, none of them alone."
 
 
+def _noise(fdr: float | None) -> str:
+    if fdr is None:
+        return "The run is not calibrated for this owner, so the share of noise among such claims is not known"
+    if fdr == 0:
+        return "Where its owner was replaced by noise of the same shape, no claim as strong came up"
+    return f"Among claims as strong, a share of {fdr:.2g} is expected to be noise"
+
+
 def _supported(feature: Feature, owner: str, others: str, *, several: bool) -> str:
     ratio = _interval("probe ratio", feature.probe_ratio, feature.probe_low, feature.probe_high)
     excess = _interval("excess", feature.excess, feature.excess_low, feature.excess_high)
-    share = (
-        "The run is not calibrated for this owner, so the share of noise among such claims is not known"
-        if feature.fdr is None
-        else f"Among claims as strong, a share of {feature.fdr:.2g} is expected to be noise"
-    )
+    share = _noise(feature.fdr)
     has = "have" if several else "has"
     if feature.kind == "absent":
         claim = (
