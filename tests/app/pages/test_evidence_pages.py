@@ -66,7 +66,7 @@ def test_a_supported_claim_is_a_sentence_with_its_measures(judged: TestClient):
     assert "(probe ratio 0.05, 90 % interval 0.02 to 0.08)" in text
     assert "(excess 3, 90 % interval 2.5 to 3.5)" in text
     assert "Among claims as strong, a share of 0.004 is expected to be noise." in text
-    assert "Found in 3 of 4 other runs" in text
+    assert "Found in 3 of 4 other trainings" in text
     assert "It may stand for several things" in text
 
 
