@@ -227,21 +227,18 @@ class Run:
             return _digest(self.recipe.imported.model_dump(mode="json"))
         if stage == "train":
             return "" if store is None else fingerprint_of(self.recipe, store)
-        measured = (self.folder.evaluation, self.folder.baselines) if stage == "analyse" else ()
-        files = [self.folder.weights, *measured]
+        files = [self.folder.weights, *((self.folder.evaluation, self.folder.baselines) if stage == "analyse" else ())]
         sums = [known_sha256(part) if part.is_file() else "" for part in files]
         if self.recipe.imported is not None and store is not None:
             # A crosscoder trained here belongs to one store; an imported one may be measured on several.
             sums += [shard.sha256 for shard in store.manifest.shards]
         wanted: list[Any] = [self.recipe.model_dump(mode="json", include=EVALUATION_KEYS)]
-        if stage == "analyse" and self.folder.calibration.is_file():
-            sums.append(known_sha256(self.folder.calibration))
         if stage == "analyse":
-            sums += [known_sha256(other.weights) for other in other_runs(self.folder) if other.weights.is_file()]
+            beside = [self.folder.calibration, *(other.weights for other in other_runs(self.folder))]
+            sums += [known_sha256(part) for part in beside if part.is_file()]
             wanted = [self.recipe.identity()["analysis"], SCHEMA.read_text()]
         if stage == "calibrate" and self.calibration is not None:
-            analysis = self.recipe.identity()["analysis"]
-            criteria = {key: value for key, value in analysis.items() if key not in UNJUDGED_KEYS}
+            criteria = {key: x for key, x in self.recipe.identity()["analysis"].items() if key not in UNJUDGED_KEYS}
             wanted = [criteria, self.calibration.model_dump(mode="json")]
         if stage in CODE_VERSIONS:
             wanted.append(CODE_VERSIONS[stage])

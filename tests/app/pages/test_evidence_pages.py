@@ -233,7 +233,7 @@ def test_a_claimed_feature_shows_what_the_probe_of_each_source_finds(judged: Tes
         ("smollm2", pytest.approx(0.03), 0.8),
         ("gemma3", 0.6, 0.99),
     ]
-    assert f"finds of {feature['firings']:,} firings" in text
+    assert "Probe of finds AUC" in text
     assert f"gemma3 {round(0.6 * feature['firings']):,} (60.0 %) 0.990" in text
     assert f"smollm2 {round(0.03 * feature['firings']):,} (3.0 %) 0.800" in text
     assert found["verdict_in_short"] == "only here"

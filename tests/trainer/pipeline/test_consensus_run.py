@@ -121,7 +121,7 @@ def test_training_again_with_another_shuffle_keeps_places_and_ids_of_what_is_fou
     monkeypatch.setenv("CROSSDIFF_HOME", str(home))
     again = RunFolder(home / "runs" / folder.run_id)
     before = Crosscoder.load(again.path)
-    store = ActivationStore.open(next((home / "activations").iterdir()))
+    store = ActivationStore.open(next(path for path in (home / "activations").iterdir() if path.is_dir()))
     recipe = load_recipe(again.recipe)
     changed = recipe.model_copy(update={"training": recipe.training.model_copy(update={"shuffle_seed": 7})})
 

@@ -81,7 +81,7 @@ def test_every_variant_learns_and_encodes_the_same_after_loading(store, tmp_path
 )
 def test_every_sparsity_learns_and_keeps_few_features(tmp_path, sparsity):
     store = tiny_activations(tmp_path / "store", rows=6144)
-    recipe = tiny_recipe(crosscoder={"sparsity": sparsity}, training={"epochs": 6})
+    recipe = tiny_recipe(crosscoder={"sparsity": sparsity}, training={"epochs": 6, "decay_share": 0.2})
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
 
