@@ -65,7 +65,9 @@ def examples_of(
 
 def context_line(window: Mapping[str, Any], words: Sequence[SearchWord]) -> ContextLine:
     """The line of a kept window; the middle is its peak unless all that was searched is far from it."""
-    ends, start, text = window["ends"], window["byte_start"], window["text"]
+    start, text = window["byte_start"], window["text"]
+    # A difference of two sources has no tokens of its own.
+    ends = window["ends"] or [start + len(text.encode())]
     peak = bisect_left(ends, window["peak_byte_end"])
     marked = _marked(text, start, ends, words)
     middle = peak if not marked or min(abs(index - peak) for index in marked) <= NEAR else min(marked)

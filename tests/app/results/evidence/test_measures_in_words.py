@@ -115,8 +115,8 @@ def test_a_feature_without_a_claim_has_none_in_words():
             judged("supported", "absent", 0.0),
             (
                 "Only here: gemma3 has this feature, and next to nothing of where it fires can be told from smollm2 "
-                f"{RATIO}. It fires more often than noise would make it {EXCESS}. Where its owner was replaced by noise "
-                "of the same shape, no claim as strong came up."
+                f"{RATIO}. It fires more often than noise would make it {EXCESS}. Where its owner was replaced by "
+                "noise of the same shape, no claim as strong came up."
             ),
         ),
         (
