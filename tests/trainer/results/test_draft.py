@@ -385,7 +385,7 @@ def test_results_larger_than_their_memory_are_spilled_and_published(folder, monk
 
     path = publish(folder, "one", partial(add_features, count=40), add_firings, add_sequence)
     with duckdb.connect(str(path), read_only=True) as connection:
-        assert connection.sql("select count(*) from firing").fetchone() == (80_000,)
+        assert connection.execute("select count(*) from firing").fetchone() == (80_000,)
         order = connection.execute("select feature, rank from example order by rowid").fetchall()
         assert order == [(feature, rank) for feature in range(40) for rank in range(10)]
     assert [part.name for part in folder.path.glob(".*")] == [], "what was spilled is removed"
