@@ -105,7 +105,7 @@ class Run:
             for name, stage in work.items():
                 if name not in stages:
                     continue
-                if name == "harvest":
+                if name in {"harvest", "train"}:
                     self.note_store()
                 if not self.is_due(name):
                     self.progress.skip(name)
