@@ -46,6 +46,7 @@ def test_equal_tags_mean_equal_bytes(reader: TestClient):
 
 
 def test_parts_encodings_addresses_and_cookies_have_tags_of_their_own(reader: TestClient):
+    reader.cookies.clear()  # those of other tests
     part = {"HX-Request": "true", "HX-Request-Type": "partial", "HX-Target": "div#browser"}
     tags = [
         tag_of(reader, LIST),
