@@ -15,6 +15,7 @@ from trainer.analysis.claims.verdict import SUPPORTED
 from trainer.analysis.per_feature.decoder_norms import SHARED
 from trainer.analysis.rows.codes import CodeSpool
 from trainer.calibration.spike_ins import BLOCK, SpikeIn, SpikeInSet
+from trainer.crosscoder.column_moments import column_moments
 from trainer.crosscoder.crosscoder import Crosscoder
 
 COSINE = 0.7
@@ -55,11 +56,11 @@ def activation_correlations(codes: CodeSpool, spike_ins: SpikeInSet) -> np.ndarr
     magnitude = sp.vstack(
         [sp.csr_array(spike_ins.magnitudes(first, min(BLOCK, rows - first)).numpy()) for first in range(0, rows, BLOCK)]
     )
-    mean, deviation = _moments(magnitude)
+    mean, deviation = column_moments(magnitude)
     parts = []
     for part in codes.feature_ranges():
         feature = sp.csr_array((part.value.astype(np.float64), part.row, part.start), shape=(part.features, rows))
-        mean_f, deviation_f = _moments(feature.T.tocsr())
+        mean_f, deviation_f = column_moments(feature.T.tocsr())
         covariance = (feature @ magnitude).toarray() / rows - np.outer(mean_f, mean)
         scale = np.outer(deviation_f, deviation)
         parts.append(np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0))
@@ -90,11 +91,3 @@ def recall_table(
             # Every claim about a shared spike-in is false, whatever the owner.
             row["supported"] += verdict[found] == SUPPORTED and (as_claimed or concept.source is None)
     return list(rows.values())
-
-
-def _moments(columns: sp.csr_array) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of every column."""
-    rows = columns.shape[0]
-    mean = np.asarray(columns.sum(axis=0)).ravel() / rows
-    square = np.asarray(columns.multiply(columns).sum(axis=0)).ravel() / rows
-    return mean, np.sqrt(np.maximum(square - mean**2, 0))

@@ -15,6 +15,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from trainer.crosscoder.column_moments import column_moments
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.crosscoder.groups import Group
 
@@ -172,13 +173,7 @@ def _correlation(activations: Sequence[sp.csc_array], one: int, other: int, i: n
     left, right = activations[one][:, i], activations[other][:, j]
     rows = left.shape[0]
     product = np.asarray(left.multiply(right).sum(axis=0)).ravel() / rows
-    (mean, deviation), (other_mean, other_deviation) = _moments(left), _moments(right)
+    (mean, deviation), (other_mean, other_deviation) = column_moments(left), column_moments(right)
     scale = deviation * other_deviation
     result: np.ndarray = np.divide(product - mean * other_mean, scale, out=np.zeros(len(i)), where=scale > 0)
     return result
-
-
-def _moments(columns: sp.csc_array) -> tuple[np.ndarray, np.ndarray]:
-    mean = np.asarray(columns.mean(axis=0)).ravel()
-    square = np.asarray(columns.multiply(columns).mean(axis=0)).ravel()
-    return mean, np.sqrt(np.maximum(square - mean**2, 0))

@@ -221,7 +221,7 @@ class Crosscoder:
             source: self.weights[f"decoder_bias.{source}"].float().expand(codes.rows, -1).clone()
             for source in self.targets
         }
-        for group in self.reconstructing.groups:
+        for group in (one for one in self.groups if one.reconstructs):
             in_group = (codes.feature >= group.first) & (codes.feature < group.stop)
             row, feature = codes.row[in_group], codes.feature[in_group] - group.first
             pattern = SparsePattern(row, feature, rows=codes.rows, features=group.features)

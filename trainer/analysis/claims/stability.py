@@ -16,6 +16,7 @@ import torch
 from trainer.analysis.claims.claims import Ownership
 from trainer.analysis.per_feature.decoder_norms import decoder_norms
 from trainer.analysis.rows.activations import sampled_activations
+from trainer.crosscoder.column_moments import column_moments
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.errors import CrosscoderError
 from trainer.recipe.measuring import AnalysisRecipe
@@ -141,21 +142,14 @@ def _cosines(
 def _correlations(activations: sp.csc_array, other_activations: sp.csc_array) -> Iterator[tuple[int, np.ndarray]]:
     """First feature and correlations of some features with all of the other run [features, G]; 0 where constant."""
     rows = activations.shape[0]
-    mean, deviation = _moments(other_activations)
+    mean, deviation = column_moments(other_activations)
     step = max(1, min(BLOCK, ENTRIES // other_activations.shape[1]))
     for first in range(0, activations.shape[1], step):
         part = activations[:, first : first + step]
-        mean_part, deviation_part = _moments(part)
+        mean_part, deviation_part = column_moments(part)
         covariance = (part.T @ other_activations).toarray() / rows - np.outer(mean_part, mean)
         scale = np.outer(deviation_part, deviation)
         yield first, np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0)
-
-
-def _moments(columns: sp.csc_array) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of every column."""
-    mean = np.asarray(columns.mean(axis=0)).ravel()
-    square = np.asarray(columns.multiply(columns).mean(axis=0)).ravel()
-    return mean, np.sqrt(np.maximum(square - mean**2, 0))
 
 
 def _comparable(folder: RunFolder, crosscoder: Crosscoder) -> Crosscoder | None:
