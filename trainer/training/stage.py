@@ -201,12 +201,15 @@ class _Fit:
     def finish(self) -> Crosscoder:
         """Set the inference thresholds and save the crosscoder, with everything folded into its weights.
 
-        Raises TrainingError when it reconstructs far worse than the rows' mean would.
+        One that residual dictionaries belong to is saved with them: until then its file holds what an earlier training
+        found, from which places and ids are taken. Raises TrainingError when it reconstructs far worse than the rows'
+        mean would.
         """
         self._refuse_diverged()
         self.training.set_thresholds()
         trained = self.training.trained()
-        trained.save(self.folder.path)
+        if self.training.recipe.crosscoder.residual is None:
+            trained.save(self.folder.path)
         return trained
 
     def _refuse_diverged(self) -> None:

@@ -14,7 +14,7 @@ from app.worker.direction import read_direction
 from tests.worlds.tiny_diff import tiny_diff
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.pipeline.commands import run
-from trainer.recipe.recipe import load_recipe
+from trainer.recipe.recipe import Recipe, load_recipe
 from trainer.run.folder import RunFolder
 from trainer.run.progress import Progress
 from trainer.store.store import ActivationStore
@@ -114,20 +114,44 @@ def test_other_tools_get_the_crosscoder_alone_and_are_told(folder, tmp_path, mon
         assert {48} < {size for name in written.keys() for size in written.get_slice(name).get_shape()}  # noqa: SIM118
 
 
-def test_training_again_with_another_shuffle_keeps_places_and_ids_of_what_is_found_again(folder, tmp_path, monkeypatch):
-    """The folder's crosscoder is replaced in place, as after a change of code or machine."""
+@pytest.fixture
+def again(folder, tmp_path, monkeypatch) -> tuple[RunFolder, ActivationStore, Recipe]:
+    """A copy of the run, its store, and its recipe with another shuffle, as after a change of code or machine."""
     home = tmp_path / "data"
     shutil.copytree(folder.path.parents[1], home)
     monkeypatch.setenv("CROSSDIFF_HOME", str(home))
-    again = RunFolder(home / "runs" / folder.run_id)
-    before = Crosscoder.load(again.path)
-    store = ActivationStore.open(next(path for path in (home / "activations").iterdir() if path.is_dir()))
-    recipe = load_recipe(again.recipe)
+    run = RunFolder(home / "runs" / folder.run_id)
+    recipe = load_recipe(run.recipe)
     changed = recipe.model_copy(update={"training": recipe.training.model_copy(update={"shuffle_seed": 7})})
+    store = next(path for path in (home / "activations").iterdir() if path.is_dir())
+    return run, ActivationStore.open(store), changed
 
-    train(changed, store, again, Progress(again, "again"))
 
-    after = Crosscoder.load(again.path)
+def test_a_training_that_ends_before_its_residuals_are_added_forgets_no_place(again, monkeypatch):
+    run, store, recipe = again
+    before = Crosscoder.load(run.path).identity
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.training.stage.with_consensus", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, store, run, Progress(run, "again"))
+
+    assert Crosscoder.load(run.path).identity == before
+    train(recipe, store, run, Progress(run, "again"))
+    after = Crosscoder.load(run.path).identity
+    assert all(after[name][: len(known)] == known for name, known in before.items())
+
+
+def test_training_again_keeps_places_and_ids_of_what_is_found_again(again):
+    run, store, recipe = again
+    before = Crosscoder.load(run.path)
+
+    train(recipe, store, run, Progress(run, "again"))
+
+    after = Crosscoder.load(run.path)
     for group in (one for one in before.groups if one.name in before.identity):
         known, now = before.identity[group.name], after.identity[group.name]
         assert now[: len(known)] == known
