@@ -5,9 +5,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import yaml
 
 from tests.worlds.tiny_models import LINES, tiny_gemma3, tiny_llama
+from trainer.run.folder import RunFolder
 
 STRANGE = [
     "Ünïcödé 👩‍👩‍👧‍👦 text",
@@ -63,3 +65,9 @@ def tiny_diff(folder: Path, **changes: Any) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe | changes, allow_unicode=True), encoding="utf-8")
     return path
+
+
+def result_rows(run: RunFolder, query: str) -> list[tuple[Any, ...]]:
+    """What a query finds in the published results of a run."""
+    with duckdb.connect(str(run.results()), read_only=True) as results:
+        return results.sql(query).fetchall()

@@ -53,9 +53,9 @@ class Feature:
     kind: str | None = None
     """absent, weaker, analogue or noise: how the owner differs, if the claim stands."""
     found_in: int | None = None
-    """Other runs of the comparison that have it too."""
+    """Other trainings that have it too."""
     looked_in: int | None = None
-    """Other runs that were searched for it."""
+    """Other trainings that were searched for it."""
 
     @property
     def claimed(self) -> bool:

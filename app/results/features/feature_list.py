@@ -50,9 +50,9 @@ class FeatureRow:
     polysemous: bool | None
     """Warning that it may stand for several things."""
     found_in: int | None
-    """Other runs of the comparison that have it too."""
+    """Other trainings that have it too."""
     looked_in: int | None
-    """Other runs that were searched for it."""
+    """Other trainings that were searched for it."""
 
 
 COLUMNS = """

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import duckdb
 import pytest
 import torch
 from click.testing import CliRunner
@@ -11,7 +10,7 @@ from safetensors import safe_open
 
 from app.cli import main
 from app.worker.direction import read_direction
-from tests.worlds.tiny_diff import tiny_diff
+from tests.worlds.tiny_diff import result_rows, tiny_diff
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.pipeline.commands import run
 from trainer.recipe.recipe import Recipe, load_recipe
@@ -43,11 +42,6 @@ def folder(tmp_path_factory):
         yield run(recipe)
 
 
-def rows(folder: RunFolder, query: str) -> list[tuple]:
-    with duckdb.connect(str(folder.results()), read_only=True) as results:
-        return results.sql(query).fetchall()
-
-
 def test_what_trainings_have_in_common_follows_the_crosscoders_own_features(folder):
     crosscoder = Crosscoder.load(folder.path)
     beside = [group for group in crosscoder.groups if not group.reconstructs]
@@ -56,26 +50,26 @@ def test_what_trainings_have_in_common_follows_the_crosscoders_own_features(fold
     assert beside[0].first == 48 and crosscoder.trainings == 3
     for group in beside:
         assert set(crosscoder.recurrence[group.name].tolist()) <= {1, 2, 3}
-    assert rows(folder, "select count(*) from feature") == [(crosscoder.features,)]
+    assert result_rows(folder, "select count(*) from feature") == [(crosscoder.features,)]
 
 
 def test_claims_are_made_of_residual_features_only_and_name_the_source_that_they_describe(folder):
     claimed = "select distinct group_name, owner from feature where verdict not in ('', 'untested') and firings > 0"
-    assert sorted(rows(folder, claimed)) == [(DETECTED[0], "left"), (DETECTED[1], "right")]
+    assert sorted(result_rows(folder, claimed)) == [(DETECTED[0], "left"), (DETECTED[1], "right")]
     own = "select distinct group_name, verdict from feature where feature < 48 and owner in ('left', 'right')"
-    assert set(rows(folder, own)) == {("left", "untested"), ("right", "untested")}
+    assert set(result_rows(folder, own)) == {("left", "untested"), ("right", "untested")}
 
 
 def test_recurrence_is_that_of_the_other_trainings(folder):
     counts = "select distinct found_in, looked_in from feature where feature >= 48 order by 1"
-    assert set(rows(folder, counts)) <= {(0, 2), (1, 2), (2, 2)}
-    assert rows(folder, "select distinct looked_in from feature where feature < 48") == [(0,)]
+    assert set(result_rows(folder, counts)) <= {(0, 2), (1, 2), (2, 2)}
+    assert result_rows(folder, "select distinct looked_in from feature where feature < 48") == [(0,)]
 
 
 def test_reconstructions_are_those_of_the_crosscoder_alone(folder):
-    measures = dict(rows(folder, "select measure, value from evaluation where source is null"))
+    measures = dict(result_rows(folder, "select measure, value from evaluation where source is null"))
     assert measures["l0"] < 12, "six active features of the crosscoder, none of the residual dictionaries"
-    assert rows(folder, "select count(*) from evaluation where measure = 'variance_predicted'") == [(0,)]
+    assert result_rows(folder, "select count(*) from evaluation where measure = 'variance_predicted'") == [(0,)]
 
 
 def test_calibration_repeats_the_residual_dictionaries(folder):
@@ -160,3 +154,23 @@ def test_training_again_keeps_places_and_ids_of_what_is_found_again(again):
         found = after.recurrence[group.name][: len(known)] > 0
         assert (same[found] >= 0.8 - 1e-6).all() and found.any()
         assert (same[~found] > 1 - 1e-6).all(), "the direction is kept where nothing was found"
+
+
+def test_a_streamed_run_has_residual_dictionaries_of_the_rows_that_are_stored(tmp_path, monkeypatch):
+    monkeypatch.setenv("CROSSDIFF_HOME", str(tmp_path / "data"))
+    recipe = tiny_diff(
+        tmp_path / "world",
+        crosscoder={
+            "features": 48,
+            "exclusive_share": 0.1,
+            "sparsity": {"k": 4},
+            "residual": {"features": 24, "k": 4, "trainings": 2, "found_in": 1},
+        },
+        harvest={"rows": 2300, "outlier_norm": 20, "stream": {"buffer": 400, "sample": 1000}},
+        training={"batch": 128, "epochs": 1, "learning_rate": 0.01, "checkpoint_every": 8},
+    )
+
+    crosscoder = Crosscoder.load(run(recipe, stages=("harvest", "train")).path)
+
+    assert [group.name for group in crosscoder.groups if not group.reconstructs] == list(DETECTED)
+    assert crosscoder.trainings == 2

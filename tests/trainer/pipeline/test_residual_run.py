@@ -2,14 +2,12 @@
 
 import json
 
-import duckdb
 import pytest
 
 from app.worker.direction import read_direction
-from tests.worlds.tiny_diff import tiny_diff
+from tests.worlds.tiny_diff import result_rows, tiny_diff
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.pipeline.commands import run
-from trainer.run.folder import RunFolder
 
 GROUPS = ("left-given-right", "right-given-left")
 
@@ -29,41 +27,43 @@ def folder(tmp_path_factory):
         yield run(recipe)
 
 
-def rows(folder: RunFolder, query: str) -> list[tuple]:
-    with duckdb.connect(str(folder.results()), read_only=True) as results:
-        return results.sql(query).fetchall()
-
-
 def test_features_belong_to_the_source_whose_residual_they_describe(folder):
-    assert rows(folder, "select name from source order by source") == [("left",), ("right",)]
+    assert result_rows(folder, "select name from source order by source") == [("left",), ("right",)]
     owners = "select distinct group_name, owner from feature where firings > 0 order by 1"
-    assert rows(folder, owners) == [(GROUPS[0], "left"), (GROUPS[1], "right")]
-    assert rows(folder, "select count(*) from feature") == [(48,)]
+    assert result_rows(folder, owners) == [(GROUPS[0], "left"), (GROUPS[1], "right")]
+    assert result_rows(folder, "select count(*) from feature") == [(48,)]
     shares = "select distinct owner, source, norm_share from feature join feature_source using (feature)"
-    assert set(rows(folder, shares)) == {("left", 0, 1.0), ("left", 1, 0.0), ("right", 1, 1.0), ("right", 0, 0.0)}
+    assert set(result_rows(folder, shares)) == {
+        ("left", 0, 1.0),
+        ("left", 1, 0.0),
+        ("right", 1, 1.0),
+        ("right", 0, 0.0),
+    }
 
 
 def test_claims_have_evidence_on_both_sides_and_are_looked_for_in_the_other_seed(folder):
-    assert rows(folder, "select count(*) from feature where firings > 0 and verdict = ''") == [(0,)]
-    assert rows(folder, "select distinct source from probe order by 1") == [(0,), (1,)]
-    assert rows(folder, "select count(*) from feature where excess > 0")[0][0] > 10
-    assert rows(folder, "select distinct looked_in from feature where firings > 0") == [(1,)]
-    assert rows(folder, "select count(*) from firing where bucket = 'top'")[0][0] > 20
-    assert rows(folder, "select count(*) from neighbour")[0][0] > 0
+    assert result_rows(folder, "select count(*) from feature where firings > 0 and verdict = ''") == [(0,)]
+    assert result_rows(folder, "select distinct source from probe order by 1") == [(0,), (1,)]
+    assert result_rows(folder, "select count(*) from feature where excess > 0")[0][0] > 10
+    assert result_rows(folder, "select distinct looked_in from feature where firings > 0") == [(1,)]
+    assert result_rows(folder, "select count(*) from firing where bucket = 'top'")[0][0] > 20
+    assert result_rows(folder, "select count(*) from neighbour")[0][0] > 0
 
 
 def test_logit_effects_are_those_of_the_target_alone(folder):
     pairs = "select distinct owner, source from logit join feature using (feature) order by 1"
-    assert rows(folder, pairs) == [("left", 0), ("right", 1)]
+    assert result_rows(folder, pairs) == [("left", 0), ("right", 1)]
 
 
 def test_the_evaluation_says_what_the_prediction_and_the_features_explain(folder):
     measures = dict(
-        rows(folder, "select measure || source, value from evaluation where source is not null and measure like 'var%'")
+        result_rows(
+            folder, "select measure || source, value from evaluation where source is not null and measure like 'var%'"
+        )
     )
     for source in range(2):
         assert measures[f"variance_predicted{source}"] < measures[f"variance_explained{source}"] < 1
-    assert rows(folder, "select count(*) from evaluation where measure = 'kl_reconstruction'") == [(2,)]
+    assert result_rows(folder, "select count(*) from evaluation where measure = 'kl_reconstruction'") == [(2,)]
 
 
 def test_a_calibration_has_the_noise_null_of_each_target_and_the_spike_ins(folder):

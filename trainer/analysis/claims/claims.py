@@ -85,9 +85,9 @@ class ClaimInputs:
     measures: FeatureMeasures
     scaling: ScalingFactors | None = None
     found_again: np.ndarray | None = None
-    """Share of the other runs that have each feature [F]."""
+    """Share of the other trainings that have each feature [F]."""
     other_runs: np.ndarray | int = 0
-    """Number of other runs, per feature [F] or for all."""
+    """Number of other trainings, per feature [F] or for all."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Checks whether other runs of the same comparison found the same features.
+"""Checks whether other trainings, and other runs of the same comparison, found the same features.
 
 A feature that only one run finds may be an accident of its initialisation. A feature is found again if some feature of
 the other run has the same owner, similar decoder directions in every source that has it, and correlated activations.
@@ -32,16 +32,16 @@ BLOCK, ENTRIES = 512, 2**24
 
 
 class Stability(NamedTuple):
-    """Number of other runs that found each feature again."""
+    """Number of other trainings that found each feature again."""
 
     found_in: np.ndarray
-    """Other runs that have the feature, int64 [F]."""
+    """Other trainings that have the feature, int64 [F]."""
     looked_in: np.ndarray
-    """Other runs with any feature of its owner, int64 [F]; a run without one could not have found it."""
+    """Other trainings with any feature of its owner, int64 [F]; one without any could not have found it."""
 
     @property
     def share(self) -> np.ndarray:
-        """Share of the other runs that have the feature [F]; NaN if there are none."""
+        """Share of the other trainings that have the feature [F]; NaN if there are none."""
         share: np.ndarray = np.where(self.looked_in > 0, self.found_in / np.maximum(self.looked_in, 1), np.nan)
         return share
 

@@ -8,7 +8,7 @@ The claim is that only a feature's owner has it. Two questions decide: is it a f
   if the other sources tell at most half as well where it fires (the interval of the probe ratio lies below that), and
   if there is no reason for doubt: false claims that look as strong in noise of the same shape, too few firings or
   documents, a density too high for one meaning, firings mostly on chat templates or first rows, latent scaling that
-  finds the direction in the other source, or other runs of the comparison without the feature;
+  finds the direction in the other source, or other trainings without the feature;
 - *undecided* otherwise. Absence of evidence never refutes, and a norm ratio or membership of a dedicated group makes a
   claim and does not support it.
 
@@ -59,9 +59,9 @@ class FeatureStats:
     nu_reconstruction: np.ndarray
     """As `nu_error`, for the reconstruction."""
     found_again: np.ndarray
-    """Share of the other runs of the comparison that also have the feature."""
+    """Share of the other trainings that also have the feature."""
     other_runs: np.ndarray
-    """Number of other runs, int64 [F]."""
+    """Number of other trainings, int64 [F]."""
 
     def select(self, features: np.ndarray) -> "FeatureStats":
         """Evidence on some features, by their indices."""
@@ -82,7 +82,7 @@ class ClaimTest:
     threshold: np.ndarray
     """What the value is compared with [C]."""
     n: np.ndarray
-    """Sample size behind the value: firings or other runs, int64 [C]."""
+    """Sample size behind the value: firings or other trainings, int64 [C]."""
     says: np.ndarray
     """Outcome: SUPPORTS, DOUBTS, REFUTES or SILENT [C]."""
     low: np.ndarray
