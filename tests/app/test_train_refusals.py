@@ -94,7 +94,8 @@ def test_a_store_is_refused_with_the_reason_before_training_starts(tmp_path: Pat
     assert message in outcome.stderr
     assert "Traceback" not in outcome.output
     for folder in (own_home / "runs").glob("*"):  # a store that cannot be read at all makes no run
-        assert {path.name for path in folder.iterdir()} <= {"recipe.yaml", "progress.json", "log.txt", ".lock"}
+        known = {"recipe.yaml", "activations.json", "progress.json", "log.txt", ".lock"}  # nothing trained
+        assert {path.name for path in folder.iterdir()} <= known
 
 
 def test_the_same_store_undamaged_is_trained_on(tmp_path: Path, own_home: Path):
