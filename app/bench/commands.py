@@ -95,7 +95,7 @@ def analyse(widths: str, as_json: bool, **sizes: int) -> None:
 
 
 @bench.command()
-@click.option("--world", default="paper", show_default=True, help="paper, widths, pairs, ample, scarce or layers.")
+@click.option("--world", default="paper", show_default=True, help="paper, widths, noisy, pairs, ample, scarce or layers.")
 @click.option("--variants", metavar="A,B", help="Variants to train.  [default: the world's own]")
 @click.option("--sizes", metavar="N,M", help="Features in the dictionary.  [default: the world's own]")
 @click.option(

@@ -24,7 +24,14 @@ def as_sample(rows: dict[str, torch.Tensor]) -> tuple[RowSample, RowMoments]:
     count = len(next(iter(rows.values())))
     cluster = np.arange(count) * DOCUMENTS // count
     fold = cluster % 2
-    sample = RowSample({name: x.to(torch.bfloat16) for name, x in rows.items()}, fold, cluster, np.arange(count), count)
+    sample = RowSample(
+        {name: x.to(torch.bfloat16) for name, x in rows.items()},
+        fold,
+        cluster,
+        np.arange(count),
+        count,
+        cluster,
+    )
     moments = RowMoments({name: x.shape[1] for name, x in rows.items()})
     moments.add({name: x.float() for name, x in sample.rows.items()}, torch.from_numpy(fold))
     return sample, moments

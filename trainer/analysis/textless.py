@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from trainer.analysis.claims.claims import ClaimInputs, FeatureMeasures, JudgedClaims, Ownership, judge_claims
 from trainer.analysis.claims.spaces import shared_spaces
+from trainer.analysis.claims.stability import stability
 from trainer.analysis.encode_pass import encode_rows
 from trainer.analysis.pairs.coactivation import Coactivation
 from trainer.analysis.pairs.twins import Cosines, neighbours
@@ -25,13 +26,14 @@ class TextlessVerdicts(NamedTuple):
 def judge_without_text(
     store: ActivationStore, crosscoder: Crosscoder, codes: CodeSpool, recipe: AnalysisRecipe, *, progress: Progress
 ) -> TextlessVerdicts:
-    """Encode every row into `codes` and judge claims by firings, probes, excess, twins and latent scaling alone.
+    """Encode every row into `codes` and judge claims by all tests that need no text and no other run.
 
     Raises StoreError for an inconsistent store, RecipeError for an impossible `same_space`.
     """
     encoded = encode_rows(store, crosscoder, codes, shared_spaces(crosscoder, recipe), progress=progress)
     ownership = Ownership.from_norms(crosscoder, decoder_norms(crosscoder), recipe)
     twins = neighbours(Coactivation(codes), Cosines(crosscoder), ownership.owner, 0)
+    found = stability(store, crosscoder, ownership, [], recipe)
     inputs = ClaimInputs(
         crosscoder,
         ownership,
@@ -39,5 +41,7 @@ def judge_without_text(
         codes,
         FeatureMeasures.without_text(codes.counts, codes.rows, twins.strongest_twin),
         encoded.scaling,
+        found.share,
+        found.looked_in,
     )
     return TextlessVerdicts(ownership, judge_claims(inputs, store, recipe, progress=progress))

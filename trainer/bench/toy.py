@@ -31,6 +31,8 @@ HEAD = (
     "called exclusive by norm",
     "false exclusive",
     "by group",
+    "claims",
+    "recall of claims",
     "supported",
     "recall of supported",
     "dead",
@@ -39,9 +41,10 @@ HEAD = (
 LEGEND = (
     "called exclusive: live features called for fewer than all sources = right + match a concept that more sources "
     "hold + match no concept, summed over the worlds; by norm a source counts when its decoder norm is at least a "
-    "quarter of the largest, by group when the feature's group writes it. supported: claims that the evidence "
-    "supports, tested on the held-out rows without the ground truth; recall of supported: share of the recovered "
-    "exclusive concepts whose right call is supported. false exclusive: share "
+    "quarter of the largest, by group when the feature's group writes it. claims: features that claims are made of, "
+    "those of residual dictionaries with crosscoder.residual; supported: claims that the evidence "
+    "supports, tested on the held-out rows without the ground truth; recall of supported: share of the exclusive "
+    "concepts recovered by claims whose right call is supported. false exclusive: share "
     "of the features matching a concept of several sources that are called by norm for fewer."
 )
 
@@ -157,6 +160,8 @@ def _row(outcomes: list[TrialOutcome]) -> tuple[str, ...]:
         call_counts([outcome.by_norm for outcome in outcomes]),
         mean_and_range([100 * outcome.by_norm.false_exclusive_rate for outcome in outcomes], "%"),
         call_counts([outcome.by_group for outcome in outcomes]),
+        f"{sum(outcome.claims for outcome in outcomes)}",
+        mean_and_range([outcome.claimed_recall for outcome in outcomes]),
         call_counts([outcome.by_verdict for outcome in outcomes]),
         mean_and_range([outcome.supported_recall for outcome in outcomes]),
         f"{100 * mean(outcome.dead_share for outcome in outcomes):.1f}%",

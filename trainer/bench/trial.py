@@ -1,7 +1,7 @@
-"""Trains one crosscoder on a toy world and scores it against the ground truth."""
+"""Trains one crosscoder on a toy world, with residual dictionaries if it has them, and scores both."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,24 +9,25 @@ from typing import Any
 
 import torch
 
+from trainer.analysis.claims.claims import candidates
+from trainer.bench.trial_progress import Advance, TrialProgress
 from trainer.bench.verdicts import supported_calls
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.evaluation.reconstruction import Tally
 from trainer.recipe.recipe import Recipe
+from trainer.run.folder import RunFolder
+from trainer.run.progress import Progress
 from trainer.store.store import ActivationStore
 from trainer.toy.scoring import THIRDS, CallCounts, DictionaryMatches, GroundTruth, recall
 from trainer.toy.world import World
-from trainer.training.trainer import Training
+from trainer.training.stage import train
 
 HELD_OUT = 65_536
 """Held-out rows; a feature that fires on none of them counts as dead."""
 BLOCK = 8192
 """Rows scored at a time."""
-STEPS = 20
-"""Steps between updates of the progress bar."""
 CALL_COUNTS = ("by_norm", "by_group", "by_verdict")
 """Fields of an outcome that hold CallCounts."""
-Advance = Callable[[int], object]
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,14 @@ class TrialOutcome:
     """Mean over the sources, on held-out rows."""
     l0: float
     """Active features per held-out row."""
+    claims: int
+    """Live features of which claims can be made: residual dictionaries', if there are any, else all."""
+    claimed_recall: float | None
+    """Exclusive recall of these features."""
     by_verdict: CallCounts
     """Calls that the evidence supports."""
     supported_recall: float | None
-    """Share of the recovered exclusive concepts that a feature with a right, supported call recovers."""
+    """Share of the exclusive concepts that these features recover which one with a right, supported call recovers."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -92,32 +97,35 @@ class SampledWorld:
 
 def run_trial(recipe: Recipe, sampled: SampledWorld, advance: Advance) -> TrialOutcome:
     """Trains one crosscoder and scores it; `advance` is called with the rows trained on since its last call."""
-    training = Training(recipe, sampled.store)
-    for batch in training.remaining_batches():
-        training.run_step(batch)
-        if training.step % STEPS == 0:
-            advance(STEPS * training.schedule.batch)
-    advance(training.steps % STEPS * training.schedule.batch)
-    training.set_thresholds()
-    return score(recipe, training.trained(), sampled)
+    with tempfile.TemporaryDirectory(prefix="trial-", dir=sampled.store.path) as path:
+        folder = RunFolder(Path(path) / "run")
+        folder.path.mkdir()
+        progress = TrialProgress(folder, sampled.store.count("train"), advance)
+        crosscoder = train(recipe, sampled.store, folder, progress)
+        return score(recipe, crosscoder, sampled, progress)
 
 
-def score(recipe: Recipe, crosscoder: Crosscoder, sampled: SampledWorld) -> TrialOutcome:
+def score(recipe: Recipe, crosscoder: Crosscoder, sampled: SampledWorld, progress: Progress) -> TrialOutcome:
     """Scores a trained crosscoder against the ground truth of the sources it reconstructs."""
-    tally = held_out_tally(crosscoder, sampled.store)
+    plain = crosscoder.reconstructing
+    tally = held_out_tally(plain, sampled.store)
     measures = [(one["measure"], one["value"]) for one in tally.measures()]
     explained = [value for name, value in measures if name == "variance_explained"]
     truth = GroundTruth({source: sampled.world.vectors[source] for source in crosscoder.targets}, sampled.frequency)
-    alive = tally.firings > 0
-    matches = DictionaryMatches(
-        truth, {source: crosscoder.decoder(source).cpu() for source in crosscoder.targets}, alive
-    )
+    decoders = {source: crosscoder.decoder(source).cpu() for source in crosscoder.targets}
+    browsed = torch.cat([torch.full((group.features,), group.reconstructs) for group in crosscoder.groups])
+    firings = tally.firings if plain is crosscoder else held_out_tally(crosscoder, sampled.store).firings
+    alive, live = firings > 0, (firings > 0) & browsed
+    matches = DictionaryMatches(truth, decoders, live)
     by_norm, by_group = matches.calls_by_norm(), matches.calls_by_group()
-    supported = supported_calls(crosscoder, sampled.store, recipe.analysis, sampled.store.path)[alive]
+    # Claims are made of residual dictionaries' features, where there are any.
+    claimed = alive & torch.from_numpy(candidates(crosscoder))
+    found = DictionaryMatches(truth, decoders, claimed)
+    supported = supported_calls(crosscoder, sampled.store, recipe.analysis, progress, sampled.store.path)[claimed]
     thirds = [truth.third(name) for name in THIRDS]
     return TrialOutcome(
         recipe.crosscoder.variant,
-        crosscoder.features,
+        int(browsed.sum()),
         sampled.seed,
         exclusive_recall=recall(matches.recovered, truth.exclusive),
         shared_recall=recall(matches.recovered, truth.shared),
@@ -128,12 +136,14 @@ def score(recipe: Recipe, crosscoder: Crosscoder, sampled: SampledWorld) -> Tria
         by_norm=matches.count_calls(by_norm),
         by_group=matches.count_calls(by_group),
         false_exclusive_by_third=tuple(matches.count_calls(by_norm, among=third).too_narrow for third in thirds),
-        density_ratio=density_ratio(tally.firings[alive], by_norm),
-        dead_share=1 - float(alive.float().mean()),
+        density_ratio=density_ratio(firings[live], by_norm),
+        dead_share=1 - float(alive[browsed].float().mean()),
         variance_explained=sum(explained) / len(explained),
         l0=dict(measures)["l0"],
-        by_verdict=matches.count_calls(supported),
-        supported_recall=recall(matches.recovered_as_called(supported), truth.exclusive & matches.recovered),
+        claims=int(claimed.sum()),
+        claimed_recall=recall(found.recovered, truth.exclusive),
+        by_verdict=found.count_calls(supported),
+        supported_recall=recall(found.recovered_as_called(supported), truth.exclusive & found.recovered),
     )
 
 

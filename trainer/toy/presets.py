@@ -63,6 +63,11 @@ PLANS: dict[str, tuple[WorldPlan, tuple[int, ...], str]] = {
         "512 concepts in two sources of width 128, 5 % of them in one source only",
     ),
     "widths": (WorldPlan(widths=(128, 192)), (256, 512, 1024), "the same with widths 128 and 192"),
+    "noisy": (
+        WorldPlan(private_noise=0.5),
+        (256, 512, 1024),
+        "512 concepts in two sources, each with dense noise of its own, half as much as the concepts' variance",
+    ),
     "pairs": (
         WorldPlan(widths=(128, 128, 128), exclusive_share=0.06, pair_share=0.06),
         (512, 1024),

@@ -1,7 +1,7 @@
 """Toy worlds: concepts with known directions per source, and activations sampled from them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -34,6 +34,8 @@ class WorldPlan:
     """Share of the concepts that one source alone holds, summed over the sources."""
     pair_share: float = 0.0
     """Share of the concepts that exactly two of three or more sources hold, summed over the pairs."""
+    private_noise: float = 0.0
+    """Variance of dense noise that each source has alone, in half of its dimensions, over that of its concepts."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -49,6 +51,8 @@ class World:
     """By source, the direction of every concept [C, W]; zero where the source does not hold it."""
     firing: FiringModel
     seed: int
+    noise: Rows = field(default_factory=dict)
+    """By source, directions of dense noise that it has alone [N, W]; their coefficients are standard normal."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -66,6 +70,8 @@ class World:
                 active.concept, vectors, offsets, mode="sum", per_sample_weights=active.magnitude
             )
             rows[source] = clean.add_(torch.empty_like(clean).normal_(0.0, NOISE, generator=generator))
+        for source, directions in self.noise.items():
+            rows[source] += torch.randn(BLOCK, len(directions), generator=generator) @ directions
         return rows, torch.bincount(active.concept, minlength=self.firing.concepts)
 
     def write(
@@ -104,7 +110,18 @@ def random_world(plan: WorldPlan, seed: int) -> World:
     images = [first] + [_image(first, width, generator) for width in plan.widths[1:]]
     holds = _holders(plan, generator)
     vectors = {name: image * holds[:, [at]] for at, (name, image) in enumerate(zip(plan.sources, images, strict=True))}
-    return World(vectors, FiringModel.random(plan.concepts, generator), seed)
+    world = World(vectors, FiringModel.random(plan.concepts, generator), seed)
+    if not plan.private_noise:
+        return world
+    noise = {name: _noise(clean, plan.private_noise, generator) for name, clean in world.block(0)[0].items()}
+    return replace(world, noise=noise)
+
+
+def _noise(clean: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Directions of noise in half of the dimensions [W / 2, W] that adds a `share` of the variance of rows [R, W]."""
+    width = clean.shape[1]
+    basis = torch.linalg.qr(torch.randn(width, width // 2, generator=generator)).Q.T
+    return basis * (share * clean.var(dim=0).sum() / len(basis)).sqrt()
 
 
 def _image(first: Tensor, width: int, generator: torch.Generator) -> Tensor:

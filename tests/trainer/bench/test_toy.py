@@ -1,6 +1,7 @@
 """The toy bench recovers the concepts of a small world and reports its scores."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -45,6 +46,19 @@ def test_dedicated_features_recover_the_exclusive_concepts_of_a_tiny_world(found
     assert outcome.by_norm.right >= 7
     assert outcome.variance_explained > 0.9
     assert outcome.l0 == pytest.approx(1, abs=0.15)
+
+
+def test_claims_are_made_of_residual_dictionaries_where_there_are_any(found, tmp_path):
+    comparison = small(rows=40_000)
+    beside = replace(comparison, overrides=(*comparison.overrides, "crosscoder.residual={features: 16, k: 1}"))
+
+    ((plain,), (outcome,)) = found, compare(beside, RunFolder(tmp_path))
+
+    assert outcome.features == plain.features == 64 and outcome.claims <= 2 * 16
+    # What the crosscoder itself finds is the same; rounding aside, as is its l0.
+    assert outcome.exclusive_recall == plain.exclusive_recall and outcome.l0 == pytest.approx(plain.l0, abs=0.01)
+    assert outcome.claimed_recall is not None and outcome.claimed_recall >= 5 / 8
+    assert outcome.by_verdict.too_narrow == outcome.by_verdict.nothing == 0
 
 
 def test_no_feature_is_initialised_as_a_concept_of_its_world(tmp_path):

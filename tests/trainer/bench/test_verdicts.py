@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from trainer.bench.trial_progress import TrialProgress
 from trainer.bench.verdicts import supported_calls
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.crosscoder.groups import Group
 from trainer.crosscoder.normalisation import Normaliser
 from trainer.recipe.measuring import AnalysisRecipe
+from trainer.run.folder import RunFolder
 from trainer.store.store import ActivationStore
 from trainer.toy.world import World, WorldPlan, random_world
 
@@ -62,7 +64,9 @@ def made_from(world: World) -> tuple[Crosscoder, torch.Tensor]:
 
 def test_true_claims_are_supported_and_false_ones_are_not(world, store, tmp_path):
     crosscoder, holders = made_from(world)
-    calls = supported_calls(crosscoder, store, AnalysisRecipe(), tmp_path)
+    calls = supported_calls(
+        crosscoder, store, AnalysisRecipe(), TrialProgress(RunFolder(tmp_path / "run"), 1), tmp_path
+    )
     supported = ~calls.all(dim=1)
 
     assert int((holders == 1).sum()) == 40

@@ -125,5 +125,20 @@ def test_an_exclusive_share_can_be_chosen_within_bounds():
         preset("paper", exclusive_share=1.5)
     with pytest.raises(UsageError, match="'layers' has no exclusive share"):
         preset("layers", exclusive_share=0.1)
-    with pytest.raises(UsageError, match="There are paper, widths, pairs, ample, scarce, layers"):
+    with pytest.raises(UsageError, match="There are paper, widths, noisy, pairs, ample, scarce, layers"):
         preset("papper")
+
+
+def test_private_noise_is_dense_lies_in_half_of_the_dimensions_and_is_each_sources_own():
+    plan = WorldPlan(concepts=100, widths=(32, 48), private_noise=0.5)
+    noisy, clean = random_world(plan, seed=4), random_world(WorldPlan(concepts=100, widths=(32, 48)), seed=4)
+
+    added = {name: (noisy.block(0)[0][name] - clean.block(0)[0][name]).double() for name in noisy.sources}
+
+    for name, noise in added.items():
+        assert float(noise.var(dim=0).sum() / clean.block(0)[0][name].var(dim=0).sum()) == pytest.approx(0.5, rel=0.02)
+        spectrum = torch.linalg.eigvalsh(noise.T @ noise / BLOCK).flip(0)
+        half = len(spectrum) // 2
+        assert float(spectrum[half - 1]) > 0.8 * float(spectrum[0]) and float(spectrum[half:].abs().max()) < 1e-6
+    one, two = ((x - x.mean(dim=0)) / x.std(dim=0) for x in added.values())
+    assert float((one.T @ two / BLOCK).abs().max()) < 0.05

@@ -35,6 +35,8 @@ class RowSample:
     """Index in the sample of each row of the store, int64; -1 for rows that are not in it."""
     judged: int
     """How many leading rows claims are judged on: those that training never saw; all if none were held out."""
+    sequence: np.ndarray
+    """Sequence of each row, int64 [R]; -1 in a store that does not say where in it a row is."""
 
     @property
     def size(self) -> int:
@@ -45,6 +47,14 @@ class RowSample:
     def clusters(self) -> int:
         """Groups of documents in the sample."""
         return int(self.cluster.max(initial=-1)) + 1
+
+    def neighbour(self, shift: int) -> np.ndarray:
+        """Of each row the row `shift` rows on in its sequence and fold, or itself where there is none, int64 [R]."""
+        row = np.arange(self.size)
+        other = np.clip(row + shift, 0, max(self.size - 1, 0))
+        known = (self.sequence[other] == self.sequence) & (self.fold[other] == self.fold) & (self.sequence >= 0)
+        neighbour: np.ndarray = np.where(known, other, row)
+        return neighbour
 
     def select(self, row: np.ndarray) -> np.ndarray:
         """Indices in the sample of some rows of the store, without those that are not in it."""
@@ -71,7 +81,7 @@ class _FillingSample:
         self._folds, self._groups = TwoFold.from_store(store), store.document_groups()
         self._held_out = store.held_out_rows()
         self._rows = {name: torch.empty(room, width, dtype=torch.bfloat16) for name, width in crosscoder.widths.items()}
-        self._fold, self._cluster = np.empty(room, np.int64), np.empty(room, np.int64)
+        self._fold, self._cluster, self._sequence = np.empty((3, room), np.int64)
         self._index = np.full(len(self._held_out), -1, np.int64)
         self.kept = 0
         """Rows so far."""
@@ -89,6 +99,7 @@ class _FillingSample:
                 self._rows[name][some] = x.to("cpu", torch.bfloat16)
             self._fold[some] = self._folds.folds_of_block(block, first)[keep].numpy()
             self._cluster[some] = self._groups_of(block, unit)[keep.numpy()]
+            self._sequence[some] = -1 if block.position is None else unit[keep].numpy()
             self._index[first + keep.numpy()] = np.arange(some.start, some.stop)
             at, self.kept = at + len(unit), some.stop
 
@@ -102,7 +113,8 @@ class _FillingSample:
         """The sample, with so many rows to judge claims on."""
         _, cluster = np.unique(self._cluster[: self.kept], return_inverse=True)
         rows = {name: x[: self.kept] for name, x in self._rows.items()}
-        return RowSample(rows, self._fold[: self.kept], cluster, self._index, judged)
+        kept = slice(self.kept)
+        return RowSample(rows, self._fold[kept], cluster, self._index, judged, self._sequence[kept])
 
 
 def _unit(block: RowBlock, first: int) -> Tensor:

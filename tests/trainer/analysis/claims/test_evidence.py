@@ -63,6 +63,29 @@ def test_a_probe_ranks_the_rows_of_a_concept_first_in_its_own_source_and_not_in_
     assert (probes.hits[1, :, 0] <= by_document).all()
 
 
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_a_source_that_has_the_concept_a_row_earlier_or_later_tells_it(shift):
+    rows = two_sources()
+    _, fires = planted(rows, "right", strength=12.0)
+    other = torch.nn.functional.normalize(torch.randn(24, generator=torch.Generator().manual_seed(5)), dim=0)
+    rows["left"][torch.from_numpy(np.clip(fires + shift, 0, ROWS - 1))] += 12 * other
+    sample, moments = as_sample(rows)
+    unordered = replace(sample, sequence=np.full(ROWS, -1))
+
+    near, alone = (probe_features(one, [fires], SOURCES, moments).hits[0, :, 0].sum() for one in (sample, unordered))
+
+    assert near / len(fires) > 0.9, "all but those at the end of a document"
+    assert alone / len(fires) < 0.1, "rows that are in no order have no neighbours"
+
+
+def test_neighbours_are_in_the_same_sequence_and_fold():
+    sample, _ = as_sample(two_sources())
+    sample = replace(sample, sequence=np.arange(ROWS) // 3, fold=(np.arange(ROWS) >= 4).astype(np.int64))
+    assert sample.neighbour(1)[:7].tolist() == [1, 2, 2, 3, 5, 5, 7]
+    assert sample.neighbour(-1)[:7].tolist() == [0, 0, 1, 3, 4, 4, 6]
+    assert sample.neighbour(0).tolist() == list(range(ROWS))
+
+
 def test_a_planted_concept_is_in_excess_and_its_owners_alone_with_intervals_that_hold_the_value():
     rows = two_sources()
     direction, fires = planted(rows, "right", strength=6.0)
@@ -130,7 +153,7 @@ def copied(rows: dict[str, torch.Tensor], *, as_others: bool) -> tuple[RowSample
     cluster[sample.size :] += sample.clusters * as_others
     moments = RowMoments(WIDTHS)
     moments.add({name: x.float() for name, x in twice.items()}, torch.from_numpy(fold))
-    return RowSample(twice, fold, cluster, np.arange(len(fold)), len(fold)), moments
+    return RowSample(twice, fold, cluster, np.arange(len(fold)), len(fold), np.tile(sample.sequence, 2)), moments
 
 
 def test_copies_of_documents_do_not_narrow_an_interval():

@@ -115,7 +115,7 @@ def test_copies_do_not_narrow_the_interval_and_it_is_the_same_every_time():
     fold, cluster = np.tile(sample.fold, 2), np.tile(sample.cluster, 2)
     moments = RowMoments({name: x.shape[1] for name, x in twice.items()})
     moments.add(twice, torch.from_numpy(fold))
-    copied = RowSample(twice, fold, cluster, np.arange(len(fold)), len(fold))
+    copied = RowSample(twice, fold, cluster, np.arange(len(fold)), len(fold), np.tile(sample.sequence, 2))
 
     once, again = (cell(told(rows), "right", "left") for _ in range(2))
     both = cell(list(predictability(copied, moments, ("left", "right"))), "right", "left")
