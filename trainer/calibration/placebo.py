@@ -85,7 +85,8 @@ def _claimed(
     widths = {name: sample.rows[name].shape[1] for name in sources}
     encoder = {name: torch.zeros(len(direction), width) for name, width in widths.items()} | {source: direction}
     holds = np.tile([name == source for name in sources], (len(direction), 1))
-    return ClaimedFeatures(sources, holds, firings, encoder, torch.tensor(np.array(threshold, np.float32)))
+    least = torch.tensor(np.array(threshold, np.float32))
+    return ClaimedFeatures(sources, holds, firings, encoder, least, least)
 
 
 def _stats(claimed: ClaimedFeatures, evidence: ClaimEvidence, sample: RowSample) -> FeatureStats:

@@ -121,7 +121,8 @@ def _noise(clean: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Directions of noise in half of the dimensions [W / 2, W] that adds a `share` of the variance of rows [R, W]."""
     width = clean.shape[1]
     basis = torch.linalg.qr(torch.randn(width, width // 2, generator=generator)).Q.T
-    return basis * (share * clean.var(dim=0).sum() / len(basis)).sqrt()
+    directions: Tensor = basis * (share * clean.var(dim=0).sum() / len(basis)).sqrt()
+    return directions
 
 
 def _image(first: Tensor, width: int, generator: torch.Generator) -> Tensor:

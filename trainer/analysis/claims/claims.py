@@ -59,7 +59,9 @@ class Ownership:
         """Owners by the recipe's thresholds on norm shares."""
         targets = [crosscoder.sources.index(name) for name in crosscoder.targets]
         owner = owners(norms.share[:, targets], crosscoder.targets, recipe)
-        exclusive, tested = claims(owner, crosscoder.targets), candidates(crosscoder)
+        # A residual dictionary of one target still says that the sources it was predicted from lack the feature.
+        compared = crosscoder.sources if crosscoder.predictions else crosscoder.targets
+        exclusive, tested = claims(owner, compared), candidates(crosscoder)
         return cls(owner, exclusive & tested, holders(owner, crosscoder.targets), exclusive & ~tested)
 
     def verdicts(self, judged: Sequence[str]) -> list[str]:

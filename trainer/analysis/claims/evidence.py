@@ -1,4 +1,4 @@
-"""Measures claims: is it a feature (excess firings), and whose is it (probes of either side), with intervals.
+"""Measures claims: is it a feature (excess over noise), and whose is it (probes of either side), with intervals.
 
 Claims are judged on rows that training never saw. All intervals are over groups of documents, drawn with replacement:
 rows of one group are not independent. Axes: C claims, S sources, K groups of documents, B draws.
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.analysis.claims.excess import mirrored_firings
+from trainer.analysis.claims.excess import Detectors, energies
 from trainer.analysis.claims.linear_map import fit_map
 from trainer.analysis.claims.probes import Probes, probe_features
 from trainer.analysis.rows.codes import CodeSpool
@@ -24,7 +24,7 @@ DRAWS = 400
 TAIL = 0.05
 """Beyond either end of an interval."""
 HALF = 0.5
-"""Added to the firings in the mirror, so that none of them gives no infinity."""
+"""Of a firing, added to the energy in the mirror, so that none there gives no infinity."""
 NOTHING_SEEN = 3.0
 """With no hit in n groups of documents, up to about 3 / n of them may hold one (the rule of three, at 95 %)."""
 
@@ -55,6 +55,16 @@ class ClaimedFeatures:
     """By source, weights on normalised activations [C, W]."""
     threshold: Tensor
     """Activation from which on it fires, less its bias [C]."""
+    least: Tensor
+    """Activation from which on it fires [C]."""
+
+    def detectors(self, index: Tensor, own: Sequence[str], others: Sequence[str]) -> Detectors:
+        """What makes some claims fire, with the weights of `own` and of the `others` side by side."""
+
+        def beside(names: Sequence[str]) -> Tensor:
+            return torch.cat([self.encoder[name].cpu()[index] for name in names], dim=1)
+
+        return Detectors(beside(own), beside(others), self.threshold[index], self.least[index])
 
     @classmethod
     def of_crosscoder(
@@ -68,6 +78,7 @@ class ClaimedFeatures:
             found = codes.read(int(feature), int(feature) + 1)
             firings.append(sample.select(found.row))
             least.append(found.value.min(initial=np.inf))
+        smallest = torch.tensor(np.array(least, np.float32))
         named = [crosscoder.sources.index(name) for name in crosscoder.targets]
         all_sources = np.zeros((len(features), len(crosscoder.sources)), bool)
         all_sources[:, named] = holds[features]
@@ -79,7 +90,8 @@ class ClaimedFeatures:
                 name: crosscoder.encoder(name)[index.to(crosscoder.device)] * _factor(crosscoder, index)
                 for name in crosscoder.sources
             },
-            torch.tensor(np.array(least, np.float32)) - bias.cpu().float()[index],
+            smallest - bias.cpu().float()[index],
+            smallest,
         )
 
 
@@ -92,7 +104,7 @@ class ClaimEvidence:
     own: np.ndarray
     """R-precision of the best probe inside."""
     excess: Estimate
-    """Firings over those in the mirror; see `excess`."""
+    """Energy over that in the mirror; see `excess`."""
     r_precision: np.ndarray
     """R-precision of every source [C, S]."""
     auc: np.ndarray
@@ -153,17 +165,11 @@ def _excess(
         index = np.flatnonzero((claimed.holds == holds).all(axis=1))
         own = [name for name, has in zip(claimed.sources, holds, strict=True) if has]
         others = [name for name in claimed.sources if name not in own]
-        chosen = torch.from_numpy(index)
-        mirrored = mirrored_firings(
-            sample,
-            fit_map(moments, others, own),
-            torch.cat([claimed.encoder[name].cpu()[chosen] for name in own], dim=1),
-            torch.cat([claimed.encoder[name].cpu()[chosen] for name in others], dim=1),
-            claimed.threshold[chosen],
-        ).numpy()
-        observed = fired[:, index]
-        parts[0, index] = _quotient(observed.sum(axis=0), mirrored.sum(axis=0) + HALF)
-        parts[1, index], parts[2, index] = _quantiles(_quotient(drawn @ observed, drawn @ mirrored + HALF))
+        detectors = claimed.detectors(torch.from_numpy(index), own, others)
+        observed, mirrored = (part.numpy() for part in energies(sample, fit_map(moments, others, own), detectors))
+        half = HALF * _quotient(observed.sum(axis=0), fired[:, index].sum(axis=0))
+        parts[0, index] = _quotient(observed.sum(axis=0), mirrored.sum(axis=0) + half)
+        parts[1, index], parts[2, index] = _quantiles(_quotient(drawn @ observed, drawn @ mirrored + half))
     return Estimate(*parts)
 
 

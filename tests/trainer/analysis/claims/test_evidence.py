@@ -9,6 +9,7 @@ import torch
 from tests.worlds.two_sources import ROWS, WIDTHS, as_sample, planted, two_sources
 from trainer.analysis.claims.claims import null_rate
 from trainer.analysis.claims.evidence import ClaimedFeatures, measure_claims
+from trainer.analysis.claims.excess import energies
 from trainer.analysis.claims.linear_map import fit_map
 from trainer.analysis.claims.probes import probe_features
 from trainer.analysis.rows.sample import RowSample
@@ -24,7 +25,8 @@ def claimed(sample: RowSample, source: str, direction: torch.Tensor, count: int)
     least = np.sort(score)[-count]
     encoder = {name: torch.zeros(1, width) for name, width in WIDTHS.items()} | {source: direction[None]}
     holds = np.array([[name == source for name in SOURCES]])
-    return ClaimedFeatures(SOURCES, holds, [np.flatnonzero(score >= least)], encoder, torch.tensor([least]))
+    fires, threshold = np.flatnonzero(score >= least), torch.tensor([least])
+    return ClaimedFeatures(SOURCES, holds, [fires], encoder, threshold, threshold)
 
 
 def test_a_map_finds_the_relation_and_the_covariance_of_what_it_leaves():
@@ -136,6 +138,38 @@ def test_a_strong_and_frequent_concept_does_not_hide_itself():
     sample, moments = as_sample(rows)
     evidence = measure_claims(sample, claimed(sample, "right", direction, len(fires)), moments)
     assert evidence.excess.low[0] > 5
+
+
+def test_a_rare_feature_with_a_low_threshold_whose_encoder_is_turned_away_from_others_is_in_excess():
+    """Most of its firings are weak ones that noise gives, and in the mirror the other feature makes it fire."""
+    rows = two_sources()
+    direction, _ = planted(rows, "right", rate=0.002, strength=10.0)
+    other, _ = planted(rows, "right", rate=0.02, strength=6.0, seed=2)
+    sample, moments = as_sample(rows)
+    turned = direction - 0.35 * other
+    asked = claimed(sample, "right", turned, 240)
+    evidence = measure_claims(sample, asked, moments)
+
+    score = sample.rows["right"].float() @ turned
+    linear_map = fit_map(moments, ["left"], ["right"])
+    told = linear_map.predict({name: x.float() for name, x in sample.rows.items()}, torch.from_numpy(sample.fold))
+    assert int((2 * told @ turned - score >= asked.threshold).sum()) > 240, "it fires more often in the mirror"
+    assert evidence.excess.low[0] > 1.1
+
+
+def test_the_energy_is_the_sum_of_squared_activations_by_group_of_documents():
+    sample, moments = as_sample(two_sources())
+    direction, bias = torch.eye(32)[3], 0.25
+    asked = claimed(sample, "right", direction, 200)
+    detectors = asked.detectors(torch.tensor([0]), ["right"], ["left"])._replace(least=asked.threshold + bias)
+
+    observed, mirrored = energies(sample, fit_map(moments, ["left"], ["right"]), detectors)
+
+    score = (sample.rows["right"].float() @ direction).double().numpy()
+    fires = asked.firings[0]
+    by_group = np.bincount(sample.cluster[fires], (score[fires] + bias) ** 2, minlength=sample.clusters)
+    assert observed[:, 0].numpy() == pytest.approx(by_group, rel=1e-4)
+    assert mirrored.shape == observed.shape and not np.allclose(mirrored, observed)
 
 
 def test_the_same_rows_give_the_same_evidence():
