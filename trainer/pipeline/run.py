@@ -49,7 +49,7 @@ EVALUATION_KEYS: dict[str, Any] = {
 """Recipe settings that the evaluate stage depends on, besides the crosscoder and the rows."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 """Revision of a model on the hub; folders have a shorter fingerprint."""
-CODE_VERSIONS = {"calibrate": 3}
+CODE_VERSIONS = {"calibrate": 4}
 """Raised when the code of a stage gives other numbers from the same inputs; stages not named are at version 1."""
 UNJUDGED_KEYS = ("contexts", "logits", "neighbours")
 """Settings of the analysis that no verdict depends on."""

@@ -94,11 +94,11 @@ comment on column feature.polysemous is 'Warning that the feature may be polysem
 comment on column feature.probe_ratio is 'How well the sources outside the owner tell where it fires, over how well the owner does: R-precision of the best linear probe outside over that of the best inside. near 0 if the others tell nothing (by chance a probe finds as large a share as the feature''s density), 1 if they tell as much; null for features without a claim and with too few firings.';
 comment on column feature.probe_low is 'Lower bound of the 90 % interval of probe_ratio, over documents.';
 comment on column feature.probe_high is 'Upper bound of the 90 % interval of probe_ratio, over documents.';
-comment on column feature.excess is 'Firings over those that would be expected if the owner held, beyond what the others predict linearly, nothing but noise, estimated by reflecting what they do not predict: about 1 for a direction that means nothing; null without a claim.';
+comment on column feature.excess is 'Energy (sum of its squared activations) over the energy to be expected if the owner held, beyond what the others predict linearly, nothing but noise, estimated by reflecting what they do not predict: about 1 for a direction that means nothing; null without a claim.';
 comment on column feature.excess_low is 'Lower bound of the 90 % interval of excess, over documents.';
 comment on column feature.excess_high is 'Upper bound of the 90 % interval of excess, over documents.';
 
-comment on column feature.kind is 'Kind of difference that is claimed: absent, the other sources tell next to nothing of the feature; weaker, they tell a part, or that is not ruled out; analogue, a feature of another owner fires on the same rows; noise, it fires hardly more often than noise would make it. Null for features without a claim, for those that the probes refute, and where the claim could not be tested.';
+comment on column feature.kind is 'Kind of difference that is claimed: absent, the other sources tell next to nothing of the feature; weaker, they tell a part, or that is not ruled out; analogue, a feature of another owner fires on the same rows; noise, it fires hardly more strongly than noise would make it. Null for features without a claim, for those that the probes refute, and where the claim could not be tested.';
 comment on column feature.found_in is 'Other trainings in which a feature of the same owner has the same direction and fires on the same rows: those of the residual dictionaries behind it, and other runs of the same comparison; null when there are none.';
 comment on column feature.looked_in is 'Other trainings with features of the same owner.';
 
@@ -294,7 +294,7 @@ create table evidence (
 );
 comment on table evidence is 'Outcome of each test of the claim that only its owner has a feature; no rows for features without a claim.';
 comment on column evidence.feature is 'Index of the feature.';
-comment on column evidence.test is 'probe_ratio: how well the other sources tell where it fires, over how well the owner does; excess: firings over those that noise would give; fdr: expected share of noise among claims as strong; twin: correlation with a feature of another owner; nu_error, nu_reconstruction: latent scaling, the largest of the other sources; own_probe: R-precision of the owner''s probe; firings; documents; density; template_share; first_token_share; found_again: share of the other trainings that have the feature.';
+comment on column evidence.test is 'probe_ratio: how well the other sources tell where it fires, over how well the owner does; excess: energy over that which noise would give; fdr: expected share of noise among claims as strong; twin: correlation with a feature of another owner; nu_error, nu_reconstruction: latent scaling, the largest of the other sources; own_probe: R-precision of the owner''s probe; firings; documents; density; template_share; first_token_share; found_again: share of the other trainings that have the feature.';
 comment on column evidence.value is 'The measured value.';
 comment on column evidence.low is 'Lower bound of the value''s 90 % interval over documents; null when it has none.';
 comment on column evidence.high is 'Upper bound of the value''s 90 % interval over documents; null when it has none.';

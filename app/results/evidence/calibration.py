@@ -23,7 +23,7 @@ class Verdicts:
     refuted: int
     undecided: int
     like_noise: int
-    """Undecided claims that fire no more often than noise would make them."""
+    """Undecided claims that fire hardly more strongly than noise would make them."""
     fdr: float | None
     """Largest expected share of noise among claims as strong as a supported one; None without a noise null."""
 

@@ -18,7 +18,7 @@ INTRODUCTION = (
     "model is compared with itself. Every claim is therefore tested, all in the same way, whichever source it favours."
 )
 VERDICTS = {
-    "supported": "It fires clearly more often than noise of the same shape would make it, linear probes of the others "
+    "supported": "It fires clearly more strongly than noise of the same shape would make it, linear probes of the others "
     "tell clearly less of where it fires than the owner's do, and no test raises a doubt. Of the kind absent it is "
     "*only here*, of the kind weaker *stronger here*.",
     "refuted": "*In both*: the others' probes tell about as well as the owner's where it fires, or a feature of "
@@ -31,7 +31,7 @@ KINDS = {
     "absent": "Next to nothing of where it fires can be told from the others.",
     "weaker": "A part of where it fires can be told from the others, or that is not ruled out.",
     "analogue": "The others have a twin: a feature of their own that fires on the same rows.",
-    "noise": "It fires hardly more often than noise would make it, so that nothing shows that it is a feature.",
+    "noise": "It fires hardly more strongly than noise would make it, so that nothing shows that it is a feature.",
 }
 IN_SHORT = {
     ("supported", "absent"): "only here",
@@ -46,10 +46,11 @@ EFFECTS_IN_WORDS = {
     "silent": "neutral: neither for nor against the claim",
 }
 LIMITS = (
-    """Two questions decide: is it a feature, and whose is it? The *excess* answers the first. It compares how often the
-    feature fires with how often it would in the mirror, where what its owner holds beyond the others' linear prediction
-    is reflected: noise is symmetric, a feature fires to one side. Noise has directions too, and a dictionary finds
-    them: they are truly the owner's, and mean nothing.""",
+    """Two questions decide: is it a feature, and whose is it? The *excess* answers the first. It compares the feature's
+    energy, the sum of its squared activations, with that in the mirror, where what its owner holds beyond the others'
+    linear prediction is reflected: noise is symmetric, a feature fires to one side. At an excess of 2 noise makes up
+    half of the energy. Noise has directions too, and a dictionary finds them: they are truly the owner's, and mean
+    nothing.""",
     """The *probe ratio* answers the second. A linear probe of each source, fitted on one half of the documents, ranks
     those rows of the other half that training never saw; its R-precision is the share of the feature's firings among
     the rows ranked first, as many as there are firings. The ratio divides that of the best probe outside the owner by
@@ -119,11 +120,11 @@ CRITERIA = {
     ),
     "excess": Criterion(
         "Excess over noise",
-        "How many times as often it fires as noise of the same shape would make it: about 1 for a direction that means "
-        "nothing.",
+        "How many times as much energy (sum of squared activations) it has as noise of the same shape would give it: "
+        "about 1 for a direction that means nothing.",
         "number",
         "≥",
-        "it is not shown to fire more often than noise would make it",
+        "it is not shown to fire more strongly than noise would make it, by enough",
         "excess",
         end="lower",
     ),

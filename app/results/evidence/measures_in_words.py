@@ -74,7 +74,7 @@ def _supported(feature: Feature, owner: str, others: str, *, several: bool) -> s
         claim = (
             f"Stronger here: {owner} {has} this feature, and at most a part of where it fires can be told from {others}"
         )
-    return f"{claim}{ratio}. It fires more often than noise would make it{excess}. {share}."
+    return f"{claim}{ratio}. It fires more strongly than noise would make it{excess}. {share}."
 
 
 def _interval(measure: str, value: float | None, low: float | None, high: float | None) -> str:
@@ -109,7 +109,7 @@ UNMEASURED = {
 def _undecided(feature: Feature, tests: Sequence[CriterionResult]) -> str:
     if feature.kind == "noise":
         excess = _interval("excess", feature.excess, feature.excess_low, feature.excess_high)
-        words = "it fires hardly more often than noise of the same shape would make it"
+        words = "it fires hardly more strongly than noise of the same shape would make it"
         return f", but not shown to be a feature: {words}{excess}"
     reasons = [criterion(one.test).reason or one.name for one in tests if one.says == "doubts"]
     made = {one.test for one in tests}

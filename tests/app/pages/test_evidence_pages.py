@@ -245,7 +245,7 @@ def test_what_is_like_noise_is_not_said_to_be_a_feature(judged: TestClient):
     text = text_of(judged.get(f"{LIST}/{feature}"))
 
     assert "? like noise" in text
-    assert "not shown to be a feature: it fires hardly more often than noise of the same shape would make it" in text
+    assert "not shown to be a feature: it fires hardly more strongly than noise of the same shape would make it" in text
     assert "passes if lower end ≥ 1.1" in text
 
 
@@ -277,7 +277,7 @@ def test_the_overview_has_verdict_counts_nulls_and_spike_ins(judged: TestClient)
     supported = [row for row in every if row["verdict"] == "supported"]
 
     assert f"{len(supported)} of {len(every)} claims that only one side has a feature are supported" in text
-    assert "2 are refuted , and 4 stay undecided , 2 of them because they fire hardly more often than noise" in text
+    assert "2 are refuted , and 4 stay undecided , 2 of them because they fire hardly more strongly than noise" in text
     assert "Among claims as strong as the weakest supported one, a share of 2.0 % is expected to be noise." in text
     assert "Noise null : claims supported, all wrongly 1 of 200 (0.5 %; 95 % interval 0.088 % to 2.8 %)" in text
     assert "on 100,000 rows 0 of 150 (0.0 %;" in text

@@ -4,7 +4,7 @@ The claim is that only a feature's owner has it. Two questions decide: is it a f
 
 - *refuted* if the other sources tell at least four fifths as well where it fires (the interval of the probe ratio lies
   above that), or if a feature of another owner fires on the same rows (a twin) and the other sources tell them;
-- *supported* if it fires clearly more often than noise would make it (the interval of the excess lies above the limit),
+- *supported* if it fires clearly more strongly than noise would make it (the interval of the excess lies above the limit),
   if the other sources tell at most half as well where it fires (the interval of the probe ratio lies below that), and
   if there is no reason for doubt: false claims that look as strong in noise of the same shape, too few firings or
   documents, a density too high for one meaning, firings mostly on chat templates or first rows, latent scaling that
@@ -13,7 +13,7 @@ The claim is that only a feature's owner has it. Two questions decide: is it a f
   claim and does not support it.
 
 A claim also has a *kind*: `absent` if the other sources tell next to nothing of the feature, `weaker` if they tell a
-part, `analogue` if they have a twin, `noise` if it fires no more often than noise would make it. Axis F: features.
+part, `analogue` if they have a twin, `noise` if it fires hardly more strongly than noise would make it. Axis F: features.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,6 +31,8 @@ SUPPORTS, DOUBTS, REFUTES, SILENT = "supports", "doubts", "refutes", "silent"
 SUPPORTED, REFUTED, UNDECIDED = "supported", "refuted", "undecided"
 UNTESTED = "untested"
 """Of a feature that one source owns by its norms, where claims are made of residual dictionaries' features only."""
+NOISE_LIKE = 1.1
+"""A feature whose excess is surely below this is like noise."""
 REQUIRED = ("probe_ratio", "excess")
 """Tests that must support a claim for the verdict `supported`."""
 
@@ -44,7 +46,7 @@ class FeatureStats:
     own: np.ndarray
     """R-precision of the owner's best probe."""
     excess: Estimate
-    """Firings over those that noise would give."""
+    """Energy over that which noise would give."""
     fdr: np.ndarray
     """Expected share of noise among the owner's claims at least as strong; see `null_rate`."""
     firings: np.ndarray
@@ -138,7 +140,7 @@ def judge(claims: np.ndarray, stats: FeatureStats, recipe: VerdictRecipe) -> Jud
         [
             outcome["twin"] == REFUTES,
             refuted,
-            selected.excess.high < recipe.excess,
+            selected.excess.high < min(NOISE_LIKE, recipe.excess),
             np.isnan(selected.ratio.value),
             selected.ratio.high <= recipe.absent_below,
         ],

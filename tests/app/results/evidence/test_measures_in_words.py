@@ -107,7 +107,7 @@ def test_a_feature_without_a_claim_has_none_in_words():
             judged("supported", "absent"),
             (
                 "Only here: gemma3 has this feature, and next to nothing of where it fires can be told from smollm2 "
-                f"{RATIO}. It fires more often than noise would make it {EXCESS}. Among claims as strong, a share of "
+                f"{RATIO}. It fires more strongly than noise would make it {EXCESS}. Among claims as strong, a share of "
                 "0.012 is expected to be noise."
             ),
         ),
@@ -115,7 +115,7 @@ def test_a_feature_without_a_claim_has_none_in_words():
             judged("supported", "absent", 0.0),
             (
                 "Only here: gemma3 has this feature, and next to nothing of where it fires can be told from smollm2 "
-                f"{RATIO}. It fires more often than noise would make it {EXCESS}. Where its owner was replaced by "
+                f"{RATIO}. It fires more strongly than noise would make it {EXCESS}. Where its owner was replaced by "
                 "noise of the same shape, no claim as strong came up."
             ),
         ),
@@ -123,7 +123,7 @@ def test_a_feature_without_a_claim_has_none_in_words():
             judged("supported", "weaker", None),
             (
                 "Stronger here: gemma3 has this feature, and at most a part of where it fires can be told from smollm2 "
-                f"{RATIO}. It fires more often than noise would make it {EXCESS}. The run is not calibrated for this "
+                f"{RATIO}. It fires more strongly than noise would make it {EXCESS}. The run is not calibrated for this "
                 "owner, so the share of noise among such claims is not known."
             ),
         ),
@@ -134,7 +134,7 @@ def test_a_feature_without_a_claim_has_none_in_words():
         (
             judged("undecided", "noise"),
             (
-                "Claimed for gemma3 alone, but not shown to be a feature: it fires hardly more often than noise of the "
+                "Claimed for gemma3 alone, but not shown to be a feature: it fires hardly more strongly than noise of the "
                 f"same shape would make it {EXCESS}."
             ),
         ),

@@ -59,12 +59,12 @@ def test_the_margin_is_that_of_the_weakest_test():
     nan = np.full(5, np.nan)
     stats = FeatureStats(
         ratio=Estimate(nan, nan, np.array([0.1, 0.1, 0.4, 0.6, np.nan])),
-        excess=Estimate(nan, np.array([2.2, 2.2, 2.2, 1.1, 5.0]), nan),
+        excess=Estimate(nan, np.array([4.0, 4.0, 4.0, 2.0, 5.0]), nan),
         fdr=np.array([np.nan, 0.08, 0.01, 0.01, 0.01]),
         **dict.fromkeys(OTHERS, nan),
     )
 
-    # 1 - 1.1 / 2.2; 1 - 0.08 / 0.1; 1 - 0.4 / 0.5; 1 - 0.6 / 0.5.
+    # 1 - 2 / 4; 1 - 0.08 / 0.1; 1 - 0.4 / 0.5; 1 - 0.6 / 0.5.
     assert margins(stats, recipe).tolist() == pytest.approx([0.5, 0.2, 0.2, -0.2, np.nan], nan_ok=True)
 
 

@@ -10,7 +10,7 @@ from trainer.recipe.measuring import VerdictRecipe
 GOOD = {
     "ratio": (0.05, 0.03, 0.08),
     "own": 0.4,
-    "excess": (2.0, 1.5, 2.6),
+    "excess": (4.0, 2.5, 6.6),
     "fdr": np.nan,
     "firings": 5000,
     "documents": 300.0,
@@ -56,7 +56,7 @@ def test_a_feature_that_the_other_source_tells_in_part_is_weaker():
         {"ratio": (0.45, 0.4, 0.51)},
         {"ratio": (0.79, 0.75, 0.9)},
         {"ratio": UNKNOWN},
-        {"excess": (1.2, 1.05, 1.4)},
+        {"excess": (2.2, 1.95, 2.5)},
         {"excess": (1.0, 0.9, 1.05)},
         {"excess": UNKNOWN},
         {"fdr": 0.11},
@@ -117,7 +117,7 @@ def test_evidence_has_value_interval_threshold_and_sample_size_of_the_tests_that
 
     assert list(columns) == ["feature", "test", "value", "low", "high", "threshold", "n", "says"]
     assert (0, "probe_ratio", 0.05, 0.03, 0.08, 0.5, 5000, "supports") in rows
-    assert (0, "excess", 2.0, 1.5, 2.6, 1.1, 5000, "supports") in rows
+    assert (0, "excess", 4.0, 2.5, 6.6, 2.0, 5000, "supports") in rows
     (twin,) = (row for row in rows if row[:2] == (1, "twin"))
     assert twin[2] == 0.7 and np.isnan(twin[3]) and twin[-1] == "refutes"
     assert not [row for row in rows if row[1] in ("nu_error", "nu_reconstruction")]
