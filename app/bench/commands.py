@@ -95,7 +95,9 @@ def analyse(widths: str, as_json: bool, **sizes: int) -> None:
 
 
 @bench.command()
-@click.option("--world", default="paper", show_default=True, help="paper, widths, noisy, pairs, ample, scarce or layers.")
+@click.option(
+    "--world", default="paper", show_default=True, help="paper, widths, noisy, pairs, ample, scarce or layers."
+)
 @click.option("--variants", metavar="A,B", help="Variants to train.  [default: the world's own]")
 @click.option("--sizes", metavar="N,M", help="Features in the dictionary.  [default: the world's own]")
 @click.option(
@@ -115,6 +117,20 @@ def toy(variants: str | None, sizes: str | None, as_json: bool, **options: Any) 
 
     names = tuple(name.strip() for name in variants.split(",")) if variants else ()
     _show(bench_toy(variants=names, sizes=_numbers("--sizes", sizes) if sizes else (), **options), as_json)
+
+
+@bench.command()
+@recipe_option
+@overrides_option
+@click.option("--null", "kinds", multiple=True, metavar="KIND", help="rounded or merges.  [default: both]")
+@click.option("--source", "sources", multiple=True, help="Source whose model to copy.  [default: each]")
+@json_option
+def nulls(recipe: Path | None, overrides: tuple[str, ...], as_json: bool, **chosen: tuple[str, ...]) -> None:
+    """Models against copies of themselves, in which every claim is false."""
+    from app.bench.nulls import bench_nulls
+    from trainer.bench.prerequisites import DEMO
+
+    _show(bench_nulls(recipe or DEMO, overrides, **chosen), as_json)
 
 
 @bench.command()

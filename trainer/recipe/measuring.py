@@ -53,8 +53,8 @@ class VerdictRecipe(RecipeSection):
     absent_below: float = Field(default=0.1, ge=0, le=1)
     """Up to this probe ratio a feature is absent on the other side, above it is weaker there."""
     excess: float = Field(default=2.0, gt=0, le=MAX_FACTOR)
-    """A claim can be supported if the feature's energy is at least this many times that in noise: the sum of its squared
-    activations. From 2 on, noise makes up at most half of it."""
+    """A claim can be supported if the feature's energy, the sum of its squared activations, is at least this many times
+    that in noise. From 2 on, noise makes up at most half of it."""
     fdr: float = Field(default=0.1, gt=0, le=1)
     """Largest share of noise to be expected among claims as strong, in a run that is calibrated."""
     twin: float = Field(default=0.5, gt=0, le=1)

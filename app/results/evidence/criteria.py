@@ -18,9 +18,9 @@ INTRODUCTION = (
     "model is compared with itself. Every claim is therefore tested, all in the same way, whichever source it favours."
 )
 VERDICTS = {
-    "supported": "It fires clearly more strongly than noise of the same shape would make it, linear probes of the others "
-    "tell clearly less of where it fires than the owner's do, and no test raises a doubt. Of the kind absent it is "
-    "*only here*, of the kind weaker *stronger here*.",
+    "supported": "It fires clearly more strongly than noise of the same shape would make it, linear probes of the "
+    "others tell clearly less of where it fires than the owner's do, and no test raises a doubt. Of the kind absent it "
+    "is *only here*, of the kind weaker *stronger here*.",
     "refuted": "*In both*: the others' probes tell about as well as the owner's where it fires, or a feature of "
     "another owner fires on the same rows and the others tell more of them than is allowed. Only evidence refutes; the "
     "lack of it never does.",

@@ -4,16 +4,17 @@ The claim is that only a feature's owner has it. Two questions decide: is it a f
 
 - *refuted* if the other sources tell at least four fifths as well where it fires (the interval of the probe ratio lies
   above that), or if a feature of another owner fires on the same rows (a twin) and the other sources tell them;
-- *supported* if it fires clearly more strongly than noise would make it (the interval of the excess lies above the limit),
-  if the other sources tell at most half as well where it fires (the interval of the probe ratio lies below that), and
-  if there is no reason for doubt: false claims that look as strong in noise of the same shape, too few firings or
-  documents, a density too high for one meaning, firings mostly on chat templates or first rows, latent scaling that
-  finds the direction in the other source, or other trainings without the feature;
+- *supported* if it fires clearly more strongly than noise would make it (the interval of the excess lies above the
+  limit), if the other sources tell at most half as well where it fires (the interval of the probe ratio lies below
+  that), and if there is no reason for doubt: false claims that look as strong in noise of the same shape, too few
+  firings or documents, a density too high for one meaning, firings mostly on chat templates or first rows, latent
+  scaling that finds the direction in the other source, or other trainings without the feature;
 - *undecided* otherwise. Absence of evidence never refutes, and a norm ratio or membership of a dedicated group makes a
   claim and does not support it.
 
 A claim also has a *kind*: `absent` if the other sources tell next to nothing of the feature, `weaker` if they tell a
-part, `analogue` if they have a twin, `noise` if it fires hardly more strongly than noise would make it. Axis F: features.
+part, `analogue` if they have a twin, `noise` if it fires hardly more strongly than noise would make it. Axis F:
+features.
 """
 
 from collections.abc import Iterator, Sequence

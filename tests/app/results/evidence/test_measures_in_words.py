@@ -107,8 +107,8 @@ def test_a_feature_without_a_claim_has_none_in_words():
             judged("supported", "absent"),
             (
                 "Only here: gemma3 has this feature, and next to nothing of where it fires can be told from smollm2 "
-                f"{RATIO}. It fires more strongly than noise would make it {EXCESS}. Among claims as strong, a share of "
-                "0.012 is expected to be noise."
+                f"{RATIO}. It fires more strongly than noise would make it {EXCESS}. Among claims as strong, a share "
+                "of 0.012 is expected to be noise."
             ),
         ),
         (
@@ -123,8 +123,8 @@ def test_a_feature_without_a_claim_has_none_in_words():
             judged("supported", "weaker", None),
             (
                 "Stronger here: gemma3 has this feature, and at most a part of where it fires can be told from smollm2 "
-                f"{RATIO}. It fires more strongly than noise would make it {EXCESS}. The run is not calibrated for this "
-                "owner, so the share of noise among such claims is not known."
+                f"{RATIO}. It fires more strongly than noise would make it {EXCESS}. The run is not calibrated for "
+                "this owner, so the share of noise among such claims is not known."
             ),
         ),
         (
@@ -134,8 +134,8 @@ def test_a_feature_without_a_claim_has_none_in_words():
         (
             judged("undecided", "noise"),
             (
-                "Claimed for gemma3 alone, but not shown to be a feature: it fires hardly more strongly than noise of the "
-                f"same shape would make it {EXCESS}."
+                "Claimed for gemma3 alone, but not shown to be a feature: it fires hardly more strongly than noise of "
+                f"the same shape would make it {EXCESS}."
             ),
         ),
         (
