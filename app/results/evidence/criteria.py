@@ -22,8 +22,8 @@ VERDICTS = {
     "others tell clearly less of where it fires than the owner's do, and no test raises a doubt. Of the kind absent it "
     "is *only here*, of the kind weaker *stronger here*.",
     "refuted": "*In both*: the others' probes tell about as well as the owner's where it fires, or a feature of "
-    "another owner fires on the same rows and the others tell more of them than is allowed. Only evidence refutes; the "
-    "lack of it never does.",
+    "another owner fires on the same rows and the others surely tell more of them than is allowed. Only evidence "
+    "refutes; the lack of it never does.",
     "undecided": "Neither. Of the kind noise it is *like noise*, not shown to be a feature; otherwise one *can't "
     "tell*: the evidence is too weak, or a test raises a doubt.",
 }
@@ -139,11 +139,13 @@ CRITERIA = {
     ),
     "twin": Criterion(
         "Closest twin",
-        "Correlation over all rows with the most similar feature of another owner.",
+        "Correlation over all rows with the most similar feature of another owner. Refutes if the lower end of the "
+        "probe ratio is above its limit, so that the others tell those rows; a doubt if its interval holds the limit.",
         "number",
         "≤",
-        "a feature of another owner fires on the same rows",
+        "a feature of another owner fires on the same rows, and the others may tell them",
         "twin",
+        refutation="a feature of another owner fires on the same rows, and the others tell them",
     ),
     "nu_error": Criterion(
         "ν of the error",

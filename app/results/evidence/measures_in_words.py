@@ -92,7 +92,9 @@ def _lower(words: str) -> str:
 def _refuted(feature: Feature, others: str, tests: Sequence[CriterionResult], neighbours: Sequence[Neighbour]) -> str:
     twin = closest_twin(neighbours)
     if feature.kind == "analogue" and twin is not None:
-        return f"feature {twin.feature} ({twin.owner}) fires on the same rows, so it is an analogue"
+        told = _interval("probe ratio", feature.probe_ratio, feature.probe_low, feature.probe_high)
+        alike = f"feature {twin.feature} ({twin.owner}) fires much as it does (correlation {twin.correlation:.2f})"
+        return f"{alike}, and {others} {'tell' if ' and ' in others else 'tells'} too much of where it fires{told}"
     refuting = [criterion(one.test) for one in tests if one.says == "refutes"]
     reasons = [each.refutation or each.reason for each in refuting]
     found = next((reason for reason in reasons if reason), f"{others} has it as well")

@@ -3,7 +3,7 @@
 The claim is that only a feature's owner has it. Two questions decide: is it a feature, and whose is it? It is
 
 - *refuted* if the other sources tell at least four fifths as well where it fires (the interval of the probe ratio lies
-  above that), or if a feature of another owner fires on the same rows (a twin) and the other sources tell them;
+  above that), or more than half as well if a feature of another owner fires on the same rows (a twin);
 - *supported* if it fires clearly more strongly than noise would make it (the interval of the excess lies above the
   limit), if the other sources tell at most half as well where it fires (the interval of the probe ratio lies below
   that), and if there is no reason for doubt: false claims that look as strong in noise of the same shape, too few
@@ -193,7 +193,8 @@ def _tests(stats: FeatureStats, recipe: VerdictRecipe) -> Iterator[ClaimTest]:
     yield test("excess", excess.value, recipe.excess, excess_outcome, interval=excess)
     yield at_most("fdr", stats.fdr, recipe.fdr)
     # A twin whose rows the other sources cannot tell is not in them: it reads the owner, too.
-    twin_outcome = np.where((stats.twin > recipe.twin) & (ratio_outcome != SUPPORTS), REFUTES, SILENT)
+    alike = stats.twin > recipe.twin
+    twin_outcome = np.select([~alike | (ratio_outcome == SUPPORTS), ratio.low > limit], [SILENT, REFUTES], DOUBTS)
     yield test("twin", stats.twin, recipe.twin, twin_outcome)
     yield at_most("nu_error", stats.nu_error, recipe.nu_error, DOUBTS, SUPPORTS)
     yield at_most("nu_reconstruction", stats.nu_reconstruction, recipe.nu_reconstruction, DOUBTS, SUPPORTS)

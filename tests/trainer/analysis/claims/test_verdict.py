@@ -82,9 +82,12 @@ def test_what_noise_would_do_as_often_is_called_noise_only_where_the_interval_sa
     assert verdict(excess=excess) == ("undecided", kind)
 
 
-def test_a_twin_refutes_unless_the_other_sources_cannot_tell_its_rows():
-    assert verdict(twin=0.6, ratio=(0.55, 0.5, 0.6)) == ("refuted", "analogue")
+def test_a_twin_refutes_if_the_other_sources_tell_its_rows_and_no_verdict_turns_on_an_edge():
+    assert verdict(twin=0.6, ratio=(0.55, 0.51, 0.6)) == ("refuted", "analogue")
     assert verdict(twin=0.6) == ("supported", "absent")
+    # From support to refutation it is the width of an interval, whose middle says nothing.
+    for ratio in ((0.45, 0.4, 0.501), (0.5, 0.45, 0.55), (0.55, 0.499, 0.6), UNKNOWN):
+        assert verdict(twin=0.6, ratio=ratio)[0] == "undecided"
 
 
 def test_a_feature_that_the_other_source_tells_nearly_as_well_is_refuted_and_of_no_kind():
