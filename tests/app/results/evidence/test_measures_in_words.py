@@ -130,8 +130,8 @@ def test_a_feature_without_a_claim_has_none_in_words():
         (
             judged("refuted", "analogue"),
             (
-                "In both: claimed for gemma3 alone, but feature 9 (shared) fires much as it does (correlation 0.90), and "
-                f"smollm2 tells too much of where it fires {RATIO}."
+                "In both: claimed for gemma3 alone, but feature 9 (shared) fires much as it does (correlation 0.90), "
+                f"and smollm2 tells too much of where it fires {RATIO}."
             ),
         ),
         (
