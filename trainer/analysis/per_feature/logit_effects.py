@@ -57,12 +57,11 @@ class Unembedding:
 
     @classmethod
     def from_source(cls, source: Source) -> "Unembedding":
-        """Unembedding of a loaded model. Raises SourceError if it has none."""
+        """Unembedding of a loaded model, whose other weights it does not keep. Raises SourceError if it has none."""
+        tokenizer = source.tokenizer.backend_tokenizer
 
         def text(ids: Sequence[int]) -> list[str]:
-            texts: list[str] = source.tokenizer.backend_tokenizer.decode_batch(
-                [[token] for token in ids], skip_special_tokens=False
-            )
+            texts: list[str] = tokenizer.decode_batch([[token] for token in ids], skip_special_tokens=False)
             return texts
 
         return cls.from_norm(source.final_norm, source.unembedding.detach(), text)

@@ -1,12 +1,19 @@
 """Logit effects equal the explicit product, for norms of all conventions."""
 
+import gc
+import weakref
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from tests.worlds.tiny_models import tiny_llama
 from trainer.analysis.per_feature import logit_effects as module
 from trainer.analysis.per_feature.logit_effects import Unembedding, balanced_signs, logit_columns, logit_effects
+from trainer.models.source import load_source
+from trainer.recipe.fitting import SourceRecipe
 
 
 class RmsNorm(nn.Module):
@@ -112,3 +119,16 @@ def test_columns_rank_promoted_tokens_from_one_and_suppressed_from_minus_one():
         {"feature": 7, "source": 1, "rank": -1, "token": "<2>", "effect": -2.0},
         {"feature": 7, "source": 1, "rank": -2, "token": "<0>", "effect": 1.0},
     ]
+
+
+def test_of_a_model_only_the_unembedding_stays_in_memory(tmp_path: Path):
+    tiny_llama(tmp_path)
+    source = load_source(SourceRecipe(name="left", model=str(tmp_path), layer=1))
+    block = weakref.ref(source.blocks[0])
+    unembedding = Unembedding.from_source(source)
+
+    del source
+    gc.collect()
+
+    assert block() is None
+    assert unembedding.text([5]) and len(unembedding.weight) > 5
