@@ -55,6 +55,7 @@ def read_feature(
         "verdict_in_words": verdict_in_words(one, results.sources, found.tests, found.neighbours),
         "claim": as_json(claim_in_words(one, found.inside)),
         "probes": as_json(found.probes),
+        "other_layers": as_json(found.layers),
         "tests": as_json(found.tests),
         "findings": as_json(measures_in_words(found.inside, found.neighbours)),
         "sources": as_json(found.inside),

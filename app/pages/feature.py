@@ -39,6 +39,7 @@ from app.results.features.feature import (
     ActivationBin,
     Feature,
     InSource,
+    LayerProbe,
     Logits,
     Neighbour,
     SourceProbe,
@@ -105,6 +106,7 @@ class FeaturePage:
     caution: str | None
     """Why an undecided claim of its owner says little; None if it says something."""
     probes: list[SourceProbe]
+    layers: list[LayerProbe]
     """How well each source tells where it fires."""
     tests: list[CriterionResult]
     """Of its claim."""
@@ -173,6 +175,7 @@ def show_feature(
         claim=claim_in_words(one, inside),
         caution=_caution(view, one),
         probes=found.probes,
+        layers=found.layers,
         tests=found.tests,
         measures=[] if found.tests else measures_in_words(inside, neighbours),
         agreement=found.agreement,

@@ -52,6 +52,12 @@ JUDGED = (
     from feature f, source s where f.probe_ratio is not null order by f.feature, s.source
     """,
     """
+    insert into other_layer
+    select f.feature, s.source, l.layer, f.probe_ratio / l.layer, f.probe_low / l.layer, f.probe_high / l.layer
+    from feature f, source s, (values (2), (4)) l (layer)
+    where f.probe_ratio is not null and s.name <> f.owner order by f.feature, s.source, l.layer
+    """,
+    """
     insert into agreement
     select c.feature, n.other, bin, other_bin, 10 * bin + other_bin + 1
     from claim c join neighbour n on n.feature = c.feature and n.kind = 'twin', range(6) a(bin), range(6) b(other_bin)

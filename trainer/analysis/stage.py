@@ -18,6 +18,7 @@ from trainer.analysis.claims.claims import (
 )
 from trainer.analysis.claims.latent_scaling import ScalingFactors
 from trainer.analysis.claims.margin import margins
+from trainer.analysis.claims.other_layers import LayerReader
 from trainer.analysis.claims.predictability import predictability, sample_partitions
 from trainer.analysis.claims.ranking import RankingInputs, excess, scores
 from trainer.analysis.claims.readout import Readout, readout
@@ -66,10 +67,12 @@ def analyse(
     folder: RunFolder,
     progress: Progress,
     unembeddings: Mapping[str, Unembedding] | None = None,
+    layers: LayerReader | None = None,
 ) -> Path:
     """Measure every feature over all rows of the store and publish the results of the run.
 
-    Contexts need a store with texts, logit effects the sources' `unembeddings`; without them those tables stay empty.
+    Contexts need a store with texts, logit effects the sources' `unembeddings`, other layers their models (`layers`);
+    without them those tables stay empty.
     Training metrics, evaluation, baselines and calibration are read from the run folder, coverage from the store, as
     far as they exist. Memory grows by about thirty bytes per row.
     Returns the path of the published file. Raises StoreError for an inconsistent store, CrosscoderError if the store's
@@ -89,7 +92,7 @@ def analyse(
             draft.add_records(table, records)
         draft.add_rows("training_metric", read_metrics(folder.metrics))
         measures = analysis.measure_features(encoded.metadata)
-        analysis.compare_features(measures, encoded, store, folder)
+        analysis.compare_features(measures, encoded, store, folder, layers)
         for table, records in read_calibration(folder.calibration, [source.name for source in sources]).items():
             draft.add_records(table, records)
         if unembeddings:
@@ -132,7 +135,12 @@ class _Analysis:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def compare_features(
-        self, measures: dict[str, np.ndarray], encoded: EncodePassResult, store: ActivationStore, folder: RunFolder
+        self,
+        measures: dict[str, np.ndarray],
+        encoded: EncodePassResult,
+        store: ActivationStore,
+        folder: RunFolder,
+        layers: LayerReader | None,
     ) -> None:
         """Compare features and sources and judge claims; fills the remaining tables of features."""
         norms, targets, metadata = decoder_norms(self.crosscoder), self.crosscoder.targets, encoded.metadata
@@ -161,7 +169,7 @@ class _Analysis:
         inputs = replace(inputs, scaling=encoded.scaling, found_again=found.share, other_runs=found.looked_in)
         sample = sample_rows(store, self.crosscoder)
         self._add_predictability(sample, encoded)
-        judged = self._judge(inputs, sample, store, folder)
+        judged = self._judge(inputs, sample, store, folder, layers)
         verdicts = ownership.verdicts(judged.judgement.verdict)
         coherence_by_source = np.stack([coherence(encoded.moments, name) for name in targets], axis=1)
         best_coherence = best_of_holders(coherence_by_source, holds)
@@ -196,10 +204,20 @@ class _Analysis:
                 "predictability", [row | {"source": self.sources.index(row["source"])} for row in told]
             )
 
-    def _judge(self, inputs: ClaimInputs, sample: RowSample, store: ActivationStore, folder: RunFolder) -> JudgedClaims:
-        """Judge all claims; fills `evidence` and `probe`."""
+    def _judge(
+        self,
+        inputs: ClaimInputs,
+        sample: RowSample,
+        store: ActivationStore,
+        folder: RunFolder,
+        layers: LayerReader | None,
+    ) -> JudgedClaims:
+        """Judge all claims; fills `evidence`, `probe` and `other_layer`."""
         null = read_null(folder.calibration)
-        judged = judge_claims(inputs, store, self.recipe.analysis, null=null, sample=sample, progress=self.progress)
+        judged = judge_claims(
+            inputs, store, self.recipe.analysis, null=null, sample=sample, layers=layers, progress=self.progress
+        )
+        self.draft.add("other_layer", judged.other_layers.columns(judged.claims, self.sources))
         self.draft.add("evidence", judged.judgement.columns())
         self.draft.add("probe", judged.probe_columns([self.sources.index(name) for name in self.crosscoder.sources]))
         return judged

@@ -161,6 +161,7 @@ def _random_verdicts(
         ratio=estimate(0.0, 1.1),
         own=np.where(claims, rng.uniform(0.05, 0.9, count), np.nan),
         excess=estimate(0.5, 4.0),
+        elsewhere=estimate(0.0, 0.6),
         fdr=np.where(claims, rng.uniform(0, 0.2, count), np.nan),
         twin=rng.uniform(0, 0.6, count),
         nu_error=rng.uniform(0, 0.3, count),

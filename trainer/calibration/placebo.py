@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer.analysis.claims.claims import FeatureMeasures
-from trainer.analysis.claims.evidence import ClaimedFeatures, ClaimEvidence, measure_claims
+from trainer.analysis.claims.evidence import ClaimedFeatures, ClaimEvidence, Estimate, measure_claims
 from trainer.analysis.claims.verdict import SUPPORTED, FeatureStats, judge
 from trainer.analysis.rows.sample import RowSample
 from trainer.calibration.rng import seeded_generator
@@ -97,6 +97,7 @@ def _stats(claimed: ClaimedFeatures, evidence: ClaimEvidence, sample: RowSample)
         ratio=evidence.ratio,
         own=evidence.own,
         excess=evidence.excess,
+        elsewhere=Estimate(unknown, unknown, unknown),
         fdr=unknown,
         nu_error=unknown,
         nu_reconstruction=unknown,

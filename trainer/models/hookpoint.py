@@ -4,8 +4,8 @@ The hooks are removed afterwards; the model itself is not modified.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal, Protocol
@@ -114,6 +114,25 @@ def read(
         source.body(input_ids=input_ids, attention_mask=_required_mask(attention_mask), use_cache=False)
     assert len(recorded) == 1, "a loaded source's hookpoint runs exactly once in a forward pass"
     return recorded[0]
+
+
+def read_each(
+    source: DecoderModel, hookpoints: Sequence[Hookpoint], input_ids: Tensor, attention_mask: Tensor | None = None
+) -> list[Tensor]:
+    """Activations at several hookpoints in one forward pass, each as `read` gives it."""
+    recorded: dict[int, Tensor] = {}
+
+    def recording(number: int) -> Callable[[Tensor], None]:
+        def record(activation: Tensor) -> None:
+            recorded[number] = activation.clone()
+
+        return record
+
+    with torch.inference_mode(), ExitStack() as stack:
+        for number, hookpoint in enumerate(hookpoints):
+            stack.enter_context(_hook(source, hookpoint, recording(number)))
+        source.body(input_ids=input_ids, attention_mask=_required_mask(attention_mask), use_cache=False)
+    return [recorded[number] for number in range(len(hookpoints))]
 
 
 @contextmanager

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from trainer.analysis.claims.stability import other_runs
-from trainer.analysis.per_feature.logit_effects import Unembedding
-from trainer.analysis.stage import analyse
 from trainer.baselines import stage as baselines
 from trainer.calibration.stage import calibrate
 from trainer.crosscoder.crosscoder import Crosscoder, check_sources
@@ -23,6 +21,7 @@ from trainer.evaluation.reconstruction import evaluate
 from trainer.harvest import Harvest
 from trainer.interchange.imported import crosscoder_of
 from trainer.models.source import Source, load_source, truncate_after
+from trainer.pipeline.analysis import analyse_with_models
 from trainer.pypi.archives import fetch, is_address, to_stderr
 from trainer.reading.inputs import changed_inputs, inputs_of
 from trainer.reading.stream import ActivationStream
@@ -346,11 +345,8 @@ class Run:
 
     def _analyse(self) -> None:
         crosscoder = self._crosscoder()
-        unembeddings = Unembedding.from_sources(self._load_models(), self.progress.notify)
-        store = self._store_for(crosscoder)
-        analyse(
-            self._settled(), store, crosscoder, folder=self.folder, progress=self.progress, unembeddings=unembeddings
-        )
+        models, store = self._load_models(), self._store_for(crosscoder)
+        analyse_with_models(self._settled(), store, crosscoder, models, folder=self.folder, progress=self.progress)
 
     def _load_truncated_models(self) -> list[Source]:
         """The models without the blocks after their hookpoints."""

@@ -108,8 +108,9 @@ class ActivationReader:
         row_starts = np.cumsum([0, *(len(sequence.anchors) for sequence in sequences)])
         out = torch.empty(int(row_starts[-1]), source.width, dtype=torch.bfloat16)
         for batch in batches_by_length([len(s.ids[index]) for s in sequences], self.recipe.harvest.batch_tokens):
-            ids = _padded([sequences[n].ids[index] for n in batch], source.tokenizer.pad_token_id or 0)
-            activations = read(source, hookpoint, ids.to(source.device), _mask(sequences, batch, index, source.device))
+            ids = padded([sequences[n].ids[index] for n in batch], source.tokenizer.pad_token_id or 0)
+            mask = mask_of([len(sequences[n].ids[index]) for n in batch], source.device)
+            activations = read(source, hookpoint, ids.to(source.device), mask)
             for row, n in enumerate(batch):
                 positions = torch.from_numpy(sequences[n].positions(index)).to(activations.device)
                 out[row_starts[n] : row_starts[n + 1]] = activations[row, positions].to(torch.bfloat16).cpu()
@@ -171,13 +172,15 @@ def _tokenizer_of(source: Source) -> SourceTokenizer:
     return SourceTokenizer(source.tokenizer, source.has_chat_template, source.vocabulary)
 
 
-def _padded(ids: list[np.ndarray[Any, Any]], pad: int) -> Tensor:
+def padded(ids: list[np.ndarray[Any, Any]], pad: int) -> Tensor:
+    """Token ids of a batch, filled up with `pad`, int64 [sequences, positions]."""
     out = np.full((len(ids), max(map(len, ids))), pad, dtype=np.int64)
     for row, sequence_ids in enumerate(ids):
         out[row, : len(sequence_ids)] = sequence_ids
     return torch.from_numpy(out)
 
 
-def _mask(sequences: list[Sequence], batch: list[int], index: int, device: torch.device) -> Tensor:
-    lengths = torch.tensor([len(sequences[n].ids[index]) for n in batch], device=device)
-    return (torch.arange(int(lengths.max()), device=device) < lengths[:, None]).long()
+def mask_of(lengths: abc.Sequence[int], device: torch.device) -> Tensor:
+    """Attention mask of a padded batch, int64 [sequences, positions]."""
+    length = torch.tensor(lengths, device=device)
+    return (torch.arange(int(length.max()), device=device) < length[:, None]).long()

@@ -91,6 +91,9 @@ class AnalysisRecipe(RecipeSection):
     same_space: Literal["auto"] | tuple[tuple[str, ...], ...] = "auto"
     """Sources that share a space, such as `[[base, tuned]]`, so that latent scaling can apply directions of one to the
     other; `auto` compares the decoder directions, and `[]` means none."""
+    other_layers: tuple[Share, ...] | None = None
+    """Depths of the other models, as shares of their layers, where probes also look for a feature. None stands for a
+    quarter, a half, three quarters and all; `[]` for nowhere."""
     verdict: VerdictRecipe = VerdictRecipe()
 
     @model_validator(mode="after")

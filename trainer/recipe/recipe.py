@@ -47,6 +47,7 @@ MAX_SWEEP = 256
 ADDED_KEYS = (
     ("", "imported"),
     ("", "calibration"),
+    ("analysis", "other_layers"),
     ("crosscoder", "damp_above"),
     ("crosscoder", "loss"),
     ("crosscoder", "residual"),

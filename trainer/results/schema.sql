@@ -294,7 +294,7 @@ create table evidence (
 );
 comment on table evidence is 'Outcome of each test of the claim that only its owner has a feature; no rows for features without a claim.';
 comment on column evidence.feature is 'Index of the feature.';
-comment on column evidence.test is 'probe_ratio: how well the other sources tell where it fires, over how well the owner does; excess: energy over that which noise would give; fdr: expected share of noise among claims as strong; twin: correlation with a feature of another owner; nu_error, nu_reconstruction: latent scaling, the largest of the other sources; own_probe: R-precision of the owner''s probe; firings; documents; density; template_share; first_token_share; found_again: share of the other trainings that have the feature.';
+comment on column evidence.test is 'probe_ratio: how well the other sources tell where it fires, over how well the owner does; other_layers: the largest probe ratio with another layer of the other models; excess: energy over that which noise would give; fdr: expected share of noise among claims as strong; twin: correlation with a feature of another owner; nu_error, nu_reconstruction: latent scaling, the largest of the other sources; own_probe: R-precision of the owner''s probe; firings; documents; density; template_share; first_token_share; found_again: share of the other trainings that have the feature.';
 comment on column evidence.value is 'The measured value.';
 comment on column evidence.low is 'Lower bound of the value''s 90 % interval over documents; null when it has none.';
 comment on column evidence.high is 'Upper bound of the value''s 90 % interval over documents; null when it has none.';
@@ -349,6 +349,22 @@ comment on column null_claims.claims is 'Number of claims.';
 comment on column null_claims.judged is 'Claims with a probe ratio and an excess.';
 comment on column null_claims.supported is 'Claims that the rule supports, all of them wrongly.';
 comment on column null_claims.excess_95 is '95 % quantile of the excess of the judged claims; null for placebos.';
+
+create table other_layer (
+    feature integer not null,
+    source tinyint not null,
+    layer integer not null,
+    probe_ratio double not null,
+    probe_low double not null,
+    probe_high double not null
+);
+comment on table other_layer is 'How well other layers of the other sources'' models tell where a claimed feature fires; no rows for claims whose owner is of the same model, and where the models could not be read.';
+comment on column other_layer.feature is 'Index of the feature.';
+comment on column other_layer.source is 'Index of the source whose model it is.';
+comment on column other_layer.layer is 'Layer whose residual stream was probed, counted from 0.';
+comment on column other_layer.probe_ratio is 'R-precision of the probe there over that of the best inside the owner, on the same rows.';
+comment on column other_layer.probe_low is 'Lower bound of the 90 % interval of probe_ratio, over documents.';
+comment on column other_layer.probe_high is 'Upper bound of the 90 % interval of probe_ratio, over documents.';
 
 create table probe (
     feature integer not null,

@@ -54,8 +54,9 @@ LIMITS = (
     """The *probe ratio* answers the second. A linear probe of each source, fitted on one half of the documents, ranks
     those rows of the other half that training never saw; its R-precision is the share of the feature's firings among
     the rows ranked first, as many as there are firings. The ratio divides that of the best probe outside the owner by
-    that of the best inside. What probes cannot tell may still be there: in another layer than the one compared, or in a
-    form that no line finds.""",
+    that of the best inside. What probes cannot tell may still be there, in a form that no line finds. Where the models
+    could be read again, other layers of the others are asked, too: what one has at its layer another may have earlier
+    or later. Calibrations ask the compared layers alone.""",
     """Both are measured on the held-out rows: a dictionary fits the noise of the rows it was trained on. Both have 90 %
     intervals, over document groups drawn with replacement, and the end of the interval is compared with the threshold,
     not the value. Parts of one conversation, and texts that share most of their wording, are one group: they are one
@@ -116,6 +117,18 @@ CRITERIA = {
         "probe_ratio",
         "equal_probe",
         "the others tell about as well where it fires",
+        "upper",
+    ),
+    "other_layers": Criterion(
+        "Probe ratio at other layers",
+        "The largest probe ratio with another layer of the others' models in the place of the one compared: a quarter, "
+        "a half, three quarters and all of their depth.",
+        "number",
+        "≤",
+        "another layer of the other models may tell more of where it fires than is allowed",
+        "probe_ratio",
+        "equal_probe",
+        "another layer of the other models tells about as well where it fires",
         "upper",
     ),
     "excess": Criterion(

@@ -15,6 +15,7 @@ from app.results.features.feature import (
     ActivationBin,
     Feature,
     InSource,
+    LayerProbe,
     Logit,
     Logits,
     Neighbour,
@@ -35,6 +36,7 @@ TABLES = {
     "agreement": "other, rows, null, [bin, other_bin] from agreement",
     "test": "null, n, test || ' ' || says, [value, threshold, low, high] from evidence",
     "probe": "source, null, null, [r_precision, auc] from probe",
+    "layer": "source, layer, null, [probe_ratio, probe_low, probe_high] from other_layer",
     "neighbour": """
         other, null, kind || ' ' || owner, [cosine, correlation, density]
         from (select n.*, f.owner, f.density from neighbour n join feature f on f.feature = n.other)
@@ -63,6 +65,8 @@ class FeatureDetail:
     """Twins first, each kind by correlation."""
     probes: list[SourceProbe]
     """How well every source tells where it fires, in order of the sources; empty for a feature without a claim."""
+    layers: list[LayerProbe]
+    """How well other layers of the others' models tell it, by source and layer; empty where none was looked at."""
     tests: list[CriterionResult]
     """Results of its claim, the most decisive first; empty for a feature without a claim."""
     agreement: Agreement | None
@@ -87,6 +91,7 @@ def feature_detail(results: Results, feature: int, corpus_shares: CorpusShares) 
         logits=_logits(found["logit"]),
         neighbours=_neighbours(found["neighbour"]),
         probes=[SourceProbe(source, names[source], *values) for source, _, _, values in sorted(found["probe"])],
+        layers=[LayerProbe(source, names[source], layer, *x) for source, layer, _, x in sorted(found["layer"])],
         tests=_tests(found["test"]),
         agreement=agreement_of([(other, int(x), int(y), count) for other, count, _, (x, y) in found["agreement"]]),
         corpus_breakdown=CorpusBreakdown(

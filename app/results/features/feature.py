@@ -104,6 +104,19 @@ class SourceProbe:
 
 
 @dataclass(frozen=True)
+class LayerProbe:
+    """How well a probe of another layer of another source's model tells where a claimed feature fires."""
+
+    source: int
+    name: str
+    layer: int
+    probe_ratio: float
+    """R-precision over that of the best probe inside the owner, on the same rows."""
+    probe_low: float
+    probe_high: float
+
+
+@dataclass(frozen=True)
 class ActivationBin:
     """One bin of the activation histogram."""
 

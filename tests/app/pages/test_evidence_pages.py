@@ -233,6 +233,11 @@ def test_a_claimed_feature_shows_what_the_probe_of_each_source_finds(judged: Tes
         ("smollm2", pytest.approx(0.03), 0.8),
         ("gemma3", 0.6, 0.99),
     ]
+    assert [(one["name"], one["layer"], one["probe_ratio"]) for one in found["other_layers"]] == [
+        ("smollm2", 2, pytest.approx(0.025)),
+        ("smollm2", 4, pytest.approx(0.0125)),
+    ]
+    assert "Layer ratio 90 % interval smollm2 2 0.025 0.010 to 0.040" in text
     assert "Probe of finds AUC" in text
     assert "gemma3 60.0 % 0.990" in text
     assert "smollm2 3.0 % 0.800" in text

@@ -174,6 +174,7 @@ FORMER = (
     "crosscoder.sparsity.anneal_share=0.1",
     "crosscoder.residual=null",
     "corpus.held_out=0.05",
+    "calibration.rows=100000",
 )
 """What the demo's recipe stated, or had by default, in its first versions."""
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from trainer.analysis.claims.evidence import ClaimedFeatures, ClaimEvidence, Estimate, measure_claims
 from trainer.analysis.claims.latent_scaling import ScalingFactors
+from trainer.analysis.claims.other_layers import LayerReader, OtherLayers
 from trainer.analysis.claims.verdict import SUPPORTS, UNTESTED, FeatureStats, Judgement, judge
 from trainer.analysis.per_feature.decoder_norms import DecoderNorms, claims, holders, owners
 from trainer.analysis.rows.codes import CodeSpool
@@ -100,6 +101,8 @@ class JudgedClaims:
     """Features with a claim, int64 [C]."""
     evidence: ClaimEvidence
     """Of the claims [C]."""
+    other_layers: OtherLayers
+    """Of the claims, where the models could be read."""
     stats: FeatureStats
     judgement: Judgement
 
@@ -141,14 +144,19 @@ def judge_claims(
     *,
     null: NullStrengths | None = None,
     sample: RowSample | None = None,
+    layers: LayerReader | None = None,
     progress: Progress,
 ) -> JudgedClaims:
-    """Judge all claims; reads the store once more unless a `sample` of its rows is given."""
+    """Judge all claims; reads the store once more unless a `sample` of its rows is given.
+
+    With `layers` other layers of the models are asked, too.
+    """
     ownership, features = inputs.ownership, np.flatnonzero(inputs.ownership.claims)
     with progress.task("Judging claims", total=None, unit="claims"):
         sample = sample or sample_rows(store, inputs.crosscoder)
         claimed = ClaimedFeatures.of_crosscoder(inputs.crosscoder, features, ownership.holds, inputs.codes, sample)
         evidence = measure_claims(sample, claimed, inputs.moments.row_moments)
+    elsewhere = OtherLayers([], [], []) if layers is None else layers.measure(sample, claimed)
     count = len(ownership.owner)
     nu_error, nu_reconstruction = _largest_nu_outside(inputs.scaling, inputs.crosscoder, ownership.holds)
     unknown = np.full(count, np.nan)
@@ -156,6 +164,7 @@ def judge_claims(
         ratio=_estimates(evidence.ratio, features, count),
         own=_values(evidence.own, features, count),
         excess=_estimates(evidence.excess, features, count),
+        elsewhere=_estimates(elsewhere.largest(len(features)), features, count),
         fdr=unknown,
         nu_error=nu_error,
         nu_reconstruction=nu_reconstruction,
@@ -163,7 +172,7 @@ def judge_claims(
         other_runs=np.full(count, inputs.other_runs),
         **vars(inputs.measures),
     )
-    judged = JudgedClaims(features, evidence, stats, judge(ownership.claims, stats, recipe.verdict))
+    judged = JudgedClaims(features, evidence, elsewhere, stats, judge(ownership.claims, stats, recipe.verdict))
     if null is None:
         return judged
     owner = np.array(ownership.owner, object)[features]
@@ -172,7 +181,7 @@ def judge_claims(
         of_owner = owner == name
         rates[of_owner] = null_rate(evidence.excess.low[of_owner], judged.null_strengths(of_owner), null[name])
     stats = replace(stats, fdr=_values(rates, features, count))
-    return JudgedClaims(features, evidence, stats, judge(ownership.claims, stats, recipe.verdict))
+    return JudgedClaims(features, evidence, elsewhere, stats, judge(ownership.claims, stats, recipe.verdict))
 
 
 def null_rate(strength: np.ndarray, run: list[float], null: np.ndarray) -> np.ndarray:

@@ -146,13 +146,23 @@ def _best(values: np.ndarray) -> np.ndarray:
 def _ratio(probes: Probes, inside: np.ndarray, outside: np.ndarray, fired: np.ndarray, drawn: np.ndarray) -> Estimate:
     claims = np.arange(len(inside))
     own, other = probes.hits[inside, :, claims].T, probes.hits[outside, :, claims].T
+    return ratio_estimate(other, own, probes.enough, fired, drawn)
+
+
+def ratio_estimate(
+    other: np.ndarray, own: np.ndarray, enough: np.ndarray, fired: np.ndarray, drawn: np.ndarray
+) -> Estimate:
+    """Probe ratios from hits of the other's probes and of the owner's by group of documents [K, C].
+
+    `fired` are firings by group [K, C], `drawn` how often each group is drawn [B, K]; NaN where not `enough`, bool [C].
+    """
     value = _quotient(other.sum(axis=0), own.sum(axis=0))
     low, high = _quantiles(_quotient(drawn @ other, drawn @ own))
     # Where the other side has hardly a hit, resampling hits says nothing about those that were not met.
     share = _quotient(own.sum(axis=0), fired.sum(axis=0))
     groups = (fired > 0).sum(axis=0)
     high = np.fmax(high, NOTHING_SEEN / np.maximum(groups, 1) / np.maximum(share, 1e-9))
-    return Estimate(*(np.where(probes.enough, part, np.nan) for part in (value, low, high)))
+    return Estimate(*(np.where(enough, part, np.nan) for part in (value, low, high)))
 
 
 def _excess(

@@ -6,9 +6,9 @@ The claim is that only a feature's owner has it. Two questions decide: is it a f
   above that), or more than half as well if a feature of another owner fires on the same rows (a twin);
 - *supported* if it fires clearly more strongly than noise would make it (the interval of the excess lies above the
   limit), if the other sources tell at most half as well where it fires (the interval of the probe ratio lies below
-  that), and if there is no reason for doubt: false claims that look as strong in noise of the same shape, too few
-  firings or documents, a density too high for one meaning, firings mostly on chat templates or first rows, latent
-  scaling that finds the direction in the other source, or other trainings without the feature;
+  that, also at other layers), and if there is no reason for doubt: false claims that look as strong in noise of the
+  same shape, too few firings or documents, a density too high for one meaning, firings mostly on chat templates or
+  first rows, latent scaling that finds the direction in the other source, or other trainings without the feature;
 - *undecided* otherwise. Absence of evidence never refutes, and a norm ratio or membership of a dedicated group makes a
   claim and does not support it.
 
@@ -48,6 +48,8 @@ class FeatureStats:
     """R-precision of the owner's best probe."""
     excess: Estimate
     """Energy over that which noise would give."""
+    elsewhere: Estimate
+    """The largest probe ratio at other layers of the other sources' models."""
     fdr: np.ndarray
     """Expected share of noise among the owner's claims at least as strong; see `null_rate`."""
     firings: np.ndarray
@@ -143,7 +145,7 @@ def judge(claims: np.ndarray, stats: FeatureStats, recipe: VerdictRecipe) -> Jud
             refuted,
             selected.excess.high < min(NOISE_LIKE, recipe.excess),
             np.isnan(selected.ratio.value),
-            selected.ratio.high <= recipe.absent_below,
+            np.fmax(selected.ratio.high, selected.elsewhere.high) <= recipe.absent_below,
         ],
         ["analogue", "", "noise", "", "absent"],
         "weaker",
@@ -189,6 +191,14 @@ def _tests(stats: FeatureStats, recipe: VerdictRecipe) -> Iterator[ClaimTest]:
     equal = ratio.low >= np.maximum(limit, recipe.equal_probe)
     ratio_outcome = np.select([np.isnan(ratio.value), equal, ratio.high <= limit], [SILENT, REFUTES, SUPPORTS], DOUBTS)
     yield test("probe_ratio", ratio.value, limit, ratio_outcome, interval=ratio)
+    # Of one space the other source is known to carry the feature; latent scaling says whether it uses it.
+    elsewhere, scaled = stats.elsewhere, ~np.isnan(stats.nu_error)
+    told = [
+        scaled | np.isnan(elsewhere.value) | (elsewhere.high <= limit),
+        elsewhere.low >= np.maximum(limit, recipe.equal_probe),
+    ]
+    outcome = np.select(told, [SILENT, REFUTES], DOUBTS)
+    yield test("other_layers", elsewhere.value, limit, outcome, interval=elsewhere)
     excess_outcome = np.select([np.isnan(excess.value), excess.low >= recipe.excess], [SILENT, SUPPORTS], DOUBTS)
     yield test("excess", excess.value, recipe.excess, excess_outcome, interval=excess)
     yield at_most("fdr", stats.fdr, recipe.fdr)

@@ -37,6 +37,8 @@ class RowSample:
     """How many leading rows claims are judged on: those that training never saw; all if none were held out."""
     sequence: np.ndarray
     """Sequence of each row, int64 [R]; -1 in a store that does not say where in it a row is."""
+    byte_end: np.ndarray | None = None
+    """Byte of its sequence's text at which each row's token ends, int64 [R]; None in a store without texts."""
 
     @property
     def size(self) -> int:
@@ -55,6 +57,20 @@ class RowSample:
         known = (self.sequence[other] == self.sequence) & (self.fold[other] == self.fold) & (self.sequence >= 0)
         neighbour: np.ndarray = np.where(known, other, row)
         return neighbour
+
+    def first(self, rows: int) -> "RowSample":
+        """Its first rows, of which at most three quarters are judged."""
+        some = slice(rows)
+        cluster = np.unique(self.cluster[some], return_inverse=True)[1]
+        return RowSample(
+            {name: x[some] for name, x in self.rows.items()},
+            self.fold[some],
+            cluster,
+            np.where(self.index < rows, self.index, -1),
+            min(self.judged, 3 * min(rows, self.size) // 4 if rows < self.size else self.judged),
+            self.sequence[some],
+            None if self.byte_end is None else self.byte_end[some],
+        )
 
     def select(self, row: np.ndarray) -> np.ndarray:
         """Indices in the sample of some rows of the store, without those that are not in it."""
@@ -81,7 +97,8 @@ class _FillingSample:
         self._folds, self._groups = TwoFold.from_store(store), store.document_groups()
         self._held_out = store.held_out_rows()
         self._rows = {name: torch.empty(room, width, dtype=torch.bfloat16) for name, width in crosscoder.widths.items()}
-        self._fold, self._cluster, self._sequence = np.empty((3, room), np.int64)
+        self._fold, self._cluster, self._sequence, self._byte_end = np.empty((4, room), np.int64)
+        self._has_texts = store.manifest.sequences is not None
         self._index = np.full(len(self._held_out), -1, np.int64)
         self.kept = 0
         """Rows so far."""
@@ -100,6 +117,7 @@ class _FillingSample:
             self._fold[some] = self._folds.folds_of_block(block, first)[keep].numpy()
             self._cluster[some] = self._groups_of(block, unit)[keep.numpy()]
             self._sequence[some] = -1 if block.position is None else unit[keep].numpy()
+            self._byte_end[some] = -1 if block.byte_end is None else block.byte_end[keep].numpy()
             self._index[first + keep.numpy()] = np.arange(some.start, some.stop)
             at, self.kept = at + len(unit), some.stop
 
@@ -114,7 +132,8 @@ class _FillingSample:
         _, cluster = np.unique(self._cluster[: self.kept], return_inverse=True)
         rows = {name: x[: self.kept] for name, x in self._rows.items()}
         kept = slice(self.kept)
-        return RowSample(rows, self._fold[kept], cluster, self._index, judged, self._sequence[kept])
+        byte_end = self._byte_end[kept] if self._has_texts else None
+        return RowSample(rows, self._fold[kept], cluster, self._index, judged, self._sequence[kept], byte_end)
 
 
 def _unit(block: RowBlock, first: int) -> Tensor:

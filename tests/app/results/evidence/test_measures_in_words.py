@@ -230,10 +230,16 @@ def test_results_are_sorted_by_effect_then_by_criterion():
 def test_thresholds_are_those_of_the_recipe():
     recipe = {"analysis": {"verdict": {"probe_ratio": 0.4, "firings": 50, "own_probe": 0.1, "moon": 3}}}
 
-    assert thresholds(recipe) == {"probe_ratio": 0.4, "firings": 50.0, "own_probe": 0.1}
+    assert thresholds(recipe) == {
+        "probe_ratio": 0.4,
+        "other_layers": 0.4,
+        "firings": 50.0,
+        "own_probe": 0.1,
+    }
     assert thresholds({}) == thresholds({"analysis": {}}) == {}
     assert refuting_thresholds({"analysis": {"verdict": {"probe_ratio": 0.4, "equal_probe": 0.8}}}) == {
-        "probe_ratio": 0.8
+        "probe_ratio": 0.8,
+        "other_layers": 0.8,
     }
 
 
@@ -245,9 +251,10 @@ def test_conditions_name_the_end_of_the_interval_that_is_compared():
 
 
 def test_every_criterion_of_the_rule_has_words_and_a_setting():
+    estimates = ("ratio", "excess", "elsewhere")
     one = FeatureStats(
         **{
-            field.name: Estimate(*[np.array([1.0])] * 3) if field.name in ("ratio", "excess") else np.array([1.0])
+            field.name: Estimate(*[np.array([1.0])] * 3) if field.name in estimates else np.array([1.0])
             for field in dataclasses.fields(FeatureStats)
         }
     )
@@ -255,7 +262,10 @@ def test_every_criterion_of_the_rule_has_words_and_a_setting():
 
     assert [test.name for test in tests] == list(CRITERIA)
     recipe = {"analysis": {"verdict": VerdictRecipe().model_dump()}}
-    assert thresholds(recipe) == {test.name: float(test.threshold[0]) for test in tests} | {"probe_ratio": 0.5}
+    assert thresholds(recipe) == {test.name: float(test.threshold[0]) for test in tests} | {
+        "probe_ratio": 0.5,
+        "other_layers": 0.5,
+    }
 
 
 def test_the_closest_twin_fires_on_most_of_the_same_rows():

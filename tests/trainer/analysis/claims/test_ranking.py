@@ -11,7 +11,7 @@ from trainer.analysis.claims.ranking import ENOUGH_DOCUMENTS, ENOUGH_FIRINGS, Ra
 from trainer.analysis.claims.verdict import FeatureStats
 from trainer.recipe.measuring import VerdictRecipe
 
-OTHERS = [field.name for field in fields(FeatureStats) if field.name not in ("ratio", "excess", "fdr")]
+OTHERS = [field.name for field in fields(FeatureStats) if field.name not in ("ratio", "excess", "elsewhere", "fdr")]
 GOOD = {
     "firings": 1000.0,
     "documents": 100.0,
@@ -60,6 +60,7 @@ def test_the_margin_is_that_of_the_weakest_test():
     stats = FeatureStats(
         ratio=Estimate(nan, nan, np.array([0.1, 0.1, 0.4, 0.6, np.nan])),
         excess=Estimate(nan, np.array([4.0, 4.0, 4.0, 2.0, 5.0]), nan),
+        elsewhere=Estimate(nan, nan, nan),
         fdr=np.array([np.nan, 0.08, 0.01, 0.01, 0.01]),
         **dict.fromkeys(OTHERS, nan),
     )

@@ -11,6 +11,7 @@ GOOD = {
     "ratio": (0.05, 0.03, 0.08),
     "own": 0.4,
     "excess": (4.0, 2.5, 6.6),
+    "elsewhere": (np.nan, np.nan, np.nan),
     "fdr": np.nan,
     "firings": 5000,
     "documents": 300.0,
@@ -88,6 +89,21 @@ def test_a_twin_refutes_if_the_other_sources_tell_its_rows_and_no_verdict_turns_
     # From support to refutation it is the width of an interval, whose middle says nothing.
     for ratio in ((0.45, 0.4, 0.501), (0.5, 0.45, 0.55), (0.55, 0.499, 0.6), UNKNOWN):
         assert verdict(twin=0.6, ratio=ratio)[0] == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "expected"),
+    [
+        ((0.05, 0.02, 0.09), ("supported", "absent")),
+        ((0.3, 0.2, 0.45), ("supported", "weaker")),
+        ((0.45, 0.4, 0.55), ("undecided", "weaker")),
+        ((0.7, 0.6, 0.79), ("undecided", "weaker")),
+        ((0.9, 0.81, 1.0), ("refuted", None)),
+    ],
+)
+def test_what_another_layer_of_the_other_model_tells_counts_except_in_one_space(elsewhere, expected):
+    assert verdict(elsewhere=elsewhere) == expected
+    assert verdict(elsewhere=elsewhere, **SAME_SPACE)[0] == "supported"
 
 
 def test_a_feature_that_the_other_source_tells_nearly_as_well_is_refuted_and_of_no_kind():
