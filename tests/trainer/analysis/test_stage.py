@@ -72,12 +72,12 @@ def test_every_measure_of_every_feature(tmp_path):
     assert [row["feature"] for row in features] == list(range(FEATURES))
     assert [row["group_name"] for row in features] == ["shared", "shared", "left", "right"]
     assert [row["owner"] for row in features] == ["shared", "left", "left", "right"]
-    # Feature 1 fires with feature 0, which is shared; feature 2 has too few firings for a readout.
-    assert [row["verdict"] for row in features] == ["", "refuted", "undecided", "undecided"]
-    assert [row["kind"] for row in features][:3] == [None, "analogue", None]
+    # Feature 1 fires with feature 0, which is shared; but too seldom for a probe to say whether the others tell it.
+    assert [row["verdict"] for row in features] == ["", "undecided", "undecided", "undecided"]
+    assert [row["kind"] for row in features][:3] == [None, None, None]
     assert features[3]["kind"] in {None, "noise"}, "so few firings lie on the edge of what noise would give"
     assert {(row["feature"], row["says"]) for row in found["evidence"] if row["test"] == "twin"} == {
-        (1, "refutes"),
+        (1, "doubts"),
         (2, "silent"),
         (3, "silent"),
     }
