@@ -23,7 +23,7 @@ ReadRows = Callable[[Source, Sequence[int], np.ndarray, np.ndarray], list[Tensor
 """Gives the residual stream of a model after some layers, each [R, W], at rows given by sequence and byte end [R]."""
 DEPTHS = (0.25, 0.5, 0.75, 1.0)
 """Where a recipe that says nothing looks."""
-ROWS = 98_304
+ROWS = 65_536
 """Rows of the sample that are read at other layers."""
 BLOCK = 16384
 """Rows whose moments are added at a time."""
