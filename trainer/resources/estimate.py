@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from trainer.analysis.claims.other_layers import DEPTHS, ROWS
 from trainer.device import compute_dtype, pick_device
 from trainer.evaluation.fidelity import SCORED
 from trainer.kernels import int8_search
@@ -344,6 +345,8 @@ class _Estimator:
         heads = sum(shape.vocabulary * shape.width for shape in self.shapes.values()) if models else 0
         contexts = recipe.contexts.top + 5 * recipe.contexts.per_quantile
         firings = rows * self.dictionary.active
+        again = min(rows, ROWS) if models and recipe.other_layers != () else 0.0
+        each = sum(shape.all_multiplications for shape in self.shapes.values())
         least = self._least(
             WEIGHT_BYTES * self.dictionary.saved_parameters + 2 * 4 * self.dictionary.features * wide, 0
         )
@@ -354,6 +357,7 @@ class _Estimator:
             + ANALYSIS_BYTES
             + loaded
             + moments
+            + again * len(DEPTHS) * 2 * max(self.dictionary.widths.values())  # bf16
             + LOADED_BYTES * self.dictionary.saved_parameters,
             mapped=0,
             disk=firings * FIRING_BYTES
@@ -361,6 +365,7 @@ class _Estimator:
             seconds=self._total(
                 self._seconds(rows * self.dictionary.saved_product * ANALYSIS_ENCODES, 1.0, loading=loaded),
                 self._seconds(self.dictionary.features * heads, 1.0),
+                self._seconds(again * each, EVALUATION_SHARE),
             ),
             least=self._with_models(least) if models else least,
         )
