@@ -123,6 +123,7 @@ def test_each_selected_feature_is_paired_with_its_strongest_twin():
         cosine=np.zeros(5),
         correlation=np.array([0.2, 0.8, 0.5, 0.6, 0.9]),
         strongest_twin=np.zeros(6),
+        strongest_shared=np.zeros(6),
     )
 
     assert table.strongest_twins(np.array([True, True, True, True, True, True])).tolist() == [[0, 4], [2, 0]]
