@@ -104,6 +104,9 @@ def test_the_strongest_twin_is_the_largest_correlation_with_another_owner(tmp_pa
     assert with_third < COACTIVE
     assert same.strongest_twin.tolist() == pytest.approx([0, 0, 0, 0])
     assert apart.strongest_twin.tolist() == pytest.approx([1, 1, 0, 0])
+    assert apart.strongest_shared.tolist() == [0] * 4
+    of_all = found(dense, tiny_crosscoder(), ["a", "shared", "b", "shared"], 5, tmp_path)
+    assert of_all.strongest_shared.tolist() == pytest.approx([1, 0, 0, 0]), "a feature is not its own twin"
 
 
 def test_no_neighbours_are_kept_when_none_are_asked_for(tmp_path):
