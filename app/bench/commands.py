@@ -122,7 +122,7 @@ def toy(variants: str | None, sizes: str | None, as_json: bool, **options: Any) 
 @bench.command()
 @recipe_option
 @overrides_option
-@click.option("--null", "kinds", multiple=True, metavar="KIND", help="rounded or merges.  [default: both]")
+@click.option("--null", "kinds", multiple=True, metavar="KIND", help="8bit, 4bit or merges.  [default: all]")
 @click.option("--source", "sources", multiple=True, help="Source whose model to copy.  [default: each]")
 @json_option
 def nulls(recipe: Path | None, overrides: tuple[str, ...], as_json: bool, **chosen: tuple[str, ...]) -> None:

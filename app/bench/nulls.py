@@ -19,7 +19,8 @@ from trainer.run.folder import RunFolder, home
 from trainer.run.stages import STAGES
 
 KINDS: dict[str, tuple[str, Callable[[ModelFiles, Path], Path]]] = {
-    "rounded": ("its weights rounded to 4 bits", lambda files, folder: rounded_copy(files, folder, bits=4)),
+    "8bit": ("its weights rounded to 8 bits", lambda files, folder: rounded_copy(files, folder, bits=8)),
+    "4bit": ("its weights rounded to 4 bits", lambda files, folder: rounded_copy(files, folder, bits=4)),
     "merges": (
         "half of the merges of its tokenizer",
         lambda files, folder: copy_with_fewer_merges(files, folder, share=0.5),

@@ -13,13 +13,13 @@ SETTINGS = ("crosscoder.residual={features: 16, k: 2, trainings: 2}", "crosscode
 
 
 def test_every_null_is_run_and_its_claims_are_counted_by_owner(tmp_path: Path, own_home: Path):
-    report = bench_nulls(tiny_diff(tmp_path), SETTINGS, sources=["left"])
+    report = bench_nulls(tiny_diff(tmp_path), SETTINGS, kinds=["8bit", "merges"], sources=["left"])
 
     counts = report.figures["nulls"]
     assert [(one["null"], one["owner"]) for one in counts] == [
-        (f"left, {kind}", owner) for kind in ("rounded", "merges") for owner in ("left", f"left-{kind}")
+        (f"left, {kind}", owner) for kind in ("8bit", "merges") for owner in ("left", f"left-{kind}")
     ]
-    for kind in ("rounded", "merges"):
+    for kind in ("8bit", "merges"):
         (folder,) = (own_home / "runs").glob(f"null-left-{kind}-*")
         query = (
             "select owner, count(*) from feature where verdict in ('supported', 'refuted', 'undecided') group by owner"
@@ -28,15 +28,15 @@ def test_every_null_is_run_and_its_claims_are_counted_by_owner(tmp_path: Path, o
         assert {
             one["owner"]: one["claims"] for one in counts if one["null"].endswith(kind) and one["claims"]
         } == published
-    # Weights rounded to four bits leave more to tell of each other than other tokens do.
+    # Weights rounded to eight bits leave more to tell of each other than other tokens do.
     told = {one["null"]: one["told"] for one in counts}
-    assert 0.2 < told["left, merges"] < told["left, rounded"] <= 1
-    assert report.rows[0][:2] == ("left, rounded", "left")
+    assert 0.2 < told["left, merges"] < told["left, 8bit"] <= 1
+    assert report.rows[0][:2] == ("left, 8bit", "left")
 
 
 def test_an_unknown_null_or_source_is_refused_with_those_that_there_are(tmp_path: Path, own_home: Path):
     recipe = tiny_diff(tmp_path)
-    with pytest.raises(UsageError, match=r"No null is named 'foo'\. There are rounded, merges"):
+    with pytest.raises(UsageError, match=r"No null is named 'foo'\. There are 8bit, 4bit, merges"):
         bench_nulls(recipe, kinds=["foo"])
     with pytest.raises(UsageError, match=r"No source is named 'middle'\. There are left, right"):
         bench_nulls(recipe, sources=["middle"])
