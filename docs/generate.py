@@ -25,7 +25,7 @@ EVIDENCE_IN_A_RUN = (
     "In the explorer, *How claims are judged* on the page of any claimed feature shows the same with the thresholds of "
     "the run and what each test said of its claims. Why it is so: decisions "
     "[20](decisions/0020-probes-excess-and-nulls.md), [31](decisions/0031-excess-of-energy.md) and "
-    "[32](decisions/0032-other-layers-and-shared-twins.md)."
+    "[32](decisions/0032-other-layers.md)."
 )
 TESTS_HEAD = "| test | what it asks | passes if | under `analysis.verdict` |\n|---|---|---|---|"
 TABLE_HEAD = "| column | type | meaning |\n|---|---|---|"

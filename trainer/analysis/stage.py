@@ -163,7 +163,7 @@ class _Analysis:
             ownership,
             encoded.moments,
             self.codes,
-            FeatureMeasures(**verdict_measures, twin=related.strongest_twin, shared_twin=related.strongest_shared),
+            FeatureMeasures(**verdict_measures, twin=related.strongest_twin),
         )
         found = stability(store, self.crosscoder, ownership, other_runs(folder), self.recipe.analysis)
         inputs = replace(inputs, scaling=encoded.scaling, found_again=found.share, other_runs=found.looked_in)

@@ -39,7 +39,7 @@ def judge_without_text(
         ownership,
         encoded.moments,
         codes,
-        FeatureMeasures.without_text(codes.counts, codes.rows, twins.strongest_twin, twins.strongest_shared),
+        FeatureMeasures.without_text(codes.counts, codes.rows, twins.strongest_twin),
         encoded.scaling,
         found.share,
         found.looked_in,

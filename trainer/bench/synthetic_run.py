@@ -164,7 +164,6 @@ def _random_verdicts(
         elsewhere=estimate(0.0, 0.6),
         fdr=np.where(claims, rng.uniform(0, 0.2, count), np.nan),
         twin=rng.uniform(0, 0.6, count),
-        shared_twin=rng.uniform(0, 0.6, count),
         nu_error=rng.uniform(0, 0.3, count),
         nu_reconstruction=rng.uniform(0, 0.6, count),
         found_again=rng.integers(0, OTHER_RUNS + 1, count) / OTHER_RUNS,

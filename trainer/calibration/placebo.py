@@ -103,5 +103,5 @@ def _stats(claimed: ClaimedFeatures, evidence: ClaimEvidence, sample: RowSample)
         nu_reconstruction=unknown,
         found_again=unknown,
         other_runs=np.zeros(len(firings), np.int64),
-        **vars(FeatureMeasures.without_text(firings, sample.size, unknown, unknown)),
+        **vars(FeatureMeasures.without_text(firings, sample.size, unknown)),
     )

@@ -58,9 +58,7 @@ class VerdictRecipe(RecipeSection):
     fdr: float = Field(default=0.1, gt=0, le=1)
     """Largest share of noise to be expected among claims as strong, in a run that is calibrated."""
     twin: float = Field(default=0.5, gt=0, le=1)
-    """A claim is refuted if a feature of another owner correlates more than this, and the others tell its rows."""
-    shared_twin: float = Field(default=0.8, gt=0, le=1)
-    """A claim that is not *only here* is not supported if a feature of all sources correlates more than this."""
+    """A claim is refuted if a feature of another owner correlates more than this."""
     nu_error: float = Field(default=0.2, gt=0, le=MAX_FACTOR)
     """Above this ν of latent scaling, a claim is not supported (arXiv 2504.02922)."""
     nu_reconstruction: float = Field(default=0.5, gt=0, le=MAX_FACTOR)

@@ -71,15 +71,7 @@ REMOVED_KEYS: tuple[tuple[str, str, Any], ...] = (
 """Section, key and default of settings that are gone. A recipe may still give the default."""
 IDENTITY_KEYS = tuple(removed for removed in REMOVED_KEYS if "readout_contrast" not in removed[1])
 """Removed settings that a run's identity still has, so that older recipes keep their fingerprint."""
-LATER_VERDICT_KEYS = (
-    "probe_ratio",
-    "probe_ratio_same_space",
-    "equal_probe",
-    "excess",
-    "fdr",
-    "own_probe",
-    "shared_twin",
-)
+LATER_VERDICT_KEYS = ("probe_ratio", "probe_ratio_same_space", "equal_probe", "excess", "fdr", "own_probe")
 """Settings of `analysis.verdict` that enter a run's identity only where they differ from their default."""
 
 

@@ -160,15 +160,6 @@ CRITERIA = {
         "twin",
         refutation="a feature of another owner fires on the same rows, and the others tell them",
     ),
-    "shared_twin": Criterion(
-        "Closest shared twin",
-        "Correlation over all rows with the most similar feature that all sources share. Near 1, it may be a part of "
-        "that feature which one source holds more clearly; this does not count against what is only here.",
-        "number",
-        "≤",
-        "a shared feature fires on nearly the same rows",
-        "shared_twin",
-    ),
     "nu_error": Criterion(
         "ν of the error",
         "Latent scaling: how much of its direction is in what the dictionary leaves unexplained of the other source, "

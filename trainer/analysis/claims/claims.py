@@ -35,16 +35,12 @@ class FeatureMeasures:
     first_token_share: np.ndarray
     twin: np.ndarray
     """Largest correlation with a feature of another owner."""
-    shared_twin: np.ndarray
-    """Largest correlation with a feature that all sources share."""
 
     @classmethod
-    def without_text(
-        cls, firings: np.ndarray, rows: int, twin: np.ndarray, shared_twin: np.ndarray
-    ) -> "FeatureMeasures":
+    def without_text(cls, firings: np.ndarray, rows: int, twin: np.ndarray) -> "FeatureMeasures":
         """Measures for a store without texts."""
         unknown = np.full(len(firings), np.nan)
-        return cls(firings, unknown, firings / max(rows, 1), unknown, unknown, twin, shared_twin)
+        return cls(firings, unknown, firings / max(rows, 1), unknown, unknown, twin)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ The claim is that only a feature's owner has it. Two questions decide: is it a f
   limit), if the other sources tell at most half as well where it fires (the interval of the probe ratio lies below
   that, also at other layers), and if there is no reason for doubt: false claims that look as strong in noise of the
   same shape, too few firings or documents, a density too high for one meaning, firings mostly on chat templates or
-  first rows, a shared feature that fires on nearly the same rows, latent scaling that finds the direction in the other
-  source, or other trainings without the feature;
+  first rows, latent scaling that finds the direction in the other source, or other trainings without the feature;
 - *undecided* otherwise. Absence of evidence never refutes, and a norm ratio or membership of a dedicated group makes a
   claim and does not support it.
 
@@ -60,8 +59,6 @@ class FeatureStats:
     first_token_share: np.ndarray
     twin: np.ndarray
     """Largest correlation with a feature of another owner."""
-    shared_twin: np.ndarray
-    """Largest correlation with a feature that all sources share."""
     nu_error: np.ndarray
     """Largest over the sources that lack the feature by the claim; NaN across spaces."""
     nu_reconstruction: np.ndarray
@@ -209,9 +206,6 @@ def _tests(stats: FeatureStats, recipe: VerdictRecipe) -> Iterator[ClaimTest]:
     alike = stats.twin > recipe.twin
     twin_outcome = np.select([~alike | (ratio_outcome == SUPPORTS), ratio.low > limit], [SILENT, REFUTES], DOUBTS)
     yield test("twin", stats.twin, recipe.twin, twin_outcome)
-    # A direction that one source holds less clearly is told from it less well, though the concept is in both.
-    only_part = (stats.shared_twin > recipe.shared_twin) & ~(ratio.high <= recipe.absent_below)
-    yield test("shared_twin", stats.shared_twin, recipe.shared_twin, np.where(only_part, DOUBTS, SILENT))
     yield at_most("nu_error", stats.nu_error, recipe.nu_error, DOUBTS, SUPPORTS)
     yield at_most("nu_reconstruction", stats.nu_reconstruction, recipe.nu_reconstruction, DOUBTS, SUPPORTS)
     yield at_least("own_probe", stats.own, recipe.own_probe)

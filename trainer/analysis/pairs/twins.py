@@ -11,7 +11,6 @@ import pyarrow as pa
 import torch
 
 from trainer.analysis.pairs.coactivation import Coactivation
-from trainer.analysis.per_feature.decoder_norms import SHARED
 from trainer.analysis.rows.codes import rank_within
 from trainer.crosscoder.crosscoder import Crosscoder
 
@@ -38,8 +37,6 @@ class Neighbours:
     """Correlation of activations [N]."""
     strongest_twin: np.ndarray
     """Largest correlation of each feature with one of another owner [F]; 0 if none is at least 0.1."""
-    strongest_shared: np.ndarray
-    """Largest correlation of each feature with another that all sources share [F]; 0 if none is at least 0.1."""
 
     def strongest_twins(self, features: np.ndarray) -> np.ndarray:
         """Pairs of a feature of `features`, bool [F], and its strongest twin, int64 [P, 2]; none without a twin."""
@@ -104,8 +101,7 @@ def neighbours(coactivation: Coactivation, cosines: Cosines, owner: list[str], c
     """
     owner_index = np.unique(np.array(owner), return_inverse=True)[1]
     alive = coactivation.deviation > 0
-    shared = np.array([name == SHARED for name in owner], bool)
-    strongest, strongest_shared = np.zeros((2, len(owner)))
+    strongest = np.zeros(len(owner))
     parts = []
     for first, correlation in coactivation.correlations():
         stop = first + len(correlation)
@@ -117,7 +113,6 @@ def neighbours(coactivation: Coactivation, cosines: Cosines, owner: list[str], c
         pair_correlation, pair_cosine = correlation[row, other], cosine[row, other]
         foreign = other_owner[row, other]
         np.maximum.at(strongest, first + row[foreign], pair_correlation[foreign])
-        np.maximum.at(strongest_shared, first + row[shared[other]], pair_correlation[shared[other]])
         kind = np.where(foreign & (pair_correlation >= TWIN), KINDS.index("twin"), KINDS.index("coactive"))
         kind = np.where(~foreign & (pair_cosine >= SIMILAR), KINDS.index("similar"), kind)
         similarity = np.where(kind == KINDS.index("similar"), pair_cosine, pair_correlation)
@@ -126,8 +121,7 @@ def neighbours(coactivation: Coactivation, cosines: Cosines, owner: list[str], c
     order = np.lexsort((other, -similarity, kind, feature))
     best = order[rank_within(feature[order] * len(KINDS) + kind[order]) < count]
     feature, other = feature[best], other[best]
-    cosine, correlation = cosines.of_pairs(feature, other), pair_correlation[best]
-    return Neighbours(feature, other, kind[best], cosine, correlation, strongest, strongest_shared)
+    return Neighbours(feature, other, kind[best], cosines.of_pairs(feature, other), pair_correlation[best], strongest)
 
 
 def _chunks(index: np.ndarray, size: int = 16384) -> list[np.ndarray]:

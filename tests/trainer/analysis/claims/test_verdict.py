@@ -19,7 +19,6 @@ GOOD = {
     "template_share": 0.0,
     "first_token_share": 0.1,
     "twin": 0.0,
-    "shared_twin": 0.0,
     "nu_error": np.nan,
     "nu_reconstruction": np.nan,
     "found_again": np.nan,
@@ -105,13 +104,6 @@ def test_a_twin_refutes_if_the_other_sources_tell_its_rows_and_no_verdict_turns_
 def test_what_another_layer_of_the_other_model_tells_counts_except_in_one_space(elsewhere, expected):
     assert verdict(elsewhere=elsewhere) == expected
     assert verdict(elsewhere=elsewhere, **SAME_SPACE)[0] == "supported"
-
-
-def test_a_shared_feature_on_nearly_the_same_rows_is_a_doubt_unless_nothing_can_be_told():
-    part = (0.3, 0.2, 0.4)
-    assert verdict(shared_twin=0.81, ratio=part)[0] == "undecided"
-    assert verdict(shared_twin=0.79, ratio=part)[0] == "supported"
-    assert verdict(shared_twin=0.95) == ("supported", "absent")
 
 
 def test_a_feature_that_the_other_source_tells_nearly_as_well_is_refuted_and_of_no_kind():

@@ -104,9 +104,6 @@ def test_the_strongest_twin_is_the_largest_correlation_with_another_owner(tmp_pa
     assert with_third < COACTIVE
     assert same.strongest_twin.tolist() == pytest.approx([0, 0, 0, 0])
     assert apart.strongest_twin.tolist() == pytest.approx([1, 1, 0, 0])
-    assert apart.strongest_shared.tolist() == [0] * 4
-    of_all = found(dense, tiny_crosscoder(), ["a", "shared", "b", "shared"], 5, tmp_path)
-    assert of_all.strongest_shared.tolist() == pytest.approx([1, 0, 0, 0]), "a feature is not its own twin"
 
 
 def test_no_neighbours_are_kept_when_none_are_asked_for(tmp_path):
@@ -126,7 +123,6 @@ def test_each_selected_feature_is_paired_with_its_strongest_twin():
         cosine=np.zeros(5),
         correlation=np.array([0.2, 0.8, 0.5, 0.6, 0.9]),
         strongest_twin=np.zeros(6),
-        strongest_shared=np.zeros(6),
     )
 
     assert table.strongest_twins(np.array([True, True, True, True, True, True])).tolist() == [[0, 4], [2, 0]]
