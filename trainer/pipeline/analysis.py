@@ -25,8 +25,13 @@ def analyse_with_models(
     folder: RunFolder,
     progress: Progress,
 ) -> Path:
-    """Analyse and publish a run; `models` are whole, and may be none. Raises what `analyse` raises."""
+    """Analyse and publish a run; `models` are whole, and may be none. Raises what `analyse` raises.
+
+    Other layers are read where the store has the tokens of a model: one that another program wrote may lack them.
+    """
     depths = recipe.analysis.other_layers
+    has_tokens = {"tokens", "token_ids"} <= store.sequence_columns()
+    readable = [model for model in models if has_tokens and model.name in store.widths]
     read = partial(read_rows, store, batch_tokens=recipe.harvest.batch_tokens)
     return analyse(
         recipe,
@@ -35,5 +40,5 @@ def analyse_with_models(
         folder=folder,
         progress=progress,
         unembeddings=Unembedding.from_sources(models, progress.notify),
-        layers=LayerReader(DEPTHS if depths is None else depths, models, read, progress),
+        layers=LayerReader(DEPTHS if depths is None else depths, readable, read, progress),
     )
