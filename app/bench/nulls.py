@@ -39,7 +39,8 @@ class NullCount(NamedTuple):
 
     null: str
     owner: str
-    told: float
+    told: float | None
+    """Share of its variance that the other tells linearly; None with too few groups of documents to say."""
     claims: int
     judged: int
     supported: int
@@ -50,7 +51,14 @@ class NullCount(NamedTuple):
         interval = binomtest(self.supported, self.claims).proportion_ci() if self.claims else None
         share = "–" if interval is None else f"{100 * interval.low:.1f}–{100 * interval.high:.1f} %"
         counts = [f"{value:,}" for value in (self.claims, self.judged, self.supported)]
-        return (self.null, self.owner, f"{self.told:.3f}", *counts, share, f"{self.refuted:,}")
+        return (
+            self.null,
+            self.owner,
+            "–" if self.told is None else f"{self.told:.3f}",
+            *counts,
+            share,
+            f"{self.refuted:,}",
+        )
 
 
 def bench_nulls(
@@ -116,4 +124,4 @@ def _counts(null: str, folder: RunFolder) -> Iterator[NullCount]:
             ).fetchone()
             assert told is not None, "an aggregate gives one row"
             assert counts is not None, "an aggregate gives one row"
-            yield NullCount(null, owner, told[0] if told[0] is not None else float("nan"), *counts)
+            yield NullCount(null, owner, told[0], *counts)

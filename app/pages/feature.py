@@ -106,8 +106,9 @@ class FeaturePage:
     caution: str | None
     """Why an undecided claim of its owner says little; None if it says something."""
     probes: list[SourceProbe]
-    layers: list[LayerProbe]
     """How well each source tells where it fires."""
+    layers: list[LayerProbe]
+    """The same of other layers of the others' models."""
     tests: list[CriterionResult]
     """Of its claim."""
     measures: list[WordedMeasure]

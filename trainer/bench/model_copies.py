@@ -26,11 +26,7 @@ def rounded_copy(files: ModelFiles, folder: Path, *, bits: int) -> Path:
 
     Raises SourceError for a model without safetensors weights.
     """
-    paths = sorted(files.folder.glob(WEIGHTS))
-    if not paths:
-        raise SourceError(f"{files.folder} has no {WEIGHTS} files, so its weights cannot be rounded.")
-    _copy_rest(files.folder, folder)
-    for path in paths:
+    for path in _copy_rest(files.folder, folder):
         changed = {name: _rounded(weight, bits) if weight.dim() == 2 else weight for name, weight in _read(path)}
         save_file(changed, folder / path.name, metadata={"format": "pt"})
     return folder
@@ -39,15 +35,14 @@ def rounded_copy(files: ModelFiles, folder: Path, *, bits: int) -> Path:
 def copy_with_fewer_merges(files: ModelFiles, folder: Path, *, share: float) -> Path:
     """Copy a model with the first `share` of its tokenizer's merges; returns `folder`.
 
-    Raises SourceError for a tokenizer that has no merges.
+    Raises SourceError for a tokenizer that has no merges, and for a model without safetensors weights.
     """
     path = files.folder / "tokenizer.json"
     tokenizer: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     model = tokenizer.get("model", {})
     if not model.get("merges"):
         raise SourceError(f"{files.folder} has no tokenizer.json with merges (BPE), so none can be left out.")
-    _copy_rest(files.folder, folder)
-    for weights in files.folder.glob(WEIGHTS):
+    for weights in _copy_rest(files.folder, folder):
         shutil.copyfile(weights, folder / weights.name)
     model["merges"] = model["merges"][: round(share * len(model["merges"]))]
     model["ignore_merges"] = False  # else a word that is a token would be one without any merge
@@ -55,10 +50,14 @@ def copy_with_fewer_merges(files: ModelFiles, folder: Path, *, share: float) -> 
     return folder
 
 
-def _copy_rest(origin: Path, folder: Path) -> None:
-    """Copy everything but the weights into a new folder."""
+def _copy_rest(origin: Path, folder: Path) -> list[Path]:
+    """Copy everything but the weights into a new folder; returns the files of weights. Raises SourceError if none."""
+    weights = sorted(origin.glob(WEIGHTS))
+    if not weights:
+        raise SourceError(f"{origin} has no {WEIGHTS} files. Save the model with transformers' save_pretrained first.")
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(origin, folder, ignore=shutil.ignore_patterns(WEIGHTS, "*.bin", "*.gguf"))
+    return weights
 
 
 def _read(path: Path) -> list[tuple[str, Tensor]]:

@@ -114,11 +114,7 @@ class ClaimEvidence:
 def measure_claims(sample: RowSample, claimed: ClaimedFeatures, moments: RowMoments) -> ClaimEvidence:
     """Measure every claim; deterministic."""
     probes = probe_features(sample, claimed.firings, claimed.sources, moments)
-    fired = np.zeros((sample.clusters, len(claimed.firings)), np.float32)
-    for claim, rows in enumerate(claimed.firings):
-        judged = rows[rows < sample.judged]
-        fired[:, claim] = np.bincount(sample.cluster[judged], minlength=sample.clusters)
-    drawn = draws(np.bincount(sample.cluster[: sample.judged], minlength=sample.clusters) > 0)
+    fired, drawn = firings_by_group(sample, claimed.firings), draws(sample.judged_clusters)
     total = np.where(probes.enough, fired.sum(axis=0), np.nan)
     r_precision = (probes.hits.sum(axis=1) / total).T
     inside = _best(np.where(claimed.holds, r_precision, -np.inf))
@@ -130,6 +126,14 @@ def measure_claims(sample: RowSample, claimed: ClaimedFeatures, moments: RowMome
         r_precision,
         probes.auc.T,
     )
+
+
+def firings_by_group(sample: RowSample, firings: Sequence[np.ndarray]) -> np.ndarray:
+    """Firings on judged rows by group of documents, fp32 [K, C]; `firings` are rows of the sample, by claim."""
+    fired = np.zeros((sample.clusters, len(firings)), np.float32)
+    for claim, rows in enumerate(firings):
+        fired[:, claim] = np.bincount(sample.cluster[rows[rows < sample.judged]], minlength=sample.clusters)
+    return fired
 
 
 def draws(judged: np.ndarray) -> np.ndarray:

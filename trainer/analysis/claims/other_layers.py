@@ -6,13 +6,13 @@ a half, three quarters and all of their depth. Axes: C claims, L layers of all m
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.analysis.claims.evidence import ClaimedFeatures, Estimate, draws, ratio_estimate
+from trainer.analysis.claims.evidence import ClaimedFeatures, Estimate, draws, firings_by_group, ratio_estimate
 from trainer.analysis.claims.probes import Probes, probe_features
 from trainer.analysis.rows.sample import RowSample
 from trainer.crosscoder.row_moments import RowMoments
@@ -89,12 +89,8 @@ class LayerReader:
         part = sample.first(ROWS)
         firings = [rows[rows < part.size] for rows in claimed.firings]
         own = probe_features(part, firings, claimed.sources, _moments(part.rows, part.fold))
-        fired = np.zeros((part.clusters, len(firings)), np.float32)
-        for claim, rows in enumerate(firings):
-            judged = rows[rows < part.judged]
-            fired[:, claim] = np.bincount(part.cluster[judged], minlength=part.clusters)
+        fired, drawn = firings_by_group(part, firings), draws(part.judged_clusters)
         inside = np.where(claimed.holds, own.hits.sum(axis=1).T, -1).argmax(axis=1)
-        drawn = draws(np.bincount(part.cluster[: part.judged], minlength=part.clusters) > 0)
         with self.progress.task("Looking at other layers", total=len(asked), unit="models"):
             for source in asked:
                 foreign = self._foreign(source, claimed)
@@ -127,17 +123,13 @@ class LayerReader:
         activations = self.read(source, layers, part.sequence, part.byte_end)
         for layer in layers:
             rows = {source.name: activations.pop(0)}
-            yield layer, probe_features(_with_rows(part, rows), firings, [source.name], _moments(rows, part.fold))
+            yield layer, probe_features(replace(part, rows=rows), firings, [source.name], _moments(rows, part.fold))
 
 
 def _taken(probes: Probes, inside: np.ndarray) -> np.ndarray:
     """Hits of the best probe inside each claim's owner, by group of documents [K, C]."""
     hits: np.ndarray = probes.hits[inside, :, np.arange(len(inside))].T
     return hits
-
-
-def _with_rows(part: RowSample, rows: Mapping[str, Tensor]) -> RowSample:
-    return RowSample(dict(rows), part.fold, part.cluster, part.index, part.judged, part.sequence, part.byte_end)
 
 
 def _moments(rows: Mapping[str, Tensor], fold: np.ndarray) -> RowMoments:

@@ -96,7 +96,7 @@ def _fit(x: Tensor, fit: _Fold, moments: RowMoments, source: str, fold: int) -> 
     """Probe weights, fp32 [C, W], and the index of the shift that each reads with, int64 [C].
 
     Ridge regression of the indicator of firing, whose direction is Fisher's (1936); of the shifts the one with the
-    largest distance of Mahalanobis between rows with a firing and all rows.
+    largest Mahalanobis distance between rows with a firing and all rows.
     """
     total = moments.joint([source], [source], fold)
     ridge = RIDGE * total.products.diagonal().mean().clamp_min(1e-30)

@@ -50,6 +50,12 @@ class RowSample:
         """Groups of documents in the sample."""
         return int(self.cluster.max(initial=-1)) + 1
 
+    @property
+    def judged_clusters(self) -> np.ndarray:
+        """Groups of documents with judged rows, bool [K]."""
+        judged: np.ndarray = np.bincount(self.cluster[: self.judged], minlength=self.clusters) > 0
+        return judged
+
     def neighbour(self, shift: int) -> np.ndarray:
         """Of each row the row `shift` rows on in its sequence and fold, or itself where there is none, int64 [R]."""
         row = np.arange(self.size)
