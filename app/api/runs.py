@@ -9,8 +9,10 @@ from app.errors import NotFound
 from app.results.evidence.calibration import OUTCOMES, verdict_reliability
 from app.results.runs import overview
 from app.results.runs.baselines import baselines_of
+from app.results.runs.findings import findings_of
 from app.results.runs.predictability import predictability_of
 from app.results.runs.summary import Headline, Run, all_runs, one_run, recipe_of, versions
+from app.web.behaviour_sentence import behaviour_sentence
 from app.web.dependencies import RunRequest, RunResults, Runs, RunView
 from app.web.first_sentence import first_sentence
 from app.web.plots import curves, recall, stacked_histogram
@@ -69,6 +71,17 @@ def read_run(run: str, results: RunResults, catalog: Runs) -> dict[str, Any]:
         "training": as_json(overview.training_curves(results)),
         "recipe": recipe_of(results),
         "versions": versions(results),
+    }
+
+
+@router.get("/runs/{run}/findings", summary="What a run reports, the best supported first")
+def read_findings(results: RunResults) -> dict[str, Any]:
+    """Every finding with its effect, interval, error rate and passages, and what the same rules report of nulls."""
+    found = findings_of(results)
+    return {
+        "sentence": behaviour_sentence(baselines_of(results).pairs),
+        "findings": as_json(found.findings),
+        "nulls": as_json(found.nulls),
     }
 
 

@@ -12,8 +12,10 @@ from app.results.evidence.calibration import VerdictReliability, verdict_reliabi
 from app.results.owners import Owner, owners_of
 from app.results.runs import overview
 from app.results.runs.baselines import Baselines, baselines_of
+from app.results.runs.findings import FindingList, findings_of
 from app.results.runs.predictability import Predictability, predictability_of
 from app.results.runs.summary import Headline, Run, headline_of, one_run, recipe_of, versions
+from app.web.behaviour_sentence import behaviour_sentence
 from app.web.dependencies import RunResults, Runs
 from app.web.first_sentence import first_sentence
 from app.web.templates import render
@@ -51,6 +53,9 @@ class RunPage:
     coverage: list[overview.Coverage]
     calibration: list[overview.CalibrationMeasure]
     reliability: VerdictReliability
+    found: FindingList
+    behaviour_sentence: str | None
+    """How far apart the sources' predictions are; None where they are not compared."""
     baselines: Baselines
     told: list[Predictability]
     first_sentence: str | None
@@ -63,6 +68,7 @@ def show_run(
 ) -> HTMLResponse:
     """The overview; everything on it is binned and counted once per results file."""
     told = catalog.cached(run, "predictability", predictability_of)
+    baselines = catalog.cached(run, "baselines", baselines_of)
     page = RunPage(
         run=run,
         file=results.file,
@@ -82,7 +88,9 @@ def show_run(
         coverage=overview.coverage(results),
         calibration=overview.calibration(results),
         reliability=catalog.cached(run, "verdict_reliability", verdict_reliability),
-        baselines=catalog.cached(run, "baselines", baselines_of),
+        found=catalog.cached(run, "findings", findings_of),
+        behaviour_sentence=behaviour_sentence(baselines.pairs),
+        baselines=baselines,
         told=told,
         first_sentence=first_sentence(told),
     )

@@ -19,7 +19,7 @@ from app.results.limits import LISTING_SECONDS, QUERY_SECONDS, ROWS_AT_MOST, WAT
 from app.results.once import Once
 from app.results.structure import active_content, wrong_table
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Of the results files that this explorer reads; `trainer/results/schema.sql` has the one that is written."""
 
 OPTIONS: dict[str, str | bool | int | float | list[str]] = {

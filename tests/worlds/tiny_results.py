@@ -128,7 +128,7 @@ def _write_run(connection: duckdb.DuckDBPyConnection, run: str, features: int) -
     recipe = {**RECIPE, "crosscoder": {**RECIPE["crosscoder"], "features": features}}
     versions = {"crossdiff": "0.1.0", "python": "3.11", "torch": "2.13.0", "duckdb": "2.0.0"}
     made = datetime.datetime(2026, 11, 19, 16, 20)  # noqa: DTZ001 - the column has no zone
-    row = [run, RECIPE["name"], made, json.dumps(recipe), json.dumps(versions), 5]
+    row = [run, RECIPE["name"], made, json.dumps(recipe), json.dumps(versions), 6]
     connection.execute("insert into run values (?, ?, ?, ?, ?, ?)", row)
     connection.executemany("insert into source values (?, ?, ?, ?, ?, ?, ?, ?, null)", SOURCES)
 

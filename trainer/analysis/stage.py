@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from trainer.analysis.behaviour.span_table import read_spans
+from trainer.analysis.behaviour.stage import compare_behaviour
 from trainer.analysis.claims.claims import (
     ClaimInputs,
     FeatureMeasures,
@@ -25,6 +27,7 @@ from trainer.analysis.claims.readout import Readout, readout
 from trainer.analysis.claims.spaces import Spaces, shared_spaces
 from trainer.analysis.claims.stability import other_runs, stability
 from trainer.analysis.encode_pass import EncodePassResult, encode_rows
+from trainer.analysis.findings import Reported, findings
 from trainer.analysis.pairs.agreement import agreement, agreement_columns
 from trainer.analysis.pairs.coactivation import Coactivation
 from trainer.analysis.pairs.twins import Cosines, neighbours
@@ -92,7 +95,8 @@ def analyse(
             draft.add_records(table, records)
         draft.add_rows("training_metric", read_metrics(folder.metrics))
         measures = analysis.measure_features(encoded.metadata)
-        analysis.compare_features(measures, encoded, store, folder, layers)
+        judged, owner = analysis.compare_features(measures, encoded, store, folder, layers)
+        analysis.add_findings(judged, owner, encoded.metadata, store, folder)
         for table, records in read_calibration(folder.calibration, [source.name for source in sources]).items():
             draft.add_records(table, records)
         if unembeddings:
@@ -141,8 +145,11 @@ class _Analysis:
         store: ActivationStore,
         folder: RunFolder,
         layers: LayerReader | None,
-    ) -> None:
-        """Compare features and sources and judge claims; fills the remaining tables of features."""
+    ) -> tuple[JudgedClaims, list[str]]:
+        """Compare features and sources and judge claims; fills the remaining tables of features.
+
+        Returns the claims, and the owner of every feature.
+        """
         norms, targets, metadata = decoder_norms(self.crosscoder), self.crosscoder.targets, encoded.metadata
         ownership = Ownership.from_norms(self.crosscoder, norms, self.recipe.analysis)
         owner, holds = ownership.owner, ownership.holds
@@ -194,6 +201,27 @@ class _Analysis:
             ),
         }
         self.draft.add("feature", stored)
+        return judged, owner
+
+    def add_findings(
+        self, judged: JudgedClaims, owner: list[str], metadata: RowMetadata, store: ActivationStore, folder: RunFolder
+    ) -> None:
+        """Fill the tables of behaviour and of findings."""
+        recipe = self.recipe.analysis.verdict
+        with self.progress.task("Looking where the models behave differently", total=None, unit="pairs"):
+            behaviour = compare_behaviour(
+                read_spans(folder.spans), metadata, self.codes, store.document_groups(), recipe.divergence_ratio
+            )
+            columns = [pair.features.columns() for pair in behaviour]
+            if columns:
+                joined = {name: np.concatenate([one[name] for one in columns]) for name in columns[0]}
+                order = np.argsort(joined["feature"], kind="stable")
+                self.draft.add("feature_divergence", {name: values[order] for name, values in joined.items()})
+            for pair in behaviour:
+                self.draft.add_records("behaviour_null", pair.null_rows(recipe.divergence_ratio))
+            found = findings(Reported(judged, owner, behaviour, metadata, self.codes, self.sources, recipe))
+            for table, records in found.tables().items():
+                self.draft.add_records(table, records)
 
     def _add_predictability(self, sample: RowSample, encoded: EncodePassResult) -> None:
         """Fill `predictability`."""

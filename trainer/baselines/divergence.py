@@ -46,6 +46,30 @@ class SpanScores:
     """KL(base || source), KL(source || base) and Jensen-Shannon at the start of each span, nats [3, N]."""
     surprise: np.ndarray
     """Negative log-likelihood of each span under the base and the source, nats [2, N]."""
+    expected: np.ndarray
+    """Token that the base and the source expect most at the start of each span, int64 [2, N]; -1 where not scored."""
+
+    @property
+    def usable(self) -> np.ndarray:
+        """Which spans are scored with numbers by both models, bool [N]; a model may give NaN."""
+        finite = np.isfinite(self.surprise).all(axis=0)
+        if self.divergence is not None:
+            finite &= np.isfinite(self.divergence).all(axis=0)
+        usable: np.ndarray = self.sequence.scored & finite
+        return usable
+
+    @property
+    def apart(self) -> np.ndarray:
+        """How far the models are apart on each span, nats [N].
+
+        Jensen-Shannon divergence at its start or, where there is none, the absolute difference of both surprisals.
+        """
+        if self.divergence is not None:
+            found: np.ndarray = self.divergence[2]
+            return found
+        with np.errstate(invalid="ignore"):
+            distance: np.ndarray = np.abs(self.surprise[1] - self.surprise[0])
+        return distance
 
 
 def divergences(base: Tensor, source: Tensor) -> Divergences:
@@ -60,59 +84,85 @@ def divergences(base: Tensor, source: Tensor) -> Divergences:
 
 
 def compare_models(
-    base: Source, source: Source, indexes: tuple[int, int], sequences: Sequence[AlignedSequence], progress: Progress
-) -> list[SpanScores]:
-    """Scores a pair of models on every sequence with a scored span; `indexes` are the sources' indexes in the store."""
-    outcomes = pair_outcomes(base.tokenizer, source.tokenizer)
-    scores = []
-    title = f"baselines: {base.name} and {source.name} on the same text"
+    base: Source,
+    others: Sequence[Source],
+    indexes: tuple[int, Sequence[int]],
+    sequences: Sequence[AlignedSequence],
+    progress: Progress,
+) -> list[list[SpanScores]]:
+    """Scores each of some models against a base on every sequence with a scored span, by model.
+
+    `indexes` are the base's and the others' in the store.
+    """
+    outcomes = [pair_outcomes(base.tokenizer, other.tokenizer) for other in others]
+    scores: list[list[SpanScores]] = [[] for _ in others]
+    title = f"baselines: {base.name} and {others[0].name} on the same text"
     with progress.task(title, total=len(sequences), unit="sequences") as task:
         for sequence in sequences:
             if sequence.scored.any():
-                scores.append(_score((base, source), indexes, sequence, outcomes))
+                bases = _predict(base, indexes[0], sequence, [None if both is None else both[0] for both in outcomes])
+                for number, (other, index) in enumerate(zip(others, indexes[1], strict=True)):
+                    both = outcomes[number]
+                    prediction = _predict(other, index, sequence, [None if both is None else both[1]])
+                    pair = (bases.of(number), prediction.of(0))
+                    scores[number].append(_compared(sequence, pair, both[0].kind if both else ""))
             task.advance(1)
     return scores
 
 
-@torch.inference_mode()
-def _score(
-    pair: tuple[Source, Source],
-    indexes: tuple[int, int],
-    sequence: AlignedSequence,
-    outcomes: tuple[OutcomeSpace, OutcomeSpace] | None,
-) -> SpanScores:
-    predictions, surprise = [], []
-    for number, (source, index) in enumerate(zip(pair, indexes, strict=True)):
-        span_surprise, predicted = _predict(source, index, sequence, None if outcomes is None else outcomes[number])
-        surprise.append(span_surprise)
-        predictions.append(predicted)
+class _Prediction(NamedTuple):
+    """What one model predicts on one sequence."""
+
+    surprise: np.ndarray
+    """Of every span, nats [N]; NaN for those not scored."""
+    expected: np.ndarray
+    """Most likely token at the start of every span, int64 [N]; -1 for those not scored."""
+    outcomes: list[Tensor]
+    """By event space, log-probabilities at scored spans' starts [scored, K]; empty without one."""
+
+    def of(self, number: int) -> "_Prediction":
+        """In one of the event spaces."""
+        return self._replace(outcomes=self.outcomes[number : number + 1])
+
+
+def _compared(sequence: AlignedSequence, pair: tuple[_Prediction, _Prediction], kind: str) -> SpanScores:
     divergence = None
-    if outcomes is not None:
+    if kind:
         divergence = np.full((3, len(sequence.scored)), np.nan)
-        divergence[:, sequence.scored] = torch.stack(divergences(*predictions)).double().numpy()
-    kind = outcomes[0].kind if outcomes else ""
-    return SpanScores(sequence, kind, divergence, np.stack(surprise))
+        both = divergences(pair[0].outcomes[0], pair[1].outcomes[0])
+        divergence[:, sequence.scored] = torch.stack(both).double().numpy()
+    surprise, expected = (np.stack([getattr(one, name) for one in pair]) for name in ("surprise", "expected"))
+    return SpanScores(sequence, kind, divergence, surprise, expected)
 
 
+@torch.inference_mode()
 def _predict(
-    source: Source, index: int, sequence: AlignedSequence, outcomes: OutcomeSpace | None
-) -> tuple[np.ndarray, Tensor]:
-    """Surprise of every span, nats [N], and log-probabilities of the outcomes at scored spans' starts [scored, K]."""
+    source: Source, index: int, sequence: AlignedSequence, outcomes: Sequence[OutcomeSpace | None]
+) -> _Prediction:
     ids = torch.from_numpy(sequence.ids[index])
     predicted, span = sequence.predicted_tokens(index)
+    # Nothing after the last scored token is read: spans at the end of a long sequence may not be scored.
+    ids = ids[: int(predicted[-1]) + 1]
     logits = logits_at(source, ids.to(source.device), torch.from_numpy(predicted - 1).to(source.device))
     # The distribution over outcomes is taken where the first token of a span is predicted.
     begins = torch.from_numpy(np.diff(span, prepend=-1) > 0)
-    losses, log_probabilities = [], []
+    losses, likeliest = [], []
+    log_probabilities: list[list[Tensor]] = [[] for _ in outcomes]
     for part, targets, first in zip(*(x.split(CHUNK) for x in (logits, ids[predicted], begins)), strict=True):
         tokens = part.float().log_softmax(dim=1)
         losses.append(-tokens.gather(1, targets.to(tokens.device)[:, None])[:, 0].cpu())
-        if outcomes is not None:
-            log_probabilities.append(outcomes(tokens[first.to(tokens.device)]).cpu())
-    surprise = np.full(len(sequence.scored), np.nan)
+        starts = tokens[first.to(tokens.device)]
+        likeliest.append(starts.argmax(dim=1).cpu())
+        for number, one in enumerate(outcomes):
+            if one is not None:
+                log_probabilities[number].append(one(starts).cpu())
+    surprise, expected = np.full(len(sequence.scored), np.nan), np.full(len(sequence.scored), -1)
     surprise[sequence.scored] = 0
     np.add.at(surprise, span, torch.cat(losses).double().numpy())
-    return surprise, torch.cat(log_probabilities) if log_probabilities else torch.zeros(0)
+    expected[sequence.scored] = torch.cat(likeliest).numpy()
+    return _Prediction(
+        surprise, expected, [torch.cat(parts) if parts else torch.zeros(0) for parts in log_probabilities]
+    )
 
 
 def divergence_rows(scores: Sequence[SpanScores], indexes: tuple[int, int]) -> list[dict[str, Any]]:

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from trainer.baselines.divergence import SpanScores
 
 PASSAGE_SPANS = 40
@@ -56,35 +54,24 @@ def _candidates(scores: SpanScores) -> list[_Passage]:
     candidates = []
     for first, last in pairwise(cuts):
         spans = slice(first, last)
-        if _usable(scores)[spans].sum() >= MIN_SCORED:
-            candidates.append(_Passage(scores, first, last, _apart(scores, spans)))
+        if scores.usable[spans].sum() >= MIN_SCORED:
+            candidates.append(_Passage(scores, first, last, _mean_apart(scores, spans)))
     return candidates
 
 
-def _usable(scores: SpanScores) -> np.ndarray:
-    """Which spans are scored with numbers by both models, bool [N]; a model may give NaN."""
-    finite = np.isfinite(scores.surprise).all(axis=0)
-    if scores.divergence is not None:
-        finite &= np.isfinite(scores.divergence).all(axis=0)
-    usable: np.ndarray = scores.sequence.scored & finite
-    return usable
-
-
-@np.errstate(invalid="ignore")
-def _apart(scores: SpanScores, spans: slice) -> float:
+def _mean_apart(scores: SpanScores, spans: slice) -> float:
     """How much the models differ on some spans: mean Jensen-Shannon divergence, or nats of surprisal per byte."""
-    usable = _usable(scores)[spans]
-    if scores.divergence is not None:
-        return float(np.nanmean(np.where(usable, scores.divergence[2, spans], np.nan)))
-    size = scores.sequence.lengths[spans][usable].sum()
-    apart = np.abs(scores.surprise[1, spans] - scores.surprise[0, spans])
-    return float(np.nansum(np.where(usable, apart, np.nan)) / size)
+    usable = scores.usable[spans]
+    apart = scores.apart[spans][usable]
+    return float(
+        apart.mean() if scores.divergence is not None else apart.sum() / scores.sequence.lengths[spans][usable].sum()
+    )
 
 
 def _row(rank: int, passage: _Passage, indexes: tuple[int, int]) -> dict[str, Any]:
     scores, sequence = passage.scores, passage.scores.sequence
     start, end = int(sequence.anchors[passage.first]), int(sequence.anchors[passage.last])
-    scored = [span for span in range(passage.first, passage.last) if _usable(scores)[span]]
+    scored = [span for span in range(passage.first, passage.last) if scores.usable[span]]
     tokens = []
     for index in indexes:
         positions = sequence.positions[index]

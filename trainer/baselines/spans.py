@@ -1,4 +1,4 @@
-"""Cuts held-out text at anchors into spans that every source tokenises completely.
+"""Cuts text at anchors into spans that every source tokenises completely.
 
 Axes: T tokens of one source, N spans. Span i is the text after byte `anchors[i]` up to byte `anchors[i + 1]`; in every
 source it is spelt by the tokens after position `positions[i]` up to position `positions[i + 1]`.
@@ -13,7 +13,7 @@ import numpy as np
 from trainer.reading.alignment import anchors, positions
 from trainer.store.store import ActivationStore
 
-MAX_SPANS = 256
+MAX_SPANS = 128
 """Spans scored per sequence: their logits are in memory together, which is expensive for large vocabularies."""
 
 Tokens = list[dict[str, Any]]
@@ -55,25 +55,36 @@ class AlignedSequence:
         return np.repeat(first, count) + within, span
 
 
-def aligned_held_out_sequences(
+def aligned_sequences(
     store: ActivationStore, specials: Sequence[Sequence[int]], sequences: int
 ) -> list[AlignedSequence]:
-    """At most `sequences` held-out sequences, equally many of every corpus part, spread evenly over each part.
+    """At most `sequences` sequences, equally many of every corpus part, spread evenly over each part.
 
-    `specials` are the special token ids of every source, in the order of the store.
+    Held-out ones, and others where a part has too few of them. `specials` are the special token ids of every source, in
+    the order of the store.
     """
     table = store.sequences(columns=["sequence", "corpus", "held_out"])
     assert table is not None, "baselines are measured on stores with texts only"
-    held_out = table.filter(table["held_out"])
-    sequence, corpus = held_out["sequence"].to_numpy(), np.asarray(held_out["corpus"].to_pylist(), object)
-    parts = [sequence[corpus == name] for name in sorted(set(corpus))]
+    sequence, held_out = table["sequence"].to_numpy(), table["held_out"].to_numpy(zero_copy_only=False)
+    corpus = np.asarray(table["corpus"].to_pylist(), object)
+    names = sorted(set(corpus))
     chosen: list[int] = []
-    for number, part in enumerate(parts):
-        wanted = min(sequences // len(parts) + (number < sequences % len(parts)), len(part))
-        chosen += part[np.arange(wanted) * len(part) // max(wanted, 1)].tolist()
+    for number, name in enumerate(names):
+        wanted = sequences // len(names) + (number < sequences % len(names))
+        own = sequence[(corpus == name) & held_out]
+        kept = own[_evenly_spaced(len(own), wanted)]
+        others = sequence[(corpus == name) & ~held_out]
+        more = others[_evenly_spaced(len(others), wanted - len(kept))]
+        chosen += [*kept.tolist(), *more.tolist()]
     columns = ["sequence", "document", "corpus", "text", "template_spans", "tokens", "token_ids"]
     lines = store.sequences(only=sorted(chosen), columns=columns) if chosen else None
     return [] if lines is None else [align_sequence(line, specials) for line in lines.to_pylist()]
+
+
+def _evenly_spaced(count: int, wanted: int) -> np.ndarray:
+    """At most `wanted` of the numbers below `count`, int64."""
+    wanted = min(wanted, count)
+    return np.arange(wanted) * count // max(wanted, 1)
 
 
 def align_sequence(line: dict[str, Any], specials: Sequence[Sequence[int]]) -> AlignedSequence:

@@ -5,12 +5,17 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from trainer.analysis.behaviour.span_table import SpanTable
 from trainer.analysis.claims.spaces import shared_spaces
 from trainer.analysis.per_feature.logit_effects import Unembedding
-from trainer.baselines.divergence import compare_models, divergence_rows
+from trainer.baselines.divergence import SpanScores, compare_models, divergence_rows
 from trainer.baselines.lens import difference_rows, lens_rows, mean_difference
+from trainer.baselines.noised import NoisedCopy, has_room, matching_amount
 from trainer.baselines.passages import passage_rows
-from trainer.baselines.spans import aligned_held_out_sequences
+from trainer.baselines.span_rows import span_table
+from trainer.baselines.spans import AlignedSequence, aligned_sequences
 from trainer.crosscoder.crosscoder import Crosscoder
 from trainer.models.source import Source
 from trainer.recipe.fitting import SourceRecipe
@@ -20,6 +25,9 @@ from trainer.store.store import ActivationStore
 
 NEEDED = {"sequence", "document", "corpus", "held_out", "text", "is_chat", "template_spans", "tokens", "token_ids"}
 """Columns of the sequences that the baselines read."""
+
+MATCHED = 12
+"""Sequences on which the noise of a copy is matched."""
 
 Tables = dict[str, list[dict[str, Any]]]
 """Rows by table."""
@@ -45,17 +53,35 @@ def unmeasured(recipe: Recipe, reason: str) -> Tables:
     return {"baseline": [*states, _diff_sae(recipe, one_space=True)]}
 
 
+def measure_or_explain(
+    recipe: Recipe,
+    store: ActivationStore,
+    crosscoder: Crosscoder,
+    sources: Sequence[Source],
+    progress: Progress,
+    *,
+    reason: str | None,
+) -> tuple[Tables, list[SpanTable]]:
+    """Rows of tables and compared spans; with a `reason`, an obstacle, rows that say so."""
+    if reason is None:
+        return measure_baselines(recipe, store, crosscoder, sources, progress)
+    progress.notify(f"evaluate: the models are not compared directly, because {reason}")
+    return unmeasured(recipe, reason), []
+
+
 def measure_baselines(
     recipe: Recipe, store: ActivationStore, crosscoder: Crosscoder, sources: Sequence[Source], progress: Progress
-) -> Tables:
+) -> tuple[Tables, list[SpanTable]]:
     """Measure every baseline that the recipe asks for and that is defined for these sources.
+
+    Returns rows of tables, and the spans of text that were compared, by pair of models.
 
     `sources` are whole models of all sources of the store, and there is no `obstacle`. The crosscoder only tells which
     sources share a space. Raises StoreError when rows and texts do not fit.
     """
     order = {source.name: index for index, source in enumerate(store.sources)}
     measurement = _Measurement(
-        recipe, store, sorted(sources, key=lambda source: order[source.name]), progress, defaultdict(list)
+        recipe, store, sorted(sources, key=lambda source: order[source.name]), progress, defaultdict(list), []
     )
     pairs = [(order[base], order[source]) for base, source in pairs_of_spaces(recipe, crosscoder)]
     measurement.tables["baseline"] += [
@@ -63,7 +89,7 @@ def measure_baselines(
         measurement.divergence(),
         _diff_sae(recipe, one_space=bool(pairs)),
     ]
-    return dict(measurement.tables)
+    return dict(measurement.tables), measurement.spans
 
 
 @dataclass(frozen=True)
@@ -76,6 +102,7 @@ class _Measurement:
     """In the order of the store."""
     progress: Progress
     tables: Tables
+    spans: list[SpanTable]
 
     def lens(self, pairs: Sequence[tuple[int, int]]) -> dict[str, str]:
         """Fills the tables of the activation difference lens and returns its state."""
@@ -109,17 +136,44 @@ class _Measurement:
         if not pairs:
             return _state("divergence", "undefined", "all sources are one model")
         specials = [source.tokenizer.all_special_ids for source in self.sources]
-        sequences = aligned_held_out_sequences(self.store, specials, self.recipe.baselines.sequences)
+        sequences = aligned_sequences(self.store, specials, self.recipe.baselines.sequences)
         for base, source in pairs:
-            scores = compare_models(self.sources[base], self.sources[source], (base, source), sequences, self.progress)
+            scores, *noised = self._scores(base, source, sequences)
             if scores:
                 # Rows about the base alone are the same in every pair.
                 rows = self.tables["baseline_divergence"]
                 rows += [row for row in divergence_rows(scores, (base, source)) if row not in rows]
                 self.tables["baseline_passage"] += passage_rows(scores, (base, source))
+                tokenizers = self.sources[base].tokenizer, self.sources[source].tokenizer
+                self.spans.append(span_table(scores, noised, (base, source), tokenizers))
         if not self.tables["baseline_divergence"]:
             return _state("divergence", "impossible", "no held-out text could be aligned")
         return _state("divergence", "measured")
+
+    def _scores(self, base: int, source: int, sequences: Sequence[AlignedSequence]) -> list[list[SpanScores]]:
+        """Scores of a pair of models, then of the base and two noised copies of it, if there is room for them."""
+        one, other = self.sources[base], self.sources[source]
+        scored = [sequence for sequence in sequences if sequence.scored.any()]
+        if not scored or not has_room(one, copies=2):
+            if scored:
+                self.progress.notify(f"baselines: no memory for noised copies of {one.name}; no themes are looked for")
+            return compare_models(one, [other], (base, [source]), sequences, self.progress)
+        some = [scored[at] for at in range(0, len(scored), -(-len(scored) // MATCHED))]
+        copies = [NoisedCopy(one), NoisedCopy(one)]
+
+        def moved(amount: float) -> float:
+            return mean_apart(compare_models(one, [copies[0].draw(amount, 0)], (base, [base]), some, self.progress)[0])
+
+        wanted = mean_apart(compare_models(one, [other], (base, [source]), some, self.progress)[0])
+        amount = matching_amount(moved, wanted) if wanted > 0 else 0.0
+        noised = [copy.draw(amount, seed) for seed, copy in enumerate(copies)] if amount else []
+        return compare_models(one, [other, *noised], (base, [source, *[base] * len(noised)]), sequences, self.progress)
+
+
+def mean_apart(scores: Sequence[SpanScores]) -> float:
+    """How far two models are apart on the average usable span, nats; 0 without any."""
+    apart = np.concatenate([np.zeros(0), *(one.apart[one.usable] for one in scores)])
+    return float(apart.mean()) if len(apart) else 0.0
 
 
 def pairs_of_spaces(recipe: Recipe, crosscoder: Crosscoder) -> list[tuple[str, str]]:

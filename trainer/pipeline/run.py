@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from trainer.analysis.behaviour.span_table import write_spans
 from trainer.analysis.claims.stability import other_runs
 from trainer.baselines import stage as baselines
 from trainer.calibration.stage import calibrate
@@ -22,6 +23,7 @@ from trainer.harvest import Harvest
 from trainer.interchange.imported import crosscoder_of
 from trainer.models.source import Source, load_source, truncate_after
 from trainer.pipeline.analysis import analyse_with_models
+from trainer.pipeline.answers import with_answers
 from trainer.pypi.archives import fetch, is_address, to_stderr
 from trainer.reading.inputs import changed_inputs, inputs_of
 from trainer.reading.stream import ActivationStream
@@ -48,7 +50,7 @@ EVALUATION_KEYS: dict[str, Any] = {
 """Recipe settings that the evaluate stage depends on, besides the crosscoder and the rows."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 """Revision of a model on the hub; folders have a shorter fingerprint."""
-CODE_VERSIONS = {"calibrate": 4}
+CODE_VERSIONS = {"evaluate": 2, "calibrate": 4}
 """Raised when the code of a stage gives other numbers from the same inputs; stages not named are at version 1."""
 UNJUDGED_KEYS = ("contexts", "logits", "neighbours")
 """Settings of the analysis that no verdict depends on."""
@@ -189,7 +191,7 @@ class Run:
         return {
             "harvest": [],
             "train": [folder.crosscoder, folder.weights, *([] if self.recipe.imported else [folder.metrics])],
-            "evaluate": [folder.evaluation, folder.baselines],
+            "evaluate": [folder.evaluation, folder.baselines, folder.spans],
             "calibrate": [folder.calibration],
             "analyse": [folder.current, *([] if results is None else [results])],
         }[stage]
@@ -226,7 +228,8 @@ class Run:
             return _digest(self.recipe.imported.model_dump(mode="json"))
         if stage == "train":
             return "" if store is None else fingerprint_of(self.recipe, store)
-        files = [self.folder.weights, *((self.folder.evaluation, self.folder.baselines) if stage == "analyse" else ())]
+        evaluated = (self.folder.evaluation, self.folder.baselines, self.folder.spans)
+        files = [self.folder.weights, *(evaluated if stage == "analyse" else ())]
         sums = [known_sha256(part) if part.is_file() else "" for part in files]
         if self.recipe.imported is not None and store is not None:
             # A crosscoder trained here belongs to one store; an imported one may be measured on several.
@@ -275,8 +278,8 @@ class Run:
             discard(path)
         self._fetch_corpora()
         inputs = inputs_of(self.recipe)
-        models = self._load_truncated_models()
-        Harvest(self.recipe, models, path, self._harvest_fingerprint(), inputs).run(self.progress)
+        recipe, models = self._answered(), self._load_truncated_models()
+        Harvest(recipe, models, path, self._harvest_fingerprint(), inputs).run(self.progress)
         if changes := changed_inputs(inputs, inputs_of(self.recipe), self.recipe):
             discard(path)
             raise StoreError(f"While it was read, {'; '.join(changes)}. Run the same command again.")
@@ -298,7 +301,7 @@ class Run:
         if self.activations is not None:
             store.verify()
         if self.recipe.harvest.stream is not None and self.activations is None:
-            stream = ActivationStream(self.recipe, store, self._load_truncated_models, self.progress)
+            stream = ActivationStream(self._answered(), store, self._load_truncated_models, self.progress)
             train_streaming(self.recipe, store, self.folder, stream, self.progress)
         else:
             train(self.recipe, store, self.folder, self.progress)
@@ -327,11 +330,9 @@ class Run:
         else:
             self.progress.notify(f"evaluate: the models' own loss is not measured, because {fidelity_obstacle}")
         # Measured here, because the models are loaded; baselines use the crosscoder only to find sources of one space.
-        if baselines_obstacle is None:
-            tables = baselines.measure_baselines(self.recipe, store, crosscoder, sources, self.progress)
-        else:
-            self.progress.notify(f"evaluate: the models are not compared directly, because {baselines_obstacle}")
-            tables = baselines.unmeasured(self.recipe, baselines_obstacle)
+        measured = self.recipe, store, crosscoder, sources, self.progress
+        tables, spans = baselines.measure_or_explain(*measured, reason=baselines_obstacle)
+        write_spans(self.folder.spans, spans)
         write_json(self.folder.baselines, tables)
         write_json(self.folder.evaluation, measures)
 
@@ -347,6 +348,9 @@ class Run:
         crosscoder = self._crosscoder()
         models, store = self._load_models(), self._store_for(crosscoder)
         analyse_with_models(self._settled(), store, crosscoder, models, folder=self.folder, progress=self.progress)
+
+    def _answered(self) -> Recipe:
+        return with_answers(self.recipe, lambda source: self._load_model(source, None), self.progress)
 
     def _load_truncated_models(self) -> list[Source]:
         """The models without the blocks after their hookpoints."""

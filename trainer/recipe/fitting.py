@@ -49,6 +49,21 @@ class SourceRecipe(RecipeSection):
     """
 
 
+class AnswersRecipe(RecipeSection):
+    """What a source's own model answers to the questions of a corpus part: behaviour that is in no given text."""
+
+    source: str
+    """Name of the source whose model answers."""
+    count: int = Field(default=200, gt=0, le=1_000_000)
+    """Most questions that are answered, drawn like documents."""
+    tokens: int = Field(default=128, gt=0, le=10_000)
+    """Most tokens of an answer."""
+    temperature: float = Field(default=0.0, ge=0, le=100)
+    """0 takes the likeliest token."""
+    seed: Seed = 0
+    """Seed of the sampling, with a temperature."""
+
+
 class CorpusPart(RecipeSection):
     """One part of the mix: an origin of text."""
 
@@ -74,6 +89,8 @@ class CorpusPart(RecipeSection):
     """Keep only documents in English, or only those that are not."""
     share: float = Field(default=1.0, gt=0, le=MAX_FACTOR)
     """Share of all rows that come from this part; shares are scaled to add up to one."""
+    answers: AnswersRecipe | None = None
+    """The part's documents are questions (of a chat its first turn), and the text is what a model answers to them."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "CorpusPart":

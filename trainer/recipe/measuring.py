@@ -24,9 +24,9 @@ class BaselinesRecipe(RecipeSection):
     lens: bool = True
     """The mean activation difference on first tokens, for sources of one space."""
     divergence: bool = True
-    """Divergence of the models' predictions on the same held-out text."""
-    sequences: int = Field(default=12, gt=0, le=MAX_ROWS)
-    """Held-out sequences that `divergence` reads, equally many of every corpus part."""
+    """Divergence of the models' predictions on the same text, and the kinds of text on which they differ most."""
+    sequences: int = Field(default=200, gt=0, le=MAX_ROWS)
+    """Sequences that `divergence` reads, equally many of every corpus part: held-out ones first, then others."""
     diff_sae: bool = False
     """Also train the preset `diff_sae` as a separate run; needs two sources of one space."""
 
@@ -62,6 +62,8 @@ class VerdictRecipe(RecipeSection):
     nu_error: float = Field(default=0.2, gt=0, le=MAX_FACTOR)
     """Above this ν of latent scaling, a claim is not supported (arXiv 2504.02922)."""
     nu_reconstruction: float = Field(default=0.5, gt=0, le=MAX_FACTOR)
+    divergence_ratio: float = Field(default=1.5, gt=0, le=MAX_FACTOR)
+    """Two models surely differ more on some text than elsewhere if its divergence ratio has this lower bound."""
     own_probe: float = Field(default=0.05, ge=0, lt=1)
     """Least R-precision of the owner's probe; below it the two sides are not compared."""
     firings: int = Field(default=100, ge=0, le=MAX_ROWS)

@@ -71,7 +71,15 @@ REMOVED_KEYS: tuple[tuple[str, str, Any], ...] = (
 """Section, key and default of settings that are gone. A recipe may still give the default."""
 IDENTITY_KEYS = tuple(removed for removed in REMOVED_KEYS if "readout_contrast" not in removed[1])
 """Removed settings that a run's identity still has, so that older recipes keep their fingerprint."""
-LATER_VERDICT_KEYS = ("probe_ratio", "probe_ratio_same_space", "equal_probe", "excess", "fdr", "own_probe")
+LATER_VERDICT_KEYS = (
+    "divergence_ratio",
+    "probe_ratio",
+    "probe_ratio_same_space",
+    "equal_probe",
+    "excess",
+    "fdr",
+    "own_probe",
+)
 """Settings of `analysis.verdict` that enter a run's identity only where they differ from their default."""
 
 
@@ -99,6 +107,14 @@ class Recipe(RecipeSection):
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
             raise ValueError(f"two sources have the same name: {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _known_answerers(self) -> "Recipe":
+        names = [source.name for source in self.sources]
+        for part in () if self.corpus is None else self.corpus.mix:
+            if part.answers is not None and part.answers.source not in names:
+                raise ValueError(f"answers: no source is named {part.answers.source!r}; there are {', '.join(names)}")
         return self
 
     @model_validator(mode="after")
@@ -146,8 +162,9 @@ class Recipe(RecipeSection):
             if (data[section] if section else data)[key] is None:
                 del (data[section] if section else data)[key]
         for part in (data["corpus"] or {}).get("mix", ()):
-            if part["conversation"] is None:
-                del part["conversation"]
+            for key in ("conversation", "answers"):
+                if part[key] is None:
+                    del part[key]
         defaults = VerdictRecipe()
         for key in LATER_VERDICT_KEYS:
             if data["analysis"]["verdict"][key] == getattr(defaults, key):

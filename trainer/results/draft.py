@@ -35,6 +35,7 @@ SORTED_BY_FEATURE = frozenset(
         "evidence",
         "feature",
         "feature_corpus",
+        "feature_divergence",
         "feature_language",
         "feature_source",
         "firing",

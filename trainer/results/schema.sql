@@ -7,7 +7,7 @@ create table run (
     created_at timestamp not null,
     recipe_json text not null,
     versions_json text not null,
-    schema_version integer not null default 5
+    schema_version integer not null default 6
 );
 comment on table run is 'The run that made this file; one row.';
 comment on column run.run_id is 'The run''s id: its name and the short hash of its recipe.';
@@ -519,3 +519,119 @@ comment on column predictability.groups is 'Document groups that were looked at.
 comment on column predictability.r2 is 'Share of the variance, about the mean of the rows looked at, that an affine map fitted on the other half of the document groups explains: 1 for all of it, below 0 for worse than the mean.';
 comment on column predictability.low is 'Lower bound of its 90 % interval over document groups.';
 comment on column predictability.high is 'Upper bound of its 90 % interval.';
+
+create table finding (
+    finding integer not null,
+    kind text not null,
+    title text not null,
+    owner text,
+    base tinyint,
+    source tinyint,
+    feature integer,
+    property text,
+    subject text,
+    measure text not null,
+    effect double not null,
+    low double not null,
+    high double not null,
+    fdr double,
+    found_in integer not null,
+    looked_in integer not null,
+    documents integer not null,
+    names text[] not null,
+    base_expects text[] not null,
+    source_expects text[] not null,
+    surprise_gain double
+);
+comment on table finding is 'What the run reports, whatever method found it, the best supported first.';
+comment on column finding.finding is 'Rank, from 0: by how far the evidence is from its threshold.';
+comment on column finding.kind is 'feature: a supported claim that one source has a feature; passage: a kind of text on which two models predict differently.';
+comment on column finding.title is 'What it is about, in words.';
+comment on column finding.owner is 'For a feature its owner; for a passage theme the model that expects such text better than the other does, beyond what it does elsewhere; null where neither surely does.';
+comment on column finding.base is 'Index of the first source of the pair of models; null for features.';
+comment on column finding.source is 'Index of the pair''s other source; null for features.';
+comment on column finding.feature is 'Index of the feature; null for passages.';
+comment on column finding.property is 'What makes text one of a passage theme: word (it has the word), after (the word comes before it in its sequence), corpus, language or place; null for features.';
+comment on column finding.subject is 'The word, the corpus part, the language as an ISO 639 code, or the place; null for features.';
+comment on column finding.measure is 'What effect, low and high are of: probe_ratio (how well the others tell where the feature fires, over how well the owner does) or divergence_ratio (how much farther apart the models'' predictions are there than elsewhere, over the same for a model and a noised copy of it).';
+comment on column finding.effect is 'The measured value.';
+comment on column finding.low is 'Lower bound of its 90 % interval, over documents.';
+comment on column finding.high is 'Upper bound of its 90 % interval, over documents.';
+comment on column finding.fdr is 'Share of false ones to be expected among findings of this kind that are at least as strong: those that the null gives over those of this run; null without a null.';
+comment on column finding.found_in is 'For a feature the trainings that found it; for a passage theme the halves of the documents in which the ratio alone is above the limit.';
+comment on column finding.looked_in is 'Trainings, or halves, that were looked at.';
+comment on column finding.documents is 'Documents in which a feature fires; groups of documents that a passage theme is in.';
+comment on column finding.names is 'For a passage theme, properties of the same documents, such as words; else empty.';
+comment on column finding.base_expects is 'Tokens that the base expects more often there than elsewhere, where the two models disagree.';
+comment on column finding.source_expects is 'Tokens that the other source expects more often there than elsewhere, where the two models disagree.';
+comment on column finding.surprise_gain is 'By how much better than the base the source expects such text, less the same for other text, nats per byte; null for features.';
+
+create table finding_member (
+    finding integer not null,
+    feature integer,
+    passage integer,
+    share double not null
+);
+comment on table finding_member is 'Features and passages of findings.';
+comment on column finding_member.finding is 'Rank of the finding.';
+comment on column finding_member.feature is 'Index of a feature where the two models are surely farther apart than elsewhere, and most of whose compared documents are of the theme, or that is the finding itself; null for passages.';
+comment on column finding_member.passage is 'Index of the passage; null for features.';
+comment on column finding_member.share is 'Share of the feature''s compared groups of documents that are of the theme; 1 for passages.';
+
+create table passage (
+    passage integer not null,
+    corpus text not null,
+    language text not null,
+    sequence integer not null,
+    apart double not null,
+    reference double not null,
+    byte_start integer not null,
+    text text not null,
+    tokens struct("text" text, byte_end integer)[][] not null,
+    places struct(byte_end integer, divergence float, base_surprise float, source_surprise float)[] not null
+);
+comment on table passage is 'Passages that show findings.';
+comment on column passage.passage is 'Index of the passage.';
+comment on column passage.corpus is 'Corpus part.';
+comment on column passage.language is 'Language, as an ISO 639 code, und if undetermined.';
+comment on column passage.sequence is 'Index of the sequence in the activation store.';
+comment on column passage.apart is 'Mean distance of the two models'' predictions, nats.';
+comment on column passage.reference is 'Mean distance of the base''s and its noised copy''s predictions there, nats.';
+comment on column passage.byte_start is 'Byte of the sequence''s text where the passage begins.';
+comment on column passage.text is 'The passage''s text.';
+comment on column passage.tokens is 'Its tokens by source: text and byte of the sequence''s text where each ends.';
+comment on column passage.places is 'Spans by the byte where each ends: distance of the predictions at its start, nats, and the surprise of either source over it, nats.';
+
+create table feature_divergence (
+    feature integer not null,
+    base tinyint not null,
+    source tinyint not null,
+    ratio double not null,
+    low double not null,
+    high double not null,
+    documents integer not null
+);
+comment on table feature_divergence is 'How much farther apart two models'' predictions are where a feature fires than elsewhere; no rows for features that fire on too few of the compared documents.';
+comment on column feature_divergence.feature is 'Index of the feature.';
+comment on column feature_divergence.base is 'Index of the first source of the pair.';
+comment on column feature_divergence.source is 'Index of the other source.';
+comment on column feature_divergence.ratio is 'The divergence ratio; see finding.measure.';
+comment on column feature_divergence.low is 'Lower bound of its 90 % interval over groups of documents.';
+comment on column feature_divergence.high is 'Upper bound of its 90 % interval.';
+comment on column feature_divergence.documents is 'Groups of documents in which it fires, of those compared.';
+
+create table behaviour_null (
+    kind text not null,
+    base tinyint not null,
+    source tinyint not null,
+    candidates integer not null,
+    reported integer not null,
+    in_null integer not null
+);
+comment on table behaviour_null is 'What the same rules report between two models, and between the first and a noised copy of it, where there is nothing to be found.';
+comment on column behaviour_null.kind is 'passage: kinds of text; feature: features where they fire.';
+comment on column behaviour_null.base is 'Index of the first source of the pair.';
+comment on column behaviour_null.source is 'Index of the other source.';
+comment on column behaviour_null.candidates is 'Kinds of text, or features, that were looked at.';
+comment on column behaviour_null.reported is 'Those whose divergence ratio has a lower bound above the limit.';
+comment on column behaviour_null.in_null is 'Those of the base and its noised copy.';

@@ -14,7 +14,7 @@ from typing import Any
 from trainer.errors import DiskFull, RunError, UsageError
 from trainer.recipe.recipe import Recipe
 
-FILE_SUFFIXES = frozenset({".duckdb", ".json", ".jsonl", ".safetensors", ".txt", ".yaml"})
+FILE_SUFFIXES = frozenset({".duckdb", ".json", ".jsonl", ".parquet", ".safetensors", ".txt", ".yaml"})
 """Of files in a run's folder; its folders have none."""
 
 
@@ -97,6 +97,11 @@ class RunFolder:
     def baselines(self) -> Path:
         """Comparison of the models without a crosscoder, as rows of the results' tables."""
         return self.path / "baselines.json"
+
+    @property
+    def spans(self) -> Path:
+        """How far the models' predictions are apart on every span that was compared."""
+        return self.path / "spans.parquet"
 
     @property
     def calibration(self) -> Path:

@@ -85,14 +85,14 @@ def test_a_damaged_file_is_named_with_a_remedy_and_the_other_run_stays_readable(
 def test_a_newer_schema_asks_for_a_newer_crossdiff(tmp_path: Path):
     write_tiny_run(tmp_path, amend=("update run set schema_version = 7",))
 
-    with pytest.raises(ResultsUnreadable, match=r"schema 7; this explorer reads schema 5\..*Update Crossdiff"):
+    with pytest.raises(ResultsUnreadable, match=r"schema 7; this explorer reads schema 6\..*Update Crossdiff"):
         RunCatalog(tmp_path / "runs").results(RUN)
 
 
 def test_an_older_schema_asks_for_the_analysis_again(tmp_path: Path):
     write_tiny_run(tmp_path, amend=("update run set schema_version = 2",))
 
-    with pytest.raises(ResultsUnreadable, match=r"schema 2; this explorer reads schema 5\..*crossdiff analyse"):
+    with pytest.raises(ResultsUnreadable, match=r"schema 2; this explorer reads schema 6\..*crossdiff analyse"):
         RunCatalog(tmp_path / "runs").results(RUN)
 
 

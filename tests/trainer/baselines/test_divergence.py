@@ -92,7 +92,7 @@ def test_divergences_of_two_bernoulli_distributions_match_hand_computed_values()
 def test_a_model_differs_from_itself_by_nothing(llama, progress):
     sequence = align_text(llama.tokenizer, llama.tokenizer)
 
-    (scores,) = compare_models(llama, llama, (0, 1), [sequence], progress)
+    ((scores,),) = compare_models(llama, [llama], (0, [1]), [sequence], progress)
 
     assert scores.kind == "token"
     assert sequence.scored.all()
@@ -103,7 +103,7 @@ def test_a_model_differs_from_itself_by_nothing(llama, progress):
 def test_one_changed_row_of_the_unembedding_shows_as_much_as_full_logits_say(llama, tuned, progress):
     sequence = align_text(llama.tokenizer, tuned.tokenizer)
 
-    (scores,) = compare_models(llama, tuned, (0, 1), [sequence], progress)
+    ((scores,),) = compare_models(llama, [tuned], (0, [1]), [sequence], progress)
 
     base, other = log_probabilities(llama, sequence, 0), log_probabilities(tuned, sequence, 1)
     unchanged = [token for token in range(base.shape[1]) if token != CHANGED]
@@ -122,7 +122,7 @@ def test_models_of_different_tokenizers_are_compared_on_common_byte_ends(llama, 
     gemma = source_at(tmp_path / "gemma", "gemma")
     sequence = align_text(byte_level_bpe(), gemma_style())
 
-    (scores,) = compare_models(llama, gemma, (0, 1), [sequence], progress)
+    ((scores,),) = compare_models(llama, [gemma], (0, [1]), [sequence], progress)
 
     assert scores.kind == "byte"
     both = [log_probabilities(llama, sequence, 0), log_probabilities(gemma, sequence, 1)]
@@ -142,7 +142,7 @@ def test_models_of_different_tokenizers_are_compared_on_common_byte_ends(llama, 
 
 def test_measures_are_means_over_scored_spans_by_corpus_part(llama, tuned, progress):
     sequence = align_text(llama.tokenizer, tuned.tokenizer)
-    (scores,) = compare_models(llama, tuned, (0, 1), [sequence], progress)
+    ((scores,),) = compare_models(llama, [tuned], (0, [1]), [sequence], progress)
 
     rows = {
         (row["corpus"], row["measure"], row["base"], row["source"]): row for row in divergence_rows([scores], (0, 1))
@@ -158,7 +158,7 @@ def test_measures_are_means_over_scored_spans_by_corpus_part(llama, tuned, progr
 
 def test_the_most_different_passages_have_both_tokenizations_and_every_anchor(llama, tuned, progress):
     sequence = align_text(llama.tokenizer, tuned.tokenizer)
-    (scores,) = compare_models(llama, tuned, (0, 1), [sequence], progress)
+    ((scores,),) = compare_models(llama, [tuned], (0, [1]), [sequence], progress)
 
     found = passage_rows([scores], (0, 1))
 

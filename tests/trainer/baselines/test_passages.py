@@ -29,7 +29,7 @@ def scored(
         scored=np.array(scored or [True] * size),
     )
     values = np.where(aligned.scored, np.array(divergence), np.nan)
-    return SpanScores(aligned, "byte", np.stack([values] * 3), np.zeros((2, size)))
+    return SpanScores(aligned, "byte", np.stack([values] * 3), np.zeros((2, size)), np.zeros((2, size), int))
 
 
 def test_passages_of_forty_spans_are_ranked_and_no_document_supplies_more_than_two():

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tests.worlds.tiny_store import SEQUENCES, Sequence, text_table, tiny_store
-from trainer.baselines.spans import align_sequence, aligned_held_out_sequences
+from trainer.baselines.spans import align_sequence, aligned_sequences
 
 
 def line_of(sequence: Sequence) -> dict:
@@ -44,9 +44,9 @@ def test_every_corpus_part_gives_as_many_sequences_spread_over_it(tmp_path):
     )
     store = tiny_store(tmp_path / "store", {}, sequences=sequences)
 
-    chosen = aligned_held_out_sequences(store, [[], []], 5)
+    chosen = aligned_sequences(store, [[], []], 5)
 
     assert [sequence.sequence for sequence in chosen] == [1, 3, 5, 8, 9], "0 was trained on; large gives one more"
     assert [sequence.corpus for sequence in chosen] == ["large"] * 3 + ["small"] * 2
-    assert aligned_held_out_sequences(store, [[], []], 1)[0].sequence == 1
+    assert aligned_sequences(store, [[], []], 1)[0].sequence == 1
     assert all(np.array_equal(sequence.anchors, [2, 5]) for sequence in chosen)

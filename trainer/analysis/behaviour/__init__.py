@@ -1,0 +1,1 @@
+"""On what text two models predict differently, beyond what any change of a model does there."""

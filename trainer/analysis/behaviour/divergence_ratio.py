@@ -1,0 +1,82 @@
+"""How much farther apart two models are on some text than elsewhere, beyond what a noised copy is.
+
+The *divergence ratio* of a set of units of text (windows, or spans) is
+
+    (divergence inside / reference inside) / (divergence outside / reference outside),
+
+where divergence is that of the two models and reference that of the first and a noised copy of it: 1 for text that is
+no more different than any change of the weights would make it. Axes: C candidates, U units, K groups of documents.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.stats import t
+
+TAIL = 0.05
+"""Beyond either end of an interval."""
+PRIOR = 1.0
+"""Mean units added inside, so that text on which nothing moves gives no infinite ratio."""
+
+
+class Units(NamedTuple):
+    """Units of text on which predictions were compared."""
+
+    apart: np.ndarray
+    """Summed divergence of the two models, nats [U]."""
+    reference: np.ndarray
+    """Summed divergence of the base and its noised copy, nats [U]."""
+    group: np.ndarray
+    """Group of documents, int64 [U]: units of one group are not independent."""
+
+    def select(self, kept: np.ndarray) -> "Units":
+        """Of some units, bool [U]; groups keep their numbers."""
+        return Units(*(values[kept] for values in self))
+
+
+class Ratios(NamedTuple):
+    """Divergence ratios of candidates, with their 90 % intervals [C]; NaN for those in fewer than two groups."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    groups: np.ndarray
+    """Groups of documents with a unit inside, int64 [C]."""
+
+
+def divergence_ratios(members: sp.csr_matrix, units: Units, *, prior: float = PRIOR) -> Ratios:
+    """Ratios of candidates; `members` says which units are inside each, bool [C, U].
+
+    Intervals are of Student's t on the logarithm, with the variance between groups of documents (linearised: how much
+    the ratio would change without each of them).
+    """
+    count = int(units.group.max(initial=-1)) + 1
+    of_group = sp.csr_matrix(
+        (np.ones(len(units.group)), (np.arange(len(units.group)), units.group)), (len(units.group), count)
+    )
+    weights = sp.csr_matrix(members, dtype=np.float64)
+    apart, reference = ((weights @ sp.diags(values) @ of_group).toarray() for values in (units.apart, units.reference))
+    groups = (np.asarray((weights @ of_group).todense()) > 0).sum(axis=1)
+    total = [np.bincount(units.group, values, count) for values in (units.apart, units.reference)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inside, spread_inside = _log_ratio(apart, reference, prior * _mean(units.apart), prior * _mean(units.reference))
+        outside, spread_outside = _log_ratio(total[0] - apart, total[1] - reference)
+        correction = groups / (groups - 1)
+        error = np.sqrt(correction * spread_inside + spread_outside)
+        width = t.ppf(1 - TAIL, np.maximum(groups - 1, 1)) * error
+        value = np.where(groups > 1, inside - outside, np.nan)
+    return Ratios(np.exp(value), np.exp(value - width), np.exp(value + width), groups)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else 0.0
+
+
+def _log_ratio(
+    above: np.ndarray, below: np.ndarray, more_above: float = 0.0, more_below: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logarithm of the ratio of sums over groups [C, K], and its variance, uncorrected for few groups [C]."""
+    sums = above.sum(axis=1) + more_above, below.sum(axis=1) + more_below
+    influence = above / sums[0][:, None] - below / sums[1][:, None]
+    return np.log(sums[0] / sums[1]), (influence**2).sum(axis=1)

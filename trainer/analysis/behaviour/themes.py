@@ -1,0 +1,114 @@
+"""Finds the kinds of text on which two models differ most, each with its ratio, and what a noised copy gives instead.
+
+*Passage themes* are found greedily: of all properties of windows (`windows`) the one whose divergence ratio has the
+largest lower bound is a theme, and the groups of documents that have it are left out; then the next. So a theme is not
+told again in other words. The same search between the base and a second noised copy, where there is nothing to find,
+says how many themes as strong come up by themselves.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from trainer.analysis.behaviour.divergence_ratio import Ratios, divergence_ratios
+from trainer.analysis.behaviour.span_table import SpanTable
+from trainer.analysis.behaviour.windows import Candidate, Windows
+
+MAX_THEMES = 12
+MAX_NAMES = 6
+"""Further properties that are told of a theme."""
+ALIKE = 0.6
+"""Share of a further property's groups of documents that must be of the theme."""
+MAX_EXPECTED = 4
+"""Tokens told that either model expects."""
+LEAST_APART = 1e-6
+"""Mean divergence, in nats, below which two models predict the same: it is what rounding leaves."""
+
+
+@dataclass(frozen=True)
+class Theme:
+    """A kind of text on which two models are farther apart than elsewhere."""
+
+    name: Candidate
+    others: list[Candidate]
+    """Further properties of the same documents, the strongest first."""
+    windows: np.ndarray
+    """Windows that have it, int64."""
+    ratio: float
+    low: float
+    high: float
+    groups: int
+    """Groups of documents that have it."""
+
+
+def find_themes(windows: Windows, least: float) -> list[Theme]:
+    """Themes whose ratio has a lower bound of `least` or more, the strongest first."""
+    units, themes = windows.units, list[Theme]()
+    if not len(units.apart) or not units.reference.sum() > 0 or not units.apart.mean() > LEAST_APART:
+        return themes
+    everywhere = divergence_ratios(windows.members, units)
+    kept = np.ones(len(units.apart), bool)
+    while len(themes) < MAX_THEMES and kept.any() and len(windows.candidates):
+        members = windows.members[:, kept]
+        ratios = divergence_ratios(members, units.select(kept))
+        low = np.where(np.isnan(ratios.low), -np.inf, ratios.low)
+        best = int(low.argmax())
+        if low[best] < least:
+            break
+        inside = np.flatnonzero(kept)[members[[best]].indices]
+        groups = np.unique(units.group[inside])
+        themes.append(
+            Theme(
+                windows.candidates[best],
+                _others(windows, everywhere, best, groups, least),
+                inside,
+                float(ratios.value[best]),
+                float(low[best]),
+                float(ratios.high[best]),
+                len(groups),
+            )
+        )
+        kept &= ~np.isin(units.group, groups)
+    return themes
+
+
+def null_themes(windows: Windows, control: np.ndarray, least: float) -> list[Theme]:
+    """Themes between the base and a second noised copy, of whose divergence `control` has the sums [U]."""
+    return find_themes(replace(windows, units=windows.units._replace(apart=control)), least)
+
+
+def _others(windows: Windows, ratios: Ratios, best: int, groups: np.ndarray, least: float) -> list[Candidate]:
+    """Further candidates most of whose groups are among some groups."""
+    within = np.isin(windows.units.group, groups)
+    found = []
+    for at in np.argsort(-np.nan_to_num(ratios.low))[: 20 * MAX_NAMES]:
+        own = np.unique(windows.units.group[windows.members[[at]].indices])
+        if at != best and ratios.low[at] >= least and np.isin(own, windows.units.group[within]).mean() >= ALIKE:
+            found.append(windows.candidates[at])
+    return found[:MAX_NAMES]
+
+
+def expected_tokens(spans: SpanTable, windows: Windows, theme: Theme) -> tuple[list[str], list[str]]:
+    """Tokens that the base, and the source, expect more often in a theme than elsewhere, where they disagree.
+
+    Weighted by divergence; a token counts by its weight in the theme times the logarithm of its lift.
+    """
+    inside = np.zeros(len(spans.sequence), bool)
+    for window in theme.windows:
+        inside[windows.first[window] : windows.stop[window]] = True
+    differ = spans.expected[0] != spans.expected[1]
+    return tuple(_typical(spans.expected[side], spans.apart, inside & differ, differ) for side in (0, 1))  # type: ignore[return-value]
+
+
+def _typical(tokens: np.ndarray, weight: np.ndarray, inside: np.ndarray, whole: np.ndarray) -> list[str]:
+    within, usual = _weights(tokens[inside], weight[inside]), _weights(tokens[whole], weight[whole])
+    score = {token: share * np.log(share / usual[token]) for token, share in within.items() if share > usual[token]}
+    return sorted(score, key=lambda token: -score[token])[:MAX_EXPECTED]
+
+
+def _weights(tokens: np.ndarray, weight: np.ndarray) -> Mapping[str, float]:
+    """Share of the weight that each token has."""
+    names, index = np.unique(tokens.astype(str), return_inverse=True)
+    shares = np.bincount(index, weight, len(names)) / max(weight.sum(), 1e-30)
+    return dict(zip(names.tolist(), shares.tolist(), strict=True))
