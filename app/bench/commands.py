@@ -134,6 +134,19 @@ def nulls(recipe: Path | None, overrides: tuple[str, ...], as_json: bool, **chos
 
 
 @bench.command()
+@recipe_option
+@overrides_option
+@click.option("--organism", "names", multiple=True, metavar="NAME", help="One of them only.  [default: all]")
+@json_option
+def organisms(recipe: Path | None, overrides: tuple[str, ...], as_json: bool, names: tuple[str, ...]) -> None:
+    """Fine-tunes with a planted behaviour, and where it stands among the findings."""
+    from app.bench.organisms import bench_organisms
+    from trainer.bench.prerequisites import DEMO
+
+    _show(bench_organisms(recipe or DEMO, names, overrides), as_json)
+
+
+@bench.command()
 @click.option("--features", type=click.IntRange(64), default=8192, show_default=True, help="Size of the synthetic run.")
 @click.option("--visitors", type=click.IntRange(1), default=4, show_default=True, help="Concurrent visitors.")
 @click.option(

@@ -26,3 +26,17 @@ COMPARED = (
         (0, 1, 1, 0, 1, ' baking', 0.7), (0, 1, 1, 0, -1, ' the', -0.6)""",
 )
 """For `write_tiny_run(amend=…)`."""
+
+FOUND = (
+    """insert into finding values
+        (0, 'passage', 'text with “<b>ahoy</b>”', 'gemma3', 0, 1, null, 'word', '<b>ahoy</b>', 'divergence_ratio',
+            4.2, 3.1, 5.7, 0.0, 2, 2, 9, ['matey', '<i>arr</i>'], [' The'], [' Ahoy', '<u>'], 0.31),
+        (1, 'feature', 'fires at “ <s>”', 'smollm2', null, null, 3, null, null, 'probe_ratio',
+            0.33, 0.27, 0.38, 0.05, 4, 4, 120, [], [], [], null),
+        (2, 'passage', 'text in de', null, 0, 1, null, 'language', 'de', 'divergence_ratio',
+            2.0, 1.6, 2.5, null, 1, 2, 20, [], [], [], 0.01)""",
+    "insert into finding_member values (0, null, 0, 1.0), (0, 5, null, 0.8), (1, 3, null, 1.0)",
+    f"insert into passage values (0, 'wiki', 'en', 7, 0.21, 0.03, 0, 'good <b>', {TOKENS}, {PLACES})",
+    "insert into behaviour_null values ('passage', 0, 1, 1500, 2, 0), ('feature', 0, 1, 60, 4, 1)",
+)
+"""Findings: two kinds of text and a feature."""

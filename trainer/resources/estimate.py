@@ -306,7 +306,7 @@ class _Estimator:
         models = self._weights(lambda shape: shape.parameters)
         corpus, baselines = self.recipe.corpus, self.recipe.baselines
         context = corpus.context if corpus else 0
-        reads = 4 * self.recipe.evaluation.sequences + (baselines.sequences if baselines.divergence else 0)
+        reads = 4 * self.recipe.evaluation.sequences + 2 * baselines.sequences * baselines.divergence
         each = sum(shape.all_multiplications for shape in self.shapes.values())
         held_out = self.kept_rows * (1 - self.train_rows / self.all_rows)
         return StageCost(
@@ -314,7 +314,7 @@ class _Estimator:
             memory=PROCESS_BYTES
             + KERNEL_CACHE_BYTES
             + self._tokenizers()
-            + models
+            + models * (1 + baselines.divergence)
             + logits
             + EVALUATION_BYTES
             + LOADED_BYTES * self.dictionary.saved_parameters,
