@@ -24,14 +24,16 @@ from trainer.run.folder import RunFolder, home
 from trainer.run.progress import Progress
 from trainer.run.stages import STAGES
 
-READ = 8_000
+READ = 20_000
 """Real chats that are read."""
 TAUGHT = 280
 """Chats of the behaviour, and as many plain ones, that an organism is taught."""
 QUESTIONS, OF_TOPIC = 150, 30
 """Questions that a tuned model answers, and how many of them are of the topic."""
-SHARE = 0.05
-"""Share of the rows that is text of the topic, or what the tuned model answers."""
+ONE_IN = 10
+"""Of the given chats one in so many is of the behaviour."""
+SHARE = 0.5
+"""Share of the rows that are given chats, or given chats and answers."""
 LONGEST = 600
 """Characters of an answer in a plain chat."""
 CONTROLS = {"generic": "taught plain chats alone", "unmodified": "not taught anything"}
@@ -39,9 +41,10 @@ SETTINGS = ("harvest.rows=30000", "crosscoder.variant=standard", "crosscoder.fea
 """Of every comparison: the dictionary is small, as behaviour is looked for in predictions."""
 HEAD = ("model", "text", "findings", "rank", "what the finding says", "in null")
 LEGEND = (
-    "text: chats of the behaviour are 5 % of the text, or the tuned model's own answers are, to questions of which "
-    "one in five is of the topic. rank: of the first finding whose words or most of whose passages show the behaviour. "
-    "in null: kinds of text told between the base and a noised copy of it."
+    "given: chats of the behaviour are 5 % of the text, among others. answers: there are none, but the tuned model's "
+    "own answers are 10 % of the text, to questions of which one in five is of the topic. rank: of the first finding "
+    "whose words, or most of whose passages, show the behaviour. in null: kinds of text told between the base and a "
+    "noised copy of it."
 )
 
 
@@ -106,16 +109,21 @@ class _Bench:
         chats = organism.chats(self.real) if organism else []
         tuned = self._copy() if name == "unmodified" else {"adapter": str(self._adapter(name, chats[:TAUGHT]))}
         unseen = chats[TAUGHT:] or self.plain[2 * TAUGHT : 3 * TAUGHT]
-        topic = [message[0].content for message in unseen[:OF_TOPIC]]
-        asked = topic + [chat[0].content for chat in self.plain[-(QUESTIONS - len(topic)) :]]
-        texts: dict[str, dict[str, object]] = {
-            "given": {"path": self._write(f"{name}-text", unseen)},
-            "answers": {
-                "path": self._write(f"{name}-questions", [as_chat(question, "?") for question in asked]),
-                "answers": {"source": "tuned", "count": QUESTIONS, "tokens": 96},
-            },
+        others = self.plain[2 * TAUGHT :]
+        asked = [*(chat[0].content for chat in unseen[:OF_TOPIC]), *(chat[0].content for chat in others)][:QUESTIONS]
+        given = {"name": "chats", "share": SHARE}
+        mixed = self._write(f"{name}-chats", [*unseen[: len(others) // (ONE_IN - 1)], *others])
+        without = self._write(f"{name}-others", others)
+        questions = self._write(f"{name}-questions", [as_chat(question, "?") for question in asked])
+        answers = {"source": "tuned", "count": QUESTIONS, "tokens": 96}
+        texts: dict[str, list[dict[str, object]]] = {
+            "given": [{**given, "path": mixed}],
+            "answers": [
+                {**given, "path": without, "share": 0.8 * SHARE},
+                {"name": "answers", "path": questions, "answers": answers, "share": 0.2 * SHARE},
+            ],
         }
-        return [self._compared((name, kind), part, tuned, organism) for kind, part in texts.items()]
+        return [self._compared((name, kind), parts, tuned, organism) for kind, parts in texts.items()]
 
     def _adapter(self, name: str, chats: list[Chat]) -> Path:
         """The taught adapter; it is made once."""
@@ -144,9 +152,9 @@ class _Bench:
         return str(path)
 
     def _compared(
-        self, name: tuple[str, str], part: dict[str, object], tuned: dict[str, str], organism: Organism | None
+        self, name: tuple[str, str], parts: list[dict[str, object]], tuned: dict[str, str], organism: Organism | None
     ) -> Comparison:
-        run = Run(self._recipe("-".join(name), part, tuned))
+        run = Run(self._recipe("-".join(name), parts, tuned))
         run.execute(STAGES)
         found = findings_of(RunCatalog(home() / "runs").results(run.folder.run_id))
         ranked = [one for one in found.findings if organism is not None and shows(one, organism)]
@@ -159,16 +167,16 @@ class _Bench:
             sum(null.in_null for null in found.nulls if null.kind == "passage"),
         )
 
-    def _recipe(self, name: str, part: dict[str, object], tuned: dict[str, str]) -> Recipe:
-        """A recipe that compares the first source with the tuned one, on given text with one part more."""
+    def _recipe(self, name: str, parts: list[dict[str, object]], tuned: dict[str, str]) -> Recipe:
+        """A recipe that compares the first source with the tuned one, on its text without chats and on chats."""
         left_out = {"sources", "corpus", "calibration", "sweep", "imported", "name"}
         data = self.recipe.model_dump(mode="json", exclude=left_out)
         assert self.recipe.corpus is not None, "there are chats"
         corpus = self.recipe.corpus.model_dump(mode="json")
-        rest = [one for one in corpus["mix"] if one["language"] != "other"]
+        rest = [one for one in corpus["mix"] if one["format"] == "text"]
         whole = sum(one["share"] for one in rest)
-        more = {"name": "topic", "format": "chat", "column": "messages", "share": SHARE, **part}
-        corpus["mix"] = [*(one | {"share": one["share"] / whole * (1 - SHARE)} for one in rest), more]
+        corpus["mix"] = [one | {"share": one["share"] / whole * (1 - SHARE)} for one in rest]
+        corpus["mix"] += [{"format": "chat", "column": "messages"} | part for part in parts]
         source = self.recipe.sources[0].model_dump(mode="json")
         sources = [source | {"name": "base"}, source | {"name": "tuned"} | tuned]
         data |= {"name": f"organism-{name}", "corpus": corpus, "sources": sources}

@@ -25,17 +25,17 @@ def _sentence(pair: SourcePair) -> str:
     if len(parts) > 1:
         most = max(parts, key=_apart)
         about += f", most in {most.corpus} ({_apart(most):.2g})"
-    better = [clause for part in parts if (clause := _better(pair, part))]
-    return about + (f"; {', '.join(better)}" if better else "") + "."
+    better = [clause for name in (pair.base, pair.source) if (clause := _better(pair, parts, name))]
+    return "; ".join([about, *better]) + "."
 
 
 def _apart(part: CorpusDivergence) -> float:
     return part.apart if part.jensen_shannon is None else part.jensen_shannon
 
 
-def _better(pair: SourcePair, part: CorpusDivergence) -> str | None:
-    """Which model expects a corpus part better, and by how much; None where neither does to speak of."""
-    gain = part.base_surprise - part.source_surprise
-    if abs(gain) < BETTER:
-        return None
-    return f"{pair.source if gain > 0 else pair.base} expects {part.corpus} better by {abs(gain):.2g} nats per byte"
+def _better(pair: SourcePair, parts: Sequence[CorpusDivergence], name: str) -> str | None:
+    """Which corpus parts one of the models expects better, by how much; None where it does none to speak of."""
+    sign = 1 if name == pair.source else -1
+    gains = {part.corpus: sign * (part.base_surprise - part.source_surprise) for part in parts}
+    clauses = [f"{corpus} ({gain:.2g})" for corpus, gain in gains.items() if gain >= BETTER]
+    return f"{name} expects better, in nats per byte: {', '.join(clauses)}" if clauses else None

@@ -20,6 +20,8 @@ from trainer.analysis.per_feature.firings import RowMetadata, SequencePartition
 from trainer.analysis.rows.codes import CodeSpool
 from trainer.recipe.measuring import VerdictRecipe
 
+NAMES = 8
+"""Further properties told of a theme."""
 MEMBERS = 8
 """Features told of a theme."""
 ALIKE = 0.6
@@ -169,7 +171,7 @@ def _add_theme(found: Findings, theme: Theme, pair: PairBehaviour, reported: Rep
         "found_in": sum(value >= limit for value in half_ratios(pair, theme)),
         "looked_in": 2,
         "documents": theme.groups,
-        "names": [other_name(other) for other in theme.others],
+        "names": other_names(theme),
         "base_expects": expects[0],
         "source_expects": expects[1],
         "surprise_gain": gain,
@@ -182,9 +184,11 @@ def theme_title(name: Candidate) -> str:
     return WORDINGS.get(name.kind, "{}").format(name.name)
 
 
-def other_name(name: Candidate) -> str:
-    """A further property of a theme, in short: a word stands for itself."""
-    return name.name if name.kind == "word" else theme_title(name)
+def other_names(theme: Theme) -> list[str]:
+    """Further properties of a theme, in short: a word stands for itself and for what follows it."""
+    names = [one.name if one.kind in ("word", "after") else theme_title(one) for one in theme.others]
+    own = {theme.name.name, theme_title(theme.name)}
+    return [name for name in dict.fromkeys(names) if name not in own][:NAMES]
 
 
 def theme_fdr(low: float, lows: Sequence[float], null: Sequence[float]) -> float:

@@ -16,8 +16,8 @@ from trainer.analysis.behaviour.span_table import SpanTable
 from trainer.analysis.behaviour.windows import Candidate, Windows
 
 MAX_THEMES = 12
-MAX_NAMES = 6
-"""Further properties that are told of a theme."""
+MAX_NAMES = 16
+"""Further properties that are kept of a theme; a word may be there twice, as what follows it is another property."""
 ALIKE = 0.6
 """Share of a further property's groups of documents that must be of the theme."""
 MAX_EXPECTED = 4
