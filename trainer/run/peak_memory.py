@@ -7,6 +7,8 @@ import resource
 import sys
 from pathlib import Path
 
+_MMAP_THRESHOLD = -3
+"""Number of the setting of `mallopt`: blocks from this size on are mapped by themselves."""
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -23,6 +25,17 @@ def release_memory() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def return_large_blocks(at_once: bool) -> None:
+    """Let glibc return freed blocks of a few MiB to the system at once, or, for speed, only when it is trimmed.
+
+    By itself it does the latter for blocks up to 32 MiB once such a block was freed; between them lie small ones that
+    keep the memory from being returned.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, (4 if at_once else 32) << 20)
 
 
 def peak_gigabytes() -> float:

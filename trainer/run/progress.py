@@ -15,13 +15,15 @@ from tqdm import tqdm
 
 from trainer.errors import CrossdiffError, DiskFull
 from trainer.run.folder import RunFolder, read_json, write_json
-from trainer.run.peak_memory import peak_gigabytes, reset_peak
+from trainer.run.peak_memory import peak_gigabytes, reset_peak, return_large_blocks
 from trainer.run.stages import STAGES
 
 LINE_INTERVAL = 10.0
 """Seconds between plain lines when standard error is not a terminal."""
 FILE_INTERVAL = 0.5
 """Seconds between writes of progress.json."""
+FRUGAL = ("evaluate", "analyse")
+"""Stages that free large blocks for good; the others take the same ones again and again."""
 HEARTBEAT = 5.0
 """Seconds after which progress.json is written without any news: it shows that the process lives."""
 
@@ -102,6 +104,7 @@ class Progress:
         entry = self._entry(name)
         entry["state"], self._state["stage"] = "running", name
         started = time.monotonic()
+        return_large_blocks(at_once=name in FRUGAL)
         reset_peak()
         self.log(f"{name} began")
         yield self

@@ -19,6 +19,7 @@ from app.results.features.feature import (
     Logit,
     Logits,
     Neighbour,
+    PairDivergence,
     SourceProbe,
     one_feature,
 )
@@ -37,6 +38,7 @@ TABLES = {
     "test": "null, n, test || ' ' || says, [value, threshold, low, high] from evidence",
     "probe": "source, null, null, [r_precision, auc] from probe",
     "layer": "source, layer, null, [probe_ratio, probe_low, probe_high] from other_layer",
+    "divergence": "base, documents, source::text, [ratio, low, high] from feature_divergence",
     "neighbour": """
         other, null, kind || ' ' || owner, [cosine, correlation, density]
         from (select n.*, f.owner, f.density from neighbour n join feature f on f.feature = n.other)
@@ -67,6 +69,8 @@ class FeatureDetail:
     """How well every source tells where it fires, in order of the sources; empty for a feature without a claim."""
     layers: list[LayerProbe]
     """How well other layers of the others' models tell it, by source and layer; empty where none was looked at."""
+    divergences: list[PairDivergence]
+    """How much more pairs of models differ where it fires; empty where predictions were not compared."""
     tests: list[CriterionResult]
     """Results of its claim, the most decisive first; empty for a feature without a claim."""
     agreement: Agreement | None
@@ -92,6 +96,10 @@ def feature_detail(results: Results, feature: int, corpus_shares: CorpusShares) 
         neighbours=_neighbours(found["neighbour"]),
         probes=[SourceProbe(source, names[source], *values) for source, _, _, values in sorted(found["probe"])],
         layers=[LayerProbe(source, names[source], layer, *x) for source, layer, _, x in sorted(found["layer"])],
+        divergences=[
+            PairDivergence(names[base], names[int(source)], ratio, low, high, documents)
+            for base, documents, source, (ratio, low, high) in sorted(found["divergence"])
+        ],
         tests=_tests(found["test"]),
         agreement=agreement_of([(other, int(x), int(y), count) for other, count, _, (x, y) in found["agreement"]]),
         corpus_breakdown=CorpusBreakdown(

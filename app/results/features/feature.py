@@ -117,6 +117,19 @@ class LayerProbe:
 
 
 @dataclass(frozen=True)
+class PairDivergence:
+    """How much farther apart two models' predictions are where a feature fires than elsewhere."""
+
+    base: str
+    source: str
+    ratio: float
+    low: float
+    high: float
+    documents: int
+    """Groups of documents in which it fires, of those compared."""
+
+
+@dataclass(frozen=True)
 class ActivationBin:
     """One bin of the activation histogram."""
 

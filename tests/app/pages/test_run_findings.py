@@ -11,7 +11,7 @@ from app.main import create_app
 from app.results.runs.baselines import CorpusDivergence, SourcePair
 from app.settings import Settings
 from app.web.behaviour_sentence import behaviour_sentence
-from tests.worlds.compared import COMPARED, FOUND
+from tests.worlds.compared import COMPARED, DIVERGING, FOUND
 from tests.worlds.tiny_results import RUN, write_tiny_run
 
 APART = "On the same text base and tuned predict what comes next 0.02 nats apart (of 0.69 at most)"
@@ -118,3 +118,16 @@ def pair(*parts: tuple[str, float, float, float], outcome: str = "token") -> Sou
 def test_how_far_apart_predictions_are_is_one_sentence(parts, sentence):
     assert behaviour_sentence([pair(*parts)]) == sentence
     assert behaviour_sentence([]) is None
+
+
+def test_a_feature_says_how_much_more_the_models_differ_where_it_fires(own_home: Path):
+    write_tiny_run(own_home, features=64, amend=DIVERGING)
+
+    with TestClient(create_app(Settings(home=own_home))) as client:
+        page = words(client.get(f"/runs/{RUN}/features/3").text)
+        other = words(client.get(f"/runs/{RUN}/features/4").text)
+        found = client.get(f"/api/v1/runs/{RUN}/features/3").json()["divergences"]
+
+    assert "1.8 to 3.5" in page
+    assert "Where it fires, do the models differ more?" in page and "Where it fires, do the" not in other
+    assert found == [{"base": "smollm2", "source": "gemma3", "ratio": 2.5, "low": 1.75, "high": 3.5, "documents": 11}]

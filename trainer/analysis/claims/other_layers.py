@@ -81,14 +81,15 @@ class LayerReader:
     progress: Progress
 
     def measure(self, sample: RowSample, claimed: ClaimedFeatures) -> OtherLayers:
-        """Probe ratios of all claims at all other layers of models that the owner is not."""
+        """Probe ratios of all claims at all other layers of models that the owner is not; takes the sample's rows."""
         found = OtherLayers([], [], [])
         asked = [one for one in self.models if self._foreign(one, claimed).any() and self.layers(one)]
         if sample.byte_end is None or (sample.sequence < 0).any() or not asked:
             return found
-        part = sample.first(ROWS)
+        part = sample.take_first(ROWS)
         firings = [rows[rows < part.size] for rows in claimed.firings]
         own = probe_features(part, firings, claimed.sources, _moments(part.rows, part.fold))
+        part.rows.clear()  # from here on those of other layers
         fired, drawn = firings_by_group(part, firings), draws(part.judged_clusters)
         inside = np.where(claimed.holds, own.hits.sum(axis=1).T, -1).argmax(axis=1)
         with self.progress.task("Looking at other layers", total=len(asked), unit="models"):

@@ -64,12 +64,13 @@ class RowSample:
         neighbour: np.ndarray = np.where(known, other, row)
         return neighbour
 
-    def first(self, rows: int) -> "RowSample":
-        """Its first rows, of which at most three quarters are judged."""
+    def take_first(self, rows: int) -> "RowSample":
+        """Its first rows, of which at most three quarters are judged; the activations of this one are let go."""
         some = slice(rows)
         cluster = np.unique(self.cluster[some], return_inverse=True)[1]
+        kept = {name: self.rows.pop(name)[some].clone() for name in list(self.rows)}
         return RowSample(
-            {name: x[some] for name, x in self.rows.items()},
+            kept,
             self.fold[some],
             cluster,
             np.where(self.index < rows, self.index, -1),
