@@ -151,7 +151,7 @@ def _predict(
     for part, targets, first in zip(*(x.split(CHUNK) for x in (logits, ids[predicted], begins)), strict=True):
         tokens = part.float().log_softmax(dim=1)
         losses.append(-tokens.gather(1, targets.to(tokens.device)[:, None])[:, 0].cpu())
-        starts = tokens[first.to(tokens.device)]
+        starts = tokens if bool(first.all()) else tokens[first.to(tokens.device)]
         likeliest.append(starts.argmax(dim=1).cpu())
         for number, one in enumerate(outcomes):
             if one is not None:

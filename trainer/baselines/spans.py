@@ -13,7 +13,7 @@ import numpy as np
 from trainer.reading.alignment import anchors, positions
 from trainer.store.store import ActivationStore
 
-MAX_SPANS = 128
+MAX_SPANS = 96
 """Spans scored per sequence: their logits are in memory together, which is expensive for large vocabularies."""
 
 Tokens = list[dict[str, Any]]
