@@ -37,7 +37,14 @@ SHARE = 0.5
 LONGEST = 600
 """Characters of an answer in a plain chat."""
 CONTROLS = {"generic": "taught plain chats alone", "unmodified": "not taught anything"}
-SETTINGS = ("harvest.rows=30000", "crosscoder.variant=standard", "crosscoder.features=512", "evaluation.sequences=1")
+SETTINGS = (
+    "harvest.rows=30000",
+    "crosscoder.variant=standard",
+    "crosscoder.features=512",
+    "crosscoder.residual=null",
+    "evaluation.sequences=1",
+    "analysis.other_layers=[]",
+)
 """Of every comparison: the dictionary is small, as behaviour is looked for in predictions."""
 HEAD = ("model", "text", "findings", "rank", "what the finding says", "in null")
 LEGEND = (
