@@ -16,6 +16,8 @@ from scipy.stats import t
 
 TAIL = 0.05
 """Beyond either end of an interval."""
+CELLS = 1 << 22
+"""Candidates times groups of documents in memory at a time."""
 PRIOR = 1.0
 """Mean units added inside, so that text on which nothing moves gives no infinite ratio."""
 
@@ -52,18 +54,25 @@ def divergence_ratios(members: sp.csr_matrix, units: Units, *, prior: float = PR
     the ratio would change without each of them).
     """
     count = int(units.group.max(initial=-1)) + 1
-    of_group = sp.csr_matrix(
-        (np.ones(len(units.group)), (np.arange(len(units.group)), units.group)), (len(units.group), count)
-    )
-    weights = sp.csr_matrix(members, dtype=np.float64)
+    of_unit = np.arange(len(units.group))
+    of_group = sp.csr_matrix((np.ones(len(of_unit)), (of_unit, units.group)), (len(of_unit), count))
+    block = max(CELLS // max(count, 1), 1)
+    parts = [
+        _ratios(sp.csr_matrix(members[first : first + block], dtype=np.float64), units, of_group, prior)
+        for first in range(0, max(members.shape[0], 1), block)
+    ]
+    return Ratios(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _ratios(weights: sp.csr_matrix, units: Units, of_group: sp.csr_matrix, prior: float) -> Ratios:
+    """Ratios of some candidates; `of_group` says of which group each unit is [U, K]."""
     apart, reference = ((weights @ sp.diags(values) @ of_group).toarray() for values in (units.apart, units.reference))
-    groups = (np.asarray((weights @ of_group).todense()) > 0).sum(axis=1)
-    total = [np.bincount(units.group, values, count) for values in (units.apart, units.reference)]
+    groups = ((weights @ of_group).toarray() > 0).sum(axis=1)
+    total = [np.bincount(units.group, values, of_group.shape[1]) for values in (units.apart, units.reference)]
     with np.errstate(divide="ignore", invalid="ignore"):
         inside, spread_inside = _log_ratio(apart, reference, prior * _mean(units.apart), prior * _mean(units.reference))
         outside, spread_outside = _log_ratio(total[0] - apart, total[1] - reference)
-        correction = groups / (groups - 1)
-        error = np.sqrt(correction * spread_inside + spread_outside)
+        error = np.sqrt(groups / (groups - 1) * spread_inside + spread_outside)
         width = t.ppf(1 - TAIL, np.maximum(groups - 1, 1)) * error
         value = np.where(groups > 1, inside - outside, np.nan)
     return Ratios(np.exp(value), np.exp(value - width), np.exp(value + width), groups)

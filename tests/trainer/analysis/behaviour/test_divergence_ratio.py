@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from trainer.analysis.behaviour import divergence_ratio
 from trainer.analysis.behaviour.divergence_ratio import Units, divergence_ratios
 
 
@@ -72,3 +73,16 @@ def test_about_one_lower_bound_in_twenty_is_above_one_where_there_is_nothing_to_
 
     assert 0.02 < (found.low > 1).mean() < 0.10
     assert 0.02 < (found.high < 1).mean() < 0.10
+
+
+def test_candidates_in_blocks_and_none_at_all_give_the_same(monkeypatch):
+    rng = np.random.default_rng(0)
+    units = Units(rng.gamma(2, 1, 60), rng.gamma(2, 1, 60), np.arange(60) // 6)
+    inside = members(*(rng.choice(60, 15, replace=False).tolist() for _ in range(7)), units=60)
+    whole = divergence_ratios(inside, units)
+
+    monkeypatch.setattr(divergence_ratio, "CELLS", 25)
+    blocks = divergence_ratios(inside, units)
+
+    assert all(np.array_equal(one, other) for one, other in zip(whole, blocks, strict=True))
+    assert [len(part) for part in divergence_ratios(inside[:0], units)] == [0] * 4
