@@ -18,7 +18,7 @@ from trainer.models.source import Source
 FIRST_AMOUNT = 0.02
 LARGEST_AMOUNT = 0.5
 """Noise of half the weights' own size leaves little of a model."""
-ROUNDS = 3
+ROUNDS = 2
 """Measurements until the amount is settled: divergence grows with its square while it is small."""
 ROOM = 1.2
 """Free memory that a copy needs, over its size."""

@@ -26,7 +26,7 @@ from trainer.store.store import ActivationStore
 NEEDED = {"sequence", "document", "corpus", "held_out", "text", "is_chat", "template_spans", "tokens", "token_ids"}
 """Columns of the sequences that the baselines read."""
 
-MATCHED = 12
+MATCHED = 8
 """Sequences on which the noise of a copy is matched."""
 
 Tables = dict[str, list[dict[str, Any]]]
