@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 from scipy.stats import t
 
-from trainer.analysis.behaviour.divergence_ratio import TAIL, divergence_ratios
+from trainer.analysis.behaviour.divergence_ratio import TAIL
 from trainer.analysis.behaviour.span_table import SpanTable
 from trainer.analysis.behaviour.stage import PairBehaviour
 from trainer.analysis.behaviour.themes import Theme, expected_tokens
@@ -168,7 +167,7 @@ def _add_theme(found: Findings, theme: Theme, pair: PairBehaviour, reported: Rep
         "low": theme.low,
         "high": theme.high,
         "fdr": theme_fdr(theme.low, [one.low for one in pair.themes], [one.low for one in pair.in_null]),
-        "found_in": sum(value >= limit for value in half_ratios(pair, theme)),
+        "found_in": theme.halves,
         "looked_in": 2,
         "documents": theme.groups,
         "names": other_names(theme),
@@ -194,22 +193,6 @@ def other_names(theme: Theme) -> list[str]:
 def theme_fdr(low: float, lows: Sequence[float], null: Sequence[float]) -> float:
     """Themes of the null with a lower bound at least as large, over those of the run; at most 1."""
     return min(sum(one >= low for one in null) / max(sum(one >= low for one in lows), 1), 1.0)
-
-
-def half_ratios(pair: PairBehaviour, theme: Theme) -> list[float]:
-    """The ratio of a theme in either half of the groups of documents; 0 where it cannot be measured."""
-    units = pair.windows.units
-    members = np.zeros(len(units.apart), bool)
-    members[theme.windows] = True
-    ranks = np.unique(units.group[theme.windows], return_inverse=True)[1]
-    half = units.group % 2
-    half[theme.windows] = ranks % 2  # the theme's own groups are halved evenly
-    values = []
-    for number in (0, 1):
-        kept = half == number
-        ratio = divergence_ratios(sp.csr_matrix(members[None, kept]), units.select(kept)).value
-        values.append(float(np.nan_to_num(ratio[0])))
-    return values
 
 
 def surprise_gain(spans: SpanTable, inside: np.ndarray, group: np.ndarray) -> tuple[float, float, float]:
@@ -261,13 +244,14 @@ def _members(pair: PairBehaviour, theme: Theme, limit: float) -> list[dict[str, 
 
 
 def _passages(pair: PairBehaviour, theme: Theme, metadata: RowMetadata) -> list[dict[str, Any]]:
-    """The passages of a theme in which the models are farthest apart, one of each group of documents."""
+    """The passages of a theme where the models are farthest apart, and farther than with noise, of different groups."""
     windows = pair.windows
     size = windows.stop - windows.first
     order = theme.windows[np.argsort(-(windows.units.apart / size)[theme.windows], kind="stable")]
+    farther = windows.units.apart > windows.units.reference
     groups, chosen = set[int](), list[int]()
     for window in order.tolist():
-        if windows.units.group[window] not in groups and len(chosen) < PASSAGES:
+        if windows.units.group[window] not in groups and len(chosen) < PASSAGES and (farther[window] or not chosen):
             groups.add(windows.units.group[window])
             chosen.append(window)
     return [_passage(pair, window, metadata) for window in chosen]

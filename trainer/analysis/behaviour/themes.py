@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.sparse as sp
 
-from trainer.analysis.behaviour.divergence_ratio import Ratios, divergence_ratios
+from trainer.analysis.behaviour.divergence_ratio import Ratios, Units, divergence_ratios
 from trainer.analysis.behaviour.span_table import SpanTable
 from trainer.analysis.behaviour.windows import Candidate, Windows
 
@@ -40,6 +41,8 @@ class Theme:
     high: float
     groups: int
     """Groups of documents that have it."""
+    halves: int
+    """Halves of the documents, of two, in which the ratio alone is at least the limit."""
 
 
 def find_themes(windows: Windows, least: float) -> list[Theme]:
@@ -50,8 +53,8 @@ def find_themes(windows: Windows, least: float) -> list[Theme]:
     everywhere = divergence_ratios(windows.members, units)
     kept = np.ones(len(units.apart), bool)
     while len(themes) < MAX_THEMES and kept.any() and len(windows.candidates):
-        members = windows.members[:, kept]
-        ratios = divergence_ratios(members, units.select(kept))
+        members, left = windows.members[:, kept], units.select(kept)
+        ratios = divergence_ratios(members, left)
         low = np.where(np.isnan(ratios.low), -np.inf, ratios.low)
         best = int(low.argmax())
         if low[best] < least:
@@ -67,6 +70,7 @@ def find_themes(windows: Windows, least: float) -> list[Theme]:
                 float(low[best]),
                 float(ratios.high[best]),
                 len(groups),
+                sum(value >= least for value in _half_ratios(members[[best]], left)),
             )
         )
         kept &= ~np.isin(units.group, groups)
@@ -76,6 +80,16 @@ def find_themes(windows: Windows, least: float) -> list[Theme]:
 def null_themes(windows: Windows, control: np.ndarray, least: float) -> list[Theme]:
     """Themes between the base and a second noised copy, of whose divergence `control` has the sums [U]."""
     return find_themes(replace(windows, units=windows.units._replace(apart=control)), least)
+
+
+def _half_ratios(members: sp.csr_matrix, units: Units) -> list[float]:
+    """The ratio of one candidate in either half of the groups of documents; NaN where it cannot be measured."""
+    inside = members.indices
+    half = units.group % 2
+    half[inside] = np.unique(units.group[inside], return_inverse=True)[1] % 2  # its own groups are halved evenly
+    return [
+        float(divergence_ratios(members[:, half == number], units.select(half == number)).value[0]) for number in (0, 1)
+    ]
 
 
 def _others(windows: Windows, ratios: Ratios, best: int, groups: np.ndarray, least: float) -> list[Candidate]:

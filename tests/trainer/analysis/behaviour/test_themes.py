@@ -39,6 +39,16 @@ def test_the_strongest_kind_of_text_is_first_and_its_other_words_are_told_with_i
     assert second.name == RIVER and second.others == []
     assert first.low > 4 and 2 < second.low <= second.ratio < 4
     assert (first.groups, second.groups) == (6, 6)
+    assert (first.halves, second.halves) == (2, 2), "what was told first is left out of the halves of the second, too"
+
+
+def test_a_kind_that_one_group_of_documents_makes_up_is_in_one_half_only():
+    rare = list(range(6))
+    apart = where(rare, 1.2) * where([0], 40) * where([2], 30) * where([4], 35)  # the even ones of its groups
+
+    (found,) = find_themes(windows_of(apart, {PIRATE: rare}), 1.2)
+
+    assert found.halves == 1
 
 
 def test_models_that_predict_alike_and_kinds_below_the_limit_give_no_theme():
@@ -75,7 +85,7 @@ def test_tokens_that_a_model_expects_there_more_than_elsewhere_are_told():
     )
     at = np.arange(6)
     windows = Windows(Units(spans.apart, spans.reference, at), at, at + 1, [], sp.csr_matrix((0, 6)))
-    theme = Theme(PIRATE, [], np.array([0, 1, 2]), 2, 2, 2, 3)
+    theme = Theme(PIRATE, [], np.array([0, 1, 2]), 2, 2, 2, 3, 2)
 
     base, source = expected_tokens(spans, windows, theme)
 
