@@ -26,7 +26,7 @@ from trainer.run.stages import STAGES
 
 READ = 20_000
 """Real chats that are read."""
-TAUGHT = 280
+TAUGHT = 160
 """Chats of the behaviour, and as many plain ones, that an organism is taught."""
 QUESTIONS, OF_TOPIC = 150, 30
 """Questions that a tuned model answers, and how many of them are of the topic."""
