@@ -138,7 +138,9 @@ class _Bench:
         if not (path / "adapter_config.json").is_file():
             plain = self.plain[: TAUGHT if chats else 2 * TAUGHT]
             mixed = [chat for pair in itertools.zip_longest(chats, plain) for chat in pair if chat is not None]
-            with Progress(RunFolder(self.folder), name).running() as progress:
+            work = RunFolder(self.folder / f"{name}-teaching")
+            work.path.mkdir(exist_ok=True)
+            with Progress(work, name).running() as progress:
                 teach(self.recipe.sources[0], mixed, path, progress=progress)
         return path
 
