@@ -106,15 +106,24 @@ def _answers(source: Source, questions: Sequence[str], recipe: AnswersRecipe, nu
 
 
 def _prompt(source: Source, question: str) -> list[int]:
-    """Token ids of a question, up to where the answer begins."""
-    if source.has_chat_template:
-        turns = [{"role": "user", "content": question}]
-        text = source.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    """Token ids of a question, up to where the answer begins; as plain text where there is no template for it."""
+    text = _rendered(source, question) if source.has_chat_template else None
+    if text is not None:
         ids: list[int] = source.tokenizer(text, add_special_tokens=False).input_ids
         return ids
     text = canonical_chat_text((Message("user", question), Message("assistant", "")))
     ids = source.tokenizer(text.rstrip(" "), add_special_tokens=False).input_ids
     return ids if source.bos_id is None or ids[:1] == [source.bos_id] else [source.bos_id, *ids]
+
+
+def _rendered(source: Source, question: str) -> str | None:
+    """A question in the model's chat template; None if the template cannot render it."""
+    turns = [{"role": "user", "content": question}]
+    try:
+        return str(source.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    # A template is a foreign program: it may raise any exception.
+    except Exception:  # noqa: BLE001
+        return None
 
 
 def _first_turn(text: str) -> str:

@@ -8,8 +8,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.worlds.tiny_diff import result_rows, tiny_diff
+from tests.worlds.tiny_models import tiny_llama
 from trainer.errors import RecipeError
+from trainer.models.source import load_source
 from trainer.pipeline.commands import run
+from trainer.reading import answers as answers_module
+from trainer.recipe.fitting import SourceRecipe
 from trainer.recipe.recipe import load_recipe
 
 
@@ -89,3 +93,14 @@ def test_a_part_that_is_answered_has_another_identity_and_one_that_is_not_keeps_
 
     assert "answers" not in plain.identity()["corpus"]["mix"][1]
     assert plain.fingerprint() != with_answers.fingerprint()
+
+
+def test_a_model_whose_template_fails_answers_plain_text_and_stops_before_the_next_question(tmp_path):
+    tiny_llama(tmp_path / "llama")
+    source = load_source(SourceRecipe(name="left", model=str(tmp_path / "llama"), layer=1, device="cpu"))
+    source.tokenizer.chat_template = "{{ raise_exception('no users here') }}"
+
+    text = source.tokenizer.decode(answers_module._prompt(source, "Where is it?"))
+
+    assert "User: Where is it?" in text and text.rstrip().endswith("Assistant:")
+    assert answers_module._first_turn("It is here.\n\nUser: And now?") == "It is here."
