@@ -55,7 +55,7 @@ LEGEND = (
 )
 
 
-class Comparison(NamedTuple):
+class PlantedRun(NamedTuple):
     """One tuned model against its base, on one kind of text."""
 
     model: str
@@ -110,7 +110,7 @@ class _Bench:
         self.plain = [as_chat(*one) for one in exchanges if 20 < len(one[1]) < LONGEST and len(one[0]) < LONGEST]
         folder.mkdir(parents=True, exist_ok=True)
 
-    def compare(self, name: str) -> list[Comparison]:
+    def compare(self, name: str) -> list[PlantedRun]:
         """The runs of an organism, or of a control."""
         organism = next((one for one in organisms() if one.name == name), None)
         chats = organism.chats(self.real) if organism else []
@@ -162,13 +162,13 @@ class _Bench:
 
     def _compared(
         self, name: tuple[str, str], parts: list[dict[str, object]], tuned: dict[str, str], organism: Organism | None
-    ) -> Comparison:
+    ) -> PlantedRun:
         run = Run(self._recipe("-".join(name), parts, tuned))
         run.execute(STAGES)
         found = findings_of(RunCatalog(home() / "runs").results(run.folder.run_id))
         ranked = [one for one in found.findings if organism is not None and shows(one, organism)]
         first = ranked[0] if ranked else next(iter(found.findings), None)
-        return Comparison(
+        return PlantedRun(
             *name,
             len(found.findings),
             ranked[0].finding + 1 if ranked else None,

@@ -156,22 +156,9 @@ class _Analysis:
         readouts = self.readouts(encoded.moments)
         scores_by_source = np.stack([one.score for one in readouts.values()], axis=1)
         self._add_feature_sources(norms, scores_by_source, encoded.scaling)
-        with self.progress.task("Comparing features", total=None, unit="features"):
-            count = self.recipe.analysis.neighbours
-            related = neighbours(Coactivation(self.codes), Cosines(self.crosscoder), owner, count)
-            self.draft.add("neighbour", related.columns())
-            pairs = related.strongest_twins(ownership.claims)
-            self.draft.add(
-                "agreement", agreement_columns(pairs, agreement(self.codes, pairs, measures["max_activation"]))
-            )
-        verdict_measures = {name: measures[name] for name in VERDICT_MEASURES}
-        inputs = ClaimInputs(
-            self.crosscoder,
-            ownership,
-            encoded.moments,
-            self.codes,
-            FeatureMeasures(**verdict_measures, twin=related.strongest_twin),
-        )
+        twin = self._add_neighbours(ownership, measures["max_activation"])
+        verdict_measures = FeatureMeasures(**{name: measures[name] for name in VERDICT_MEASURES}, twin=twin)
+        inputs = ClaimInputs(self.crosscoder, ownership, encoded.moments, self.codes, verdict_measures)
         found = stability(store, self.crosscoder, ownership, other_runs(folder), self.recipe.analysis)
         inputs = replace(inputs, scaling=encoded.scaling, found_again=found.share, other_runs=found.looked_in)
         sample = sample_rows(store, self.crosscoder)
@@ -202,6 +189,16 @@ class _Analysis:
         }
         self.draft.add("feature", stored)
         return judged, owner
+
+    def _add_neighbours(self, ownership: Ownership, max_activation: np.ndarray) -> np.ndarray:
+        """Fill `neighbour` and `agreement`; returns the largest correlation of each with one of another owner [F]."""
+        with self.progress.task("Comparing features", total=None, unit="features"):
+            count = self.recipe.analysis.neighbours
+            related = neighbours(Coactivation(self.codes), Cosines(self.crosscoder), ownership.owner, count)
+            self.draft.add("neighbour", related.columns())
+            pairs = related.strongest_twins(ownership.claims)
+            self.draft.add("agreement", agreement_columns(pairs, agreement(self.codes, pairs, max_activation)))
+        return related.strongest_twin
 
     def add_findings(
         self, judged: JudgedClaims, owner: list[str], metadata: RowMetadata, store: ActivationStore, folder: RunFolder

@@ -8,7 +8,7 @@ import numpy as np
 from trainer.analysis.behaviour.feature_divergence import FeatureDivergence, feature_divergence
 from trainer.analysis.behaviour.span_table import SpanTable
 from trainer.analysis.behaviour.themes import Theme, find_themes, null_themes
-from trainer.analysis.behaviour.windows import Windows, cut_windows
+from trainer.analysis.behaviour.windows import TextWindows, cut_windows
 from trainer.analysis.per_feature.firings import RowMetadata
 from trainer.analysis.rows.codes import CodeSpool
 
@@ -18,7 +18,7 @@ class PairBehaviour:
     """What is known of the predictions of one pair of models."""
 
     spans: SpanTable
-    windows: Windows
+    windows: TextWindows
     themes: list[Theme]
     in_null: list[Theme]
     """Themes between the base and a second noised copy."""

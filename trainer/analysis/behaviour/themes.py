@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from trainer.analysis.behaviour.divergence_ratio import Ratios, Units, divergence_ratios
 from trainer.analysis.behaviour.span_table import SpanTable
-from trainer.analysis.behaviour.windows import Candidate, Windows
+from trainer.analysis.behaviour.windows import Candidate, TextWindows
 
 MAX_THEMES = 12
 MAX_NAMES = 16
@@ -45,7 +45,7 @@ class Theme:
     """Halves of the documents, of two, in which the ratio alone is at least the limit."""
 
 
-def find_themes(windows: Windows, least: float) -> list[Theme]:
+def find_themes(windows: TextWindows, least: float) -> list[Theme]:
     """Themes whose ratio has a lower bound of `least` or more, the strongest first."""
     units, themes = windows.units, list[Theme]()
     if not len(units.apart) or not units.reference.sum() > 0 or not units.apart.mean() > LEAST_APART:
@@ -77,7 +77,7 @@ def find_themes(windows: Windows, least: float) -> list[Theme]:
     return themes
 
 
-def null_themes(windows: Windows, control: np.ndarray, least: float) -> list[Theme]:
+def null_themes(windows: TextWindows, control: np.ndarray, least: float) -> list[Theme]:
     """Themes between the base and a second noised copy, of whose divergence `control` has the sums [U]."""
     return find_themes(replace(windows, units=windows.units._replace(apart=control)), least)
 
@@ -92,7 +92,7 @@ def _half_ratios(members: sp.csr_matrix, units: Units) -> list[float]:
     ]
 
 
-def _others(windows: Windows, ratios: Ratios, best: int, groups: np.ndarray, least: float) -> list[Candidate]:
+def _others(windows: TextWindows, ratios: Ratios, best: int, groups: np.ndarray, least: float) -> list[Candidate]:
     """Further candidates most of whose groups are among some groups."""
     within = np.isin(windows.units.group, groups)
     found = []
@@ -103,7 +103,7 @@ def _others(windows: Windows, ratios: Ratios, best: int, groups: np.ndarray, lea
     return found[:MAX_NAMES]
 
 
-def expected_tokens(spans: SpanTable, windows: Windows, theme: Theme) -> tuple[list[str], list[str]]:
+def expected_tokens(spans: SpanTable, windows: TextWindows, theme: Theme) -> tuple[list[str], list[str]]:
     """Tokens that the base, and the source, expect more often in a theme than elsewhere, where they disagree.
 
     Weighted by divergence; a token counts by its weight in the theme times the logarithm of its lift.

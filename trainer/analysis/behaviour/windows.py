@@ -36,7 +36,7 @@ class Candidate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Windows:
+class TextWindows:
     """Windows of the compared text. Axes: U windows, N spans, C candidates."""
 
     units: Units
@@ -52,7 +52,7 @@ class Windows:
 
 def cut_windows(
     spans: SpanTable, texts: Texts, partitions: tuple[SequencePartition, ...], group_of: np.ndarray
-) -> Windows:
+) -> TextWindows:
     """Windows of all spans; `group_of` is the group of documents of each sequence."""
     order = np.lexsort((spans.byte_start, spans.sequence))
     assert (order == np.arange(len(order))).all(), "spans are by sequence and byte"
@@ -70,17 +70,17 @@ def cut_windows(
         bounds = spans.byte_start[first[windows]], spans.byte_end[stop[windows] - 1]
         for candidate, number in _properties(sequence, *bounds, texts, partitions):
             found[candidate].append(int(windows[number]))
-    return _frequent(Windows(units, first, stop, [], sp.csr_matrix((0, len(first)))), found)
+    return _frequent(TextWindows(units, first, stop, [], sp.csr_matrix((0, len(first)))), found)
 
 
-def _frequent(windows: Windows, found: dict[Candidate, list[int]]) -> Windows:
+def _frequent(windows: TextWindows, found: dict[Candidate, list[int]]) -> TextWindows:
     """The windows with those candidates that enough groups have."""
     group = windows.units.group
     kept = {one: sorted(set(at)) for one, at in found.items() if len(set(group[at])) >= MIN_GROUPS}
     indices = np.concatenate([np.zeros(0, np.int64), *(np.array(at) for at in kept.values())])
     start = np.cumsum([0, *(len(at) for at in kept.values())])
     members = sp.csr_matrix((np.ones(len(indices), bool), indices, start), (len(kept), len(group)))
-    return Windows(windows.units, windows.first, windows.stop, list(kept), members)
+    return TextWindows(windows.units, windows.first, windows.stop, list(kept), members)
 
 
 def _properties(

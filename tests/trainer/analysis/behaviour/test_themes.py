@@ -6,13 +6,13 @@ import scipy.sparse as sp
 from trainer.analysis.behaviour.divergence_ratio import Units
 from trainer.analysis.behaviour.span_table import SpanTable
 from trainer.analysis.behaviour.themes import Theme, expected_tokens, find_themes, null_themes
-from trainer.analysis.behaviour.windows import Candidate, Windows
+from trainer.analysis.behaviour.windows import Candidate, TextWindows
 
 GROUPS, PER_GROUP = 40, 5
 PIRATE, MATEY, RIVER, PLAIN = (Candidate("word", name) for name in ("pirate", "matey", "river", "plain"))
 
 
-def windows_of(apart: np.ndarray, inside: dict[Candidate, list[int]]) -> Windows:
+def windows_of(apart: np.ndarray, inside: dict[Candidate, list[int]]) -> TextWindows:
     """Windows of which some groups of documents have a candidate in all of theirs."""
     group = np.repeat(np.arange(GROUPS), PER_GROUP)
     rng = np.random.default_rng(0)
@@ -20,7 +20,7 @@ def windows_of(apart: np.ndarray, inside: dict[Candidate, list[int]]) -> Windows
     members = np.array([np.isin(group, groups) for groups in inside.values()]).reshape(len(inside), len(group))
     at = np.arange(len(group))
     units = Units(apart * reference, reference, group)
-    return Windows(units, at, at + 1, list(inside), sp.csr_matrix(members))
+    return TextWindows(units, at, at + 1, list(inside), sp.csr_matrix(members))
 
 
 def where(groups: list[int], factor: float) -> np.ndarray:
@@ -84,7 +84,7 @@ def test_tokens_that_a_model_expects_there_more_than_elsewhere_are_told():
         ),
     )
     at = np.arange(6)
-    windows = Windows(Units(spans.apart, spans.reference, at), at, at + 1, [], sp.csr_matrix((0, 6)))
+    windows = TextWindows(Units(spans.apart, spans.reference, at), at, at + 1, [], sp.csr_matrix((0, 6)))
     theme = Theme(PIRATE, [], np.array([0, 1, 2]), 2, 2, 2, 3, 2)
 
     base, source = expected_tokens(spans, windows, theme)

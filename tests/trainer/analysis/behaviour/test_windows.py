@@ -4,7 +4,7 @@ import numpy as np
 
 from tests.worlds.tiny_store import Sequence, text_table
 from trainer.analysis.behaviour.span_table import SpanTable, read_spans, write_spans
-from trainer.analysis.behaviour.windows import WINDOW, Candidate, Windows, cut_windows
+from trainer.analysis.behaviour.windows import WINDOW, Candidate, TextWindows, cut_windows
 from trainer.analysis.per_feature.firings import SequencePartition
 from trainer.analysis.rows.texts import read_texts
 
@@ -34,7 +34,7 @@ def spans_of(texts: list[str], byte_starts: list[list[int]]) -> SpanTable:
 
 def cut(
     texts: list[str], byte_starts: list[list[int]] | None = None, corpus: str = "wiki"
-) -> tuple[SpanTable, Windows]:
+) -> tuple[SpanTable, TextWindows]:
     """Windows of texts, each a document of its own, with a span for each of their bytes unless others are given."""
     sequences = tuple(
         Sequence(
@@ -53,7 +53,7 @@ def cut(
     return spans, cut_windows(spans, flat, parts, np.arange(len(texts)))
 
 
-def of(windows: Windows, kind: str, name: str) -> list[int]:
+def of(windows: TextWindows, kind: str, name: str) -> list[int]:
     return windows.members[[windows.candidates.index(Candidate(kind, name))]].indices.tolist()
 
 
