@@ -150,8 +150,10 @@ def feature_title(feature: int, reported: Reported) -> str:
 
 def _add_theme(found: Findings, theme: Theme, pair: PairBehaviour, reported: Reported) -> None:
     spans, limit, sources = pair.spans, reported.recipe.divergence_ratio, reported.sources
-    inside = _inside(pair, theme)
-    gain, low, high = surprise_gain(spans, inside, pair.windows.units.group[_window_of(pair)])
+    window = pair.windows.window_of_span()
+    among = theme.among[window]
+    inside, group = np.isin(window, theme.windows)[among], pair.windows.units.group[window][among]
+    gain, low, high = surprise_gain(spans, among, inside, group)
     expects = expected_tokens(spans, pair.windows, theme)
     row = {
         "kind": "passage",
@@ -195,12 +197,16 @@ def theme_fdr(low: float, lows: Sequence[float], null: Sequence[float]) -> float
     return min(sum(one >= low for one in null) / max(sum(one >= low for one in lows), 1), 1.0)
 
 
-def surprise_gain(spans: SpanTable, inside: np.ndarray, group: np.ndarray) -> tuple[float, float, float]:
-    """By how much better the source expects some spans than the base, less the same elsewhere, nats per byte.
+def surprise_gain(
+    spans: SpanTable, among: np.ndarray, inside: np.ndarray, group: np.ndarray
+) -> tuple[float, float, float]:
+    """By how much better the source expects some spans than the base, less the same of the others, nats per byte.
 
-    With its 90 % interval over groups of documents [N spans].
+    With its 90 % interval over groups of documents. `among`, bool [N], says which spans are compared at all, `inside`
+    and `group` are of those.
     """
-    better, size = spans.surprise[0] - spans.surprise[1], (spans.byte_end - spans.byte_start).astype(float)
+    better = (spans.surprise[0] - spans.surprise[1])[among]
+    size = (spans.byte_end - spans.byte_start)[among].astype(float)
     parts = [_mean_per_byte(better[kept], size[kept], group[kept]) for kept in (inside, ~inside)]
     gain = parts[0][0] - parts[1][0]
     width = float(t.ppf(1 - TAIL, max(len(np.unique(group[inside])) - 1, 1)) * np.sqrt(parts[0][1] + parts[1][1]))
@@ -216,17 +222,6 @@ def _mean_per_byte(better: np.ndarray, size: np.ndarray, group: np.ndarray) -> t
     influence = np.bincount(index, better - mean * size) / size.sum()
     count = len(influence)
     return float(mean), float((influence**2).sum() * count / max(count - 1, 1))
-
-
-def _window_of(pair: PairBehaviour) -> np.ndarray:
-    """The window of each span."""
-    return np.repeat(np.arange(len(pair.windows.first)), pair.windows.stop - pair.windows.first)
-
-
-def _inside(pair: PairBehaviour, theme: Theme) -> np.ndarray:
-    """Which spans are in a theme's windows, bool [N]."""
-    inside: np.ndarray = np.isin(_window_of(pair), theme.windows)
-    return inside
 
 
 def _members(pair: PairBehaviour, theme: Theme, limit: float) -> list[dict[str, Any]]:

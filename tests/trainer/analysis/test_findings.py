@@ -4,13 +4,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from tests.worlds.tiny_diff import STRANGE, result_rows, tiny_diff
 from tests.worlds.tiny_models import LINES
-from trainer.analysis.findings import theme_fdr
+from trainer.analysis.behaviour.span_table import SpanTable
+from trainer.analysis.findings import surprise_gain, theme_fdr
 from trainer.pipeline.commands import run
 from trainer.run.folder import RunFolder
 
@@ -111,3 +113,23 @@ def test_the_error_rate_is_that_of_the_null_among_themes_as_strong():
 
     assert [theme_fdr(low, run_lows, null) for low in run_lows] == [0, 0, 0, 0.25]
     assert theme_fdr(1.5, [1.5], [2.0, 3.0]) == 1
+
+
+def test_one_model_expects_some_text_better_than_elsewhere_of_what_is_compared():
+    spans = SpanTable(
+        0,
+        1,
+        sequence=np.arange(8),
+        byte_start=np.zeros(8, int),
+        byte_end=np.full(8, 10),
+        apart=np.ones(8),
+        reference=np.ones(8),
+        control=np.ones(8),
+        surprise=np.array([[9.0, 9, 9, 3, 3, 3, 90, 90], [3.0, 3, 3, 3, 3, 3, 0, 0]]),
+        expected=np.full((2, 8), "", object),
+    )
+    among = np.arange(8) < 6  # the last two were told before
+
+    gain, low, high = surprise_gain(spans, among, np.arange(6) < 3, np.arange(6))
+
+    assert gain == pytest.approx(0.6) == pytest.approx(low) == pytest.approx(high), "6 nats in 10 bytes, in every group"

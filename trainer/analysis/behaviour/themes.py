@@ -41,6 +41,8 @@ class Theme:
     high: float
     groups: int
     """Groups of documents that have it."""
+    among: np.ndarray
+    """Windows that it was found among: those of no theme before it, bool [U]."""
     halves: int
     """Halves of the documents, of two, in which the ratio alone is at least the limit."""
 
@@ -70,6 +72,7 @@ def find_themes(windows: TextWindows, least: float) -> list[Theme]:
                 float(low[best]),
                 float(ratios.high[best]),
                 len(groups),
+                kept.copy(),
                 sum(value >= least for value in _half_ratios(members[[best]], left)),
             )
         )
@@ -108,10 +111,9 @@ def expected_tokens(spans: SpanTable, windows: TextWindows, theme: Theme) -> tup
 
     Weighted by divergence; a token counts by its weight in the theme times the logarithm of its lift.
     """
-    inside = np.zeros(len(spans.sequence), bool)
-    for window in theme.windows:
-        inside[windows.first[window] : windows.stop[window]] = True
-    differ = spans.expected[0] != spans.expected[1]
+    window = windows.window_of_span()
+    inside, among = np.isin(window, theme.windows), theme.among[window]
+    differ = among & (spans.expected[0] != spans.expected[1])
     return tuple(_typical(spans.expected[side], spans.apart, inside & differ, differ) for side in (0, 1))  # type: ignore[return-value]
 
 

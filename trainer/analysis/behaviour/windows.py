@@ -49,6 +49,10 @@ class TextWindows:
     members: sp.csr_matrix
     """Which windows have each property, bool [C, U]."""
 
+    def window_of_span(self) -> np.ndarray:
+        """The window of each span, int64 [N]."""
+        return np.repeat(np.arange(len(self.first)), self.stop - self.first)
+
 
 def cut_windows(
     spans: SpanTable, texts: Texts, partitions: tuple[SequencePartition, ...], group_of: np.ndarray

@@ -85,7 +85,7 @@ def test_tokens_that_a_model_expects_there_more_than_elsewhere_are_told():
     )
     at = np.arange(6)
     windows = TextWindows(Units(spans.apart, spans.reference, at), at, at + 1, [], sp.csr_matrix((0, 6)))
-    theme = Theme(PIRATE, [], np.array([0, 1, 2]), 2, 2, 2, 3, 2)
+    theme = Theme(PIRATE, [], np.array([0, 1, 2]), 2, 2, 2, 3, np.ones(6, bool), 2)
 
     base, source = expected_tokens(spans, windows, theme)
 
