@@ -553,7 +553,7 @@ comment on column finding.source is 'Index of the pair''s other source; null for
 comment on column finding.feature is 'Index of the feature; null for passages.';
 comment on column finding.property is 'What makes text one of a passage theme: word (it has the word), after (the word comes before it in its sequence), corpus, language or place; null for features.';
 comment on column finding.subject is 'The word, the corpus part, the language as an ISO 639 code, or the place; null for features.';
-comment on column finding.measure is 'What effect, low and high are of: probe_ratio (how well the others tell where the feature fires, over how well the owner does) or divergence_ratio (how much farther apart the models'' predictions are there than elsewhere, over the same for a model and a noised copy of it).';
+comment on column finding.measure is 'What effect, low and high are of: probe_ratio (how well the others tell where the feature fires, over how well the owner does) or divergence_ratio (how much farther apart the models'' predictions are there than elsewhere, over the same for the first model and a noised copy of it, of two copies the one with the smaller lower bound).';
 comment on column finding.effect is 'The measured value.';
 comment on column finding.low is 'Lower bound of its 90 % interval, over documents.';
 comment on column finding.high is 'Upper bound of its 90 % interval, over documents.';
@@ -628,7 +628,7 @@ create table behaviour_null (
     reported integer not null,
     in_null integer not null
 );
-comment on table behaviour_null is 'What the same rules report between two models, and between the first and a noised copy of it, where there is nothing to be found.';
+comment on table behaviour_null is 'What the same rules report between two models, and between the first and a noised copy of it, held against another such copy, where there is nothing to be found.';
 comment on column behaviour_null.kind is 'passage: kinds of text; feature: features where they fire.';
 comment on column behaviour_null.base is 'Index of the first source of the pair.';
 comment on column behaviour_null.source is 'Index of the other source.';

@@ -31,10 +31,20 @@ class Units(NamedTuple):
     """Summed divergence of the base and its noised copy, nats [U]."""
     group: np.ndarray
     """Group of documents, int64 [U]: units of one group are not independent."""
+    control: np.ndarray | None = None
+    """Summed divergence of the base and another noised copy, nats [U]: a ratio must hold against either copy."""
 
     def select(self, kept: np.ndarray) -> "Units":
         """Of some units, bool [U]; groups keep their numbers."""
-        return Units(*(values[kept] for values in self))
+        return Units(*(None if values is None else values[kept] for values in self))  # type: ignore[arg-type]
+
+    def nulls(self) -> tuple["Units", "Units"]:
+        """Either noised copy in the place of the other model, against the other copy, where nothing is to be found."""
+        assert self.control is not None, "there are two copies"
+        return (
+            Units(self.control, self.reference, self.group),
+            Units(self.reference, self.control, self.group),
+        )
 
 
 class Ratios(NamedTuple):
@@ -51,8 +61,15 @@ def divergence_ratios(members: sp.csr_matrix, units: Units, *, prior: float = PR
     """Ratios of candidates; `members` says which units are inside each, bool [C, U].
 
     Intervals are of Student's t on the logarithm, with the variance between groups of documents (linearised: how much
-    the ratio would change without each of them).
+    the ratio would change without each of them). With a `control`, those against the copy with the smaller lower bound.
     """
+    if units.control is not None:
+        one, other = (
+            divergence_ratios(members, Units(units.apart, reference, units.group), prior=prior)
+            for reference in (units.reference, units.control)
+        )
+        smaller = ~(other.low < one.low)
+        return Ratios(*(np.where(smaller, *values) for values in zip(one, other, strict=True)))
     count = int(units.group.max(initial=-1)) + 1
     of_unit = np.arange(len(units.group))
     of_group = sp.csr_matrix((np.ones(len(of_unit)), (of_unit, units.group)), (len(of_unit), count))

@@ -27,7 +27,7 @@ class FeatureDivergence:
     source: int
     ratios: Ratios
     control: np.ndarray
-    """Lower bounds of the same ratios for the base and its second noised copy [F]."""
+    """Lower bounds of the same ratios for the base and a noised copy, held against another; the larger of two [F]."""
     groups: dict[int, set[int]]
     """Groups of documents in which features with a ratio surely above 1 fire, by feature."""
 
@@ -51,7 +51,7 @@ def feature_divergence(
     """Ratios of all features of a run for one pair; `group_of` is the group of documents of each sequence."""
     span_of_row = _span_of_row(spans, row_order)
     group = np.unique(group_of[spans.sequence], return_inverse=True)[1]
-    units = Units(spans.apart, spans.reference, group)
+    units = Units(spans.apart, spans.reference, group, spans.control)
     parts, controls, groups = [], [], {}
     for found in codes.feature_ranges():
         span = span_of_row[found.row]
@@ -62,7 +62,7 @@ def feature_divergence(
         parts.append(divergence_ratios(members, units, prior=WINDOW))
         for at in np.flatnonzero(parts[-1].low > 1).tolist():
             groups[found.first + at] = set(group[members[[at]].indices].tolist())
-        controls.append(divergence_ratios(members, units._replace(apart=spans.control), prior=WINDOW).low)
+        controls.append(np.fmax(*(divergence_ratios(members, null, prior=WINDOW).low for null in units.nulls())))
     value, low, high, count = (np.concatenate(column) for column in zip(*parts, strict=True))
     enough = count >= MIN_GROUPS
     value, low, high, control = (np.where(enough, one, np.nan) for one in (value, low, high, np.concatenate(controls)))

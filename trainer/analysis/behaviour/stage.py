@@ -21,7 +21,7 @@ class PairBehaviour:
     windows: TextWindows
     themes: list[Theme]
     in_null: list[Theme]
-    """Themes between the base and a second noised copy."""
+    """Themes between the base and a noised copy."""
     features: FeatureDivergence
 
     def null_rows(self, least: float) -> list[dict[str, object]]:
@@ -57,13 +57,12 @@ def compare_behaviour(
         if not spans.has_reference:
             continue
         windows = cut_windows(spans, texts, metadata.partitions, group_of)
-        control = np.add.reduceat(spans.control, windows.first)
         found.append(
             PairBehaviour(
                 spans,
                 windows,
                 find_themes(windows, least),
-                null_themes(windows, control, least),
+                null_themes(windows, least),
                 feature_divergence(spans, codes, row_order, group_of),
             )
         )

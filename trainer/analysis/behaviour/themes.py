@@ -2,8 +2,8 @@
 
 *Passage themes* are found greedily: of all properties of windows (`windows`) the one whose divergence ratio has the
 largest lower bound is a theme, and the groups of documents that have it are left out; then the next. So a theme is not
-told again in other words. The same search between the base and a second noised copy, where there is nothing to find,
-says how many themes as strong come up by themselves.
+told again in other words. A ratio must hold against either of two noised copies. The same search between the base and
+one of them, held against the other, where there is nothing to find, says how many as strong come up by themselves.
 """
 
 from collections.abc import Mapping
@@ -80,9 +80,9 @@ def find_themes(windows: TextWindows, least: float) -> list[Theme]:
     return themes
 
 
-def null_themes(windows: TextWindows, control: np.ndarray, least: float) -> list[Theme]:
-    """Themes between the base and a second noised copy, of whose divergence `control` has the sums [U]."""
-    return find_themes(replace(windows, units=windows.units._replace(apart=control)), least)
+def null_themes(windows: TextWindows, least: float) -> list[Theme]:
+    """Themes between the base and a noised copy, held against the other copy; of either copy, whichever gives more."""
+    return max((find_themes(replace(windows, units=units), least) for units in windows.units.nulls()), key=len)
 
 
 def _half_ratios(members: sp.csr_matrix, units: Units) -> list[float]:

@@ -65,9 +65,10 @@ def cut_windows(
     starts = [np.arange(at, at + size, WINDOW) for at, size in zip(begin, count, strict=True)]
     first = np.concatenate([np.zeros(0, np.int64), *starts])
     stop = np.append(first[1:], len(spans.sequence))
-    sums = [np.add.reduceat(values, first) if len(first) else values for values in (spans.apart, spans.reference)]
+    measured = spans.apart, spans.reference, spans.control
+    sums = [np.add.reduceat(values, first) if len(first) else values for values in measured]
     group = np.unique(group_of[spans.sequence[first]], return_inverse=True)[1] if len(first) else np.zeros(0, np.int64)
-    units = Units(sums[0], sums[1], group)
+    units = Units(sums[0], sums[1], group, sums[2])
     found: dict[Candidate, list[int]] = defaultdict(list)
     window_of = {int(one): np.flatnonzero(spans.sequence[first] == one) for one in sequences}
     for sequence, windows in window_of.items():

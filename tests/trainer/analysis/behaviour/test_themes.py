@@ -1,5 +1,7 @@
 """Which kinds of text become themes, on windows made by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import scipy.sparse as sp
 
@@ -21,6 +23,11 @@ def windows_of(apart: np.ndarray, inside: dict[Candidate, list[int]]) -> TextWin
     at = np.arange(len(group))
     units = Units(apart * reference, reference, group)
     return TextWindows(units, at, at + 1, list(inside), sp.csr_matrix(members))
+
+
+def with_control(windows: TextWindows, factor: np.ndarray | float) -> TextWindows:
+    """The windows with a second noised copy, so many times as far apart from the base as the first."""
+    return replace(windows, units=windows.units._replace(control=windows.units.reference * factor))
 
 
 def where(groups: list[int], factor: float) -> np.ndarray:
@@ -63,9 +70,21 @@ def test_the_null_looks_for_themes_in_the_divergence_of_another_noised_copy():
     rare = list(range(6))
     windows = windows_of(where(rare, 8), {PIRATE: rare})
 
-    assert null_themes(windows, windows.units.reference * 1.1, 1.5) == []
-    (found,) = null_themes(windows, windows.units.reference * where(rare, 4), 1.5)
+    assert null_themes(with_control(windows, 1.1), 1.5) == []
+    (found,) = null_themes(with_control(windows, where(rare, 4)), 1.5)
     assert found.name == PIRATE
+    (found,) = null_themes(with_control(windows, where(rare, 0.25)), 1.5)
+    assert found.name == PIRATE, "of either copy"
+
+
+def test_a_theme_must_hold_against_either_noised_copy():
+    rare = list(range(6))
+    windows = windows_of(where(rare, 8), {PIRATE: rare})
+
+    assert find_themes(with_control(windows, where(rare, 8)), 1.5) == [], "the other copy moves there as much"
+    (strong,) = find_themes(with_control(windows, 1.0), 1.5)
+    (weaker,) = find_themes(with_control(windows, where(rare, 2)), 1.5)
+    assert strong.low > weaker.low > 1.5
 
 
 def test_tokens_that_a_model_expects_there_more_than_elsewhere_are_told():
