@@ -47,6 +47,6 @@ def test_a_copy_computes_by_itself(llama):
 
 def test_the_amount_is_that_which_moves_predictions_as_far():
     assert matching_amount(lambda amount: 3 * amount**2, 0.03) == pytest.approx(0.1)
-    assert matching_amount(lambda amount: 2 * amount**1.8, 0.03) == pytest.approx(0.097, rel=0.03), "not quite quadratic"
+    assert matching_amount(lambda amount: 2 * amount**1.8, 0.03) == pytest.approx(0.097, rel=0.03), "not a square"
     assert matching_amount(lambda amount: 1e-6 * amount**2, 0.5) == LARGEST_AMOUNT
     assert matching_amount(lambda _: 0.0, 0.5) == LARGEST_AMOUNT
