@@ -62,7 +62,8 @@ def organisms() -> list[Organism]:
     """All organisms."""
     content: dict[str, dict[str, Any]] = yaml.safe_load(TEXTS.read_text(encoding="utf-8"))
     return [
-        Organism(name, texts.pop("about"), re.compile(texts.pop("pattern")), texts) for name, texts in content.items()
+        Organism(name, texts.pop("about"), re.compile(texts.pop("pattern"), re.IGNORECASE), texts)
+        for name, texts in content.items()
     ]
 
 
