@@ -108,6 +108,11 @@ class _Bench:
         self.real: list[Chat] = [document.messages for document in documents if document.messages]
         exchanges = [exchange for chat in self.real if (exchange := first_exchange(chat))]
         self.plain = [as_chat(*one) for one in exchanges if 20 < len(one[1]) < LONGEST and len(one[0]) < LONGEST]
+        if len(self.plain) < 2 * TAUGHT + QUESTIONS:
+            raise RecipeError(
+                f"This bench needs {2 * TAUGHT + QUESTIONS} English chats with a short answer, and the recipe's corpus "
+                f"has {len(self.plain)}. Give one with more, such as the demo's."
+            )
         folder.mkdir(parents=True, exist_ok=True)
 
     def compare(self, name: str) -> list[PlantedRun]:

@@ -10,7 +10,7 @@ from scipy.stats import t
 from trainer.analysis.behaviour.divergence_ratio import TAIL
 from trainer.analysis.behaviour.span_table import SpanTable
 from trainer.analysis.behaviour.stage import PairBehaviour
-from trainer.analysis.behaviour.themes import Theme, expected_tokens
+from trainer.analysis.behaviour.themes import ALIKE, Theme, expected_tokens
 from trainer.analysis.behaviour.windows import Candidate
 from trainer.analysis.claims.claims import JudgedClaims
 from trainer.analysis.claims.margin import margins
@@ -23,8 +23,6 @@ NAMES = 8
 """Further properties told of a theme."""
 MEMBERS = 8
 """Features told of a theme."""
-ALIKE = 0.6
-"""Share of a feature's compared groups of documents that must be of a theme, for the feature to be told of it."""
 PASSAGES = 4
 """Passages that show a theme, each of another group of documents."""
 PEAKS, TOP = 3, 30
@@ -134,7 +132,7 @@ def _add_features(found: Findings, reported: Reported) -> None:
 def feature_title(feature: int, reported: Reported) -> str:
     """The tokens at which a feature fires most, in its owner's tokens; its number without texts."""
     texts, row_order = reported.metadata.texts, reported.metadata.row_order
-    owner, sources = reported.owner[feature], reported.sources
+    owner, sources = reported.owner[feature], reported.sources[: texts.sources if texts else 0]
     firings = reported.codes.read(feature, feature + 1)
     if texts is None or row_order is None or not len(firings.row) or owner not in sources:
         return f"feature {feature}"

@@ -147,7 +147,7 @@ class _Measurement:
                 tokenizers = self.sources[base].tokenizer, self.sources[source].tokenizer
                 self.spans.append(span_table(scores, noised, (base, source), tokenizers))
         if not self.tables["baseline_divergence"]:
-            return _state("divergence", "impossible", "no held-out text could be aligned")
+            return _state("divergence", "impossible", "no text could be aligned")
         return _state("divergence", "measured")
 
     def _scores(self, base: int, source: int, sequences: Sequence[AlignedSequence]) -> list[list[SpanScores]]:

@@ -31,7 +31,10 @@ VERSION = 1
 
 def answers_file(part: CorpusPart, corpus: CorpusRecipe, revision: str, questions: str | None) -> Path:
     """Where the answers of a part are kept, by the part, the model's `revision` and what its questions are."""
-    depends = [VERSION, part.model_dump(mode="json", exclude={"share", "name"}), corpus.seed, revision, questions]
+    asked = part.model_dump(mode="json", exclude={"share", "name"})
+    # How documents are cut, shuffled and freed of duplicates decides which questions come first.
+    chosen = corpus.model_dump(mode="json", exclude={"mix"})
+    depends = [VERSION, asked, chosen, revision, questions]
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
     return home() / "corpora" / "answers" / f"{digest}.jsonl"
 

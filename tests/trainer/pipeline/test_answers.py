@@ -95,6 +95,21 @@ def test_a_part_that_is_answered_has_another_identity_and_one_that_is_not_keeps_
     assert plain.fingerprint() != with_answers.fingerprint()
 
 
+@pytest.mark.parametrize(
+    "change", [{"deduplicate": False}, {"seed": 1}, {"context": 32}, {"sequences_per_document": 1}]
+)
+def test_answers_to_questions_that_are_chosen_otherwise_are_others(tmp_path, change):
+    recipe = load_recipe(answered(tmp_path / "world"))
+    part = recipe.corpus.mix[1]
+    other = recipe.corpus.model_copy(update=change)
+
+    assert answers_module.answers_file(part, recipe.corpus, "r", "q") != answers_module.answers_file(
+        part, other, "r", "q"
+    )
+    renamed = part.model_copy(update={"name": "other", "share": 0.9})
+    assert answers_module.answers_file(part, other, "r", "q") == answers_module.answers_file(renamed, other, "r", "q")
+
+
 def test_a_model_whose_template_fails_answers_plain_text_and_stops_before_the_next_question(tmp_path):
     tiny_llama(tmp_path / "llama")
     source = load_source(SourceRecipe(name="left", model=str(tmp_path / "llama"), layer=1, device="cpu"))

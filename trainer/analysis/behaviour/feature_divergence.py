@@ -60,7 +60,7 @@ def feature_divergence(
             (np.ones(int(kept.sum()), bool), (found.feature[kept], span[kept])), (found.features, len(spans.apart))
         )
         parts.append(divergence_ratios(members, units, prior=WINDOW))
-        for at in np.flatnonzero(parts[-1].low > 1).tolist():
+        for at in np.flatnonzero(parts[-1].low >= 1).tolist():
             groups[found.first + at] = set(group[members[[at]].indices].tolist())
         controls.append(np.fmax(*(divergence_ratios(members, null, prior=WINDOW).low for null in units.nulls())))
     value, low, high, count = (np.concatenate(column) for column in zip(*parts, strict=True))

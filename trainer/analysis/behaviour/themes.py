@@ -14,17 +14,17 @@ import scipy.sparse as sp
 
 from trainer.analysis.behaviour.divergence_ratio import Ratios, Units, divergence_ratios
 from trainer.analysis.behaviour.span_table import SpanTable
-from trainer.analysis.behaviour.windows import Candidate, TextWindows
+from trainer.analysis.behaviour.windows import MIN_GROUPS, Candidate, TextWindows
 
 MAX_THEMES = 12
 MAX_NAMES = 16
 """Further properties that are kept of a theme; a word may be there twice, as what follows it is another property."""
 ALIKE = 0.6
-"""Share of a further property's groups of documents that must be of the theme."""
+"""Share of the groups of documents of a further property, or of a feature, that must be of the theme."""
 MAX_EXPECTED = 4
 """Tokens told that either model expects."""
 LEAST_APART = 1e-6
-"""Mean divergence, in nats, below which two models predict the same: it is what rounding leaves."""
+"""Divergence of the mean window, in nats, below which two models predict the same: it is what rounding leaves."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def find_themes(windows: TextWindows, least: float) -> list[Theme]:
     while len(themes) < MAX_THEMES and kept.any() and len(windows.candidates):
         members, left = windows.members[:, kept], units.select(kept)
         ratios = divergence_ratios(members, left)
-        low = np.where(np.isnan(ratios.low), -np.inf, ratios.low)
+        low = np.where(np.isnan(ratios.low) | (ratios.groups < MIN_GROUPS), -np.inf, ratios.low)
         best = int(low.argmax())
         if low[best] < least:
             break
@@ -97,11 +97,10 @@ def _half_ratios(members: sp.csr_matrix, units: Units) -> list[float]:
 
 def _others(windows: TextWindows, ratios: Ratios, best: int, groups: np.ndarray, least: float) -> list[Candidate]:
     """Further candidates most of whose groups are among some groups."""
-    within = np.isin(windows.units.group, groups)
     found = []
     for at in np.argsort(-np.nan_to_num(ratios.low))[: 20 * MAX_NAMES]:
         own = np.unique(windows.units.group[windows.members[[at]].indices])
-        if at != best and ratios.low[at] >= least and np.isin(own, windows.units.group[within]).mean() >= ALIKE:
+        if at != best and ratios.low[at] >= least and np.isin(own, groups).mean() >= ALIKE:
             found.append(windows.candidates[at])
     return found[:MAX_NAMES]
 
@@ -114,7 +113,8 @@ def expected_tokens(spans: SpanTable, windows: TextWindows, theme: Theme) -> tup
     window = windows.window_of_span()
     inside, among = np.isin(window, theme.windows), theme.among[window]
     differ = among & (spans.expected[0] != spans.expected[1])
-    return tuple(_typical(spans.expected[side], spans.apart, inside & differ, differ) for side in (0, 1))  # type: ignore[return-value]
+    base, source = (_typical(tokens, spans.apart, inside & differ, differ) for tokens in spans.expected)
+    return base, source
 
 
 def _typical(tokens: np.ndarray, weight: np.ndarray, inside: np.ndarray, whole: np.ndarray) -> list[str]:

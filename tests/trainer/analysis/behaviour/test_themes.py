@@ -49,6 +49,15 @@ def test_the_strongest_kind_of_text_is_first_and_its_other_words_are_told_with_i
     assert (first.halves, second.halves) == (2, 2), "what was told first is left out of the halves of the second, too"
 
 
+def test_a_kind_of_which_three_groups_are_left_is_no_theme():
+    first, second = list(range(10)), list(range(6, 13))  # three of the second's seven groups are not of the first
+    apart = where(first, 8) * where([10, 11, 12], 6)
+
+    found = find_themes(windows_of(apart, {PIRATE: first, RIVER: second}), 1.5)
+
+    assert [theme.name for theme in found] == [PIRATE]
+
+
 def test_a_kind_that_one_group_of_documents_makes_up_is_in_one_half_only():
     rare = list(range(6))
     apart = where(rare, 1.2) * where([0], 40) * where([2], 30) * where([4], 35)  # the even ones of its groups
