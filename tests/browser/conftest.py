@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
 
 from app.settings import Settings
-from tests.worlds.compared import COMPARED
+from tests.worlds.compared import COMPARED, DIVERGING, FOUND
 from tests.worlds.judged import CALIBRATED
 from tests.worlds.served import served
 from tests.worlds.tiny_results import write_tiny_run
@@ -32,7 +32,7 @@ document.addEventListener("securitypolicyviolation", (event) =>
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with two finished runs: one as it is, one judged, calibrated and compared without a crosscoder."""
     home = tmp_path_factory.mktemp("browser-home")
-    write_tiny_run(home, run=JUDGED_RUN, amend=(*CALIBRATED, *COMPARED))
+    write_tiny_run(home, run=JUDGED_RUN, amend=(*CALIBRATED, *COMPARED, *FOUND, *DIVERGING))
     write_tiny_run(home)
     return home
 

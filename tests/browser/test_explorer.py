@@ -32,6 +32,7 @@ PAGES = {
     "error": "/runs/nothing",
     "judged overview": JUDGED,
     "judged feature": CLAIMED,
+    "feature where the models differ": f"{JUDGED}/features/3",
     "claims": f"{JUDGED}/evidence",
     "steering without a feature": f"/runs/{RUN}/steer",
 }
