@@ -34,11 +34,14 @@ FOUND = (
         (1, 'feature', 'fires at “ <s>”', 'smollm2', null, null, 3, null, null, 'probe_ratio',
             0.33, 0.27, 0.38, 0.05, 4, 4, 120, [], [], [], null),
         (2, 'passage', 'text in de', null, 0, 1, null, 'language', 'de', 'divergence_ratio',
-            2.0, 1.6, 2.5, null, 1, 2, 20, [], [], [], 0.01)""",
-    "insert into finding_member values (0, null, 0, 1.0), (0, 5, null, 0.8), (1, 3, null, 1.0)",
+            2.0, 1.6, 2.5, null, 1, 2, 20, [], [], [], 0.01),
+        (3, 'divergence', 'fires at “ <q>”', 'smollm2', 0, 1, 7, null, null, 'divergence_ratio',
+            1.9, 1.55, 2.4, 0.02, 2, 2, 31, [], [' <p>'], [' we'], -0.2)""",
+    """insert into finding_member values (0, null, 0, 1.0), (0, 5, null, 0.8), (1, 3, null, 1.0), (3, 7, null, 1.0),
+        (3, 9, null, 0.7)""",
     f"insert into passage values (0, 'wiki', 'en', 7, 0.21, 0.03, 0, 'good <b>', {TOKENS}, {PLACES})",
     "insert into behaviour_null values ('passage', 0, 1, 1500, 2, 0), ('feature', 0, 1, 60, 4, 1)",
 )
-"""Findings: two kinds of text and a feature."""
+"""Findings: two kinds of text, a claim about a feature, and a feature after which predictions differ."""
 DIVERGING = ("insert into feature_divergence values (3, 0, 1, 2.5, 1.75, 3.5, 11), (5, 0, 1, 1.0, 0.5, 2.0, 6)",)
 """How much more the models differ where features fire."""

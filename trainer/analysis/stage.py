@@ -27,7 +27,8 @@ from trainer.analysis.claims.readout import Readout, readout
 from trainer.analysis.claims.spaces import Spaces, shared_spaces
 from trainer.analysis.claims.stability import other_runs, stability
 from trainer.analysis.encode_pass import EncodePassResult, encode_rows
-from trainer.analysis.findings import Reported, findings
+from trainer.analysis.findings.reported import Reported
+from trainer.analysis.findings.stage import findings
 from trainer.analysis.pairs.agreement import agreement, agreement_columns
 from trainer.analysis.pairs.coactivation import Coactivation
 from trainer.analysis.pairs.twins import Cosines, neighbours

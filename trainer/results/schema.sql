@@ -545,26 +545,26 @@ create table finding (
 );
 comment on table finding is 'What the run reports, whatever method found it, the best supported first.';
 comment on column finding.finding is 'Rank, from 0: by how far the evidence is from its threshold.';
-comment on column finding.kind is 'feature: a supported claim that one source has a feature; passage: a kind of text on which two models predict differently.';
+comment on column finding.kind is 'feature: a supported claim that one source has a feature; passage: a kind of text on which two models predict differently; divergence: a feature, shared or not, where they do, on text of no such kind.';
 comment on column finding.title is 'What it is about, in words.';
-comment on column finding.owner is 'For a feature its owner; for a passage theme the model that expects such text better than the other does, beyond what it does elsewhere; null where neither surely does.';
-comment on column finding.base is 'Index of the first source of the pair of models; null for features.';
-comment on column finding.source is 'Index of the pair''s other source; null for features.';
-comment on column finding.feature is 'Index of the feature; null for passages.';
-comment on column finding.property is 'What makes text one of a passage theme: word (it has the word), after (the word comes before it in its sequence), corpus, language or place; null for features.';
-comment on column finding.subject is 'The word, the corpus part, the language as an ISO 639 code, or the place; null for features.';
+comment on column finding.owner is 'For a claim about a feature its owner; for the other kinds the model that expects such text better than the other does, beyond what it does elsewhere; null where neither surely does.';
+comment on column finding.base is 'Index of the first source of the pair of models; null for kind feature.';
+comment on column finding.source is 'Index of the pair''s other source; null for kind feature.';
+comment on column finding.feature is 'Index of the feature; null for kind passage.';
+comment on column finding.property is 'What makes text one of a passage theme: word (it has the word), after (the word comes before it in its sequence), corpus, language or place; null for the other kinds.';
+comment on column finding.subject is 'The word, the corpus part, the language as an ISO 639 code, or the place; null for the other kinds.';
 comment on column finding.measure is 'What effect, low and high are of: probe_ratio (how well the others tell where the feature fires, over how well the owner does) or divergence_ratio (how much farther apart the models'' predictions are there than elsewhere, over the same for the first model and a noised copy of it, of two copies the one with the smaller lower bound).';
 comment on column finding.effect is 'The measured value.';
 comment on column finding.low is 'Lower bound of its 90 % interval, over documents.';
 comment on column finding.high is 'Upper bound of its 90 % interval, over documents.';
 comment on column finding.fdr is 'Share of false ones to be expected among findings of this kind that are at least as strong: those that the null gives over those of this run; null without a null.';
-comment on column finding.found_in is 'For a feature the trainings that found it; for a passage theme the halves of the documents in which the ratio alone is above the limit.';
+comment on column finding.found_in is 'For a claim about a feature the trainings that found it; for the other kinds the halves of the documents in which the ratio alone is above the limit.';
 comment on column finding.looked_in is 'Trainings, or halves, that were looked at.';
-comment on column finding.documents is 'Documents in which a feature fires; groups of documents that a passage theme is in.';
+comment on column finding.documents is 'Documents in which a feature of kind feature fires; for the other kinds the groups of compared documents.';
 comment on column finding.names is 'For a passage theme, properties of the same documents, such as words; else empty.';
 comment on column finding.base_expects is 'Tokens that the base expects more often there than elsewhere, where the two models disagree.';
 comment on column finding.source_expects is 'Tokens that the other source expects more often there than elsewhere, where the two models disagree.';
-comment on column finding.surprise_gain is 'By how much better than the base the source expects such text, less the same for other text, nats per byte; null for features.';
+comment on column finding.surprise_gain is 'By how much better than the base the source expects such text, less the same for other text, nats per byte; null for kind feature.';
 
 create table finding_member (
     finding integer not null,
@@ -574,9 +574,9 @@ create table finding_member (
 );
 comment on table finding_member is 'Features and passages of findings.';
 comment on column finding_member.finding is 'Rank of the finding.';
-comment on column finding_member.feature is 'Index of a feature where the two models are surely farther apart than elsewhere, and most of whose compared documents are of the theme, or that is the finding itself; null for passages.';
+comment on column finding_member.feature is 'Index of the feature that a finding is about, or of one where the two models are surely farther apart than elsewhere, and that fires mostly on the compared documents of the theme, or on text where the finding''s own feature fires; null for passages.';
 comment on column finding_member.passage is 'Index of the passage; null for features.';
-comment on column finding_member.share is 'Share of the feature''s compared groups of documents that are of the theme; 1 for passages.';
+comment on column finding_member.share is 'Share of the feature''s compared groups of documents that are of the theme, or of its compared spans that are of the finding''s feature; 1 for passages and for that feature.';
 
 create table passage (
     passage integer not null,

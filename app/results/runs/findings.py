@@ -28,15 +28,15 @@ class Finding:
 
     finding: int
     kind: str
-    """feature or passage."""
+    """feature, passage or divergence."""
     title: str
     owner: str | None
     base: str | None
-    """Names of the pair of models of a passage theme."""
+    """Names of the pair of models whose predictions differ."""
     source: str | None
     feature: int | None
     property: str | None
-    """word, after, corpus, language or place; None for features."""
+    """word, after, corpus, language or place; of a passage theme."""
     subject: str | None
     measure: str
     """probe_ratio or divergence_ratio."""
@@ -49,12 +49,12 @@ class Finding:
     documents: int
     surprise_gain: float | None
     excess: float | None
-    """Of a feature: energy over that of noise."""
+    """Of a feature that is claimed: energy over that of noise."""
     names: tuple[str, ...]
     base_expects: tuple[str, ...]
     source_expects: tuple[str, ...]
     features: tuple[int, ...]
-    """Features of a passage theme."""
+    """Features of a passage theme; others that fire where a divergent one does."""
     passages: tuple[FindingPassage, ...]
 
 
@@ -95,10 +95,10 @@ def findings_of(results: Results) -> FindingList:
         f"select {', '.join(COLUMNS)} from finding f left join feature using (feature) order by finding"  # noqa: S608
     ):
         values: dict[str, Any] = dict(zip(FIELDS, row, strict=True))
-        number, of_feature = values["finding"], values["kind"] == "feature"
+        number = values["finding"]
         values |= {side: None if values[side] is None else names[values[side]] for side in ("base", "source")}
         values |= {words: tuple(values[words]) for words in ("names", "base_expects", "source_expects")}
-        members = () if of_feature else tuple(features.get(number, ()))
+        members = tuple(one for one in features.get(number, ()) if one != values["feature"])
         found.append(Finding(**values, features=members, passages=tuple(passages.get(number, ()))))
     nulls = results.rows("select kind, base, source, candidates, reported, in_null from behaviour_null order by all")
     return FindingList(

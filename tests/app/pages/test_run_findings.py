@@ -44,12 +44,19 @@ def test_findings_are_told_in_order_with_effect_interval_recurrence_and_error_ra
         "Found in 4 of 4 trainings, fires in 120 documents.",
         "On text in German",
         "of 1,500 kinds of text 2 are told here",
-        "the same rule tells 0",
+        "the same rule gives 0",
+        "After a feature that fires at “ <q>” the predictions of",
+        "are 1.90 times [1.55 to 2.40] as far apart as elsewhere",
+        "smollm2 expects such text better, by 0.200 nats",
+        "where the models differ more: 9",
+        "are surely farther apart after 4 of 60 features",
+        "the same rule gives 1",
     ):
         assert sentence in text, sentence
     assert text.index("ahoy") < text.index("33.0 %") < text.index("German")
     assert f'href="/runs/{RUN}/features/3"' in raw and f'href="/runs/{RUN}/features/5"' in raw
-    assert "<b>" not in raw and "<i>" not in raw and "<u>" not in raw, "text from the corpus is escaped"
+    assert f'href="/runs/{RUN}/features/7"' in raw
+    assert "<q>" not in raw and "<b>" not in raw and "<i>" not in raw and "<u>" not in raw, "text from the corpus is escaped"
 
 
 def test_a_run_that_reports_nothing_says_so_and_that_it_is_no_proof(own_home: Path):
@@ -69,7 +76,7 @@ def test_findings_are_json_with_names_for_sources_and_their_members(own_home: Pa
     with TestClient(create_app(Settings(home=own_home))) as client:
         found = client.get(f"/api/v1/runs/{RUN}/findings").json()
 
-    first, second, third = found["findings"]
+    first, second, third, fourth = found["findings"]
     assert (first["base"], first["source"], first["owner"]) == ("smollm2", "gemma3", "gemma3")
     assert (first["effect"], first["low"], first["high"], first["fdr"]) == (4.2, 3.1, 5.7, 0)
     assert first["names"] == ["matey", "<i>arr</i>"] and first["source_expects"] == [" Ahoy", "<u>"]
@@ -78,6 +85,7 @@ def test_findings_are_json_with_names_for_sources_and_their_members(own_home: Pa
     assert passage["cells"][0]["tokens"] == [["good"], ["go", "od"]] and passage["reference"] == 0.03
     assert (second["feature"], second["base"], second["measure"]) == (3, None, "probe_ratio")
     assert third["subject"] == "de" and third["passages"] == []
+    assert (fourth["kind"], fourth["feature"], fourth["features"]) == ("divergence", 7, [9])
     assert found["nulls"][1] == {
         "kind": "passage", "base": "smollm2", "source": "gemma3", "candidates": 1500, "reported": 2, "in_null": 0,
     }  # fmt: skip

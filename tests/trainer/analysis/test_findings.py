@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 from tests.worlds.tiny_diff import STRANGE, result_rows, tiny_diff
 from tests.worlds.tiny_models import LINES
 from trainer.analysis.behaviour.span_table import SpanTable
-from trainer.analysis.findings import surprise_gain, theme_fdr
+from trainer.analysis.findings.behaviour_row import Lows
+from trainer.analysis.findings.surprise_gain import surprise_gain
 from trainer.pipeline.commands import run
 from trainer.run.folder import RunFolder
 
@@ -92,7 +93,11 @@ def test_features_are_asked_where_the_models_differ_more(planted):
 
     assert ratios and [row[0] for row in ratios] == sorted(row[0] for row in ratios)
     assert all(low <= ratio <= high and documents >= 4 for _, ratio, low, high, documents in ratios)
-    members = result_rows(planted, "select feature, share from finding_member where feature is not null")
+    members = result_rows(
+        planted,
+        "select m.feature, share from finding_member m join finding using (finding) "
+        "where m.feature is not null and kind != 'feature'",
+    )
     low_of = {feature: low for feature, _, low, _, _ in ratios}
     assert all(low_of[feature] >= 1.5 and 0.6 <= share <= 1 for feature, share in members)
 
@@ -105,14 +110,15 @@ def test_a_model_and_an_unchanged_copy_of_it_have_no_finding(tmp_path):
         folder, "select value from baseline_divergence where measure = 'jensen_shannon_token' and corpus is null"
     )
     assert apart[0] < 1e-6
+    assert result_rows(folder, "select count(*) from feature_divergence") == [(0,)], "what rounding leaves has no place"
     assert result_rows(folder, "select count(*) from feature where verdict = 'supported'") == [(0,)]
 
 
 def test_the_error_rate_is_that_of_the_null_among_themes_as_strong():
-    run_lows, null = [5.0, 3.0, 2.0, 1.6], [1.7]
+    lows = Lows([5.0, 3.0, 2.0, 1.6], [1.7])
 
-    assert [theme_fdr(low, run_lows, null) for low in run_lows] == [0, 0, 0, 0.25]
-    assert theme_fdr(1.5, [1.5], [2.0, 3.0]) == 1
+    assert [lows.fdr(low) for low in lows.run] == [0, 0, 0, 0.25]
+    assert Lows([1.5], [2.0, 3.0]).fdr(1.5) == 1
 
 
 def test_one_model_expects_some_text_better_than_elsewhere_of_what_is_compared():

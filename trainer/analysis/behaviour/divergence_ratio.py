@@ -106,3 +106,14 @@ def _log_ratio(
     sums = above.sum(axis=1) + more_above, below.sum(axis=1) + more_below
     influence = above / sums[0][:, None] - below / sums[1][:, None]
     return np.log(sums[0] / sums[1]), (influence**2).sum(axis=1)
+
+
+def half_ratios(members: sp.csr_matrix, units: Units, *, prior: float = PRIOR) -> list[float]:
+    """The ratio of one candidate [1, U] in either half of the groups of documents; NaN where it can't be measured."""
+    inside = members.indices
+    half = units.group % 2
+    half[inside] = np.unique(units.group[inside], return_inverse=True)[1] % 2  # its own groups are halved evenly
+    return [
+        float(divergence_ratios(members[:, half == number], units.select(half == number), prior=prior).value[0])
+        for number in (0, 1)
+    ]

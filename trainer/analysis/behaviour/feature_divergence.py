@@ -28,8 +28,13 @@ class FeatureDivergence:
     ratios: Ratios
     control: np.ndarray
     """Lower bounds of the same ratios for the base and a noised copy, held against another; the larger of two [F]."""
-    groups: dict[int, set[int]]
-    """Groups of documents in which features with a ratio surely above 1 fire, by feature."""
+    spans: dict[int, np.ndarray]
+    """Spans that come where a feature fires, int64, of features with a ratio surely above 1."""
+
+    def surely_above(self, limit: float) -> list[int]:
+        """Features whose ratio has a lower bound of `limit` or more, at least 1, the largest bound first."""
+        low = self.ratios.low
+        return [one for one in sorted(self.spans, key=lambda one: -np.nan_to_num(low[one])) if low[one] >= limit]
 
     def columns(self) -> dict[str, np.ndarray]:
         """Columns of the table `feature_divergence`."""
@@ -48,11 +53,14 @@ class FeatureDivergence:
 def feature_divergence(
     spans: SpanTable, codes: CodeSpool, row_order: RowOrder, group_of: np.ndarray
 ) -> FeatureDivergence:
-    """Ratios of all features of a run for one pair; `group_of` is the group of documents of each sequence."""
+    """Ratios of all features of a run for one pair; `group_of` is the group of documents of each sequence.
+
+    None is measured where the models predict the same.
+    """
     span_of_row = _span_of_row(spans, row_order)
     group = np.unique(group_of[spans.sequence], return_inverse=True)[1]
     units = Units(spans.apart, spans.reference, group, spans.control)
-    parts, controls, groups = [], [], {}
+    parts, controls, spans_of = [], [], {}
     for found in codes.feature_ranges():
         span = span_of_row[found.row]
         kept = span >= 0
@@ -60,13 +68,13 @@ def feature_divergence(
             (np.ones(int(kept.sum()), bool), (found.feature[kept], span[kept])), (found.features, len(spans.apart))
         )
         parts.append(divergence_ratios(members, units, prior=WINDOW))
-        for at in np.flatnonzero(parts[-1].low >= 1).tolist():
-            groups[found.first + at] = set(group[members[[at]].indices].tolist())
+        for at in np.flatnonzero(parts[-1].low >= 1 if not spans.alike else []).tolist():
+            spans_of[found.first + at] = np.unique(members[[at]].indices).astype(np.int64)
         controls.append(np.fmax(*(divergence_ratios(members, null, prior=WINDOW).low for null in units.nulls())))
     value, low, high, count = (np.concatenate(column) for column in zip(*parts, strict=True))
-    enough = count >= MIN_GROUPS
+    enough = (count >= MIN_GROUPS) & (not spans.alike)
     value, low, high, control = (np.where(enough, one, np.nan) for one in (value, low, high, np.concatenate(controls)))
-    return FeatureDivergence(spans.base, spans.source, Ratios(value, low, high, count), control, groups)
+    return FeatureDivergence(spans.base, spans.source, Ratios(value, low, high, count), control, spans_of)
 
 
 def _span_of_row(spans: SpanTable, row_order: RowOrder) -> np.ndarray:

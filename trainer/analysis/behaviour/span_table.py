@@ -40,7 +40,14 @@ class SpanTable:
         """Whether there were noised copies."""
         return bool(len(self.reference)) and not np.isnan(self.reference).any()
 
+    @property
+    def alike(self) -> bool:
+        """Whether the models predict the same everywhere, but for rounding."""
+        return not len(self.apart) or not self.apart.mean() > LEAST_APART
 
+
+LEAST_APART = 1e-6
+"""Mean divergence, in nats, up to which two models predict the same: it is what rounding leaves."""
 PER_MODEL = ("surprise", "expected")
 """Fields with a row per model of the pair."""
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trainer.analysis.behaviour.divergent_features import DivergentFeature, divergent_features
 from trainer.analysis.behaviour.feature_divergence import FeatureDivergence, feature_divergence
 from trainer.analysis.behaviour.span_table import SpanTable
 from trainer.analysis.behaviour.themes import Theme, find_themes, null_themes
@@ -23,6 +24,8 @@ class PairBehaviour:
     in_null: list[Theme]
     """Themes between the base and a noised copy."""
     features: FeatureDivergence
+    divergent: list[DivergentFeature]
+    """Features that are told beside the themes."""
 
     def null_rows(self, least: float) -> list[dict[str, object]]:
         """Rows of the table `behaviour_null`."""
@@ -57,13 +60,7 @@ def compare_behaviour(
         if not spans.has_reference:
             continue
         windows = cut_windows(spans, texts, metadata.partitions, group_of)
-        found.append(
-            PairBehaviour(
-                spans,
-                windows,
-                find_themes(windows, least),
-                null_themes(windows, least),
-                feature_divergence(spans, codes, row_order, group_of),
-            )
-        )
+        themes, features = find_themes(windows, least), feature_divergence(spans, codes, row_order, group_of)
+        divergent = divergent_features(features, spans, windows, themes, least)
+        found.append(PairBehaviour(spans, windows, themes, null_themes(windows, least), features, divergent))
     return found

@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy.sparse as sp
 
-from trainer.analysis.behaviour.divergence_ratio import Ratios, Units, divergence_ratios
-from trainer.analysis.behaviour.span_table import SpanTable
-from trainer.analysis.behaviour.windows import MIN_GROUPS, Candidate, TextWindows
+from trainer.analysis.behaviour.divergence_ratio import Ratios, divergence_ratios, half_ratios
+from trainer.analysis.behaviour.span_table import LEAST_APART, SpanTable
+from trainer.analysis.behaviour.windows import MIN_GROUPS, WINDOW, Candidate, TextWindows
 
 MAX_THEMES = 12
 MAX_NAMES = 16
@@ -23,8 +22,6 @@ ALIKE = 0.6
 """Share of the groups of documents of a further property, or of a feature, that must be of the theme."""
 MAX_EXPECTED = 4
 """Tokens told that either model expects."""
-LEAST_APART = 1e-6
-"""Divergence of the mean window, in nats, below which two models predict the same: it is what rounding leaves."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Theme:
 def find_themes(windows: TextWindows, least: float) -> list[Theme]:
     """Themes whose ratio has a lower bound of `least` or more, the strongest first."""
     units, themes = windows.units, list[Theme]()
-    if not len(units.apart) or not units.reference.sum() > 0 or not units.apart.mean() > LEAST_APART:
+    if not len(units.apart) or not units.reference.sum() > 0 or not units.apart.mean() > WINDOW * LEAST_APART:
         return themes
     everywhere = divergence_ratios(windows.members, units)
     kept = np.ones(len(units.apart), bool)
@@ -73,7 +70,7 @@ def find_themes(windows: TextWindows, least: float) -> list[Theme]:
                 float(ratios.high[best]),
                 len(groups),
                 kept.copy(),
-                sum(value >= least for value in _half_ratios(members[[best]], left)),
+                sum(value >= least for value in half_ratios(members[[best]], left)),
             )
         )
         kept &= ~np.isin(units.group, groups)
@@ -83,16 +80,6 @@ def find_themes(windows: TextWindows, least: float) -> list[Theme]:
 def null_themes(windows: TextWindows, least: float) -> list[Theme]:
     """Themes between the base and a noised copy, held against the other copy; of either copy, whichever gives more."""
     return max((find_themes(replace(windows, units=units), least) for units in windows.units.nulls()), key=len)
-
-
-def _half_ratios(members: sp.csr_matrix, units: Units) -> list[float]:
-    """The ratio of one candidate in either half of the groups of documents; NaN where it cannot be measured."""
-    inside = members.indices
-    half = units.group % 2
-    half[inside] = np.unique(units.group[inside], return_inverse=True)[1] % 2  # its own groups are halved evenly
-    return [
-        float(divergence_ratios(members[:, half == number], units.select(half == number)).value[0]) for number in (0, 1)
-    ]
 
 
 def _others(windows: TextWindows, ratios: Ratios, best: int, groups: np.ndarray, least: float) -> list[Candidate]:
@@ -105,13 +92,12 @@ def _others(windows: TextWindows, ratios: Ratios, best: int, groups: np.ndarray,
     return found[:MAX_NAMES]
 
 
-def expected_tokens(spans: SpanTable, windows: TextWindows, theme: Theme) -> tuple[list[str], list[str]]:
-    """Tokens that the base, and the source, expect more often in a theme than elsewhere, where they disagree.
+def expected_tokens(spans: SpanTable, inside: np.ndarray, among: np.ndarray) -> tuple[list[str], list[str]]:
+    """Tokens that the base, and the source, expect more often on some spans than elsewhere, where they disagree.
 
-    Weighted by divergence; a token counts by its weight in the theme times the logarithm of its lift.
+    Weighted by divergence; a token counts by its weight inside times the logarithm of its lift. `inside` and `among`,
+    bool [N], say which spans are meant, and which are looked at at all.
     """
-    window = windows.window_of_span()
-    inside, among = np.isin(window, theme.windows), theme.among[window]
     differ = among & (spans.expected[0] != spans.expected[1])
     base, source = (_typical(tokens, spans.apart, inside & differ, differ) for tokens in spans.expected)
     return base, source

@@ -7,7 +7,7 @@ import scipy.sparse as sp
 
 from trainer.analysis.behaviour.divergence_ratio import Units
 from trainer.analysis.behaviour.span_table import SpanTable
-from trainer.analysis.behaviour.themes import Theme, expected_tokens, find_themes, null_themes
+from trainer.analysis.behaviour.themes import expected_tokens, find_themes, null_themes
 from trainer.analysis.behaviour.windows import Candidate, TextWindows
 
 GROUPS, PER_GROUP = 40, 5
@@ -111,11 +111,7 @@ def test_tokens_that_a_model_expects_there_more_than_elsewhere_are_told():
             [["The", "The", "same", "The", "a", "The"], ["Ahoy", "Ahoy", "same", "It", "a", "Ah"]], object
         ),
     )
-    at = np.arange(6)
-    windows = TextWindows(Units(spans.apart, spans.reference, at), at, at + 1, [], sp.csr_matrix((0, 6)))
-    theme = Theme(PIRATE, [], np.array([0, 1, 2]), 2, 2, 2, 3, np.ones(6, bool), 2)
-
-    base, source = expected_tokens(spans, windows, theme)
+    base, source = expected_tokens(spans, np.arange(6) < 3, np.ones(6, bool))
 
     assert base == [], "it expects the same elsewhere"
     assert source == ["Ahoy"]

@@ -1,0 +1,1 @@
+"""Puts what a run reports into one list, whatever method found it."""
