@@ -250,7 +250,7 @@ def serve(host: str | None, port: int | None, until_input_ends: bool) -> None:
 def runs() -> None:
     """List the runs on this machine with their state and main results."""
     from app.results.connection import RunCatalog
-    from app.results.runs.summary import all_runs
+    from app.results.runs.summary import all_runs, in_one_line
     from app.settings import Settings
 
     settings = Settings.from_environment()
@@ -259,9 +259,23 @@ def runs() -> None:
         click.echo(f"No runs in {settings.runs} yet. Create one with `crossdiff demo`.")
     width = max((len(one.run) for one in found), default=0)
     for one in found:
-        line = f"{one.run:<{width}}  {one.status:<10}  {_headline(one)}".rstrip()
+        line = f"{one.run:<{width}}  {one.status:<10}  {in_one_line(one)}".rstrip()
         # What a file holds never moves the cursor or begins a line.
         click.echo("".join(each if each.isprintable() else " " for each in line))
+
+
+@main.command()
+@click.argument("run")
+@click.argument("other")
+@click.option("--first", type=click.IntRange(1), help="Only so many findings of either.")
+def compare(run: str, other: str, first: int | None) -> None:
+    """Say which findings of RUN another run of the same comparison reports, too, and the other way round."""
+    from app.results.connection import RunCatalog
+    from app.results.runs.comparison import compare_runs, in_words
+    from app.settings import Settings
+
+    catalog = RunCatalog(Settings.from_environment().runs)
+    click.echo("\n".join(in_words(compare_runs(catalog.results(run), catalog.results(other), first=first))))
 
 
 @main.command()
@@ -375,20 +389,6 @@ def _run(
 
     folder = run_recipe(recipe, overrides, stages=stages, activations=activations, force=force, anyway=anyway)
     click.echo(folder.path)
-
-
-def _headline(one: Any) -> str:
-    """A run's main results, its progress or its problem, in one line."""
-    if one.headline is None:
-        in_progress = one.status == "running" and one.progress is not None
-        return f"{one.progress.stage}: {one.progress.message}" if in_progress else one.problem or ""
-    explained = ", ".join(
-        f"{source.name} {share:.2f}"
-        for source, share in zip(one.headline.sources, one.headline.variance_explained, strict=True)
-        if share is not None
-    )
-    owners = ", ".join(f"{count.alive:,} {count.owner}" for count in one.headline.owners)
-    return f"{owners} (variance explained: {explained})"
 
 
 if __name__ == "__main__":

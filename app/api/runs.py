@@ -9,11 +9,12 @@ from app.errors import NotFound
 from app.results.evidence.calibration import OUTCOMES, verdict_reliability
 from app.results.runs import overview
 from app.results.runs.baselines import baselines_of
+from app.results.runs.comparison import FindingMatch, compare_runs, found_again
 from app.results.runs.findings import findings_of
 from app.results.runs.predictability import predictability_of
 from app.results.runs.summary import Headline, Run, all_runs, one_run, recipe_of, versions
 from app.web.behaviour_sentence import behaviour_sentence
-from app.web.dependencies import RunRequest, RunResults, Runs, RunView
+from app.web.dependencies import OtherResults, RunRequest, RunResults, Runs, RunView
 from app.web.first_sentence import first_sentence
 from app.web.plots import curves, recall, stacked_histogram
 from app.web.templates import address, as_json
@@ -82,6 +83,32 @@ def read_findings(results: RunResults) -> dict[str, Any]:
         "sentence": behaviour_sentence(baselines_of(results).pairs),
         "findings": as_json(found.findings),
         "nulls": as_json(found.nulls),
+    }
+
+
+@router.get("/runs/{run}/compare/{other}", summary="Which findings of two runs are the same")
+def read_comparison(results: RunResults, others: OtherResults) -> dict[str, Any]:
+    """The findings of either run, each with the other's that tells the same, and with the same feature there."""
+    found = compare_runs(results, others)
+    return {
+        "run": found.run,
+        "other": found.other,
+        "findings": {"run": len(found.forth), "other": len(found.back)},
+        "found_again": {"run": found_again(found.forth), "other": found_again(found.back)},
+        "forth": [_in_other(match) for match in found.forth],
+        "back": [_in_other(match) for match in found.back],
+    }
+
+
+def _in_other(match: FindingMatch) -> dict[str, Any]:
+    one = match.finding
+    return {
+        **{
+            name: getattr(one, name)
+            for name in ("finding", "kind", "title", "owner", "feature", "effect", "low", "high")
+        },
+        "again": match.again,
+        "match": as_json(match.match) if match.match else None,
     }
 
 

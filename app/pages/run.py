@@ -14,7 +14,7 @@ from app.results.runs import overview
 from app.results.runs.baselines import Baselines, baselines_of
 from app.results.runs.findings import FindingList, findings_of
 from app.results.runs.predictability import Predictability, predictability_of
-from app.results.runs.summary import Headline, Run, headline_of, one_run, recipe_of, versions
+from app.results.runs.summary import Headline, Run, headline_of, one_run, others_of, recipe_of, versions
 from app.web.behaviour_sentence import behaviour_sentence
 from app.web.dependencies import RunResults, Runs
 from app.web.first_sentence import first_sentence
@@ -54,6 +54,8 @@ class RunPage:
     calibration: list[overview.CalibrationMeasure]
     reliability: VerdictReliability
     found: FindingList
+    others: tuple[str, ...]
+    """Other runs of the same comparison."""
     behaviour_sentence: str | None
     """How far apart the sources' predictions are; None where they are not compared."""
     baselines: Baselines
@@ -89,6 +91,7 @@ def show_run(
         calibration=overview.calibration(results),
         reliability=catalog.cached(run, "verdict_reliability", verdict_reliability),
         found=catalog.cached(run, "findings", findings_of),
+        others=others_of(catalog, run),
         behaviour_sentence=behaviour_sentence(baselines.pairs),
         baselines=baselines,
         told=told,

@@ -53,6 +53,14 @@ RunResults = Annotated[Results, Depends(_run_results)]
 """The results of `{run}` in the address, with a cursor of this request's own."""
 
 
+def _other_results(other: str, catalog: Runs) -> Iterator[Results]:
+    yield from _run_results(other, catalog)
+
+
+OtherResults = Annotated[Results, Depends(_other_results)]
+"""The results of `{other}` in the address."""
+
+
 async def _label_reader(request: Request) -> LabelReader:
     reader: LabelReader = request.app.state.label_reader
     return reader

@@ -160,6 +160,14 @@ def comparisons(runs: list[Run]) -> list[Comparison]:
     return sorted(found, key=lambda comparison: not comparison.sources)
 
 
+def others_of(catalog: RunCatalog, run: str) -> tuple[str, ...]:
+    """Other runs with results that compare the same sources, the one last worked on first."""
+    for comparison in comparisons(all_runs(catalog)):
+        if any(one.run == run for one in comparison.runs):
+            return tuple(one.run for one in comparison.runs if one.headline is not None and one.run != run)
+    return ()
+
+
 def headline_of(results: Results) -> Headline:
     """The few figures that the home page shows of a finished run."""
     (created_at,) = results.row("select created_at from run") or (None,)
@@ -193,6 +201,20 @@ def headline_of(results: Results) -> Headline:
         dead_share=1 - sum(count.alive for count in counts) / max(results.features, 1),
         owners=counts,
     )
+
+
+def in_one_line(run: Run) -> str:
+    """A run's main results, its progress or its problem."""
+    if run.headline is None:
+        progress = run.progress if run.status == "running" else None
+        return f"{progress.stage}: {progress.message}" if progress else run.problem or ""
+    explained = ", ".join(
+        f"{source.name} {share:.2f}"
+        for source, share in zip(run.headline.sources, run.headline.variance_explained, strict=True)
+        if share is not None
+    )
+    owners = ", ".join(f"{count.alive:,} {count.owner}" for count in run.headline.owners)
+    return f"{owners} (variance explained: {explained})"
 
 
 def recipe_of(results: Results) -> dict[str, Any]:

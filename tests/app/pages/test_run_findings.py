@@ -56,7 +56,9 @@ def test_findings_are_told_in_order_with_effect_interval_recurrence_and_error_ra
     assert text.index("ahoy") < text.index("33.0 %") < text.index("German")
     assert f'href="/runs/{RUN}/features/3"' in raw and f'href="/runs/{RUN}/features/5"' in raw
     assert f'href="/runs/{RUN}/features/7"' in raw
-    assert "<q>" not in raw and "<b>" not in raw and "<i>" not in raw and "<u>" not in raw, "text from the corpus is escaped"
+    assert "<q>" not in raw and "<b>" not in raw and "<i>" not in raw and "<u>" not in raw, (
+        "text from the corpus is escaped"
+    )
 
 
 def test_a_run_that_reports_nothing_says_so_and_that_it_is_no_proof(own_home: Path):

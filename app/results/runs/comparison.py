@@ -1,0 +1,144 @@
+"""Compares what two runs report: which findings of either are also in the other.
+
+Runs of one comparison that differ in their seed should report the same. Features are matched by their strongest
+firings: the same places in the same text. Kinds of text are matched by their words.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from app.results.connection import Results
+from app.results.runs.findings import Finding, findings_of
+
+SAME = 0.5
+"""Share of the strongest firings, of the feature with fewer, that two features must have in common to be one."""
+
+
+@dataclass(frozen=True)
+class FeatureMatch:
+    """The feature of the other run that fires most on the same places."""
+
+    feature: int
+    owner: str
+    verdict: str
+    in_common: float
+    """Share of the strongest firings."""
+
+
+@dataclass(frozen=True)
+class FindingMatch:
+    """A finding, and where it is in another run."""
+
+    finding: Finding
+    again: int | None
+    """The finding of the other run that tells the same; None for none."""
+    match: FeatureMatch | None
+    """For a finding about a feature, the same feature of the other run, reported or not; None without one."""
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """Findings of two runs."""
+
+    run: str
+    other: str
+    forth: tuple[FindingMatch, ...]
+    """Findings of the run, looked for in the other."""
+    back: tuple[FindingMatch, ...]
+    """Findings of the other, looked for in the run."""
+
+
+def compare_runs(one: Results, other: Results, *, first: int | None = None) -> RunComparison:
+    """Look for the first findings of either run among all of the other."""
+    mine, theirs = findings_of(one).findings, findings_of(other).findings
+    return RunComparison(
+        one.run,
+        other.run,
+        tuple(_matches(mine[:first], one, theirs, other)),
+        tuple(_matches(theirs[:first], other, mine, one)),
+    )
+
+
+def found_again(matches: Sequence[FindingMatch]) -> int:
+    """How many findings the other run reports, too."""
+    return sum(match.again is not None for match in matches)
+
+
+def in_words(comparison: RunComparison) -> list[str]:
+    """The comparison as lines of text."""
+    lines = []
+    sides = ((comparison.forth, comparison.run, comparison.other), (comparison.back, comparison.other, comparison.run))
+    for matches, here, there in sides:
+        lines.append(f"{found_again(matches)} of {len(matches)} findings of {here} are in {there}, too")
+        for match in matches:
+            one = match.finding
+            again = "not reported" if match.again is None else f"finding {match.again + 1}"
+            same = f", feature {match.match.feature} there" if match.match else ""
+            title = "".join(each if each.isprintable() else " " for each in one.title)
+            lines.append(
+                f"  {one.finding + 1:>3}  {title} ({one.effect:.2f} [{one.low:.2f}, {one.high:.2f}]): {again}{same}"
+            )
+    return lines
+
+
+def _matches(
+    findings: Sequence[Finding], one: Results, others: Sequence[Finding], other: Results
+) -> Iterable[FindingMatch]:
+    features = sorted({finding.feature for finding in findings if finding.feature is not None})
+    same = same_features(one, other, features)
+    for finding in findings:
+        if finding.feature is None:
+            told = (candidate.finding for candidate in others if _same_text(finding, candidate))
+            yield FindingMatch(finding, next(told, None), None)
+            continue
+        owned = [match for match in same[finding.feature] if finding.kind != "feature" or match.owner == finding.owner]
+        numbers = {match.feature for match in owned}
+        about = (each for each in others if (each.kind == "feature") == (finding.kind == "feature"))
+        told = (each.finding for each in about if numbers & {each.feature, *each.features})
+        yield FindingMatch(finding, next(told, None), owned[0] if owned else None)
+
+
+def _same_text(finding: Finding, other: Finding) -> bool:
+    """Whether two findings are about one kind of text: the word of either is told of the other."""
+    if other.kind != "passage" or {finding.base, finding.source} != {other.base, other.source}:
+        return False
+    if finding.property == other.property and finding.subject == other.subject:
+        return True
+    words = ("word", "after")
+    if finding.property in words and other.property in words and finding.subject == other.subject:
+        return True
+    return finding.subject in other.names or other.subject in finding.names
+
+
+def same_features(one: Results, other: Results, features: Sequence[int]) -> dict[int, list[FeatureMatch]]:
+    """For some features of a run those of another with at least SAME of the strongest firings, the most first."""
+    found: dict[int, list[FeatureMatch]] = {feature: [] for feature in features}
+    if not features:
+        return found
+    place = "hash(\"text\" || ' ' || (peak_byte_end - byte_start)::varchar)"
+    places = one.rows(
+        f"select feature, {place} from firing where bucket = 'top' and list_contains($features, feature)",  # noqa: S608
+        features=list(features),
+    )
+    numbers, keys = [feature for feature, _ in places], [key for _, key in places]
+    for feature, match, owner, verdict, share in other.rows(
+        f"""
+        with wanted as (select unnest($numbers::integer[]) as wanted, unnest($keys::ubigint[]) as key),
+        sizes as (select wanted, count(*) as size from wanted group by wanted),
+        fired as (select feature, {place} as key from firing where bucket = 'top'),
+        common as (
+            select wanted, feature, count(*) as count from wanted join fired using (key) group by wanted, feature
+        ),
+        own as (select feature, count(*) as size from fired where feature in (select feature from common) group by all)
+        select wanted, common.feature, owner, verdict, count / least(sizes.size, own.size) as share
+        from common join sizes using (wanted) join own on own.feature = common.feature
+        join feature on feature.feature = common.feature
+        where count >= $same * least(sizes.size, own.size)
+        order by wanted, share desc, common.feature
+        """,  # noqa: S608
+        numbers=numbers,
+        keys=keys,
+        same=SAME,
+    ):
+        found[feature].append(FeatureMatch(match, owner, verdict, share))
+    return found

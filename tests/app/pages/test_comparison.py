@@ -1,0 +1,99 @@
+"""Which findings of a run another run reports, too: on its page, in its JSON and by the command."""
+
+import html
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from starlette.testclient import TestClient
+
+from app.cli import main
+from app.main import create_app
+from app.settings import Settings
+from tests.worlds.compared import COMPARED, FOUND
+from tests.worlds.tiny_results import RUN, write_tiny_run
+
+OTHER = "other-00000002"
+FIRES_LIKE_3 = (
+    "delete from firing where feature = 40 and bucket = 'top'",
+    "insert into firing select 40, rank, bucket, sequence, corpus, peak, peak_byte_end, byte_start, text, tokens, "
+    "activations from firing where feature = 3 and bucket = 'top'",
+    "delete from firing where feature = 3",
+)
+"""What was feature 3 is feature 40."""
+OWN_TEXTS = "update firing set text = text || ' ' || feature where feature in (3, 7)"
+"""Tiny texts are alike, so that features fire on the same by chance."""
+OWNED = "update feature set owner = 'smollm2' where feature = 3"
+RENUMBERED = (
+    *FOUND,
+    OWN_TEXTS,
+    *FIRES_LIKE_3,
+    "update feature set owner = 'smollm2', verdict = 'undecided' where feature = 40",
+    "update finding set feature = 40 where feature = 3",
+    "update finding set subject = 'matey', names = ['<b>ahoy</b>'], title = 'text with “matey”' where finding = 0",
+    "delete from finding where finding = 2",
+    "delete from firing where feature = 7",
+)
+
+
+def words(markup: str) -> str:
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", markup)))
+
+
+@pytest.fixture
+def two_runs(own_home: Path) -> Path:
+    write_tiny_run(own_home, features=64, amend=(*COMPARED, *FOUND, OWN_TEXTS, OWNED))
+    write_tiny_run(own_home, run=OTHER, features=64, amend=(*COMPARED, *RENUMBERED))
+    return own_home
+
+
+def test_findings_are_matched_by_their_words_and_by_where_features_fire(two_runs: Path):
+    with TestClient(create_app(Settings(home=two_runs))) as client:
+        found = client.get(f"/api/v1/runs/{RUN}/compare/{OTHER}").json()
+
+    assert found["findings"] == {"run": 4, "other": 3}
+    assert found["found_again"] == {"run": 2, "other": 2}
+    text, claim, language, divergent = found["forth"]
+    assert (text["again"], text["match"]) == (0, None), "the word of either is told of the other"
+    assert claim["again"] == 1
+    assert claim["match"] == {"feature": 40, "owner": "smollm2", "verdict": "undecided", "in_common": 1.0}
+    assert language["again"] is None
+    assert (divergent["again"], divergent["match"]) == (None, None)
+    assert [one["again"] for one in found["back"]] == [0, 1, None]
+
+
+def test_a_claim_is_not_the_same_for_another_owner(own_home: Path):
+    write_tiny_run(own_home, features=64, amend=(*COMPARED, *FOUND, OWN_TEXTS, OWNED))
+    amended = (*COMPARED, *RENUMBERED, "update feature set owner = 'gemma3' where feature = 40")
+    write_tiny_run(own_home, run=OTHER, features=64, amend=amended)
+
+    with TestClient(create_app(Settings(home=own_home))) as client:
+        claim = client.get(f"/api/v1/runs/{RUN}/compare/{OTHER}").json()["forth"][1]
+
+    assert (claim["again"], claim["match"]) == (None, None)
+
+
+def test_the_page_says_it_with_links_and_escapes_titles(two_runs: Path):
+    with TestClient(create_app(Settings(home=two_runs))) as client:
+        overview = client.get(f"/runs/{RUN}").text
+        raw = client.get(f"/runs/{RUN}/compare/{OTHER}").text
+        missing = client.get(f"/runs/{RUN}/compare/none-00000003")
+
+    assert f'href="/runs/{RUN}/compare/{OTHER}"' in overview
+    page = words(raw)
+    assert "2 of 4 findings of" in page and "2 of 3 findings of" in page
+    assert "feature 40 fires on 100 % of the same" in page and "no feature that fires on the same" in page
+    assert f'href="/runs/{OTHER}#finding-1"' in raw
+    assert "<b>ahoy" not in raw and "<q>" not in raw
+    assert missing.status_code == 404
+
+
+def test_the_command_prints_the_same(two_runs: Path):
+    printed = CliRunner().invoke(main, ["compare", RUN, OTHER, "--first", "2"], env={"CROSSDIFF_HOME": str(two_runs)})
+
+    assert printed.exit_code == 0
+    assert f"2 of 2 findings of {RUN} are in {OTHER}, too" in printed.output
+    assert "fires at “ <s>” (0.33 [0.27, 0.38]): finding 2, feature 40 there" in printed.output
+    unknown = CliRunner().invoke(main, ["compare", RUN, "none-00000003"], env={"CROSSDIFF_HOME": str(two_runs)})
+    assert unknown.exit_code == 1 and "none-00000003" in unknown.output
