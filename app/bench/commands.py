@@ -147,6 +147,16 @@ def organisms(recipe: Path | None, overrides: tuple[str, ...], as_json: bool, na
 
 
 @bench.command()
+@click.argument("run")
+@json_option
+def enrichment(run: str, as_json: bool) -> None:
+    """On what text the features of each model of a finished RUN fire, against shared ones."""
+    from app.bench.enrichment import bench_enrichment
+
+    _show(bench_enrichment(run), as_json)
+
+
+@bench.command()
 @click.option("--features", type=click.IntRange(64), default=8192, show_default=True, help="Size of the synthetic run.")
 @click.option("--visitors", type=click.IntRange(1), default=4, show_default=True, help="Concurrent visitors.")
 @click.option(

@@ -17,8 +17,10 @@ from tests.worlds.tiny_results import RUN, write_tiny_run
 OTHER = "other-00000002"
 FIRES_LIKE_3 = (
     "delete from firing where feature = 40 and bucket = 'top'",
-    "insert into firing select 40, rank, bucket, sequence, corpus, peak, peak_byte_end, byte_start, text, tokens, "
-    "activations from firing where feature = 3 and bucket = 'top'",
+    (
+        "insert into firing select 40, rank, bucket, sequence, corpus, peak, peak_byte_end, byte_start, text, tokens, "
+        "activations from firing where feature = 3 and bucket = 'top'"
+    ),
     "delete from firing where feature = 3",
 )
 """What was feature 3 is feature 40."""
