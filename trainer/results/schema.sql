@@ -544,7 +544,7 @@ create table finding (
     surprise_gain double
 );
 comment on table finding is 'What the run reports, whatever method found it, the best supported first.';
-comment on column finding.finding is 'Rank, from 0: by how far the evidence is from its threshold.';
+comment on column finding.finding is 'Rank, from 0: by how far the evidence is from its threshold, kind divergence after the others.';
 comment on column finding.kind is 'feature: a supported claim that one source has a feature; passage: a kind of text on which two models predict differently; divergence: a feature, shared or not, where they do, on text of no such kind.';
 comment on column finding.title is 'What it is about, in words.';
 comment on column finding.owner is 'For a claim about a feature its owner; for the other kinds the model that expects such text better than the other does, beyond what it does elsewhere; null where neither surely does.';

@@ -13,6 +13,7 @@ from tests.worlds.tiny_diff import STRANGE, result_rows, tiny_diff
 from tests.worlds.tiny_models import LINES
 from trainer.analysis.behaviour.span_table import SpanTable
 from trainer.analysis.findings.behaviour_row import Lows
+from trainer.analysis.findings.finding_list import Findings
 from trainer.analysis.findings.surprise_gain import surprise_gain
 from trainer.pipeline.commands import run
 from trainer.run.folder import RunFolder
@@ -112,6 +113,18 @@ def test_a_model_and_an_unchanged_copy_of_it_have_no_finding(tmp_path):
     assert apart[0] < 1e-6
     assert result_rows(folder, "select count(*) from feature_divergence") == [(0,)], "what rounding leaves has no place"
     assert result_rows(folder, "select count(*) from feature where verdict = 'supported'") == [(0,)]
+
+
+def test_findings_are_ranked_by_margin_and_features_where_predictions_differ_come_last():
+    found = Findings()
+    kinds = [("divergence", 0.9), ("passage", 0.2), ("feature", 0.5), ("divergence", 0.95)]
+    for number, (kind, margin) in enumerate(kinds):
+        found.add(margin, {"kind": kind, "title": str(number)}, [{"feature": number, "share": 1.0}], [])
+
+    tables = found.tables()
+
+    assert [(row["finding"], row["title"]) for row in tables["finding"]] == [(0, "2"), (1, "1"), (2, "3"), (3, "0")]
+    assert [(row["finding"], row["feature"]) for row in tables["finding_member"]] == [(0, 2), (1, 1), (2, 3), (3, 0)]
 
 
 def test_the_error_rate_is_that_of_the_null_among_themes_as_strong():
