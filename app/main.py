@@ -27,7 +27,20 @@ from app.database.write_queue import WriteQueue
 from app.errors import BadBody, BadQuery, NotFound, ReaderError, ResultsUnreadable, RunNotFound
 from app.generations.live import LiveGenerations
 from app.inference.connect import connect
-from app.pages import comparison, docs, evidence, feature, features, health, home, labels, run, sequence, steering
+from app.pages import (
+    comparison,
+    docs,
+    evidence,
+    feature,
+    features,
+    health,
+    home,
+    labels,
+    method,
+    run,
+    sequence,
+    steering,
+)
 from app.results.connection import RunCatalog
 from app.settings import Settings
 from app.web.metrics import CountRequests, Metrics
@@ -116,7 +129,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(CountRequests, metrics=app.state.metrics)
     _add_errors(app)
     _add_files(app, settings)
-    for module in (home, run, comparison, features, feature, evidence, sequence, labels, steering, docs, health):
+    for module in (
+        home,
+        run,
+        method,
+        comparison,
+        features,
+        feature,
+        evidence,
+        sequence,
+        labels,
+        steering,
+        docs,
+        health,
+    ):
         app.include_router(module.router)
     for interface in (api_runs, api_exports, api_features, api_labels, api_generations):
         app.include_router(interface.router)

@@ -80,7 +80,7 @@ def test_an_error_is_a_page_a_fragment_or_json_with_the_same_words(reader: TestC
         (f"/runs/{RUN}/features/3?tokens=llama", 422, "both, smollm2, gemma3"),
         (f"/runs/{RUN}/sequences/99999?feature=3", 404, "keeps no sequence 99999"),
         (f"/runs/{RUN}/sequences/1", 422, "feature: "),
-        (f"/runs/{RUN}?scale=cubic", 422, "scale: "),
+        (f"/runs/{RUN}/method?scale=cubic", 422, "scale: "),
         ("/static/../../app/main.py", 404, "There is no"),
         ("/static/..%2f..%2fapp/main.py", 404, "There is no file"),
         ("/vendor/package.json", 404, "There is no file"),

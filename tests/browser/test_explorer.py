@@ -18,7 +18,9 @@ CLAIMED = f"{JUDGED}/features/220"
 PAGES = {
     "home": "/",
     "overview": f"/runs/{RUN}",
-    "overview, logarithmic": f"/runs/{RUN}?scale=log",
+    "method": f"/runs/{RUN}/method",
+    "method, logarithmic": f"/runs/{RUN}/method?scale=log",
+    "method of a judged run": f"{JUDGED}/method",
     "list": LIST,
     "filtered list": f"{LIST}?owner=gemma3&owner=other&density_min=0.0001&sort=-density",
     "empty list": f"{LIST}?q=nothing+like+it",
@@ -255,7 +257,7 @@ def test_token_values_are_shown_to_mouse_and_keyboard(tab: Page):
 
 
 def test_passage_figures_are_shown_to_mouse_and_keyboard(tab: Page):
-    tab.goto(JUDGED)
+    tab.goto(f"{JUDGED}/method")
     passage = tab.locator("#without-training [data-rows]").first
     strongest = passage.locator(".r.peak")
     figures = "divergence 0.350 nats; cost smollm2 4.50, gemma3 0.750 nats"
@@ -272,13 +274,17 @@ def test_passage_figures_are_shown_to_mouse_and_keyboard(tab: Page):
     expect(readout).to_be_empty()
 
 
-@pytest.mark.parametrize(("path", "text"), [(JUDGED, "#without-training"), (f"{LIST}/3", "#contexts")])
+@pytest.mark.parametrize(
+    ("path", "text"), [(JUDGED, "#findings"), (f"{JUDGED}/method", "#without-training"), (f"{LIST}/3", "#contexts")]
+)
 def test_a_tap_on_a_telephone_shows_a_value_at_the_foot_of_the_screen(
     chromium: Browser, site: str, path: str, text: str
 ):
     context = chromium.new_context(base_url=site, viewport={"width": 390, "height": 800}, has_touch=True)
     tab = context.new_page()
     tab.goto(path)
+    if text == "#findings":
+        tab.locator("#findings summary").first.click()
     token = tab.locator(f"{text} [data-rows] .r.peak").first
     readout = tab.locator("[data-readout]")
     assert readout.bounding_box()["height"] <= 1, "without a value it takes no room"
@@ -307,8 +313,7 @@ def test_on_a_telephone_deciding_tests_come_before_the_contexts(chromium: Browse
 
     tab.goto(f"{JUDGED}/features?verdict=refuted")
     expect(tab.locator("table.features .verdict:visible").first).to_contain_text("in both")
-    tab.goto(JUDGED)
-    expect(tab.get_by_role("term").filter(has_text="claims of exclusivity supported")).to_be_visible()
+    tab.goto(f"{JUDGED}/method")
     name = tab.locator("#provenance td.break").first.bounding_box()
     assert name["width"] > 150, "a model's name breaks between words, not letter by letter"
     context.close()
@@ -329,8 +334,8 @@ def test_a_context_opens_whole_in_its_place(tab: Page):
     assert tab.url.endswith(f"{LIST}/3"), "the page stays where it is"
 
 
-def test_a_bar_of_the_overview_opens_its_features(tab: Page):
-    tab.goto(f"/runs/{RUN}", wait_until="networkidle")
+def test_a_bar_of_the_method_opens_its_features(tab: Page):
+    tab.goto(f"/runs/{RUN}/method", wait_until="networkidle")
     bar = tab.locator("#density .bars .point path").first
     bar.scroll_into_view_if_needed()
     box = bar.bounding_box()
@@ -341,7 +346,7 @@ def test_a_bar_of_the_overview_opens_its_features(tab: Page):
 
 def test_charts_follow_the_theme_and_the_choice_stays(tab: Page):
     tab.emulate_media(color_scheme="light")
-    tab.goto(f"/runs/{RUN}", wait_until="networkidle")
+    tab.goto(f"/runs/{RUN}/method", wait_until="networkidle")
     ink = "() => getComputedStyle(document.querySelector('#owners .xtick text')).fill"
     light = tab.evaluate(ink)
     toggle = tab.get_by_role("button", name=re.compile("Theme"))
@@ -393,7 +398,7 @@ def test_without_scripts_everything_can_be_read(chromium: Browser, site: str):
     expect(tab.get_by_role("heading", name="Text it fires on")).to_be_visible()
     tab.get_by_role("link", name=re.compile("Whole text")).first.click()
     expect(tab.get_by_text("kept firing")).to_be_visible()
-    tab.goto(f"/runs/{RUN}")
+    tab.goto(f"/runs/{RUN}/method")
     tab.get_by_text("The same as a table").first.click()
     expect(tab.get_by_role("group", name="relative norm")).to_be_visible()
     context.close()

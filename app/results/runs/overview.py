@@ -28,6 +28,10 @@ KNOWN_MEASURES = (
 """Measures on held-out rows, in display order: the crosscoder's own, then its effect on the models."""
 
 
+TEXT_PARTS = 8
+"""Corpus parts, and languages, told at most."""
+
+
 @dataclass(frozen=True)
 class HistogramBin:
     """One bin of a histogram over features, for one owner."""
@@ -62,6 +66,16 @@ class GroupCount:
     """Part of them that fired on held-out rows, 0 to 1."""
     l0: float | None
     """Features of the group active per held-out row, on average."""
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """A corpus part or language, with the features that fire mostly on it."""
+
+    name: str
+    features: int
+    claims: int
+    """Of these features, those claimed for one source alone."""
 
 
 @dataclass(frozen=True)
@@ -217,3 +231,18 @@ def calibration(results: Results) -> list[CalibrationMeasure]:
     """Measures of the run with spike-ins; empty until the run is calibrated."""
     rows = results.rows("select kind, measure, value from calibration order by kind, measure")
     return [CalibrationMeasure(*row) for row in rows]
+
+
+def text_parts(results: Results) -> dict[str, tuple[TextPart, ...]]:
+    """By kind, corpus or language, the parts on which most features fire mostly, the most first."""
+    found = {}
+    for kind in ("corpus", "language"):
+        rows = results.rows(
+            f"""
+            select main_{kind}, count(*), count(*) filter (where verdict <> '') from feature
+            where firings > 0 and main_{kind} is not null group by all order by 2 desc, 1 limit $most
+            """,  # noqa: S608 - one of two columns
+            most=TEXT_PARTS,
+        )
+        found[kind] = tuple(TextPart(*row) for row in rows)
+    return found

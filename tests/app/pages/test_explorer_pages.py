@@ -21,8 +21,8 @@ def rows_of(page: str) -> list[int]:
     return [int(index) for index in re.findall(r'class="open" href="[^"]*">(\d+)</a>', page)]
 
 
-def test_the_overview_counts_owners_and_links_each_count_to_its_features(reader: TestClient):
-    page = html.unescape(reader.get(f"/runs/{RUN}").text)
+def test_the_method_counts_owners_and_links_each_count_to_its_features(reader: TestClient):
+    page = html.unescape(reader.get(f"/runs/{RUN}/method").text)
 
     for owner, count in re.findall(r'href="[^"]*owner=(\w+)&verdict=\w+&life=alive">([\d,]+)</a>', page):
         listed = reader.get(f"/api/v1{LIST}?owner={owner}&life=alive").json()
@@ -32,7 +32,7 @@ def test_the_overview_counts_owners_and_links_each_count_to_its_features(reader:
 
 
 def test_every_chart_has_a_table_and_a_figure(reader: TestClient):
-    page = html.unescape(reader.get(f"/runs/{RUN}").text)
+    page = html.unescape(reader.get(f"/runs/{RUN}/method").text)
 
     figures = re.findall(r'data-plot="([^"]+)"', page)
     assert len(figures) == 6

@@ -11,11 +11,11 @@ from tests.worlds.compared import COMPARED, PLACES, TOKENS
 from tests.worlds.tiny_results import RUN, write_tiny_run
 
 
-def test_the_overview_says_what_was_measured_and_why_something_was_not(own_home: Path):
+def test_the_method_says_what_was_measured_and_why_something_was_not(own_home: Path):
     write_tiny_run(own_home, features=64, amend=COMPARED)
 
     with TestClient(create_app(Settings(home=own_home))) as client:
-        raw = client.get(f"/runs/{RUN}").text
+        raw = client.get(f"/runs/{RUN}/method").text
 
     section = raw[raw.index('id="without-training"') :]
     page = html.unescape(section[: section.index("</section>")])
@@ -31,7 +31,7 @@ def test_figures_of_a_passage_are_reached_by_keyboard_and_need_no_pointer(own_ho
     write_tiny_run(own_home, features=64, amend=COMPARED)
 
     with TestClient(create_app(Settings(home=own_home))) as client:
-        page = client.get(f"/runs/{RUN}").text
+        page = client.get(f"/runs/{RUN}/method").text
 
     passage = page[page.index('<div class="rows" dir="auto" data-rows>') :]
     passage = passage[: passage.index("</div>")]
@@ -66,7 +66,7 @@ def test_a_run_without_baselines_has_no_such_section(own_home: Path):
     write_tiny_run(own_home, features=64)
 
     with TestClient(create_app(Settings(home=own_home))) as client:
-        assert "without-training" not in client.get(f"/runs/{RUN}").text
+        assert "without-training" not in client.get(f"/runs/{RUN}/method").text
 
 
 def test_spans_without_divergence_are_shaded_by_surprise(own_home: Path):
@@ -81,7 +81,7 @@ def test_spans_without_divergence_are_shaded_by_surprise(own_home: Path):
 
     with TestClient(create_app(Settings(home=own_home))) as client:
         (pair,) = client.get(f"/api/v1/runs/{RUN}").json()["baselines"]["pairs"]
-        page = client.get(f"/runs/{RUN}").text
+        page = client.get(f"/runs/{RUN}/method").text
 
     assert (pair["outcome"], pair["parts"][0]["jensen_shannon"]) == ("", None)
     assert [cell["level"] for cell in pair["passages"][0]["cells"]] == [0, 10]

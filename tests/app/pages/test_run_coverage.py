@@ -17,7 +17,7 @@ def test_plain_chats_and_rows_that_are_not_finite_are_told(own_home: Path, told:
     write_tiny_run(own_home, features=64, amend=(f"insert into coverage values {rows}",) if told else ())
 
     with TestClient(create_app(Settings(home=own_home))) as client:
-        page = html.unescape(client.get(f"/runs/{RUN}").text)
+        page = html.unescape(client.get(f"/runs/{RUN}/method").text)
         measured = client.get(f"/api/v1/runs/{RUN}").json()["coverage"]
 
     assert ("28 chats of chats were read as plain text in" in page) is told

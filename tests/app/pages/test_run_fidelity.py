@@ -19,7 +19,7 @@ def test_loss_recovered_is_shown_where_it_was_measured(own_home: Path, measured:
     write_tiny_run(own_home, features=64, amend=(f"insert into evaluation values {rows}",) if measured else ())
 
     with TestClient(create_app(Settings(home=own_home))) as client:
-        page = html.unescape(client.get(f"/runs/{RUN}").text)
+        page = html.unescape(client.get(f"/runs/{RUN}/method").text)
 
     for words in (
         "loss recovered, against zero",

@@ -35,18 +35,18 @@ def test_findings_are_told_in_order_with_effect_interval_recurrence_and_error_ra
 
     text = words(raw)
     for sentence in (
-        "are 4.20 times [3.10 to 5.70] as far apart as elsewhere, beyond what noise on the weights does.",
+        "are 4.20 times [3.10 to 5.70] as far apart there as elsewhere, beyond what noise on the weights does.",
         "In 9 groups of documents; above the limit in 2 of 2 halves of them.",
         "gemma3 expects such text better, by 0.310 nats per byte more than elsewhere.",
         "The null has none as strong.",
         "Of those as strong 5.0 % are to be expected without any difference.",
         "tells 33.0 % [27.0 % to 38.0 %] as many of its firings",
         "Found in 4 of 4 trainings, fires in 120 documents.",
-        "On text in German",
+        "differ on text in German",
         "of 1,500 kinds of text 2 are told here",
         "the same rule gives 0",
-        "After a feature that fires at “ <q>” the predictions of",
-        "are 1.90 times [1.55 to 2.40] as far apart as elsewhere",
+        "differ after a feature feature 7 fires at “ <q>”",
+        "are 1.90 times [1.55 to 2.40] as far apart there as elsewhere",
         "smollm2 expects such text better, by 0.200 nats",
         "where the models differ more: 9",
         "are surely farther apart after 4 of 60 features",

@@ -85,7 +85,7 @@ def test_a_share_below_zero_is_no_minus_zero():
     assert "tells 0 % [-1, 1] of" in str(first_sentence([measured("a", "b", r2=-0.002)]))
 
 
-def test_the_overview_begins_with_it_and_has_the_table(reader: TestClient):
+def test_the_overview_begins_with_it_and_the_method_has_the_table(reader: TestClient):
     page = reader.get(f"/runs/{RUN}").text
     sentence = (
         "gemma3 tells 61 % [60, 62] of smollm2&#39;s variance linearly, smollm2 59 % [58, 60] of gemma3&#39;s "
@@ -93,8 +93,9 @@ def test_the_overview_begins_with_it_and_has_the_table(reader: TestClient):
     )
 
     assert sentence in page
-    assert page.index(sentence) < page.index('<dl class="facts wide">'), "before any other figure"
-    section = page[page.index('id="predictability"') : page.index('id="trust"')]
+    assert page.index(sentence) < page.index('id="findings"')
+    method = reader.get(f"/runs/{RUN}/method").text
+    section = method[method.index('id="predictability"') : method.index('id="counts"')]
     assert section.count('<tr><th scope="row">') == len(PREDICTABILITY)
     for text in ("direction 1<", "directions 2 to 10<", "47.0 %", "36.0 % to 45.0 %", "not clear"):
         assert text in section

@@ -1,0 +1,59 @@
+"""Puts what was found of each source, and how far that can be trusted, into the first sentences of the overview."""
+
+from collections.abc import Sequence
+
+from app.results.evidence.calibration import VerdictReliability
+from app.results.runs.findings import Finding
+from app.results.runs.summary import OwnerCount
+
+
+def headline_sentence(
+    sources: Sequence[str], owners: Sequence[OwnerCount], findings: Sequence[Finding], reliability: VerdictReliability
+) -> str:
+    """What every source has that the others lack, what predictions say, how many may be wrong, and what is missed."""
+    counts = {one.owner: one for one in owners}
+    clauses = [_about(name, sources, counts.get(name)) for name in sources]
+    return " ".join([". ".join(clauses) + ".", *_predictions(findings), _trust(findings, reliability)])
+
+
+def _about(name: str, sources: Sequence[str], count: OwnerCount | None) -> str:
+    if count is None or not count.claimed:
+        return f"{name}: no feature is claimed for it alone"
+    if not count.tested:
+        return f"{name}: none of its {count.claimed:,} claims was tested"
+    if not count.supported:
+        weak = ", and this side can't be judged well" if count.weak else ""
+        return f"{name}: none of {count.tested:,} tested claims held up{weak}"
+    one = count.supported == 1
+    others = " and ".join(other for other in sources if other != name)
+    lack = "lacks or has less of" if len(sources) == 2 else "lack or have less of"
+    return f"{name} has {count.supported:,} feature{'' if one else 's'} that {others} {lack}"
+
+
+def _predictions(findings: Sequence[Finding]) -> list[str]:
+    texts = sum(one.kind == "passage" for one in findings)
+    features = sum(one.kind == "divergence" for one in findings)
+    told = []
+    if texts:
+        told.append(f"on {texts} kind{'' if texts == 1 else 's'} of text")
+    if features:
+        told.append(f"after {features} feature{'' if features == 1 else 's'}")
+    return [f"Predictions are surely farther apart {' and '.join(told)}."] if told else []
+
+
+def _trust(findings: Sequence[Finding], reliability: VerdictReliability) -> str:
+    if not reliability.calibrated:
+        return "How many of these are wrong, and what is missed, is not known: the run is not calibrated."
+    known = [one.fdr for one in findings if one.fdr is not None]
+    wrong = sum(known)
+    if not findings:
+        parts = []
+    elif len(known) < len(findings):
+        parts = [f"Of {len(findings) - len(known):,} of these the error rate is not known."]
+    else:
+        parts = ["The nulls have none as strong." if not wrong else f"About {max(wrong, 1):.0f} may be wrong."]
+    planted = reliability.planted(exclusive=True)
+    if planted:
+        share = planted.supported / planted.planted
+        parts.append(f"The search finds {share:.0%} of planted features; absence is not shown.".replace("%", " %"))
+    return " ".join(parts)
