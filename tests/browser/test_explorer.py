@@ -334,31 +334,6 @@ def test_a_context_opens_whole_in_its_place(tab: Page):
     assert tab.url.endswith(f"{LIST}/3"), "the page stays where it is"
 
 
-def test_a_bar_of_the_method_opens_its_features(tab: Page):
-    tab.goto(f"/runs/{RUN}/method", wait_until="networkidle")
-    bar = tab.locator("#density .bars .point path").first
-    bar.scroll_into_view_if_needed()
-    box = bar.bounding_box()
-    tab.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-
-    expect(tab).to_have_url(re.compile(r"density_min=.*density_max="))
-
-
-def test_charts_follow_the_theme_and_the_choice_stays(tab: Page):
-    tab.emulate_media(color_scheme="light")
-    tab.goto(f"/runs/{RUN}/method", wait_until="networkidle")
-    ink = "() => getComputedStyle(document.querySelector('#owners .xtick text')).fill"
-    light = tab.evaluate(ink)
-    toggle = tab.get_by_role("button", name=re.compile("Theme"))
-    toggle.click()
-    toggle.click()
-    expect(toggle).to_contain_text("dark")
-    tab.wait_for_function(f"({ink})() !== '{light}'")
-
-    tab.goto(LIST)
-    assert tab.evaluate("document.documentElement.dataset.theme") == "dark"
-
-
 def test_a_label_is_written_on_the_page_and_seen_in_the_list(tab: Page):
     tab.goto(f"{LIST}/4")
     tab.get_by_label("Your name").fill("Ada")
