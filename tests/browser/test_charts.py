@@ -31,5 +31,5 @@ def test_charts_follow_the_theme_and_the_choice_stays(tab: Page):
     expect(toggle).to_contain_text("dark")
     tab.wait_for_function(f"({ink})() !== '{light}'")
 
-    tab.goto(LIST)
+    tab.goto(f"/runs/{RUN}/features")
     assert tab.evaluate("document.documentElement.dataset.theme") == "dark"
