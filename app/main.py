@@ -40,6 +40,7 @@ from app.pages import (
     run,
     sequence,
     steering,
+    triage,
 )
 from app.results.connection import RunCatalog
 from app.settings import Settings
@@ -140,10 +141,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         sequence,
         labels,
         steering,
+        triage,
         docs,
-        health,
     ):
         app.include_router(module.router)
+    app.include_router(health.router)
     for interface in (api_runs, api_exports, api_features, api_labels, api_generations):
         app.include_router(interface.router)
     return app

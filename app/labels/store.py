@@ -197,6 +197,12 @@ def features_with_labels(session: Session, run: str) -> set[int]:
     return set(session.scalars(sa.select(Label.feature).where(Label.run == run).distinct()))
 
 
+def labelled_by(session: Session, run: str, author: str) -> set[int]:
+    """Features of a run with a current label of this author's."""
+    query = sa.select(Label.feature).where(Label.run == run, Label.author == author, _is_newest(), ~Label.withdrawn)
+    return set(session.scalars(query))
+
+
 def latest_labels(session: Session, run: str, features: Collection[int]) -> dict[int, str]:
     """The most recent current label of each of these features that has one."""
     newest_first = (Label.created_at.desc(), Label.id.desc())

@@ -12,17 +12,17 @@ from app.database.engine import transaction
 from app.errors import ReaderError
 from app.labels.panel import LabelsPanel, labels_panel, with_problem
 from app.labels.store import LabelChange, LabelConflict, LabelTarget, Revision, change_label
-from app.labels.wording import NAME_COOKIE, WordingRefused, author_name, name_to_cookie
+from app.labels.wording import WordingRefused, author_name
 from app.results.features.feature import one_feature
 from app.web.dependencies import LabelsEngine, RunResults, Visitor, Writers
 from app.web.templates import address, render, wants_fragment
+from app.web.visitor_name import remember_name
 
 router = APIRouter(include_in_schema=False)
 
 LARGEST = 2**31 - 1
 """Integer that the database can hold."""
 Index = Annotated[int, Path(ge=0, le=LARGEST)]
-A_YEAR = 365 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -110,18 +110,5 @@ def _saved(request: Request, target: LabelTarget, engine: LabelsEngine, form: La
     else:
         root_path = request.app.state.settings.root_path
         answer = RedirectResponse(address(root_path, f"/runs/{target.run}/features/{target.feature}") + "#labels", 303)
-    _remember_name(request, answer, saved.author)
+    remember_name(request, answer, saved.author)
     return answer
-
-
-def _remember_name(request: Request, answer: Response, author: str) -> None:
-    """Store the name in a cookie that scripts cannot read."""
-    answer.set_cookie(
-        NAME_COOKIE,
-        name_to_cookie(author),
-        max_age=A_YEAR,
-        httponly=True,
-        samesite="lax",
-        secure=request.url.scheme == "https",
-        path=f"{request.app.state.settings.root_path}/",
-    )

@@ -36,6 +36,7 @@ PAGES = {
     "judged feature": CLAIMED,
     "feature where the models differ": f"{JUDGED}/features/3",
     "claims": f"{JUDGED}/evidence",
+    "queue": f"{JUDGED}/triage?owner=gemma3",
     "steering without a feature": f"/runs/{RUN}/steer",
 }
 

@@ -208,7 +208,12 @@ class _Analysis:
         recipe = self.recipe.analysis.verdict
         with self.progress.task("Looking where the models behave differently", total=None, unit="pairs"):
             behaviour = compare_behaviour(
-                read_spans(folder.spans), metadata, self.codes, store.document_groups(), recipe.divergence_ratio
+                read_spans(folder.spans),
+                metadata,
+                self.codes,
+                store.document_groups(),
+                recipe.divergence_ratio,
+                recurs=np.nan_to_num(judged.stats.found_again) >= max(recipe.found_again, LEAST_AGAIN),
             )
             columns = [pair.features.columns() for pair in behaviour]
             if columns:
@@ -283,6 +288,8 @@ class _Analysis:
             self.draft.add("logit", {name: whole[name].take(order) for name in whole.column_names})
 
 
+LEAST_AGAIN = 0.01
+"""Share of the other trainings that must have found a feature where the recipe asks for none."""
 SEQUENCES = 1024
 """Sequences added to the results at a time."""
 FEATURE_MEASURES = (

@@ -545,7 +545,7 @@ create table finding (
 );
 comment on table finding is 'What the run reports, whatever method found it, the best supported first.';
 comment on column finding.finding is 'Rank, from 0: by how far the evidence is from its threshold, kind divergence after the others.';
-comment on column finding.kind is 'feature: a supported claim that one source has a feature; passage: a kind of text on which two models predict differently; divergence: a feature, shared or not, where they do, on text of no such kind.';
+comment on column finding.kind is 'feature: a supported claim that one source has a feature; passage: a kind of text on which two models predict differently; divergence: a feature, claimed or not, that other trainings have found and where they do, on text of no such kind.';
 comment on column finding.title is 'What it is about, in words.';
 comment on column finding.owner is 'For a claim about a feature its owner; for the other kinds the model that expects such text better than the other does, beyond what it does elsewhere; null where neither surely does.';
 comment on column finding.base is 'Index of the first source of the pair of models; null for kind feature.';
@@ -558,7 +558,7 @@ comment on column finding.effect is 'The measured value.';
 comment on column finding.low is 'Lower bound of its 90 % interval, over documents.';
 comment on column finding.high is 'Upper bound of its 90 % interval, over documents.';
 comment on column finding.fdr is 'Share of false ones to be expected among findings of this kind that are at least as strong: those that the null gives over those of this run; null without a null.';
-comment on column finding.found_in is 'For a claim about a feature the trainings that found it; for the other kinds the halves of the documents in which the ratio alone is above the limit.';
+comment on column finding.found_in is 'For a feature the trainings that found it; for a passage theme the halves of the documents in which the ratio alone is above the limit.';
 comment on column finding.looked_in is 'Trainings, or halves, that were looked at.';
 comment on column finding.documents is 'Documents in which a feature of kind feature fires; for the other kinds the groups of compared documents.';
 comment on column finding.names is 'For a passage theme, properties of the same documents, such as words; else empty.';

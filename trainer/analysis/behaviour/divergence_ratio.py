@@ -108,12 +108,11 @@ def _log_ratio(
     return np.log(sums[0] / sums[1]), (influence**2).sum(axis=1)
 
 
-def half_ratios(members: sp.csr_matrix, units: Units, *, prior: float = PRIOR) -> list[float]:
+def half_ratios(members: sp.csr_matrix, units: Units) -> list[float]:
     """The ratio of one candidate [1, U] in either half of the groups of documents; NaN where it can't be measured."""
     inside = members.indices
     half = units.group % 2
     half[inside] = np.unique(units.group[inside], return_inverse=True)[1] % 2  # its own groups are halved evenly
     return [
-        float(divergence_ratios(members[:, half == number], units.select(half == number), prior=prior).value[0])
-        for number in (0, 1)
+        float(divergence_ratios(members[:, half == number], units.select(half == number)).value[0]) for number in (0, 1)
     ]

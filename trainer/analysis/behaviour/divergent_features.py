@@ -1,7 +1,8 @@
 """Picks the features where two models differ most, on text that no theme tells of already.
 
-As with themes: the feature whose divergence ratio has the largest lower bound is told, and the spans where it fires are
-left out for the next, so that ten features are not ten shades of one.
+Only features that other trainings have found, too: of one training's features with the largest ratios hardly any came
+back in another (docs/behaviour.md). As with themes, the feature whose divergence ratio has the largest lower bound is
+told, and the spans where it fires are left out for the next, so that ten features are not ten shades of one.
 """
 
 from collections.abc import Collection
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from trainer.analysis.behaviour.divergence_ratio import Units, divergence_ratios, half_ratios
+from trainer.analysis.behaviour.divergence_ratio import Units, divergence_ratios
 from trainer.analysis.behaviour.feature_divergence import FeatureDivergence
 from trainer.analysis.behaviour.span_table import SpanTable
 from trainer.analysis.behaviour.themes import Theme
@@ -33,19 +34,26 @@ class DivergentFeature:
     """Groups of documents of these spans."""
     among: np.ndarray
     """Spans that it was found among, bool [N]: those of no theme, and of no feature before it."""
-    halves: int
-    """Halves of the documents, of two, in which the ratio alone is at least the limit."""
 
 
 def divergent_features(
-    divergence: FeatureDivergence, spans: SpanTable, windows: TextWindows, themes: Collection[Theme], least: float
+    divergence: FeatureDivergence,
+    compared: tuple[SpanTable, TextWindows],
+    themes: Collection[Theme],
+    least: float,
+    *,
+    recurs: np.ndarray,
 ) -> list[DivergentFeature]:
-    """Features whose ratio has a lower bound of `least` or more beside all that is told before, the strongest first."""
+    """Features whose ratio has a lower bound of `least` or more beside all that is told before, the strongest first.
+
+    `recurs`, bool [F], says which features other trainings have found.
+    """
+    spans, windows = compared
     found: list[DivergentFeature] = []
     units = Units(spans.apart, spans.reference, windows.units.group[windows.window_of_span()], spans.control)
     told = np.unique(np.concatenate([np.zeros(0, np.int64), *(units.group[_spans_of(one, windows)] for one in themes)]))
     kept = ~np.isin(units.group, told)
-    candidates = divergence.surely_above(least)
+    candidates = [one for one in divergence.surely_above(least) if recurs[one]]
     members = _members([divergence.spans[one] for one in candidates], len(kept))
     while len(found) < MAX_FEATURES and candidates and kept.any():
         some, left = members[:, kept], units.select(kept)
@@ -54,10 +62,9 @@ def divergent_features(
         best = int(low.argmax())
         if low[best] < least:
             break
-        halves = sum(value >= least for value in half_ratios(some[[best]], left, prior=WINDOW))
         inside = np.flatnonzero(kept)[some[[best]].indices]
         numbers = float(ratios.value[best]), float(low[best]), float(ratios.high[best]), int(ratios.groups[best])
-        found.append(DivergentFeature(candidates[best], inside, *numbers, kept.copy(), halves))
+        found.append(DivergentFeature(candidates[best], inside, *numbers, kept.copy()))
         kept[inside] = False
     return found
 

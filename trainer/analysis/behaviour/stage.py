@@ -46,11 +46,18 @@ class PairBehaviour:
 
 
 def compare_behaviour(
-    tables: Sequence[SpanTable], metadata: RowMetadata, codes: CodeSpool, group_of: np.ndarray | None, least: float
+    tables: Sequence[SpanTable],
+    metadata: RowMetadata,
+    codes: CodeSpool,
+    group_of: np.ndarray | None,
+    least: float,
+    *,
+    recurs: np.ndarray,
 ) -> list[PairBehaviour]:
     """Compare every pair of models that has noised copies to hold it against; none for a store without texts.
 
-    `group_of` is the group of documents of each sequence, `least` the lower bound that a theme's ratio needs.
+    `group_of` is the group of documents of each sequence, `least` the lower bound that a theme's ratio needs. `recurs`,
+    bool [F], says which features other trainings have found.
     """
     texts, row_order = metadata.texts, metadata.row_order
     if texts is None or row_order is None or group_of is None:
@@ -61,6 +68,6 @@ def compare_behaviour(
             continue
         windows = cut_windows(spans, texts, metadata.partitions, group_of)
         themes, features = find_themes(windows, least), feature_divergence(spans, codes, row_order, group_of)
-        divergent = divergent_features(features, spans, windows, themes, least)
+        divergent = divergent_features(features, (spans, windows), themes, least, recurs=recurs)
         found.append(PairBehaviour(spans, windows, themes, null_themes(windows, least), features, divergent))
     return found

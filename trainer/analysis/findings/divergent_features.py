@@ -12,6 +12,7 @@ from trainer.analysis.findings.finding_list import Findings
 from trainer.analysis.findings.passages import passages_of
 from trainer.analysis.findings.peak_tokens import peaks_in_words
 from trainer.analysis.findings.reported import Reported
+from trainer.analysis.findings.trainings import trainings
 
 MEMBERS = 8
 """Features told together: the finding's own, and others that fire where it does."""
@@ -34,10 +35,10 @@ def add_divergent_features(found: Findings, pair: PairBehaviour, reported: Repor
             "low": one.low,
             "high": one.high,
             "fdr": lows.fdr(one.low),
-            "found_in": one.halves,
             "documents": one.groups,
             "names": [],
             **behaviour_row(pair, inside, one.among, reported.sources),
+            **trainings(one.feature, reported),
         }
         shown = passages_of(pair, _farthest_first(pair, one), reported.metadata)
         found.add(1 - limit / one.low, row, _members(pair, one, limit), shown)

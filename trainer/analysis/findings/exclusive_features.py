@@ -9,6 +9,7 @@ from trainer.analysis.claims.verdict import SUPPORTED
 from trainer.analysis.findings.finding_list import Findings
 from trainer.analysis.findings.peak_tokens import peaks_in_words
 from trainer.analysis.findings.reported import Reported
+from trainer.analysis.findings.trainings import trainings
 
 NO_PAIR: dict[str, Any] = {
     "property": None,
@@ -26,8 +27,6 @@ def add_exclusive_features(found: Findings, reported: Reported) -> None:
     """Add every supported claim that one source has a feature."""
     judged, owner = reported.judged, reported.owner
     stats, margin = judged.stats, margins(judged.stats, reported.recipe)
-    trainings = np.nan_to_num(stats.other_runs).astype(int)
-    again = np.nan_to_num(stats.found_again * trainings).round().astype(int)
     for feature in np.flatnonzero([verdict == SUPPORTED for verdict in judged.judgement.verdict]).tolist():
         row = {
             "kind": "feature",
@@ -39,8 +38,7 @@ def add_exclusive_features(found: Findings, reported: Reported) -> None:
             "low": float(stats.ratio.low[feature]),
             "high": float(stats.ratio.high[feature]),
             "fdr": None if np.isnan(stats.fdr[feature]) else float(stats.fdr[feature]),
-            "found_in": int(again[feature]) + 1,
-            "looked_in": int(trainings[feature]) + 1,
+            **trainings(feature, reported),
             "documents": int(np.nan_to_num(stats.documents[feature])),
             **NO_PAIR,
         }

@@ -4,7 +4,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from trainer.analysis.behaviour.divergence_ratio import Units, divergence_ratios
-from trainer.analysis.behaviour.divergent_features import divergent_features
+from trainer.analysis.behaviour.divergent_features import DivergentFeature, divergent_features
 from trainer.analysis.behaviour.feature_divergence import FeatureDivergence
 from trainer.analysis.behaviour.span_table import SpanTable
 from trainer.analysis.behaviour.themes import Theme
@@ -50,9 +50,21 @@ def measured(spans: SpanTable, fires: list[np.ndarray]) -> FeatureDivergence:
     return FeatureDivergence(0, 1, ratios, np.zeros(len(fires)), {one: np.flatnonzero(fires[one]) for one in above})
 
 
-def told(apart: np.ndarray, fires: list[np.ndarray], themes: tuple[Theme, ...] = (), **more: np.ndarray) -> list[int]:
-    spans, windows = compared(apart, **more)
-    return [one.feature for one in divergent_features(measured(spans, fires), spans, windows, themes, 1.5)]
+def found(
+    apart: np.ndarray,
+    fires: list[np.ndarray],
+    themes: tuple[Theme, ...] = (),
+    *,
+    control: np.ndarray | float = 1.0,
+    recurs: list[bool] | None = None,
+) -> list[DivergentFeature]:
+    spans, windows = compared(apart, control)
+    known = np.ones(len(fires), bool) if recurs is None else np.array(recurs)
+    return divergent_features(measured(spans, fires), (spans, windows), themes, 1.5, recurs=known)
+
+
+def told(apart: np.ndarray, fires: list[np.ndarray], themes: tuple[Theme, ...] = (), **more) -> list[int]:
+    return [one.feature for one in found(apart, fires, themes, **more)]
 
 
 def factor(where: np.ndarray, value: float) -> np.ndarray:
@@ -64,12 +76,11 @@ def test_a_feature_and_its_shades_are_told_once_and_another_beside_it():
     shade = strong & (GROUP < 25)
     apart = factor(strong, 9) * factor(other, 4)
 
-    spans, windows = compared(apart)
-    first, second = divergent_features(measured(spans, [other, shade, strong, AT == 7]), spans, windows, (), 1.5)
+    first, second = found(apart, [other, shade, strong, AT == 7])
 
     assert (first.feature, second.feature) == (2, 0)
     assert first.low > second.low > 1.5
-    assert (first.groups, first.halves) == (GROUPS, 2)
+    assert first.groups == GROUPS
     assert (second.among == ~strong).all() and first.among.all(), "what was told is left out"
     assert (first.spans == np.flatnonzero(strong)).all()
 
@@ -95,3 +106,11 @@ def test_a_ratio_must_hold_against_either_copy_beside_what_is_told_and_in_four_g
     mostly = fires & (GROUP < 28)
     rest = mostly ^ fires | (fires & (GROUP == 27))  # three groups, of which one is told
     assert told(apart, [mostly, rest]) == [0]
+
+
+def test_a_feature_that_no_other_training_has_found_is_not_told():
+    strong, other = np.isin(AT, [3, 9]), np.isin(AT, [5, 15])
+    apart = factor(strong, 9) * factor(other, 4)
+
+    assert told(apart, [strong, other], recurs=[False, True]) == [1]
+    assert told(apart, [strong, other], recurs=[False, False]) == []
