@@ -108,6 +108,7 @@ def _in_other(match: FindingMatch) -> dict[str, Any]:
             for name in ("finding", "kind", "title", "owner", "feature", "effect", "low", "high")
         },
         "again": match.again,
+        "holds": match.holds,
         "match": as_json(match.match) if match.match else None,
     }
 

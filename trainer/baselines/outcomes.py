@@ -74,7 +74,7 @@ def first_bytes(tokenizer: Any) -> Tensor | None:
     byte_level = is_byte_level(tokenizer)
     if not byte_level and not any(token.startswith(WORD_MARK) for token in vocabulary):
         return None
-    byte_of_token = torch.full((max(vocabulary.values()) + 1,), NO_TEXT)
+    byte_of_token = [NO_TEXT] * (max(vocabulary.values()) + 1)
     added = tokenizer.added_tokens_decoder
     special = set(tokenizer.all_special_ids)
     byte_of_character = _byte_of_character() if byte_level else {}
@@ -87,7 +87,7 @@ def first_bytes(tokenizer: Any) -> Tensor | None:
             byte_of_token[number] = byte_of_character.get(token[0], NO_TEXT)
         else:
             byte_of_token[number] = _first_sentencepiece_byte(token)
-    return byte_of_token
+    return torch.tensor(byte_of_token)
 
 
 def _first_sentencepiece_byte(token: str) -> int:

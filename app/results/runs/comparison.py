@@ -4,11 +4,13 @@ Runs of one comparison that differ in their seed should report the same. Feature
 firings: the same places in the same text. Kinds of text are matched by their words.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from app.results.connection import Results
 from app.results.runs.findings import Finding, findings_of
+from app.results.runs.summary import recipe_of
 
 SAME = 0.5
 """Share of the strongest firings, of the feature with fewer, that two features must have in common to be one."""
@@ -23,6 +25,8 @@ class FeatureMatch:
     verdict: str
     in_common: float
     """Share of the strongest firings."""
+    divergence_low: float | None
+    """Lower bound of how much farther apart predictions are where it fires, over pairs of models the largest."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ class FindingMatch:
     """The finding of the other run that tells the same; None for none."""
     match: FeatureMatch | None
     """For a finding about a feature, the same feature of the other run, reported or not; None without one."""
+    holds: bool
+    """Whether what it says holds in the other run: it is reported there, or the same feature has what is claimed.
+
+    A list tells each text once, by another feature in another training.
+    """
 
 
 @dataclass(frozen=True)
@@ -60,8 +69,8 @@ def compare_runs(one: Results, other: Results, *, first: int | None = None) -> R
 
 
 def found_again(matches: Sequence[FindingMatch]) -> int:
-    """How many findings the other run reports, too."""
-    return sum(match.again is not None for match in matches)
+    """How many findings hold in the other run, too."""
+    return sum(match.holds for match in matches)
 
 
 def in_words(comparison: RunComparison) -> list[str]:
@@ -69,10 +78,11 @@ def in_words(comparison: RunComparison) -> list[str]:
     lines = []
     sides = ((comparison.forth, comparison.run, comparison.other), (comparison.back, comparison.other, comparison.run))
     for matches, here, there in sides:
-        lines.append(f"{found_again(matches)} of {len(matches)} findings of {here} are in {there}, too")
+        lines.append(f"{found_again(matches)} of {len(matches)} findings of {here} hold in {there}, too")
         for match in matches:
             one = match.finding
-            again = "not reported" if match.again is None else f"finding {match.again + 1}"
+            unreported = "holds" if match.holds else "does not hold" if match.match else "not found"
+            again = unreported if match.again is None else f"finding {match.again + 1}"
             same = f", feature {match.match.feature} there" if match.match else ""
             title = "".join(each if each.isprintable() else " " for each in one.title)
             lines.append(
@@ -85,17 +95,33 @@ def _matches(
     findings: Sequence[Finding], one: Results, others: Sequence[Finding], other: Results
 ) -> Iterable[FindingMatch]:
     features = sorted({finding.feature for finding in findings if finding.feature is not None})
-    same = same_features(one, other, features)
+    same, limit = same_features(one, other, features), divergence_limit(other)
     for finding in findings:
         if finding.feature is None:
-            told = (candidate.finding for candidate in others if _same_text(finding, candidate))
-            yield FindingMatch(finding, next(told, None), None)
+            again = next((candidate.finding for candidate in others if _same_text(finding, candidate)), None)
+            yield FindingMatch(finding, again, None, again is not None)
             continue
         owned = [match for match in same[finding.feature] if finding.kind != "feature" or match.owner == finding.owner]
         numbers = {match.feature for match in owned}
         about = (each for each in others if (each.kind == "feature") == (finding.kind == "feature"))
-        told = (each.finding for each in about if numbers & {each.feature, *each.features})
-        yield FindingMatch(finding, next(told, None), owned[0] if owned else None)
+        again = next((each.finding for each in about if numbers & {each.feature, *each.features}), None)
+        holds = again is not None or any(_holds(finding, match, limit) for match in owned)
+        yield FindingMatch(finding, again, owned[0] if owned else None, holds)
+
+
+def _holds(finding: Finding, match: FeatureMatch, limit: float) -> bool:
+    """Whether the same feature of another run has what a finding says."""
+    if finding.kind == "feature":
+        return match.verdict == "supported"
+    return match.divergence_low is not None and match.divergence_low >= limit
+
+
+def divergence_limit(results: Results) -> float:
+    """The lower bound that a divergence ratio needs to be reported; infinite where the recipe has none."""
+    analysis = recipe_of(results).get("analysis")
+    verdict = analysis.get("verdict") if isinstance(analysis, dict) else None
+    limit = verdict.get("divergence_ratio") if isinstance(verdict, dict) else None
+    return float(limit) if isinstance(limit, int | float) else math.inf
 
 
 def _same_text(finding: Finding, other: Finding) -> bool:
@@ -121,7 +147,7 @@ def same_features(one: Results, other: Results, features: Sequence[int]) -> dict
         features=list(features),
     )
     numbers, keys = [feature for feature, _ in places], [key for _, key in places]
-    for feature, match, owner, verdict, share in other.rows(
+    for feature, *match in other.rows(
         f"""
         with wanted as (select unnest($numbers::integer[]) as wanted, unnest($keys::ubigint[]) as key),
         sizes as (select wanted, count(*) as size from wanted group by wanted),
@@ -129,10 +155,12 @@ def same_features(one: Results, other: Results, features: Sequence[int]) -> dict
         common as (
             select wanted, feature, count(*) as count from wanted join fired using (key) group by wanted, feature
         ),
-        own as (select feature, count(*) as size from fired where feature in (select feature from common) group by all)
-        select wanted, common.feature, owner, verdict, count / least(sizes.size, own.size) as share
+        own as (select feature, count(*) as size from fired where feature in (select feature from common) group by all),
+        divergence as (select feature, max(low) as low from feature_divergence group by feature)
+        select wanted, common.feature, owner, verdict, count / least(sizes.size, own.size) as share, low
         from common join sizes using (wanted) join own on own.feature = common.feature
         join feature on feature.feature = common.feature
+        left join divergence on divergence.feature = common.feature
         where count >= $same * least(sizes.size, own.size)
         order by wanted, share desc, common.feature
         """,  # noqa: S608
@@ -140,5 +168,5 @@ def same_features(one: Results, other: Results, features: Sequence[int]) -> dict
         keys=keys,
         same=SAME,
     ):
-        found[feature].append(FeatureMatch(match, owner, verdict, share))
+        found[feature].append(FeatureMatch(*match))
     return found

@@ -59,10 +59,36 @@ def test_findings_are_matched_by_their_words_and_by_where_features_fire(two_runs
     text, claim, language, divergent = found["forth"]
     assert (text["again"], text["match"]) == (0, None), "the word of either is told of the other"
     assert claim["again"] == 1
-    assert claim["match"] == {"feature": 40, "owner": "smollm2", "verdict": "undecided", "in_common": 1.0}
+    assert claim["match"] == {
+        "feature": 40,
+        "owner": "smollm2",
+        "verdict": "undecided",
+        "in_common": 1.0,
+        "divergence_low": None,
+    }
     assert language["again"] is None
     assert (divergent["again"], divergent["match"]) == (None, None)
     assert [one["again"] for one in found["back"]] == [0, 1, None]
+
+
+@pytest.mark.parametrize(("low", "holds"), [(1.6, True), (1.4, False)])
+def test_a_finding_holds_where_the_same_feature_has_what_is_claimed_though_the_list_tells_another(
+    own_home: Path, low: float, holds: bool
+):
+    limit = """update run set recipe_json = '{"analysis": {"verdict": {"divergence_ratio": 1.5}}}'"""
+    write_tiny_run(own_home, features=64, amend=(*COMPARED, *FOUND, OWN_TEXTS, OWNED))
+    other = (
+        *(OWN_TEXTS, OWNED, limit, "update feature set verdict = 'supported' where feature = 3"),
+        f"insert into feature_divergence values (7, 0, 1, 2.0, {low}, 2.9, 20)",
+    )
+    write_tiny_run(own_home, run=OTHER, features=64, amend=other)
+
+    with TestClient(create_app(Settings(home=own_home))) as client:
+        found = client.get(f"/api/v1/runs/{RUN}/compare/{OTHER}").json()["forth"]
+
+    assert [(one["kind"], one["again"], one["holds"]) for one in found] == [
+        ("passage", None, False), ("feature", None, True), ("passage", None, False), ("divergence", None, holds),
+    ]  # fmt: skip
 
 
 def test_a_claim_is_not_the_same_for_another_owner(own_home: Path):
@@ -84,7 +110,8 @@ def test_the_page_says_it_with_links_and_escapes_titles(two_runs: Path):
 
     assert f'href="/runs/{RUN}/compare/{OTHER}"' in overview
     page = words(raw)
-    assert "2 of 4 findings of" in page and "2 of 3 findings of" in page
+    assert re.search(rf"2 of 4 findings of {RUN} hold in {OTHER}\s*, too", page)
+    assert "2 of 3 findings of" in page
     assert "feature 40 fires on 100 % of the same" in page and "no feature that fires on the same" in page
     assert f'href="/runs/{OTHER}#finding-1"' in raw
     assert "<b>ahoy" not in raw and "<q>" not in raw
@@ -95,7 +122,7 @@ def test_the_command_prints_the_same(two_runs: Path):
     printed = CliRunner().invoke(main, ["compare", RUN, OTHER, "--first", "2"], env={"CROSSDIFF_HOME": str(two_runs)})
 
     assert printed.exit_code == 0
-    assert f"2 of 2 findings of {RUN} are in {OTHER}, too" in printed.output
+    assert f"2 of 2 findings of {RUN} hold in {OTHER}, too" in printed.output
     assert "fires at “ <s>” (0.33 [0.27, 0.38]): finding 2, feature 40 there" in printed.output
     unknown = CliRunner().invoke(main, ["compare", RUN, "none-00000003"], env={"CROSSDIFF_HOME": str(two_runs)})
     assert unknown.exit_code == 1 and "none-00000003" in unknown.output
