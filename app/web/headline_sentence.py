@@ -2,9 +2,17 @@
 
 from collections.abc import Sequence
 
-from app.results.evidence.calibration import VerdictReliability
-from app.results.runs.findings import Finding
-from app.results.runs.summary import OwnerCount
+from app.results.connection import Results
+from app.results.evidence.calibration import VerdictReliability, verdict_reliability
+from app.results.runs.findings import Finding, findings_of
+from app.results.runs.summary import OwnerCount, headline_of
+
+
+def sentence_of(results: Results) -> str:
+    """The sentences of a run with results."""
+    names = [source.name for source in results.sources]
+    owners, found = headline_of(results).owners, findings_of(results).findings
+    return headline_sentence(names, owners, found, verdict_reliability(results))
 
 
 def headline_sentence(

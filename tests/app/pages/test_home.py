@@ -1,5 +1,6 @@
 """The home page: comparisons, runs in progress, and what to do when there are none."""
 
+import html
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from starlette.testclient import TestClient
 
 from app.main import create_app
 from app.settings import Settings
+from tests.worlds.judged import CALIBRATED
 from tests.worlds.tiny_results import RECIPE, RUN, write_progress, write_tiny_run
 
 
@@ -162,3 +164,17 @@ def test_a_run_started_again_still_links_to_its_results(home: Path, tiny_home: P
 
     assert f'<a href="/runs/{RUN}">Earlier results</a>' in page
     assert "is running again" in visitor.get(f"/runs/{RUN}").text
+
+
+def test_a_comparison_begins_with_what_its_newest_run_found(own_home: Path):
+    write_tiny_run(own_home, amend=CALIBRATED)
+    write_tiny_run(own_home, run="damaged-00000000", amend=("drop table finding",))
+
+    with TestClient(create_app(Settings(home=own_home))) as client:
+        page = client.get("/")
+        overview = client.get(f"/runs/{RUN}").text
+
+    assert page.status_code == 200
+    sentence = re.search(rf'<p class="headline"><a href="/runs/{RUN}">([^<]+)</a>', page.text)
+    assert sentence and "absence is not shown." in sentence[1]
+    assert html.unescape(sentence[1]) in html.unescape(overview)
