@@ -62,7 +62,7 @@ class VerdictRecipe(RecipeSection):
     nu_error: float = Field(default=0.2, gt=0, le=MAX_FACTOR)
     """Above this ν of latent scaling, a claim is not supported (arXiv 2504.02922)."""
     nu_reconstruction: float = Field(default=0.5, gt=0, le=MAX_FACTOR)
-    divergence_ratio: float = Field(default=1.5, ge=1, le=MAX_FACTOR)
+    divergence_ratio: float = Field(default=1.6, ge=1, le=MAX_FACTOR)
     """Two models surely differ more on some text than elsewhere if its divergence ratio has this lower bound."""
     own_probe: float = Field(default=0.05, ge=0, lt=1)
     """Least R-precision of the owner's probe; below it the two sides are not compared."""

@@ -558,7 +558,7 @@ comment on column finding.effect is 'The measured value.';
 comment on column finding.low is 'Lower bound of its 90 % interval, over documents.';
 comment on column finding.high is 'Upper bound of its 90 % interval, over documents.';
 comment on column finding.fdr is 'Share of false ones to be expected among findings of this kind that are at least as strong: those that the null gives over those of this run; null without a null.';
-comment on column finding.found_in is 'For a feature the trainings that found it; for a passage theme the halves of the documents in which the ratio alone is above the limit.';
+comment on column finding.found_in is 'For a feature the trainings that found it; for a passage theme the halves of the documents in which the ratio alone is above the limit, both of them.';
 comment on column finding.looked_in is 'Trainings, or halves, that were looked at.';
 comment on column finding.documents is 'Documents in which a feature of kind feature fires; for the other kinds the groups of compared documents.';
 comment on column finding.names is 'For a passage theme, properties of the same documents, such as words; else empty.';

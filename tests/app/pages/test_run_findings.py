@@ -36,7 +36,7 @@ def test_findings_are_told_in_order_with_effect_interval_recurrence_and_error_ra
     text = words(raw)
     for sentence in (
         "are 4.20 times [3.10 to 5.70] as far apart there as elsewhere, beyond what noise on the weights does.",
-        "In 9 groups of documents; above the limit in 2 of 2 halves of them.",
+        "In 9 groups of documents, above the limit in either half of them.",
         "gemma3 expects such text better, by 0.310 nats per byte more than elsewhere.",
         "The null has none as strong.",
         "Of those as strong 5.0 % are to be expected without any difference.",

@@ -2,16 +2,18 @@
 
 *Passage themes* are found greedily: of all properties of windows (`windows`) the one whose divergence ratio has the
 largest lower bound is a theme, and the groups of documents that have it are left out; then the next. So a theme is not
-told again in other words. A ratio must hold against either of two noised copies. The same search between the base and
-one of them, held against the other, where there is nothing to find, says how many as strong come up by themselves.
+told again in other words. A ratio must hold against either of two noised copies, and in either half of the documents.
+The same search between the base and one of them, held against the other, where there is nothing to find, says how many
+as strong come up by themselves.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.sparse as sp
 
-from trainer.analysis.behaviour.divergence_ratio import Ratios, divergence_ratios, half_ratios
+from trainer.analysis.behaviour.divergence_ratio import Ratios, Units, divergence_ratios, half_ratios
 from trainer.analysis.behaviour.span_table import LEAST_APART, SpanTable
 from trainer.analysis.behaviour.windows import MIN_GROUPS, WINDOW, Candidate, TextWindows
 
@@ -40,8 +42,6 @@ class Theme:
     """Groups of documents that have it."""
     among: np.ndarray
     """Windows that it was found among: those of no theme before it, bool [U]."""
-    halves: int
-    """Halves of the documents, of two, in which the ratio alone is at least the limit."""
 
 
 def find_themes(windows: TextWindows, least: float) -> list[Theme]:
@@ -55,8 +55,8 @@ def find_themes(windows: TextWindows, least: float) -> list[Theme]:
         members, left = windows.members[:, kept], units.select(kept)
         ratios = divergence_ratios(members, left)
         low = np.where(np.isnan(ratios.low) | (ratios.groups < MIN_GROUPS), -np.inf, ratios.low)
-        best = int(low.argmax())
-        if low[best] < least:
+        best = _best(low, members, left, least)
+        if best is None:
             break
         inside = np.flatnonzero(kept)[members[[best]].indices]
         groups = np.unique(units.group[inside])
@@ -70,11 +70,20 @@ def find_themes(windows: TextWindows, least: float) -> list[Theme]:
                 float(ratios.high[best]),
                 len(groups),
                 kept.copy(),
-                sum(value >= least for value in half_ratios(members[[best]], left)),
             )
         )
         kept &= ~np.isin(units.group, groups)
     return themes
+
+
+def _best(low: np.ndarray, members: sp.csr_matrix, units: Units, least: float) -> int | None:
+    """The candidate with the largest lower bound whose ratio is at least the limit in either half of its documents."""
+    for at in np.argsort(-low, kind="stable").tolist():
+        if low[at] < least:
+            return None
+        if all(value >= least for value in half_ratios(members[[at]], units)):
+            return int(at)
+    return None
 
 
 def null_themes(windows: TextWindows, least: float) -> list[Theme]:

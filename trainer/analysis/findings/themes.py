@@ -16,6 +16,8 @@ NAMES = 8
 """Further properties told of a theme."""
 MEMBERS = 8
 """Features told of a theme."""
+HALVES = 2
+"""Of the documents, in either of which a theme's ratio is above the limit."""
 WORDINGS = {
     "word": "text with “{}”",
     "after": "what follows “{}”",
@@ -41,7 +43,7 @@ def add_themes(found: Findings, pair: PairBehaviour, reported: Reported) -> None
             "low": theme.low,
             "high": theme.high,
             "fdr": lows.fdr(theme.low),
-            "found_in": theme.halves,
+            "found_in": HALVES,
             "documents": theme.groups,
             "names": other_names(theme),
             **behaviour_row(pair, np.isin(window, theme.windows), theme.among[window], reported.sources),

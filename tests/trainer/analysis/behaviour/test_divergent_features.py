@@ -90,7 +90,7 @@ def test_what_a_theme_tells_is_not_told_again():
     inside, outside = often & (GROUP < 5), often & (GROUP >= 15)
     apart = factor(inside, 20) * factor(outside, 9)
     theme_windows = np.flatnonzero(np.repeat(np.arange(GROUPS), 2) < 5)
-    theme = Theme(Candidate("word", "x"), [], theme_windows, 5, 4, 6, 10, np.ones(2 * GROUPS, bool), 2)
+    theme = Theme(Candidate("word", "x"), [], theme_windows, 5, 4, 6, 10, np.ones(2 * GROUPS, bool))
 
     assert told(apart, [inside, outside]) == [0, 1]
     assert told(apart, [inside, outside], (theme,)) == [1]
