@@ -100,6 +100,15 @@ def read_comparison(results: RunResults, others: OtherResults) -> dict[str, Any]
     }
 
 
+def _matched(match: FindingMatch) -> dict[str, Any] | None:
+    """The same feature of the other run, with how far apart predictions are there for the finding's pair of models."""
+    one, pair = match.match, (match.finding.base or "", match.finding.source or "")
+    if one is None:
+        return None
+    shown = {name: getattr(one, name) for name in ("feature", "owner", "verdict", "in_common")}
+    return {**shown, "divergence_low": one.divergences.get(pair)}
+
+
 def _in_other(match: FindingMatch) -> dict[str, Any]:
     one = match.finding
     return {
@@ -109,7 +118,7 @@ def _in_other(match: FindingMatch) -> dict[str, Any]:
         },
         "again": match.again,
         "holds": match.holds,
-        "match": as_json(match.match) if match.match else None,
+        "match": _matched(match),
     }
 
 

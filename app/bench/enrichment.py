@@ -23,6 +23,10 @@ FIRINGS = 50
 """Rows on which a feature must fire."""
 LEAST_SHARE = 0.01
 """Share of the rows that a language must have."""
+LEAST_FEATURES = 5
+"""Features that an owner needs for an interval."""
+TINY = 1e-9
+"""Least mean share: draws of features that never fire on a text give a large ratio instead of none."""
 DRAWS = 2000
 HEAD = ("owner", "features", "text", "share", "of shared", "times", "90 % interval")
 LEGEND = (
@@ -98,12 +102,12 @@ def _shares(results: Results, text: str) -> dict[str, list[float]]:
 
 
 def _compared(owner: str, text: str, shares: Sequence[float], usual: Sequence[float]) -> Enrichment | None:
-    """The ratio of two mean shares, with its interval; None where shared features never fire on the text."""
-    if not usual or not sum(usual) > 0:
+    """The ratio of two mean shares, with its interval; None for few features, or where shared ones never fire there."""
+    if min(len(shares), len(usual)) < LEAST_FEATURES or not sum(usual) > 0:
         return None
     generator = np.random.default_rng(0)
     own, shared = (_means(np.array(values), generator) for values in (shares, usual))
-    low, high = np.quantile(own / shared, (0.05, 0.95)).tolist()
+    low, high = np.quantile(own / np.maximum(shared, TINY), (0.05, 0.95)).tolist()
     mean, other = float(np.mean(shares)), float(np.mean(usual))
     return Enrichment(owner, len(shares), text, mean, other, mean / other, low, high)
 

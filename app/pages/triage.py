@@ -1,6 +1,6 @@
 """A queue of features to label by keyboard: one after the other, in the list's order, without what others wrote."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 from fastapi import APIRouter, Form, Query, Request
@@ -78,6 +78,8 @@ class TriagePage:
     problem: str
     typed: str
     """The text that was refused."""
+    meanwhile: str
+    """The text that the visitor saved elsewhere meanwhile, if that is why."""
 
 
 class TriageForm(BaseModel):
@@ -109,12 +111,13 @@ async def label_in_triage(
     """Save the label and go on to the next feature, or take the last one back; a refused text comes back as typed."""
     found = await run_in_threadpool(one_feature, view.results, form.feature)
     target = LabelTarget(view.run, form.feature, found.content_hash)
+    order = await run_in_threadpool(view.order)  # as it is before the label, which a search may find
     try:
         change = LabelChange(author_name(form.author), form.revision, form.action, form.text)
-        saved = await writers.run(lambda session: change_label(session, target, change))
+        saved = await writers.run(lambda session: _change(session, target, change))
     except (WordingRefused, LabelConflict) as error:
         return await run_in_threadpool(_refused, request, view, engine, form, error)
-    there = await run_in_threadpool(_next_of, view, engine, saved.author, form.feature)
+    there = await run_in_threadpool(_next_of, view.run, order, engine, saved.author, feature=form.feature)
     where = {"at": form.feature} if form.action == "withdraw" else {"last": form.feature}
     where |= {} if there is None or form.action == "withdraw" else {"at": there}
     root_path = request.app.state.settings.root_path
@@ -125,14 +128,26 @@ async def label_in_triage(
 
 
 def _refused(request: Request, view: RunRequest, engine: Engine, form: TriageForm, error: ReaderError) -> HTMLResponse:
-    page = _page(view, engine, form.author, at=form.feature, last=None, problem=str(error), typed=form.text)
+    try:
+        author = author_name(form.author)
+    except WordingRefused:
+        author = form.author
+    page = _page(view, engine, author, at=form.feature, last=None)
+    meanwhile = error.latest.text if isinstance(error, LabelConflict) and error.latest is not None else ""
+    page = replace(page, problem=str(error), typed=form.text, meanwhile=meanwhile)
     return render(request, page, error.status)
 
 
-def _next_of(view: RunRequest, engine: Engine, author: str, feature: int) -> int | None:
+def _change(session: Session, target: LabelTarget, change: LabelChange) -> Revision:
+    """Save or withdraw; a note that was written on the feature's page stays."""
+    own = own_label(session, target.run, target.feature, change.author)
+    return change_label(session, target, replace(change, note=own.note if own is not None else ""))
+
+
+def _next_of(run: str, order: FeatureOrder, engine: Engine, author: str, *, feature: int) -> int | None:
     with transaction(engine) as session:
-        done = labelled_by(session, view.run, author)
-    return _unlabelled(view.order(), done, feature, 1)
+        done = labelled_by(session, run, author)
+    return _unlabelled(order, done, feature, 1)
 
 
 def _page(
@@ -142,8 +157,6 @@ def _page(
     *,
     at: int | None,
     last: int | None,
-    problem: str = "",
-    typed: str = "",
 ) -> TriagePage:
     order = view.order()
     with transaction(engine) as session:
@@ -166,8 +179,9 @@ def _page(
         labelled=sum(feature in done for feature in order.features),
         total=len(order.features),
         last=told,
-        problem=problem,
-        typed=typed,
+        problem="",
+        typed="",
+        meanwhile="",
     )
 
 

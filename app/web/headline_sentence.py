@@ -21,6 +21,8 @@ def headline_sentence(
     """What every source has that the others lack, what predictions say, how many may be wrong, and what is missed."""
     counts = {one.owner: one for one in owners}
     clauses = [_about(name, sources, counts.get(name)) for name in sources]
+    several = [one for one in owners if "+" in one.owner and one.supported]
+    clauses += [_several(one.owner.split("+"), one.supported) for one in several]
     return " ".join([". ".join(clauses) + ".", *_predictions(findings), _trust(findings, reliability)])
 
 
@@ -49,19 +51,36 @@ def _predictions(findings: Sequence[Finding]) -> list[str]:
     return [f"Predictions are surely farther apart {' and '.join(told)}."] if told else []
 
 
+def _several(names: Sequence[str], supported: int) -> str:
+    return f"{' and '.join(names)} have {supported:,} feature{'' if supported == 1 else 's'} that no other has"
+
+
 def _trust(findings: Sequence[Finding], reliability: VerdictReliability) -> str:
-    if not reliability.calibrated:
-        return "How many of these are wrong, and what is missed, is not known: the run is not calibrated."
-    known = [one.fdr for one in findings if one.fdr is not None]
-    wrong = sum(known)
-    if not findings:
-        parts = []
-    elif len(known) < len(findings):
-        parts = [f"Of {len(findings) - len(known):,} of these the error rate is not known."]
-    else:
-        parts = ["The nulls have none as strong." if not wrong else f"About {max(wrong, 1):.0f} may be wrong."]
+    parts = []
+    unknown = sum(one.fdr is None for one in findings)
+    if unknown < len(findings):
+        wrong = expected_wrong(findings)
+        parts.append("The nulls have none as strong." if not wrong else f"About {max(wrong, 1):.0f} may be wrong.")
+    if unknown:
+        parts.append(f"The error rate of {unknown:,} of these is not known.")
     planted = reliability.planted(exclusive=True)
-    if planted:
+    if planted and planted.planted:
         share = planted.supported / planted.planted
         parts.append(f"The search finds {share:.0%} of planted features; absence is not shown.".replace("%", " %"))
+    elif not reliability.calibrated:
+        parts.append("What is missed is not known: the run is not calibrated.")
     return " ".join(parts)
+
+
+def expected_wrong(findings: Sequence[Finding]) -> float:
+    """False findings to expect, of those whose error rate is known.
+
+    The error rate is of all findings of a kind, and of one owner's claims, that are at least as strong; so the largest
+    of each is that of all of them.
+    """
+    rates: dict[tuple[str | None, ...], list[float]] = {}
+    for one in findings:
+        if one.fdr is not None:
+            key = (one.kind, one.owner) if one.kind == "feature" else (one.kind, one.base, one.source)
+            rates.setdefault(key, []).append(one.fdr)
+    return sum(len(some) * max(some) for some in rates.values())

@@ -17,6 +17,8 @@ PER_UNIT = 20
 """Cells per unit of the probe ratio."""
 RATIOS = 24
 """Cells of the probe ratio, up to 1.2; what is beyond is counted in the last."""
+EDGE = 1e-6
+"""How far below a cell's upper edge its last value is, relative to it."""
 COLUMNS = (MOST - LEAST) * PER_OCTAVE
 
 
@@ -102,4 +104,5 @@ def _bounds(column: int, row: int) -> dict[str, str]:
     excess, ratio = {"excess_min": column, "excess_max": column + 1}, {"probe_min": row, "probe_max": row + 1}
     found = {name: 2 ** (LEAST + at / PER_OCTAVE) for name, at in excess.items() if 0 < at < COLUMNS}
     found |= {name: at / PER_UNIT for name, at in ratio.items() if 0 < at < RATIOS}
-    return {name: f"{value:.7g}" for name, value in found.items()}
+    # Cells have their lower edge and not their upper one; the list has both bounds.
+    return {name: f"{value * (1 - EDGE) if name.endswith('max') else value:.9g}" for name, value in found.items()}

@@ -146,7 +146,7 @@ class FeatureQuery(BaseModel):
             if value is None or value in (default, ""):
                 continue
             values = value if isinstance(value, tuple) else (value,)
-            pairs += [(name, f"{item:g}" if isinstance(item, float) else str(item)) for item in values]
+            pairs += [(name, f"{item:.9g}" if isinstance(item, float) else str(item)) for item in values]
         return pairs
 
     def set_filters(self) -> list["SetFilter"]:

@@ -6,8 +6,9 @@ firings: the same places in the same text. Kinds of text are matched by their wo
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from app.errors import BadQuery
 from app.results.connection import Results
 from app.results.runs.findings import Finding, findings_of
 from app.results.runs.summary import recipe_of
@@ -25,8 +26,8 @@ class FeatureMatch:
     verdict: str
     in_common: float
     """Share of the strongest firings."""
-    divergence_low: float | None
-    """Lower bound of how much farther apart predictions are where it fires, over pairs of models the largest."""
+    divergences: dict[tuple[str, str], float]
+    """Lower bounds of how much farther apart predictions are where it fires, by pair of models."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,13 @@ class RunComparison:
 
 
 def compare_runs(one: Results, other: Results, *, first: int | None = None) -> RunComparison:
-    """Look for the first findings of either run among all of the other."""
+    """Look for the first findings of either run among all of the other. Raises BadQuery for runs of other models."""
+    models, others = ({(source.name, source.model) for source in each.sources} for each in (one, other))
+    if models != others:
+        raise BadQuery(
+            f"{one.run} and {other.run} do not compare the same models.",
+            remedy="Choose two runs that stand under one heading on the home page.",
+        )
     mine, theirs = findings_of(one).findings, findings_of(other).findings
     return RunComparison(
         one.run,
@@ -98,22 +105,25 @@ def _matches(
     same, limit = same_features(one, other, features), divergence_limit(other)
     for finding in findings:
         if finding.feature is None:
-            again = next((candidate.finding for candidate in others if _same_text(finding, candidate)), None)
+            wanted = finding.property, finding.subject
+            exact = sorted(others, key=lambda each: (each.property, each.subject) != wanted)
+            again = next((candidate.finding for candidate in exact if _same_text(finding, candidate)), None)
             yield FindingMatch(finding, again, None, again is not None)
             continue
         owned = [match for match in same[finding.feature] if finding.kind != "feature" or match.owner == finding.owner]
         numbers = {match.feature for match in owned}
-        about = (each for each in others if (each.kind == "feature") == (finding.kind == "feature"))
+        about = (each for each in others if (each.base, each.source) == (finding.base, finding.source))
         again = next((each.finding for each in about if numbers & {each.feature, *each.features}), None)
         holds = again is not None or any(_holds(finding, match, limit) for match in owned)
-        yield FindingMatch(finding, again, owned[0] if owned else None, holds)
+        nearest = next(iter([*owned, *same[finding.feature]]), None)
+        yield FindingMatch(finding, again, nearest, holds)
 
 
 def _holds(finding: Finding, match: FeatureMatch, limit: float) -> bool:
     """Whether the same feature of another run has what a finding says."""
     if finding.kind == "feature":
         return match.verdict == "supported"
-    return match.divergence_low is not None and match.divergence_low >= limit
+    return match.divergences.get((finding.base or "", finding.source or ""), -math.inf) >= limit
 
 
 def divergence_limit(results: Results) -> float:
@@ -143,24 +153,22 @@ def same_features(one: Results, other: Results, features: Sequence[int]) -> dict
         return found
     place = "hash(\"text\" || ' ' || (peak_byte_end - byte_start)::varchar)"
     places = one.rows(
-        f"select feature, {place} from firing where bucket = 'top' and list_contains($features, feature)",  # noqa: S608
+        f"select distinct feature, {place} from firing where bucket = 'top' and list_contains($features, feature)",  # noqa: S608
         features=list(features),
     )
     numbers, keys = [feature for feature, _ in places], [key for _, key in places]
-    for feature, *match in other.rows(
+    for feature, match, owner, verdict, share in other.rows(
         f"""
         with wanted as (select unnest($numbers::integer[]) as wanted, unnest($keys::ubigint[]) as key),
         sizes as (select wanted, count(*) as size from wanted group by wanted),
-        fired as (select feature, {place} as key from firing where bucket = 'top'),
+        fired as (select distinct feature, {place} as key from firing where bucket = 'top'),
         common as (
             select wanted, feature, count(*) as count from wanted join fired using (key) group by wanted, feature
         ),
-        own as (select feature, count(*) as size from fired where feature in (select feature from common) group by all),
-        divergence as (select feature, max(low) as low from feature_divergence group by feature)
-        select wanted, common.feature, owner, verdict, count / least(sizes.size, own.size) as share, low
+        own as (select feature, count(*) as size from fired where feature in (select feature from common) group by all)
+        select wanted, common.feature, owner, verdict, count / least(sizes.size, own.size) as share
         from common join sizes using (wanted) join own on own.feature = common.feature
         join feature on feature.feature = common.feature
-        left join divergence on divergence.feature = common.feature
         where count >= $same * least(sizes.size, own.size)
         order by wanted, share desc, common.feature
         """,  # noqa: S608
@@ -168,5 +176,16 @@ def same_features(one: Results, other: Results, features: Sequence[int]) -> dict
         keys=keys,
         same=SAME,
     ):
-        found[feature].append(FeatureMatch(*match))
-    return found
+        found[feature].append(FeatureMatch(match, owner, verdict, share, {}))
+    matched = sorted({one.feature for matches in found.values() for one in matches})
+    lows: dict[int, dict[tuple[str, str], float]] = {}
+    names = {source.source: source.name for source in other.sources}
+    for feature, base, source, low in other.rows(
+        "select feature, base, source, low from feature_divergence where list_contains($matched, feature)",
+        matched=matched,
+    ):
+        lows.setdefault(feature, {})[names.get(base, ""), names.get(source, "")] = low
+    return {
+        feature: [replace(one, divergences=lows.get(one.feature, {})) for one in matches]
+        for feature, matches in found.items()
+    }

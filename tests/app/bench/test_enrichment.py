@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from app.bench.enrichment import bench_enrichment, enrichment
@@ -40,6 +41,20 @@ def test_shares_are_compared_with_those_of_shared_features(own_home: Path):
     assert (chinese.share, chinese.shared) == (pytest.approx(0.4), pytest.approx(0.25))
     assert chinese.low == chinese.high == pytest.approx(1.6), "all of a kind are alike"
     assert code.text == "code" and 0 < code.share < 1 and code.low < code.times < code.high
+
+
+def test_few_features_have_no_interval_and_a_text_of_one_shared_feature_has_numbers(own_home: Path):
+    rare = (
+        *AMEND,
+        "delete from feature_language where language = 'zh' and feature <> 50",
+        "update feature set owner = 'smollm2', verdict = 'undecided' where feature between 60 and 62",
+    )
+    write_tiny_run(own_home, features=64, amend=rare)
+
+    found = enrichment(RunCatalog(own_home / "runs").results(RUN))
+
+    assert {one.owner for one in found} == {"gemma3"}, "three features are too few"
+    assert all(np.isfinite([one.times, one.low, one.high]).all() for one in found)
 
 
 def test_the_table_says_what_was_compared_and_an_unknown_run_is_refused(own_home: Path):

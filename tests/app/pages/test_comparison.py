@@ -99,7 +99,53 @@ def test_a_claim_is_not_the_same_for_another_owner(own_home: Path):
     with TestClient(create_app(Settings(home=own_home))) as client:
         claim = client.get(f"/api/v1/runs/{RUN}/compare/{OTHER}").json()["forth"][1]
 
-    assert (claim["again"], claim["match"]) == (None, None)
+    assert (claim["again"], claim["holds"]) == (None, False)
+    assert (claim["match"]["feature"], claim["match"]["owner"]) == (40, "gemma3"), "it is there, and another's"
+
+
+def test_a_run_compared_with_itself_has_every_finding_in_its_own_place(own_home: Path):
+    more = (
+        """insert into finding select 4, kind, 'text with “matey”', owner, base, source, feature, property, 'matey',
+            measure, effect, low, high, fdr, found_in, looked_in, documents, [], [], [], surprise_gain
+            from finding where finding = 0""",
+        """insert into firing select feature, rank + 100, bucket, sequence, corpus, peak, peak_byte_end, byte_start,
+            text, tokens, activations from firing where feature = 7 and bucket = 'top'""",
+    )
+    write_tiny_run(own_home, features=64, amend=(*COMPARED, *FOUND, OWN_TEXTS, OWNED, *more))
+
+    with TestClient(create_app(Settings(home=own_home))) as client:
+        found = client.get(f"/api/v1/runs/{RUN}/compare/{RUN}").json()
+
+    assert [one["again"] for one in found["forth"]] == [0, 1, 2, 3, 4]
+    assert found["forth"][3]["match"]["in_common"] == 1, "places that two windows share count once"
+
+
+def test_a_divergence_of_another_pair_of_models_is_no_other_finding_of_the_same(own_home: Path):
+    limit = """update run set recipe_json = '{"analysis": {"verdict": {"divergence_ratio": 1.5}}}'"""
+    third = """insert into source select 2, 'third', 'third-model', revision, hookpoint, layer, width, scale, space
+        from source limit 1"""
+    write_tiny_run(own_home, features=64, amend=(*COMPARED, *FOUND, OWN_TEXTS, OWNED, third))
+    other = (
+        *(*COMPARED, *FOUND, OWN_TEXTS, OWNED, third, limit, "update finding set source = 2 where finding = 3"),
+        "insert into feature_divergence values (7, 0, 2, 4.0, 3.5, 4.9, 20)",
+    )
+    write_tiny_run(own_home, run=OTHER, features=64, amend=other)
+
+    with TestClient(create_app(Settings(home=own_home))) as client:
+        found = client.get(f"/api/v1/runs/{RUN}/compare/{OTHER}").json()["forth"][3]
+
+    assert (found["again"], found["holds"], found["match"]["divergence_low"]) == (None, False, None)
+
+
+def test_runs_of_other_models_are_refused(two_runs: Path):
+    write_tiny_run(two_runs, run="models-00000003", features=64, amend=("update source set model = 'another/model'",))
+
+    with TestClient(create_app(Settings(home=two_runs))) as client:
+        page = client.get(f"/runs/{RUN}/compare/models-00000003")
+    printed = CliRunner().invoke(main, ["compare", RUN, "models-00000003"], env={"CROSSDIFF_HOME": str(two_runs)})
+
+    assert page.status_code == 422 and "do not compare the same models" in page.text
+    assert printed.exit_code == 1 and "do not compare the same models" in printed.output
 
 
 def test_the_page_says_it_with_links_and_escapes_titles(two_runs: Path):

@@ -3,8 +3,10 @@
 import html
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
@@ -14,7 +16,7 @@ from app.results.evidence.calibration import verdict_reliability
 from app.results.runs.findings import findings_of
 from app.results.runs.summary import OwnerCount
 from app.settings import Settings
-from app.web.headline_sentence import headline_sentence
+from app.web.headline_sentence import expected_wrong, headline_sentence
 from tests.worlds.compared import COMPARED, FOUND
 from tests.worlds.judged import CALIBRATED, JUDGED
 from tests.worlds.tiny_results import RUN, write_tiny_run
@@ -48,7 +50,20 @@ def test_the_overview_says_what_each_source_has_how_much_is_wrong_and_what_is_mi
     assert "not calibrated" in text_of(judged.get("/runs/uncalibrated-00000000"))
 
 
+def test_a_cell_of_the_claims_map_lists_its_claims_and_those_on_its_edge_once(own_home: Path):
+    on_edges = """update feature set probe_ratio = case when feature % 2 = 0 then 0.5 else 0.48 end,
+        excess = case when feature % 2 = 0 then 2 else 1.9 end where probe_ratio is not null"""
+    write_tiny_run(own_home, amend=(*CALIBRATED, on_edges))
+
+    with TestClient(create_app(Settings(home=own_home))) as client:
+        cells_list_their_claims(client)
+
+
 def test_a_cell_of_the_claims_map_lists_its_claims(judged: TestClient):
+    cells_list_their_claims(judged)
+
+
+def cells_list_their_claims(judged: TestClient) -> None:
     page = html.unescape(judged.get(f"/runs/{RUN}").text)
 
     cells = re.findall(r'<a href="([^"]+)" tabindex="-1" aria-label="(\d+) claims(?:, (\d+) supported)?"', page)
@@ -90,13 +105,16 @@ def test_every_side_is_told_of_in_the_first_sentences(own_home: Path):
 
     said = headline_sentence(["a", "b", "c", "d"], counts, found, reliability)
 
+    assert " have 2 features that no other has." in headline_sentence(
+        ["a"], [owner("a+b", supported=2)], [], reliability
+    )
     for words in (
         "a has 1 feature that b and c and d lack or have less of.",
         "b: none of 1,200 tested claims held up, and this side can't be judged well.",
         "c: no feature is claimed for it alone.",
         "d: none of its 7 claims was tested.",
         "Predictions are surely farther apart on 2 kinds of text and after 1 feature.",
-        "Of 1 of these the error rate is not known.",
+        "The error rate of 1 of these is not known.",
         "The search finds 35 % of planted features; absence is not shown.",
     ):
         assert words in said, words
@@ -104,6 +122,29 @@ def test_every_side_is_told_of_in_the_first_sentences(own_home: Path):
     assert "About 1 may be wrong." in headline_sentence(["a"], counts, known, reliability)
     certain = [one for one in known if not one.fdr]
     assert "The nulls have none as strong." in headline_sentence(["a"], counts, certain, reliability)
+
+
+def test_of_a_hundred_findings_as_many_may_be_wrong_as_the_null_gave(own_home: Path):
+    write_tiny_run(own_home, amend=(*CALIBRATED, *COMPARED, *FOUND))
+    theme = next(
+        one for one in findings_of(RunCatalog(own_home / "runs").results(RUN)).findings if one.kind == "passage"
+    )
+    found = [replace(theme, fdr=rate) for rate in np.linspace(0, 0.1, 100)]  # the weakest says it of all
+    claims = [replace(theme, kind="feature", owner=name, fdr=0.5) for name in "aabb"]
+
+    assert expected_wrong(found) == pytest.approx(10)
+    assert expected_wrong([*found, *claims, replace(theme, fdr=None)]) == pytest.approx(12)
+
+
+def test_a_calibration_that_planted_nothing_hides_no_page(own_home: Path):
+    write_tiny_run(own_home, amend=(*CALIBRATED, "update spike_in set planted = 0, recovered = 0"))
+
+    with TestClient(create_app(Settings(home=own_home))) as client:
+        assert [client.get(path).status_code for path in ("/", f"/runs/{RUN}", f"/runs/{RUN}/method")] == [
+            200,
+            200,
+            200,
+        ]
 
 
 def test_a_finding_shows_its_feature_with_the_hit_marked(judged: TestClient):

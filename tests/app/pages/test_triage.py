@@ -77,6 +77,35 @@ def test_what_others_wrote_is_shown_once_mine_is_saved_and_may_be_taken_back(vis
     assert [(one["author"], one["text"]) for one in labels(visitor, first)] == [("Bo", "ships")]
 
 
+def test_a_note_stays_and_a_text_saved_elsewhere_is_shown_under_either_spelling_of_the_name(visitor: TestClient):
+    first = order(visitor)[0]
+    visitor.post(
+        f"{LIST}/{first}/labels", data={"author": "Ada", "text": "boats", "note": "a long note", "revision": 0}
+    )
+
+    save(visitor, first, "ships", revision=1)
+    assert [(one["text"], one["note"]) for one in labels(visitor, first)] == [("ships", "a long note")]
+
+    refused = save(visitor, first, "planes", author=" Ada ", revision=1)
+    assert refused.status_code == 409 and "Saved meanwhile: “ ships ”" in words(refused.text)
+    assert 'name="revision" value="2"' in refused.text and "planes" in refused.text
+    again = save(visitor, first, "planes", author=" Ada ", revision=2)
+    assert [one["text"] for one in labels(visitor, first)] == ["planes"] and again.status_code == 200
+
+
+def test_a_label_that_the_search_finds_does_not_lead_back_to_the_beginning(visitor: TestClient):
+    query = "q=fox&life=alive"
+    found = [one["feature"] for one in visitor.get(f"/api/v1{LIST}?{query}").json()["features"]]
+
+    for at, feature in enumerate(found[3:6], 3):
+        form = {"feature": feature, "revision": 0, "author": "Ada", "text": "fox fox", "action": "save"}
+        answer = visitor.post(f"{QUEUE}?{query}", data=form, follow_redirects=False)
+        assert answer.headers["location"].endswith(f"at={found[at + 1]}")
+        found = [one["feature"] for one in visitor.get(f"/api/v1{LIST}?{query}").json()["features"]]
+        if found.index(feature) != at:
+            break
+
+
 @pytest.mark.parametrize(
     ("form", "said", "status"),
     [
