@@ -1,4 +1,4 @@
-"""Serves runs with everything their overview shows, and the figures of the overview."""
+"""Serves runs with everything their overview and method show, and the figures of the method."""
 
 from typing import Annotated, Any, Literal
 
@@ -52,7 +52,7 @@ def read_runs(catalog: Runs) -> RunList:
 
 @router.get("/runs/{run}", summary="One run: sources, counts, evaluation, recipe")
 def read_run(run: str, results: RunResults, catalog: Runs) -> dict[str, Any]:
-    """Everything on the overview of a run."""
+    """Everything on the overview and the method of a run."""
     told = predictability_of(results)
     return {
         **_summary(one_run(catalog, run)).model_dump(),
@@ -122,7 +122,7 @@ def _in_other(match: FindingMatch) -> dict[str, Any]:
     }
 
 
-@router.get("/runs/{run}/plots/{plot}", summary="A figure of the overview, for Plotly")
+@router.get("/runs/{run}/plots/{plot}", summary="A figure of the method, for Plotly")
 def read_plot(
     request: Request,
     view: RunView,
