@@ -144,7 +144,12 @@ def save_label(session: Session, target: LabelTarget, author: str, *, text: str,
 
 
 def withdraw_label(session: Session, target: LabelTarget, author: str, *, based_on: int) -> Revision:
-    """Withdraw the author's label; its history stays. Raises LabelConflict as `save_label` does."""
+    """Withdraw the author's label; its history stays.
+
+    Raises LabelConflict as `save_label` does, and ReaderError when there is no label to withdraw.
+    """
+    if not based_on and own_label(session, target.run, target.feature, author) is None:
+        raise ReaderError("You have no label of this feature to withdraw.", remedy="Write one first.")
     return _add(session, target, author, _Content("", "", withdrawn=True), based_on=based_on)
 
 

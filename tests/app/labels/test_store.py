@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import Engine
 
 from app.database.engine import transaction
+from app.errors import ReaderError
 from app.labels.store import (
     LabelConflict,
     LabelOfSame,
@@ -120,6 +121,13 @@ def test_a_withdrawn_label_is_gone_from_pages_and_stays_in_the_history(labels: E
         assert latest_labels(session, TARGET.run, [7]) == {}
         assert [row.withdrawn for row in history(session, TARGET.run, TARGET.feature)] == [True, False]
     assert save(labels, "Ada", "German", based_on=2) == 3, "and may be given again"
+
+
+def test_a_label_that_never_was_cannot_be_withdrawn(labels: Engine):
+    with pytest.raises(ReaderError, match="no label of this feature"), transaction(labels, writing=True) as session:
+        withdraw_label(session, TARGET, "Ada", based_on=0)
+    with transaction(labels) as session:
+        assert history(session, TARGET.run, TARGET.feature) == []
 
 
 def test_restoring_adds_a_revision_that_says_which_it_brings_back(labels: Engine):
