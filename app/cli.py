@@ -13,6 +13,7 @@ import click
 
 from app.bench.commands import bench
 from app.errors import ReaderError
+from app.reports import compare, findings
 from trainer.errors import CrossdiffError
 from trainer.run.stages import STAGES
 
@@ -266,20 +267,6 @@ def runs() -> None:
 
 @main.command()
 @click.argument("run")
-@click.argument("other")
-@click.option("--first", type=click.IntRange(1), help="Only so many findings of either.")
-def compare(run: str, other: str, first: int | None) -> None:
-    """Say which findings of RUN another run of the same comparison reports, too, and the other way round."""
-    from app.results.connection import RunCatalog
-    from app.results.runs.comparison import compare_runs, in_words
-    from app.settings import Settings
-
-    catalog = RunCatalog(Settings.from_environment().runs)
-    click.echo("\n".join(in_words(compare_runs(catalog.results(run), catalog.results(other), first=first))))
-
-
-@main.command()
-@click.argument("run")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--format", "tool", required=True, metavar="TOOL", help="Format to write; an unknown name lists all.")
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="Option of the format, such as k=32.")
@@ -372,6 +359,8 @@ def doctor(ctx: click.Context, recipe: Path | None, overrides: tuple[str, ...]) 
     ctx.exit(1 if any(finding.state == State.BROKEN for finding in findings) else 0)
 
 
+main.add_command(findings)
+main.add_command(compare)
 main.add_command(bench)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from app.errors import BadQuery
 from app.results.connection import Results
+from app.results.features.tokens import visible
 from app.results.runs.findings import Finding, findings_of
 from app.results.runs.summary import recipe_of
 
@@ -91,10 +92,8 @@ def in_words(comparison: RunComparison) -> list[str]:
             unreported = "holds" if match.holds else "does not hold" if match.match else "not found"
             again = unreported if match.again is None else f"finding {match.again + 1}"
             same = f", feature {match.match.feature} there" if match.match else ""
-            title = "".join(each if each.isprintable() else " " for each in one.title)
-            lines.append(
-                f"  {one.finding + 1:>3}  {title} ({one.effect:.2f} [{one.low:.2f}, {one.high:.2f}]): {again}{same}"
-            )
+            effect = f"{one.effect:.2f} [{one.low:.2f}, {one.high:.2f}]"
+            lines.append(f"  {one.finding + 1:>3}  {visible(one.title)} ({effect}): {again}{same}")
     return lines
 
 

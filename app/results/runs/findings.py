@@ -1,9 +1,11 @@
 """Reads what a run reports: features and kinds of text, the best supported first."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from app.results.connection import Results
+from app.results.features.tokens import visible
 from app.results.runs.passages import PassageSpan, passage_spans
 
 
@@ -105,6 +107,24 @@ def findings_of(results: Results) -> FindingList:
         tuple(found),
         tuple(BehaviourNull(kind, names[base], names[source], *counts) for kind, base, source, *counts in nulls),
     )
+
+
+def in_words(findings: Sequence[Finding]) -> list[str]:
+    """One line per finding."""
+    return [f"{one.finding + 1:>3}  {_in_words(one)}" for one in findings]
+
+
+def _in_words(one: Finding) -> str:
+    interval = f"{one.effect:.2f} [{one.low:.2f}, {one.high:.2f}]"
+    rate = "error rate not known" if one.fdr is None else f"error rate {one.fdr:.2g}"
+    trainings = f"found in {one.found_in} of {one.looked_in} trainings"
+    if one.kind == "feature":
+        told = f"the others tell {interval} of its firings"
+        return f"{one.owner}: feature {one.feature}, {visible(one.title)}; {told}; {trainings}; {rate}"
+    apart = f"{one.base} and {one.source} are {interval} times as far apart there as elsewhere"
+    if one.kind == "divergence":
+        return f"after feature {one.feature}, {visible(one.title)}: {apart}; {trainings}; {rate}"
+    return f"{visible(one.title)}: {apart}; in {one.documents} groups of documents; {rate}"
 
 
 def _members(results: Results) -> tuple[dict[int, list[int]], dict[int, list[FindingPassage]]]:

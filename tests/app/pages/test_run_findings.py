@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from starlette.testclient import TestClient
 
+from app.cli import main
 from app.main import create_app
 from app.results.runs.baselines import CorpusDivergence, SourcePair
 from app.settings import Settings
@@ -92,6 +94,27 @@ def test_findings_are_json_with_names_for_sources_and_their_members(own_home: Pa
         "kind": "passage", "base": "smollm2", "source": "gemma3", "candidates": 1500, "reported": 2, "in_null": 0,
     }  # fmt: skip
     assert "0.034 nats apart" in found["sentence"]
+
+
+def test_the_command_prints_them_in_one_line_each(own_home: Path):
+    two_lines = "update finding set title = 'a' || chr(10) || 'b' where finding = 2"
+    write_tiny_run(own_home, features=64, amend=(*COMPARED, *FOUND, two_lines))
+
+    printed = CliRunner().invoke(main, ["findings", RUN], env={"CROSSDIFF_HOME": str(own_home)})
+
+    assert printed.exit_code == 0
+    *sentences, first, claim, third, fourth = printed.output.splitlines()
+    assert "absence is not shown" in " ".join(sentences) or "not calibrated" in " ".join(sentences)
+    assert "0.034 nats apart" in sentences[-1]
+    assert first == (
+        "  1  text with “<b>ahoy</b>”: smollm2 and gemma3 are 4.20 [3.10, 5.70] times as far apart there as elsewhere; "
+        "in 9 groups of documents; error rate 0"
+    )
+    assert "smollm2: feature 3, fires at “ <s>”; the others tell 0.33 [0.27, 0.38] of its firings;" in claim
+    assert third.startswith("  3  a↵b: ") and "error rate not known" in third
+    assert "after feature 7, fires at “ <q>”: smollm2 and gemma3 are 1.90" in fourth
+    unknown = CliRunner().invoke(main, ["findings", "none-00000000"], env={"CROSSDIFF_HOME": str(own_home)})
+    assert unknown.exit_code == 1 and "none-00000000" in unknown.output
 
 
 def pair(*parts: tuple[str, float, float, float], outcome: str = "token") -> SourcePair:
