@@ -1,4 +1,4 @@
-"""Shows which findings of a run another run reports, too."""
+"""Shows which findings of a run hold in another run."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -27,7 +27,7 @@ class ComparisonPage:
     owners: dict[str, Owner]
     comparison: RunComparison
     again: tuple[int, int]
-    """Findings of either that the other reports, too."""
+    """Findings of either that hold in the other."""
 
 
 @router.get("/runs/{run}/compare/{other}")

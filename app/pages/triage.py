@@ -176,7 +176,7 @@ def _page(
         author=author,
         previous=None if shown is None else _unlabelled(order, done, shown, -1),
         next=None if shown is None else _unlabelled(order, done, shown, 1),
-        labelled=sum(feature in done for feature in order.features),
+        labelled=sum(one < len(order.places) and order.places[one] >= 0 for one in done),
         total=len(order.features),
         last=told,
         problem="",

@@ -1,4 +1,4 @@
-"""Compares what two runs report: which findings of either are also in the other.
+"""Compares what two runs report: which findings of either hold in the other.
 
 Runs of one comparison that differ in their seed should report the same. Features are matched by their strongest
 firings: the same places in the same text. Kinds of text are matched by their words.

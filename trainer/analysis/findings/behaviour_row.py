@@ -34,7 +34,6 @@ def behaviour_row(pair: PairBehaviour, inside: np.ndarray, among: np.ndarray, so
         "base": spans.base,
         "source": spans.source,
         "measure": "divergence_ratio",
-        "looked_in": 2,
         "base_expects": base_expects,
         "source_expects": source_expects,
         "surprise_gain": gain,

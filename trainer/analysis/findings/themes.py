@@ -44,6 +44,7 @@ def add_themes(found: Findings, pair: PairBehaviour, reported: Reported) -> None
             "high": theme.high,
             "fdr": lows.fdr(theme.low),
             "found_in": HALVES,
+            "looked_in": HALVES,
             "documents": theme.groups,
             "names": other_names(theme),
             **behaviour_row(pair, np.isin(window, theme.windows), theme.among[window], reported.sources),
